@@ -1,0 +1,129 @@
+//! Where a message's body ends (RFC 9112, section 6.3), in the strict reading: what two parsers could read differently
+//! is an error, never a guess.
+
+use super::Invalid;
+use crate::http::head::{Head, Known, Version};
+
+/// How the end of a body is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Length {
+    /// There is no body.
+    Empty,
+    /// So many bytes.
+    Fixed(u64),
+    /// The chunked coding says it.
+    Chunked,
+    /// The connection's end is the body's end; responses only.
+    UntilClose,
+}
+
+/// The length of a request's body.
+///
+/// # Errors
+/// When `Content-Length` and `Transfer-Encoding` leave a doubt.
+pub fn request_length(head: &Head) -> Result<Length, Invalid> {
+    Ok(declared(head)?.unwrap_or(Length::Empty))
+}
+
+/// The length of the body of a response to a request with `method`.
+///
+/// # Errors
+/// When `Content-Length` and `Transfer-Encoding` leave a doubt.
+pub fn response_length(head: &Head, is_head: bool) -> Result<Length, Invalid> {
+    let declared = declared(head)?;
+    let bodiless = is_head || matches!(head.status(), 100..=199 | 204 | 304);
+    match bodiless {
+        true => Ok(Length::Empty),
+        false => Ok(declared.unwrap_or(Length::UntilClose)),
+    }
+}
+
+/// What the head declares.
+fn declared(head: &Head) -> Result<Option<Length>, Invalid> {
+    let mut codings = head.get_all(Known::TransferEncoding);
+    let mut lengths = head.get_all(Known::ContentLength);
+    match (codings.next(), lengths.next()) {
+        (None, None) => Ok(None),
+        (Some(_), Some(_)) => Err(Invalid::Syntax(
+            "Content-Length together with Transfer-Encoding",
+        )),
+        (Some(coding), None) => {
+            if head.version() == Version::Http10 {
+                return Err(Invalid::Syntax("Transfer-Encoding in HTTP/1.0"));
+            }
+            if codings.next().is_some() || !coding.eq_ignore_ascii_case(b"chunked") {
+                return Err(Invalid::Syntax("Transfer-Encoding other than chunked"));
+            }
+            Ok(Some(Length::Chunked))
+        }
+        (None, Some(length)) => {
+            if lengths.next().is_some() {
+                return Err(Invalid::Syntax("more than one Content-Length"));
+            }
+            decimal(length)
+                .map(|length| Some(Length::Fixed(length)))
+                .ok_or(Invalid::Syntax("invalid Content-Length"))
+        }
+    }
+}
+
+/// A decimal number of digits alone that fits: no sign, no list, no space.
+fn decimal(digits: &[u8]) -> Option<u64> {
+    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(fields: &[(&str, &str)]) -> Result<Length, Invalid> {
+        let mut head = Head::request("POST", "/");
+        for (name, value) in fields {
+            head.add(name, value.as_bytes());
+        }
+        request_length(&head)
+    }
+
+    #[test]
+    fn a_request_says_its_length_in_one_way_or_is_refused() {
+        assert_eq!(request(&[]), Ok(Length::Empty));
+        assert_eq!(request(&[("content-length", "0")]), Ok(Length::Fixed(0)));
+        assert_eq!(request(&[("Content-Length", "12")]), Ok(Length::Fixed(12)));
+        assert_eq!(request(&[("Transfer-Encoding", "Chunked")]), Ok(Length::Chunked));
+        for fields in [
+            &[("content-length", "1"), ("content-length", "1")][..],
+            &[("content-length", "1"), ("transfer-encoding", "chunked")],
+            &[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")],
+            &[("transfer-encoding", "gzip, chunked")],
+            &[("transfer-encoding", "identity")],
+            &[("transfer-encoding", "xchunked")],
+            &[("transfer-encoding", "")],
+            &[("content-length", "+1")],
+            &[("content-length", "-1")],
+            &[("content-length", "0x1")],
+            &[("content-length", "1, 1")],
+            &[("content-length", "")],
+            &[("content-length", "18446744073709551616")],
+        ] {
+            assert!(request(fields).is_err(), "{fields:?}");
+        }
+    }
+
+    #[test]
+    fn a_response_without_a_body_has_none_whatever_it_declares() {
+        let of = |status, is_head| {
+            let mut head = Head::response(status);
+            head.add("content-length", b"5");
+            response_length(&head, is_head)
+        };
+        for status in [100, 103, 204, 304] {
+            assert_eq!(of(status, false), Ok(Length::Empty));
+        }
+        assert_eq!(of(200, true), Ok(Length::Empty));
+        assert_eq!(of(200, false), Ok(Length::Fixed(5)));
+        assert_eq!(response_length(&Head::response(200), false), Ok(Length::UntilClose));
+    }
+}

@@ -1,0 +1,37 @@
+//! HTTP/1.0 and 1.1, Leno's own: grammar by httparse, strict framing, adaptive buffers, a server and a client half.
+//!
+//! Invariant: what leaves this module towards an upstream is re-serialised from what was parsed; no byte of a message
+//! that failed the strict rules travels on. That is what makes request smuggling impossible to express.
+
+mod body;
+mod client;
+mod conn;
+mod framing;
+mod parse;
+mod server;
+
+pub use body::{Decoder, Encoder};
+pub use client::ClientHalf;
+pub use conn::Conn;
+pub use framing::{Length, request_length, response_length};
+pub use parse::{Invalid, parse_request, parse_response, parse_trailers};
+pub use server::{Read, ServerHalf, Timeouts};
+
+/// Bounds on what is read of one message.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Bytes of a head, or of a trailer section.
+    pub head_bytes: usize,
+    /// Fields of a head, or of a trailer section.
+    pub headers: usize,
+}
+
+impl Default for Limits {
+    /// Istio's: 60 KiB, 100 fields.
+    fn default() -> Limits {
+        Limits {
+            head_bytes: 60 * 1024,
+            headers: 100,
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! The half that faces the peer that sends requests.
+
+use std::future::poll_fn;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+
+use super::conn::Conn;
+use super::parse::{find_end, parse_request};
+use super::{Invalid, Length, request_length};
+use crate::error::{Error, Kind};
+use crate::http::head::{Head, Known, Version};
+use crate::http::{Broken, Outgoing};
+
+/// What waiting for a request gave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Read {
+    /// A request.
+    Request,
+    /// The peer closed between requests, or was idle for too long.
+    Closed,
+}
+
+/// How long a peer may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Timeouts {
+    /// Between requests.
+    pub idle: Duration,
+    /// From the first byte of a head to its last.
+    pub head: Duration,
+}
+
+/// A connection on which requests come.
+#[derive(Debug)]
+pub struct ServerHalf {
+    conn: Conn,
+    scanned: usize,
+    keep_alive: bool,
+    version: Version,
+    is_head: bool,
+}
+
+impl ServerHalf {
+    /// A server half on `conn`.
+    pub fn new(conn: Conn) -> ServerHalf {
+        ServerHalf {
+            conn,
+            scanned: 0,
+            keep_alive: true,
+            version: Version::Http11,
+            is_head: false,
+        }
+    }
+
+    /// The connection: its body directions.
+    pub fn conn(&mut self) -> &mut Conn {
+        &mut self.conn
+    }
+
+    /// The connection, to look at.
+    pub fn conn_ref(&self) -> &Conn {
+        &self.conn
+    }
+
+    /// The connection, when HTTP on it is over.
+    pub fn into_conn(self) -> Conn {
+        self.conn
+    }
+
+    /// Whether another request may come after this one.
+    pub fn keeps_alive(&self) -> bool {
+        self.keep_alive
+    }
+
+    /// No request after this one.
+    pub fn close_after(&mut self) {
+        self.keep_alive = false;
+    }
+
+    /// Whether the request is a HEAD: its response has no body whatever its head says.
+    pub fn is_head(&self) -> bool {
+        self.is_head
+    }
+
+    /// Waits for a request and reads its head into `head`.
+    ///
+    /// # Errors
+    /// When the head isn't acceptable, too large or too late; the connection then takes no further request.
+    pub async fn read_request(
+        &mut self,
+        head: &mut Head,
+        timeouts: &Timeouts,
+    ) -> Result<Read, Error> {
+        // An answer to a head that can't be read is HTTP/1.1 and closes.
+        self.version = Version::Http11;
+        self.is_head = false;
+        if self.conn.unread().is_empty() {
+            self.conn.shrink();
+            let idle = Instant::now() + timeouts.idle;
+            match timeout_at(idle, poll_fn(|cx| self.conn.poll_fill(cx))).await {
+                Ok(Ok(count)) if count > 0 => {}
+                _ => return Ok(Read::Closed),
+            }
+        }
+        let keep_alive = std::mem::replace(&mut self.keep_alive, false);
+        let late = Instant::now() + timeouts.head;
+        let end = loop {
+            if let Some(end) = self.find_head().map_err(refused)? {
+                break end;
+            }
+            let fill = poll_fn(|cx| self.conn.poll_fill(cx));
+            match timeout_at(late, fill).await {
+                Ok(Ok(count)) if count > 0 => {}
+                Ok(_) => return Ok(Read::Closed),
+                Err(_) => {
+                    let text = format!("request head not complete after {:?}", timeouts.head);
+                    return Err(Error::down(Kind::HeadTimeout, text));
+                }
+            }
+        };
+        self.conn.take_head(end, head);
+        self.accept(head, keep_alive).map_err(refused)?;
+        Ok(Read::Request)
+    }
+
+    fn accept(&mut self, head: &mut Head, keep_alive: bool) -> Result<(), Invalid> {
+        parse_request(head, self.conn.limits())?;
+        self.conn.receive(request_length(head)?);
+        self.version = head.version();
+        self.is_head = head.method() == b"HEAD";
+        let wants = match self.version {
+            Version::Http11 => !head.connection_has("close"),
+            Version::Http10 => head.connection_has("keep-alive"),
+        };
+        self.keep_alive = keep_alive && wants;
+        Ok(())
+    }
+
+    fn find_head(&mut self) -> Result<Option<usize>, Invalid> {
+        let limit = self.conn.limits().head_bytes;
+        let unread = self.conn.unread();
+        let end = find_end(unread, self.scanned);
+        self.scanned = if end.is_some() { 0 } else { unread.len() };
+        match end {
+            Some(end) if end > limit => Err(Invalid::TooLarge(limit)),
+            None if unread.len() >= limit => Err(Invalid::TooLarge(limit)),
+            end => Ok(end),
+        }
+    }
+
+    /// Passes an informational response on. HTTP/1.0 knows none.
+    pub fn inform(&mut self, head: &Head) {
+        if self.version == Version::Http11 {
+            self.conn.send(Length::Empty, |out| {
+                head.write_response(out);
+                out.extend_from_slice(b"\r\n");
+            });
+        }
+    }
+
+    /// Starts a response whose body has `length` as its sender framed it; the framing towards this peer is decided
+    /// here.
+    pub fn respond(&mut self, head: &mut Head, length: Length) {
+        let length = self.frame(head, length);
+        match (self.keep_alive, self.version) {
+            (false, _) => head.add("connection", b"close"),
+            (true, Version::Http10) => head.add("connection", b"keep-alive"),
+            (true, Version::Http11) => {}
+        }
+        self.conn.send(length, |out| {
+            head.write_response(out);
+            out.extend_from_slice(b"\r\n");
+        });
+    }
+
+    fn frame(&mut self, head: &mut Head, length: Length) -> Length {
+        match length {
+            Length::Empty if head.status() == 204 => {
+                head.remove(Known::ContentLength);
+                Length::Empty
+            }
+            Length::Chunked | Length::UntilClose if self.version == Version::Http10 => {
+                self.keep_alive = false;
+                Length::UntilClose
+            }
+            Length::Chunked | Length::UntilClose => {
+                head.add("transfer-encoding", b"chunked");
+                Length::Chunked
+            }
+            Length::Empty | Length::Fixed(_) => length,
+        }
+    }
+
+    /// Ends the connection so that the peer still reads what was sent: our direction first, then what it had under way
+    /// is read over, within bounds. Closing with unread input would reset the connection and could destroy the response.
+    pub async fn close(mut self) {
+        const LINGER: Duration = Duration::from_secs(1);
+        const READ_OVER: usize = 256 * 1024;
+        let deadline = Instant::now() + LINGER;
+        let _ = timeout_at(deadline, poll_fn(|cx| self.poll_close(cx))).await;
+        let mut left = READ_OVER;
+        while left > 0 {
+            self.conn.discard();
+            match timeout_at(deadline, poll_fn(|cx| self.conn.poll_fill(cx))).await {
+                Ok(Ok(count)) if count > 0 => left = left.saturating_sub(count),
+                _ => return,
+            }
+        }
+    }
+
+    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        ready!(self.conn.poll_flush(cx))?;
+        Poll::Ready(ready!(self.conn.poll_shutdown(cx)).map_err(Broken::Io))
+    }
+}
+
+/// What a refused head is on the path.
+fn refused(invalid: Invalid) -> Error {
+    let kind = match invalid {
+        Invalid::TooLarge(_) | Invalid::TooMany(_) => Kind::HeadTooLarge,
+        Invalid::Syntax(_) => Kind::BadRequest,
+    };
+    Error::down(kind, invalid.to_string())
+}

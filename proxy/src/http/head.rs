@@ -1,0 +1,420 @@
+//! The head of a message: method, target or status, and fields, as ranges of one owned buffer plus edits.
+//!
+//! HTTP/1 reads straight into the buffer; what Leno adds is appended to it. The order and the case of fields are kept.
+//! Invariant: every range lies inside `bytes`, and every byte of a field passed the strict grammar of `h1::parse`.
+
+use std::ops::Range;
+
+/// A range of the head's buffer. Heads are limited to far less than 4 GiB.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Span {
+    start: u32,
+    end: u32,
+}
+
+impl Span {
+    /// The range `start..end`; positions beyond 4 GiB can't occur, heads are limited to a few hundred KiB.
+    pub fn new(start: usize, end: usize) -> Span {
+        let narrow = |at| u32::try_from(at).unwrap_or(u32::MAX);
+        Span {
+            start: narrow(start),
+            end: narrow(end),
+        }
+    }
+
+    /// Where it ends.
+    pub fn end(self) -> usize {
+        self.end as usize
+    }
+
+    fn range(self) -> Range<usize> {
+        self.start as usize..self.end as usize
+    }
+}
+
+/// One field line.
+#[derive(Debug, Clone, Copy)]
+struct Field {
+    name: Span,
+    value: Span,
+    known: Known,
+}
+
+/// Fields that the path looks at, told apart once, when the field is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Known {
+    Other,
+    Removed,
+    Host,
+    Connection,
+    ContentLength,
+    TransferEncoding,
+    Te,
+    Upgrade,
+    KeepAlive,
+    ProxyConnection,
+    ProxyAuthorization,
+    ProxyAuthenticate,
+    Expect,
+    RequestId,
+    Traceparent,
+    ForwardedFor,
+    ForwardedProto,
+    ClientCert,
+    Envoy,
+    Server,
+    ProxyStatus,
+    Trailer,
+}
+
+impl Known {
+    /// Tells which field `name` is, whatever its case.
+    pub fn of(name: &[u8]) -> Known {
+        let is = |other: &str| name.eq_ignore_ascii_case(other.as_bytes());
+        match name.len() {
+            2 if is("te") => Known::Te,
+            4 if is("host") => Known::Host,
+            6 if is("expect") => Known::Expect,
+            6 if is("server") => Known::Server,
+            7 if is("upgrade") => Known::Upgrade,
+            7 if is("trailer") => Known::Trailer,
+            10 if is("connection") => Known::Connection,
+            10 if is("keep-alive") => Known::KeepAlive,
+            11 if is("traceparent") => Known::Traceparent,
+            12 if is("x-request-id") => Known::RequestId,
+            12 if is("proxy-status") => Known::ProxyStatus,
+            14 if is("content-length") => Known::ContentLength,
+            15 if is("x-forwarded-for") => Known::ForwardedFor,
+            16 if is("proxy-connection") => Known::ProxyConnection,
+            17 if is("transfer-encoding") => Known::TransferEncoding,
+            17 if is("x-forwarded-proto") => Known::ForwardedProto,
+            18 if is("proxy-authenticate") => Known::ProxyAuthenticate,
+            19 if is("proxy-authorization") => Known::ProxyAuthorization,
+            23 if is("x-forwarded-client-cert") => Known::ClientCert,
+            8.. if name[..8].eq_ignore_ascii_case(b"x-envoy-") => Known::Envoy,
+            _ => Known::Other,
+        }
+    }
+
+    /// Fields that belong to one connection and never travel on (RFC 9110, section 7.6.1).
+    fn is_hop_by_hop(self) -> bool {
+        matches!(
+            self,
+            Known::Connection
+                | Known::TransferEncoding
+                | Known::Te
+                | Known::Upgrade
+                | Known::KeepAlive
+                | Known::ProxyConnection
+                | Known::ProxyAuthorization
+                | Known::ProxyAuthenticate
+                | Known::Trailer
+        )
+    }
+}
+
+/// The HTTP version of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// HTTP/1.0
+    Http10,
+    /// HTTP/1.1
+    Http11,
+}
+
+/// The head of a request or a response.
+#[derive(Debug)]
+pub struct Head {
+    bytes: Vec<u8>,
+    fields: Vec<Field>,
+    /// A request's method; a response's reason phrase.
+    first: Span,
+    /// A request's target.
+    target: Span,
+    /// A response's status; 0 for requests.
+    status: u16,
+    version: Version,
+}
+
+impl Default for Head {
+    fn default() -> Head {
+        Head {
+            bytes: Vec::new(),
+            fields: Vec::new(),
+            first: Span::default(),
+            target: Span::default(),
+            status: 0,
+            version: Version::Http11,
+        }
+    }
+}
+
+impl Head {
+    /// A response made here, without fields.
+    pub fn response(status: u16) -> Head {
+        Head {
+            status,
+            ..Head::default()
+        }
+    }
+
+    /// A request made here, without fields. For tests and for what `leno explain` asks.
+    pub fn request(method: &str, target: &str) -> Head {
+        let mut head = Head::default();
+        head.first = head.append(method.as_bytes());
+        head.target = head.append(target.as_bytes());
+        head
+    }
+
+    /// Forgets the message and keeps the allocations.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.fields.clear();
+        self.status = 0;
+    }
+
+    /// The buffer that a message is read into.
+    pub fn buffer(&mut self) -> &mut Vec<u8> {
+        &mut self.bytes
+    }
+
+    /// Records a parsed request line.
+    pub fn set_request_line(&mut self, method: Span, target: Span, version: Version) {
+        (self.first, self.target, self.version) = (method, target, version);
+        self.status = 0;
+    }
+
+    /// Records a parsed status line.
+    pub fn set_status_line(&mut self, status: u16, reason: Span, version: Version) {
+        (self.status, self.first, self.version) = (status, reason, version);
+    }
+
+    /// Records a parsed field.
+    pub fn push_parsed(&mut self, name: Span, value: Span, known: Known) {
+        self.fields.push(Field { name, value, known });
+    }
+
+    /// The request's method.
+    pub fn method(&self) -> &[u8] {
+        &self.bytes[self.first.range()]
+    }
+
+    /// The request's target, as it will be sent.
+    pub fn target(&self) -> &[u8] {
+        &self.bytes[self.target.range()]
+    }
+
+    /// Replaces the request's target.
+    pub fn set_target(&mut self, target: &[u8]) {
+        self.target = self.append(target);
+    }
+
+    /// The response's status.
+    pub fn status(&self) -> u16 {
+        self.status
+    }
+
+    /// The message's version.
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    /// Number of fields.
+    pub fn len(&self) -> usize {
+        self.fields().count()
+    }
+
+    /// Whether there are no fields.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The first value of a field that the path knows.
+    pub fn get(&self, known: Known) -> Option<&[u8]> {
+        let field = self.fields.iter().find(|field| field.known == known)?;
+        Some(&self.bytes[field.value.range()])
+    }
+
+    /// Every value of a field that the path knows.
+    pub fn get_all(&self, known: Known) -> impl Iterator<Item = &[u8]> {
+        let fields = self.fields.iter().filter(move |f| f.known == known);
+        fields.map(|field| &self.bytes[field.value.range()])
+    }
+
+    /// Every value of the field `name`, whatever its case.
+    pub fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+        let same = move |n: &[u8]| n.eq_ignore_ascii_case(name.as_bytes());
+        self.fields().filter(move |(n, _)| same(n)).map(|(_, v)| v)
+    }
+
+    /// Every field's name and value, in order.
+    pub fn fields(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.kept()
+            .map(|f| (&self.bytes[f.name.range()], &self.bytes[f.value.range()]))
+    }
+
+    fn kept(&self) -> impl Iterator<Item = &Field> {
+        self.fields.iter().filter(|f| f.known != Known::Removed)
+    }
+
+    /// Appends a field. `name` and `value` come from Leno or from another checked head, never from the wire.
+    pub fn add(&mut self, name: &str, value: &[u8]) {
+        let known = Known::of(name.as_bytes());
+        let name = self.append(name.as_bytes());
+        let value = self.append(value);
+        self.fields.push(Field { name, value, known });
+    }
+
+    /// Sets the one value of a field, in the place and case that it had.
+    pub fn set(&mut self, name: &str, known: Known, value: &[u8]) {
+        let Some(at) = self.fields.iter().position(|f| f.known == known) else {
+            return self.add(name, value);
+        };
+        let value = self.append(value);
+        self.fields[at].value = value;
+        for field in &mut self.fields[at + 1..] {
+            if field.known == known {
+                field.known = Known::Removed;
+            }
+        }
+    }
+
+    /// Removes every occurrence of a field that the path knows.
+    pub fn remove(&mut self, known: Known) {
+        for field in &mut self.fields {
+            if field.known == known {
+                field.known = Known::Removed;
+            }
+        }
+    }
+
+    /// Removes what belongs to one connection: the fixed set, and what `Connection` names (RFC 9110, section 7.6.1).
+    pub fn remove_hop_by_hop(&mut self) {
+        if self.get(Known::Connection).is_some() {
+            self.remove_named_by_connection();
+        }
+        for field in &mut self.fields {
+            if field.known.is_hop_by_hop() {
+                field.known = Known::Removed;
+            }
+        }
+    }
+
+    /// `Connection: x` makes x hop-by-hop, but a client can't use it to strip what Leno or the framing relies on.
+    fn remove_named_by_connection(&mut self) {
+        let mut named = Vec::new();
+        for value in self.get_all(Known::Connection) {
+            for option in value.split(|&b| b == b',') {
+                named.push(option.trim_ascii().to_vec());
+            }
+        }
+        for field in &mut self.fields {
+            let name = &self.bytes[field.name.range()];
+            let is_named = named.iter().any(|n| n.eq_ignore_ascii_case(name));
+            if is_named && field.known == Known::Other {
+                field.known = Known::Removed;
+            }
+        }
+    }
+
+    /// Whether a `Connection` field holds `option`.
+    pub fn connection_has(&self, option: &str) -> bool {
+        self.get_all(Known::Connection).any(|value| {
+            let mut options = value.split(|&b| b == b',');
+            options.any(|o| o.trim_ascii().eq_ignore_ascii_case(option.as_bytes()))
+        })
+    }
+
+    /// Writes the request line and the fields as HTTP/1.1, without the empty line that ends the head.
+    pub fn write_request(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(self.method());
+        out.push(b' ');
+        out.extend_from_slice(self.target());
+        out.extend_from_slice(b" HTTP/1.1\r\n");
+        self.write_fields(out);
+    }
+
+    /// Writes the status line and the fields as HTTP/1.1, without the empty line that ends the head.
+    pub fn write_response(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"HTTP/1.1 ");
+        let digit = |n: u16| b'0' + u8::try_from(n % 10).unwrap_or(0);
+        let status = self.status;
+        out.extend_from_slice(&[digit(status / 100), digit(status / 10), digit(status), b' ']);
+        let reason = &self.bytes[self.first.range()];
+        if reason.is_empty() {
+            out.extend_from_slice(reason_phrase(status).as_bytes());
+        } else {
+            out.extend_from_slice(reason);
+        }
+        out.extend_from_slice(b"\r\n");
+        self.write_fields(out);
+    }
+
+    /// Writes the fields alone: a head's, or a trailer section's.
+    pub fn write_fields(&self, out: &mut Vec<u8>) {
+        for field in self.kept() {
+            out.extend_from_slice(&self.bytes[field.name.range()]);
+            out.extend_from_slice(b": ");
+            out.extend_from_slice(&self.bytes[field.value.range()]);
+            out.extend_from_slice(b"\r\n");
+        }
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> Span {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(bytes);
+        Span::new(start, self.bytes.len())
+    }
+}
+
+/// The phrase for a status that Leno answers with itself.
+fn reason_phrase(status: u16) -> &'static str {
+    http::StatusCode::from_u16(status)
+        .ok()
+        .and_then(|code| code.canonical_reason())
+        .unwrap_or("Unknown")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(head: &Head) -> String {
+        let mut out = Vec::new();
+        head.write_request(&mut out);
+        String::from_utf8(out).expect("ASCII")
+    }
+
+    #[test]
+    fn order_and_case_are_kept_and_edits_apply() {
+        let mut head = Head::request("GET", "/a");
+        head.add("HOST", b"one");
+        head.add("X-Custom", b"1");
+        head.add("Accept", b"*/*");
+        head.set("host", Known::Host, b"two");
+        assert_eq!(
+            written(&head),
+            "GET /a HTTP/1.1\r\nHOST: two\r\nX-Custom: 1\r\nAccept: */*\r\n"
+        );
+    }
+
+    #[test]
+    fn hop_by_hop_fields_do_not_travel() {
+        let mut head = Head::request("GET", "/");
+        head.add("Connection", b"keep-alive, X-Secret, Host");
+        head.add("Keep-Alive", b"timeout=5");
+        head.add("X-Secret", b"1");
+        head.add("Host", b"h");
+        head.remove_hop_by_hop();
+        assert_eq!(written(&head), "GET / HTTP/1.1\r\nHost: h\r\n");
+    }
+
+    #[test]
+    fn a_connection_option_is_found_among_others() {
+        let mut head = Head::request("GET", "/");
+        head.add("Connection", b"foo, Close");
+        assert!(head.connection_has("close"));
+        assert!(!head.connection_has("keep-alive"));
+    }
+}

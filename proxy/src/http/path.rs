@@ -1,0 +1,135 @@
+//! Path normalisation: what is matched is what is forwarded.
+//!
+//! Istio's `BASE` rules (RFC 3986, section 6, as Envoy's `normalize_path`): `.` and `..` segments are resolved, `\`
+//! becomes `/`, percent-encoded unreserved characters are decoded; `%2F` and repeated slashes stay.
+
+use std::borrow::Cow;
+
+/// Why a path can't be normalised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Invalid {
+    /// `%00`, or a `%` that isn't followed by two hexadecimal digits.
+    #[error("invalid percent-encoding in the path")]
+    Encoding,
+}
+
+/// Normalises the path of an origin-form target; the query is left alone.
+///
+/// # Errors
+/// [`Invalid`] when the path can't be told apart from another one after decoding.
+pub fn normalise(target: &[u8]) -> Result<Cow<'_, [u8]>, Invalid> {
+    let end = target.iter().position(|&b| b == b'?');
+    let (path, query) = target.split_at(end.unwrap_or(target.len()));
+    if !needs_work(path) {
+        return Ok(Cow::Borrowed(target));
+    }
+    let decoded = decode(path)?;
+    let mut normal = resolve_dots(&decoded);
+    normal.extend_from_slice(query);
+    Ok(Cow::Owned(normal))
+}
+
+fn needs_work(path: &[u8]) -> bool {
+    let odd = |b: &u8| matches!(b, b'%' | b'\\');
+    path.iter().any(odd) || path.windows(2).any(|pair| pair == b"/.")
+}
+
+/// Decodes unreserved characters and turns backslashes into slashes.
+fn decode(path: &[u8]) -> Result<Vec<u8>, Invalid> {
+    let mut out = Vec::with_capacity(path.len());
+    let mut at = 0;
+    while at < path.len() {
+        match path[at] {
+            b'\\' => out.push(b'/'),
+            b'%' => {
+                let byte = encoded(path, at)?;
+                match byte {
+                    0 => return Err(Invalid::Encoding),
+                    b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                        out.push(byte);
+                    }
+                    _ => out.extend_from_slice(&path[at..at + 3]),
+                }
+                at += 2;
+            }
+            byte => out.push(byte),
+        }
+        at += 1;
+    }
+    Ok(out)
+}
+
+fn encoded(path: &[u8], at: usize) -> Result<u8, Invalid> {
+    let digit = |i: usize| {
+        let byte = *path.get(i).ok_or(Invalid::Encoding)?;
+        let digit = char::from(byte).to_digit(16).ok_or(Invalid::Encoding)?;
+        u8::try_from(digit).map_err(|_| Invalid::Encoding)
+    };
+    Ok(digit(at + 1)? << 4 | digit(at + 2)?)
+}
+
+/// RFC 3986, section 5.2.4.
+fn resolve_dots(path: &[u8]) -> Vec<u8> {
+    let mut segments: Vec<&[u8]> = Vec::new();
+    let mut parts = path.split(|&b| b == b'/').skip(1).peekable();
+    while let Some(part) = parts.next() {
+        let is_last = parts.peek().is_none();
+        match part {
+            b"." | b".." => {
+                if part == b".." {
+                    segments.pop();
+                }
+                if is_last {
+                    segments.push(b"");
+                }
+            }
+            _ => segments.push(part),
+        }
+    }
+    let mut out = Vec::with_capacity(path.len());
+    for segment in segments {
+        out.push(b'/');
+        out.extend_from_slice(segment);
+    }
+    if out.is_empty() {
+        out.push(b'/');
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_that_reach_the_same_place_look_the_same() {
+        for (path, normal) in [
+            ("/users/1", "/users/1"),
+            ("/a/../b", "/b"),
+            ("/a/./b", "/a/b"),
+            ("/users/..", "/"),
+            ("/users/.", "/users/"),
+            ("/../../etc", "/etc"),
+            ("/users/%2e%2E/admin", "/admin"),
+            ("/users\\..\\admin", "/admin"),
+            ("/%75sers/1", "/users/1"),
+            ("/a%2Fb", "/a%2Fb"),
+            ("//a//b", "//a//b"),
+            ("/a?x=/../b&y=%2e", "/a?x=/../b&y=%2e"),
+            ("/a/..?q", "/?q"),
+            ("/.hidden/..x", "/.hidden/..x"),
+        ] {
+            let got = normalise(path.as_bytes()).expect("valid");
+            assert_eq!(std::str::from_utf8(&got), Ok(normal), "{path}");
+            let again = normalise(&got).expect("valid");
+            assert_eq!(again, got, "{path}: normalising twice changes nothing");
+        }
+    }
+
+    #[test]
+    fn an_encoding_that_hides_something_is_refused() {
+        for path in ["/a%00b", "/a%", "/a%2", "/a%zz"] {
+            assert_eq!(normalise(path.as_bytes()), Err(Invalid::Encoding), "{path}");
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! The accepting role: mutual TLS that demands a certificate of the trust domain.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, ServerConfig,
+    SignatureScheme,
+};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use webpki::KeyUsage;
+
+use super::verify::{Allowed, peer, verify};
+use super::{Credentials, Peer, Rejected, alpn, provider};
+use crate::error;
+use crate::stream::Stream;
+
+/// Accepts mutual TLS.
+#[derive(Debug, Clone)]
+pub struct Acceptor {
+    config: Arc<ServerConfig>,
+    handshake: Duration,
+}
+
+/// What a handshake gave.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The stream inside.
+    pub stream: Stream,
+    /// Who is at the other end.
+    pub peer: Peer,
+    /// The ALPN protocol that was agreed on.
+    pub alpn: Option<Vec<u8>>,
+}
+
+impl Acceptor {
+    /// An acceptor that proves itself with `credentials`, as they are at each handshake.
+    ///
+    /// # Errors
+    /// When the TLS library refuses its own configuration.
+    pub fn new(credentials: &Arc<Credentials>, handshake: Duration) -> Result<Acceptor, Error> {
+        let verifier = Arc::new(FromMesh(Arc::clone(credentials)));
+        let mut config = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_client_cert_verifier(verifier)
+            .with_cert_resolver(Arc::new(Current(Arc::clone(credentials))));
+        // `http/1.1` last: STRICT terminates every TLS, and a foreign client's refusal should be about its certificate.
+        config.alpn_protocols = [alpn::HTTP1, alpn::TCP, b"http/1.1"].map(Vec::from).to_vec();
+        // A resumed session would skip the verifier and keep an identity beyond its certificate's life.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        Ok(Acceptor {
+            config: Arc::new(config),
+            handshake,
+        })
+    }
+
+    /// Makes the handshake on `tcp`.
+    ///
+    /// # Errors
+    /// When it fails or takes too long; the peer has been told by an alert.
+    pub async fn accept(&self, tcp: TcpStream) -> Result<Accepted, error::Error> {
+        let failed = |text: String| error::Error::down(error::Kind::Tls, text);
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::clone(&self.config));
+        let tls = timeout(self.handshake, acceptor.accept(tcp))
+            .await
+            .map_err(|_| failed(format!("TLS handshake not done after {:?}", self.handshake)))?
+            .map_err(|error| failed(format!("TLS handshake failed: {error}")))?;
+        let connection = tls.get_ref().1;
+        let leaf = connection.peer_certificates().and_then(<[_]>::first);
+        let leaf = leaf.ok_or_else(|| failed("no client certificate".to_owned()))?;
+        let peer = peer(leaf).map_err(|error| failed(error.to_string()))?;
+        let alpn = connection.alpn_protocol().map(Vec::from);
+        Ok(Accepted {
+            stream: Stream::Accepted(Box::new(tls)),
+            peer,
+            alpn,
+        })
+    }
+}
+
+/// The certificate of the moment.
+#[derive(Debug)]
+pub(super) struct Current(pub(super) Arc<Credentials>);
+
+impl ResolvesServerCert for Current {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0.identity()?.key))
+    }
+}
+
+/// Verifies that a client belongs to the trust domain, against the roots of the moment.
+#[derive(Debug)]
+struct FromMesh(Arc<Credentials>);
+
+impl ClientCertVerifier for FromMesh {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        verify(
+            leaf,
+            intermediates,
+            &self.0.roots.load(),
+            KeyUsage::client_auth(),
+            now,
+            &self.0.trust_domain,
+            Allowed::TrustDomain,
+        )
+        .map_err(refusal)?;
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = provider().signature_verification_algorithms;
+        verify_tls12_signature(message, cert, signature, &algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = provider().signature_verification_algorithms;
+        verify_tls13_signature(message, cert, signature, &algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        let algorithms = provider().signature_verification_algorithms;
+        algorithms.supported_schemes()
+    }
+}
+
+/// A refusal as rustls carries it: our words come out of the handshake's error.
+pub(super) fn refusal(rejected: Rejected) -> Error {
+    let other = OtherError(Arc::new(rejected));
+    Error::InvalidCertificate(CertificateError::Other(other))
+}

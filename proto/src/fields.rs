@@ -242,7 +242,8 @@ mod tests {
     /// The descriptors that envoy-types ships beside its sources.
     fn descriptors() -> DescriptorPool {
         let output = Command::new(env!("CARGO"))
-            .args(["metadata", "--format-version", "1", "--offline"])
+            .args(["metadata", "--format-version", "1", "--locked"])
+            .args(["--filter-platform", "x86_64-unknown-linux-gnu"])
             .output()
             .expect("cargo runs");
         let text = String::from_utf8(output.stdout).expect("cargo prints UTF-8");
@@ -322,7 +323,7 @@ mod tests {
         listener.filter_chains[0].filters[1].config_type = Some(
             filter::ConfigType::TypedConfig(crate::pack(&Cluster::default())),
         );
-        listener.transparent = Some(true.into());
+        listener.transparent = Some(crate::pb::google::protobuf::BoolValue { value: true });
         let error = check(type_url::LISTENER, &listener.encode_to_vec()).expect_err("refused");
         assert_eq!(error.field, "transparent");
     }

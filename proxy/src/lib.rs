@@ -1,5 +1,43 @@
-//! Leno's data plane.
-#![allow(missing_docs)]
+//! Leno's data plane: the sidecar.
+//!
+//! A request's way, in the order of the modules:
+//!
+//! ```text
+//! accept → identify → tls → http → policy | route → balance → connect → forward → observe
+//!          inbound and outbound tell the story; a connection stays on the worker that accepted it
+//! ```
+//!
+//! Configuration's way: `xds` receives messages, `config` makes valid values of them, `snapshot` makes plans of those,
+//! one swap in `directory` publishes them, and the path reads.
+
+pub mod accept;
+pub mod drain;
 pub mod error;
-pub mod http;
+pub mod identify;
+pub mod inbound;
+pub mod outbound;
 pub mod stream;
+pub mod tls;
+
+pub mod http;
+pub mod policy;
+pub mod route;
+
+pub mod balance;
+pub mod connect;
+pub mod forward;
+pub mod observe;
+pub mod worker;
+
+pub mod config;
+pub mod directory;
+pub mod snapshot;
+pub mod xds;
+
+pub mod channel;
+pub mod identity;
+
+pub mod admin;
+pub mod app;
+pub mod bootstrap;
+pub mod status;

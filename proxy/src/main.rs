@@ -1,1 +1,62 @@
-fn main() {}
+//! The program: arguments, logging, run, exit code.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::Parser;
+use leno_proxy::app;
+use leno_proxy::bootstrap::{Bootstrap, Cli, Command};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let Command::Run(args) = Cli::parse().command;
+    log();
+    let bootstrap = match args.into_bootstrap() {
+        Ok(bootstrap) => bootstrap,
+        Err(error) => {
+            eprintln!("leno-proxy: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    match run(bootstrap) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("leno-proxy: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Logs go to stderr: text on a terminal, JSON otherwise. `LENO_LOG` sets the levels.
+fn log() {
+    let filter = EnvFilter::try_from_env("LENO_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match std::io::stderr().is_terminal() {
+        true => log.init(),
+        false => log.json().init(),
+    }
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn run(bootstrap: Bootstrap) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let bound = app::run(bootstrap)?;
+    tracing::info!(outbound = %bound.outbound, inbound = ?bound.inbound, admin = %bound.admin, "listening");
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("draining");
+    // A second signal ends at once.
+    tokio::select! {
+        () = bound.shutdown() => {}
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}

@@ -9,13 +9,71 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+/// A TCP connection of which the first bytes may have been read already, to tell what it carries.
+#[derive(Debug)]
+pub struct Socket {
+    tcp: TcpStream,
+    read: Vec<u8>,
+}
+
+impl Socket {
+    /// A connection of which nothing was read.
+    pub fn new(tcp: TcpStream) -> Socket {
+        Socket::with_read(tcp, Vec::new())
+    }
+
+    /// A connection of which `read` was read; it will be read again.
+    pub fn with_read(tcp: TcpStream, read: Vec<u8>) -> Socket {
+        Socket { tcp, read }
+    }
+
+    /// The TCP connection.
+    pub fn tcp(&self) -> &TcpStream {
+        &self.tcp
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.read.is_empty() {
+            return Pin::new(&mut self.tcp).poll_read(cx, buf);
+        }
+        let count = self.read.len().min(buf.remaining());
+        buf.put_slice(&self.read[..count]);
+        self.read.drain(..count);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tcp).poll_write(cx, data)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_shutdown(cx)
+    }
+}
+
 /// A byte stream to a peer.
 #[derive(Debug)]
 pub enum Stream {
     /// Plain TCP.
-    Plain(TcpStream),
+    Plain(Socket),
     /// TLS that we accepted.
-    Accepted(Box<tokio_rustls::server::TlsStream<TcpStream>>),
+    Accepted(Box<tokio_rustls::server::TlsStream<Socket>>),
     /// TLS that we opened.
     Opened(Box<tokio_rustls::client::TlsStream<TcpStream>>),
 }
@@ -24,8 +82,8 @@ impl Stream {
     /// The TCP connection below.
     pub fn tcp(&self) -> &TcpStream {
         match self {
-            Stream::Plain(tcp) => tcp,
-            Stream::Accepted(tls) => tls.get_ref().0,
+            Stream::Plain(socket) => socket.tcp(),
+            Stream::Accepted(tls) => tls.get_ref().0.tcp(),
             Stream::Opened(tls) => tls.get_ref().0,
         }
     }

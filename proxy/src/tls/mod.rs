@@ -14,8 +14,10 @@ use std::time::SystemTime;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::CertificateDer;
+use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::sign::CertifiedKey;
+use tokio::sync::watch;
+use webpki::KeyUsage;
 
 pub use verify::Rejected;
 
@@ -113,6 +115,7 @@ pub struct Identity {
 #[derive(Debug)]
 pub struct Credentials {
     identity: ArcSwapOption<Identity>,
+    changed: watch::Sender<u64>,
     roots: ArcSwap<RootCertStore>,
     trust_domain: String,
 }
@@ -122,6 +125,7 @@ impl Credentials {
     pub fn new(trust_domain: &str) -> Arc<Credentials> {
         Arc::new(Credentials {
             identity: ArcSwapOption::empty(),
+            changed: watch::Sender::new(0),
             roots: ArcSwap::from_pointee(RootCertStore::empty()),
             trust_domain: trust_domain.to_owned(),
         })
@@ -135,6 +139,13 @@ impl Credentials {
     /// New handshakes use this identity from now on.
     pub fn set_identity(&self, identity: Identity) {
         self.identity.store(Some(Arc::new(identity)));
+        self.changed.send_modify(|count| *count += 1);
+    }
+
+    /// Waits until there is an identity.
+    pub async fn ready(&self) {
+        // The sender lives in `self`: waiting can't fail.
+        let _ = self.changed.subscribe().wait_for(|count| *count > 0).await;
     }
 
     /// New handshakes trust these roots, and no others, from now on.
@@ -152,6 +163,22 @@ impl Credentials {
         }
         self.roots.store(Arc::new(store));
         Ok(())
+    }
+
+    /// Checks a chain of our own before it is used.
+    ///
+    /// # Errors
+    /// When a peer would refuse it.
+    pub fn verify_own(
+        &self,
+        chain: &[CertificateDer<'_>],
+        allowed: verify::Allowed<'_>,
+    ) -> Result<SpiffeId, Rejected> {
+        let empty = || Rejected::Chain("the chain is empty".to_owned());
+        let (leaf, intermediates) = chain.split_first().ok_or_else(empty)?;
+        let (roots, now) = (self.roots.load(), UnixTime::now());
+        let usage = KeyUsage::client_auth();
+        verify::verify(leaf, intermediates, &roots, usage, now, &self.trust_domain, allowed)
     }
 
     /// The trust domain that peers must belong to.

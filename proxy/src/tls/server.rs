@@ -13,14 +13,13 @@ use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, ServerConfig,
     SignatureScheme,
 };
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use webpki::KeyUsage;
 
 use super::verify::{Allowed, peer, verify};
 use super::{Credentials, Peer, Rejected, alpn, provider};
 use crate::error;
-use crate::stream::Stream;
+use crate::stream::{Socket, Stream};
 
 /// Accepts mutual TLS.
 #[derive(Debug, Clone)]
@@ -62,14 +61,14 @@ impl Acceptor {
         })
     }
 
-    /// Makes the handshake on `tcp`.
+    /// Makes the handshake on `socket`.
     ///
     /// # Errors
     /// When it fails or takes too long; the peer has been told by an alert.
-    pub async fn accept(&self, tcp: TcpStream) -> Result<Accepted, error::Error> {
+    pub async fn accept(&self, socket: Socket) -> Result<Accepted, error::Error> {
         let failed = |text: String| error::Error::down(error::Kind::Tls, text);
         let acceptor = tokio_rustls::TlsAcceptor::from(Arc::clone(&self.config));
-        let tls = timeout(self.handshake, acceptor.accept(tcp))
+        let tls = timeout(self.handshake, acceptor.accept(socket))
             .await
             .map_err(|_| failed(format!("TLS handshake not done after {:?}", self.handshake)))?
             .map_err(|error| failed(format!("TLS handshake failed: {error}")))?;
@@ -151,7 +150,7 @@ impl ClientCertVerifier for FromMesh {
 }
 
 /// A refusal as rustls carries it: our words come out of the handshake's error.
-pub(super) fn refusal(rejected: Rejected) -> Error {
+pub(crate) fn refusal(rejected: Rejected) -> Error {
     let other = OtherError(Arc::new(rejected));
     Error::InvalidCertificate(CertificateError::Other(other))
 }

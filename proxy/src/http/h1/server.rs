@@ -39,6 +39,7 @@ pub struct ServerHalf {
     keep_alive: bool,
     version: Version,
     is_head: bool,
+    length: Length,
 }
 
 impl ServerHalf {
@@ -50,6 +51,7 @@ impl ServerHalf {
             keep_alive: true,
             version: Version::Http11,
             is_head: false,
+            length: Length::Empty,
         }
     }
 
@@ -81,6 +83,11 @@ impl ServerHalf {
     /// Whether the request is a HEAD: its response has no body whatever its head says.
     pub fn is_head(&self) -> bool {
         self.is_head
+    }
+
+    /// How the request's body is framed.
+    pub fn body_length(&self) -> Length {
+        self.length
     }
 
     /// Waits for a request and reads its head into `head`.
@@ -126,7 +133,8 @@ impl ServerHalf {
 
     fn accept(&mut self, head: &mut Head, keep_alive: bool) -> Result<(), Invalid> {
         parse_request(head, self.conn.limits())?;
-        self.conn.receive(request_length(head)?);
+        self.length = request_length(head)?;
+        self.conn.receive(self.length);
         self.version = head.version();
         self.is_head = head.method() == b"HEAD";
         let wants = match self.version {

@@ -1,0 +1,133 @@
+//! Sockets that listen, and the loop that accepts from them.
+
+use std::future::Future;
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::sleep;
+
+use crate::drain::{Guard, Watch};
+use crate::observe::metrics::Metrics;
+
+/// Connections that the kernel keeps until they are accepted.
+const BACKLOG: i32 = 1024;
+
+/// How long accepting rests when the process is out of descriptors or memory.
+const REST: Duration = Duration::from_millis(100);
+
+/// Binds `address`. Without `SO_REUSEPORT`: a second proxy on the same port would silently take part of the traffic
+/// under another identity, so a port in use is an error.
+///
+/// # Errors
+/// When the address can't be bound.
+pub fn bind(address: SocketAddr) -> io::Result<StdListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+/// How many connections may be open at once, over every listener of the process.
+#[derive(Debug)]
+pub struct Gate {
+    open: AtomicUsize,
+    limit: usize,
+    metrics: Arc<Metrics>,
+}
+
+impl Gate {
+    /// A gate for `limit` connections.
+    pub fn new(limit: usize, metrics: &Arc<Metrics>) -> Arc<Gate> {
+        Arc::new(Gate {
+            open: AtomicUsize::new(0),
+            limit,
+            metrics: Arc::clone(metrics),
+        })
+    }
+
+    fn enter(self: &Arc<Gate>) -> Option<Pass> {
+        if self.open.fetch_add(1, Ordering::Relaxed) >= self.limit {
+            self.open.fetch_sub(1, Ordering::Relaxed);
+            self.metrics.refused_connections.inc();
+            return None;
+        }
+        self.metrics.connections.inc();
+        Some(Pass(Arc::clone(self)))
+    }
+}
+
+/// A connection that is open, until this is dropped.
+#[derive(Debug)]
+pub struct Pass(Arc<Gate>);
+
+impl Drop for Pass {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+        self.0.metrics.connections.dec();
+    }
+}
+
+/// What keeps an accepted connection counted.
+#[derive(Debug)]
+pub struct Kept {
+    _pass: Pass,
+    _guard: Guard,
+}
+
+/// Accepts until the end, and runs `serve` for each connection in a task of this worker.
+pub async fn accept<F>(
+    listener: TcpListener,
+    gate: Arc<Gate>,
+    watch: Watch,
+    serve: impl Fn(TcpStream, SocketAddr) -> F,
+) where
+    F: Future<Output = ()> + 'static,
+{
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = watch.ended() => return,
+        };
+        match accepted {
+            Ok((tcp, peer)) => {
+                // Above the limit the connection is closed at once: waiting in silence would look like an outage.
+                let Some(pass) = gate.enter() else {
+                    continue;
+                };
+                let kept = Kept {
+                    _pass: pass,
+                    _guard: watch.guard(),
+                };
+                let _ = tcp.set_nodelay(true);
+                let serving = serve(tcp, peer);
+                tokio::task::spawn_local(async move {
+                    serving.await;
+                    drop(kept);
+                });
+            }
+            Err(error) if is_of_one_connection(&error) => {}
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept");
+                sleep(REST).await;
+            }
+        }
+    }
+}
+
+/// Errors that belong to a connection that is gone, not to the listener.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::Interrupted
+    )
+}

@@ -1,0 +1,288 @@
+//! Wiring: bind everything, start the threads, say where they listen.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use leno_proto::pb::envoy::config::core::v3::{Node, node::UserAgentVersionType};
+use tokio::net::TcpListener;
+use tokio::runtime::Builder as RuntimeBuilder;
+use tokio::task::LocalSet;
+use tokio::time::Instant;
+
+use crate::accept::{self, Gate};
+use crate::admin::Admin;
+use crate::bootstrap::Bootstrap;
+use crate::config::endpoints::Workload;
+use crate::connect::pool::Pool;
+use crate::directory::Directory;
+use crate::drain::{self, Watch};
+use crate::identity::{self, Renewal};
+use crate::observe::metrics::{Labels, Metrics, Party};
+use crate::snapshot::Builder;
+use crate::status::Status;
+use crate::tls::Credentials;
+use crate::tls::server::Acceptor;
+use crate::worker::{Shared, Worker};
+use crate::{inbound, outbound, xds};
+
+/// How often pools are swept.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// A proxy that runs.
+#[derive(Debug)]
+pub struct Bound {
+    /// Where the app's own requests come in.
+    pub outbound: SocketAddr,
+    /// Where peers connect, in the order of the flags.
+    pub inbound: Vec<SocketAddr>,
+    /// Where the admin port is.
+    pub admin: SocketAddr,
+    signal: drain::Signal,
+    drain: Duration,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Bound {
+    /// Ends: open requests are finished, within the drain time.
+    pub async fn shutdown(self) {
+        self.signal.drain(self.drain).await;
+        for thread in self.threads {
+            let joined = tokio::task::spawn_blocking(move || thread.join()).await;
+            if !matches!(joined, Ok(Ok(()))) {
+                tracing::error!("a thread ended by a panic");
+            }
+        }
+    }
+}
+
+/// Starts a proxy.
+///
+/// # Errors
+/// When an address can't be bound, or a thread can't be started.
+pub fn run(bootstrap: Bootstrap) -> Result<Bound> {
+    let (signal, watch) = drain::channel();
+    let sockets = Sockets::bind(&bootstrap)?;
+    let metrics = Metrics::new()?;
+    let credentials = Credentials::new(bootstrap.id.trust_domain());
+    let (directory, asked) = Directory::new(bootstrap.directory);
+    let me = Party {
+        workload: Workload {
+            name: bootstrap.workload.clone(),
+            namespace: bootstrap.id.namespace().to_owned(),
+            ..Workload::default()
+        },
+        principal: Some(bootstrap.id.to_string()),
+    };
+    let unknown = Labels::new("source", &me, &Party::default(), "", "unknown");
+    let shared = Arc::new(Shared {
+        acceptor: Acceptor::new(&credentials, bootstrap.handshake)?,
+        unknown: metrics.series(unknown),
+        directory: Arc::clone(&directory),
+        metrics: Arc::clone(&metrics),
+        credentials: Arc::clone(&credentials),
+        watch: watch.clone(),
+        limits: bootstrap.limits,
+        timeouts: bootstrap.timeouts,
+        detection: bootstrap.detection,
+        me: me.clone(),
+        own_addresses: sockets.addresses()?,
+    });
+    let bound_inbound = local_addresses(&sockets.inbound)?;
+    let apps: HashMap<u16, SocketAddr> = bound_inbound
+        .iter()
+        .zip(&bootstrap.inbound)
+        .map(|(bound, inbound)| (bound.port(), inbound.app))
+        .collect();
+    let mut bound = Bound {
+        outbound: sockets.outbound.local_addr()?,
+        inbound: bound_inbound,
+        admin: sockets.admin.local_addr()?,
+        signal,
+        drain: bootstrap.drain,
+        threads: Vec::new(),
+    };
+    let gate = Gate::new(bootstrap.max_connections, &metrics);
+    for number in 0..bootstrap.workers {
+        let worker = start_worker(number, &shared, &sockets, &gate, bootstrap.upstream_idle)?;
+        bound.threads.push(worker);
+    }
+    let status = Arc::new(Status::default());
+    let builder = Builder::new(Arc::clone(&credentials), Arc::clone(&metrics), me, apps);
+    let client = xds::Client::new(
+        xds_options(&bootstrap),
+        builder,
+        Arc::clone(&directory),
+        Arc::clone(&credentials),
+        Arc::clone(&metrics),
+        Arc::clone(&status),
+    );
+    let renewal = Renewal {
+        options: identity_options(&bootstrap),
+        credentials: Arc::clone(&credentials),
+        metrics: Arc::clone(&metrics),
+    };
+    let admin = Admin {
+        node: node_id(&bootstrap),
+        directory,
+        credentials: Arc::clone(&credentials),
+        metrics,
+        status,
+    };
+    let listener = sockets.admin;
+    bound.threads.push(spawn("control", move || async move {
+        let Ok(listener) = TcpListener::from_std(listener) else {
+            return tracing::error!("the admin socket can't be registered");
+        };
+        let admin = admin.serve(listener, watch.clone());
+        let stream = async {
+            // The stream needs a certificate: it begins when there is one.
+            if first_identity(&credentials, &watch).await {
+                client.run(asked, watch.clone()).await;
+            }
+        };
+        tokio::join!(admin, renewal.run(watch.clone()), stream);
+    })?);
+    Ok(bound)
+}
+
+/// Waits for the first certificate; false at the end.
+async fn first_identity(credentials: &Credentials, watch: &Watch) -> bool {
+    tokio::select! {
+        () = credentials.ready() => true,
+        () = watch.ended() => false,
+    }
+}
+
+/// The sockets, bound once and cloned into each worker.
+#[derive(Debug)]
+struct Sockets {
+    outbound: StdListener,
+    inbound: Vec<StdListener>,
+    admin: StdListener,
+}
+
+impl Sockets {
+    fn bind(bootstrap: &Bootstrap) -> Result<Sockets> {
+        let bind = |what: &str, address: SocketAddr| {
+            let words = || format!("cannot listen on {address} for {what}");
+            accept::bind(address).with_context(words)
+        };
+        let listens = bootstrap.inbound.iter().map(|inbound| inbound.listen);
+        let inbound: Result<Vec<_>> = listens.map(|listen| bind("inbound traffic", listen)).collect();
+        Ok(Sockets {
+            outbound: bind("outbound traffic", bootstrap.outbound)?,
+            inbound: inbound?,
+            admin: bind("admin", bootstrap.admin)?,
+        })
+    }
+
+    fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
+        let mut addresses = local_addresses(&self.inbound)?;
+        addresses.extend([self.outbound.local_addr()?, self.admin.local_addr()?]);
+        Ok(addresses)
+    }
+}
+
+fn local_addresses(listeners: &[StdListener]) -> io::Result<Vec<SocketAddr>> {
+    listeners.iter().map(StdListener::local_addr).collect()
+}
+
+fn start_worker(
+    number: u16,
+    shared: &Arc<Shared>,
+    sockets: &Sockets,
+    gate: &Arc<Gate>,
+    upstream_idle: Duration,
+) -> Result<JoinHandle<()>> {
+    let outbound = sockets.outbound.try_clone()?;
+    let inbound: io::Result<Vec<_>> = sockets.inbound.iter().map(StdListener::try_clone).collect();
+    let (inbound, shared, gate) = (inbound?, Arc::clone(shared), Arc::clone(gate));
+    spawn(&format!("worker-{number}"), move || async move {
+        let worker = Rc::new(Worker::new(shared, Pool::new(upstream_idle)));
+        if let Err(error) = work(worker, outbound, inbound, gate).await {
+            tracing::error!(%error, "a socket can't be registered");
+        }
+    })
+}
+
+async fn work(
+    worker: Rc<Worker>,
+    outbound: StdListener,
+    inbound: Vec<StdListener>,
+    gate: Arc<Gate>,
+) -> io::Result<()> {
+    let watch = worker.shared.watch.clone();
+    for listener in inbound {
+        let port = listener.local_addr()?.port();
+        let worker = Rc::clone(&worker);
+        let serve = move |tcp, peer| inbound::serve(Rc::clone(&worker), tcp, peer, port);
+        let listener = TcpListener::from_std(listener)?;
+        let accepting = accept::accept(listener, Arc::clone(&gate), watch.clone(), serve);
+        tokio::task::spawn_local(accepting);
+    }
+    let own = Rc::clone(&worker);
+    let serve = move |tcp, _| outbound::serve(Rc::clone(&own), tcp);
+    let accepting = accept::accept(TcpListener::from_std(outbound)?, gate, watch.clone(), serve);
+    tokio::task::spawn_local(accepting);
+    let mut sweep = tokio::time::interval(SWEEP);
+    while !watch.is_ending() {
+        tokio::select! {
+            _ = sweep.tick() => worker.pool.sweep(Instant::now()),
+            () = watch.ended() => {}
+        }
+    }
+    watch.idle().await;
+    Ok(())
+}
+
+/// Runs what `task` makes on a thread with a runtime of its own; it never leaves that thread.
+fn spawn<F: Future<Output = ()>>(
+    name: &str,
+    task: impl FnOnce() -> F + Send + 'static,
+) -> Result<JoinHandle<()>> {
+    let runtime = RuntimeBuilder::new_current_thread()
+        .enable_all()
+        .event_interval(127)
+        .build()?;
+    let thread = thread::Builder::new().name(name.to_owned());
+    Ok(thread.spawn(move || LocalSet::new().block_on(&runtime, task()))?)
+}
+
+fn node_id(bootstrap: &Bootstrap) -> String {
+    let (ip, workload) = (bootstrap.ip, &bootstrap.workload);
+    let namespace = bootstrap.id.namespace();
+    format!("sidecar~{ip}~{workload}.{namespace}~{namespace}.svc.cluster.local")
+}
+
+fn xds_options(bootstrap: &Bootstrap) -> xds::Options {
+    let version = env!("CARGO_PKG_VERSION").to_owned();
+    xds::Options {
+        target: bootstrap.target.clone(),
+        node: Node {
+            id: node_id(bootstrap),
+            cluster: format!("{}.{}", bootstrap.workload, bootstrap.id.namespace()),
+            user_agent_name: "leno-proxy".to_owned(),
+            user_agent_version_type: Some(UserAgentVersionType::UserAgentVersion(version)),
+            ..Node::default()
+        },
+        max_message: bootstrap.max_xds_message,
+        idle_names: bootstrap.idle_names,
+    }
+}
+
+fn identity_options(bootstrap: &Bootstrap) -> identity::Options {
+    identity::Options {
+        target: bootstrap.target.clone(),
+        id: bootstrap.id.clone(),
+        token_file: bootstrap.token_file.clone(),
+        ca_root: bootstrap.ca_root.clone(),
+        ttl: bootstrap.certificate_ttl,
+    }
+}

@@ -1,0 +1,90 @@
+//! One endpoint: its address, how it is spoken to, and its counters, shared by every worker.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use crate::config::endpoints::Workload;
+use crate::observe::metrics::Series;
+use crate::tls::client::Connector;
+
+/// Numbers endpoints, so that pools can name them.
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
+/// One endpoint of a cluster.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// Unique in this process.
+    pub id: u64,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Its share relative to others.
+    pub weight: u32,
+    /// How it is spoken to when it has a sidecar.
+    pub tls: Option<Arc<Connectors>>,
+    /// Whose it is.
+    pub workload: Workload,
+    /// Where requests to it are counted.
+    pub series: Option<Arc<Series>>,
+    in_flight: AtomicU32,
+    retired: AtomicBool,
+}
+
+/// The TLS of one set of identities, by what is carried.
+#[derive(Debug)]
+pub struct Connectors {
+    /// For HTTP.
+    pub http: Connector,
+    /// For any other protocol.
+    pub tcp: Connector,
+}
+
+impl Endpoint {
+    /// An endpoint that is spoken to in plaintext: the local app, or one without a sidecar.
+    pub fn plain(address: SocketAddr, weight: u32) -> Endpoint {
+        Endpoint::new(address, weight, None, Workload::default(), None)
+    }
+
+    /// An endpoint.
+    pub fn new(
+        address: SocketAddr,
+        weight: u32,
+        tls: Option<Arc<Connectors>>,
+        workload: Workload,
+        series: Option<Arc<Series>>,
+    ) -> Endpoint {
+        Endpoint {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            address,
+            weight: weight.max(1),
+            tls,
+            workload,
+            series,
+            in_flight: AtomicU32::new(0),
+            retired: AtomicBool::new(false),
+        }
+    }
+
+    /// Requests that it is working on.
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// No cluster names it any more: its idle connections are closed.
+    pub fn retire(&self) {
+        self.retired.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether no cluster names it any more.
+    pub fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn enter(&self) {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn leave(&self) {
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}

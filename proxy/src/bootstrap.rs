@@ -1,0 +1,317 @@
+//! Flags and environment, read once into a typed [`Bootstrap`]. `--help` is the reference.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::channel::Target;
+use crate::directory;
+use crate::http::h1::{Limits, Timeouts};
+use crate::tls::SpiffeId;
+
+/// Leno's data plane.
+#[derive(Debug, Parser)]
+#[command(name = "leno-proxy", version)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the sidecar of one workload.
+    Run(Box<RunArgs>),
+}
+
+/// Flags of `run`. Each may come from an environment variable, `LENO_…`, instead.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The control plane, as host:port.
+    #[arg(long, env = "LENO_XDS_ADDRESS", default_value = "127.0.0.1:15012")]
+    pub xds_address: String,
+    /// SPIFFE ID that the control plane must prove; default: service account `leno` in `leno-system`.
+    #[arg(long, env = "LENO_XDS_IDENTITY")]
+    pub xds_identity: Option<String>,
+    /// Trust domain of the mesh.
+    #[arg(long, env = "LENO_TRUST_DOMAIN", default_value = "cluster.local")]
+    pub trust_domain: String,
+    /// Namespace of the workload.
+    #[arg(long, env = "LENO_NAMESPACE", default_value = "default")]
+    pub namespace: String,
+    /// Service account of the workload.
+    #[arg(long, env = "LENO_SERVICE_ACCOUNT", default_value = "default")]
+    pub service_account: String,
+    /// Name of the workload, for metrics.
+    #[arg(long, env = "LENO_WORKLOAD")]
+    pub workload: Option<String>,
+    /// File with the join token for the first certificate.
+    #[arg(long, env = "LENO_TOKEN_FILE")]
+    pub token_file: Option<PathBuf>,
+    /// Root certificates (PEM) that the control plane must chain to; by default the token pins them.
+    #[arg(long, env = "LENO_CA_ROOT")]
+    pub ca_root: Option<PathBuf>,
+    /// Life of certificates to ask for, such as 24h or 30s; default: the CA's.
+    #[arg(long, env = "LENO_CERTIFICATE_TTL", value_parser = duration, default_value = "0s")]
+    pub certificate_ttl: Duration,
+    /// Address of the workload, as the registry knows it; default: that of the first --inbound.
+    #[arg(long, env = "LENO_IP")]
+    pub ip: Option<IpAddr>,
+    /// LISTEN=APP: accept for the workload on LISTEN, whose port is the workload port, and hand over to the app at APP.
+    #[arg(long, env = "LENO_INBOUND", value_delimiter = ',')]
+    pub inbound: Vec<Inbound>,
+    /// Where the app's own requests come in, as an HTTP proxy; port 0 is any free one.
+    #[arg(long, env = "LENO_OUTBOUND_ADDRESS")]
+    pub outbound_address: Option<SocketAddr>,
+    /// Where /ready, /config and /metrics are.
+    #[arg(long, env = "LENO_ADMIN_ADDRESS")]
+    pub admin_address: Option<SocketAddr>,
+    /// Moves the fixed ports: 15000 becomes this, 15001 this plus 1.
+    #[arg(long, env = "LENO_PORTS_FROM", default_value_t = 15000)]
+    pub ports_from: u16,
+    /// Worker threads; 1 serves most pods.
+    #[arg(long, env = "LENO_WORKERS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub workers: u16,
+    /// Limits.
+    #[command(flatten)]
+    pub limits: LimitArgs,
+}
+
+/// Limits on what is read and kept.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Limits")]
+pub struct LimitArgs {
+    /// Bytes of a request's or response's head.
+    #[arg(long, env = "LENO_MAX_HEAD_BYTES", default_value_t = 60 * 1024)]
+    pub max_head_bytes: usize,
+    /// Header fields of a request or response.
+    #[arg(long, env = "LENO_MAX_HEADERS", default_value_t = 100)]
+    pub max_headers: usize,
+    /// Time from the first byte of a request's head to its last.
+    #[arg(long, env = "LENO_HEAD_TIMEOUT", value_parser = duration, default_value = "10s")]
+    pub head_timeout: Duration,
+    /// Time that a connection may be idle between requests.
+    #[arg(long, env = "LENO_IDLE_TIMEOUT", value_parser = duration, default_value = "1h")]
+    pub idle_timeout: Duration,
+    /// Time that an upstream connection is kept idle.
+    #[arg(long, env = "LENO_UPSTREAM_IDLE_TIMEOUT", value_parser = duration, default_value = "60s")]
+    pub upstream_idle_timeout: Duration,
+    /// Time that a connection may keep its protocol to itself before it is taken for opaque TCP.
+    #[arg(long, env = "LENO_PROTOCOL_DETECTION_TIMEOUT", value_parser = duration, default_value = "5s")]
+    pub protocol_detection_timeout: Duration,
+    /// Time that a TLS handshake may take.
+    #[arg(long, env = "LENO_HANDSHAKE_TIMEOUT", value_parser = duration, default_value = "5s")]
+    pub handshake_timeout: Duration,
+    /// Connections open at once, from the app and from peers.
+    #[arg(long, env = "LENO_MAX_CONNECTIONS", default_value_t = 20_000)]
+    pub max_connections: usize,
+    /// Requests that wait for the control plane at once.
+    #[arg(long, env = "LENO_MAX_WAITING_REQUESTS", default_value_t = 1024)]
+    pub max_waiting_requests: usize,
+    /// Time that a request waits for the control plane.
+    #[arg(long, env = "LENO_CONFIG_WAIT", value_parser = duration, default_value = "5s")]
+    pub config_wait: Duration,
+    /// Destinations in use at once.
+    #[arg(long, env = "LENO_MAX_NAMES", default_value_t = 4096)]
+    pub max_names: usize,
+    /// Time after which a destination that isn't used is given back.
+    #[arg(long, env = "LENO_IDLE_NAMES", value_parser = duration, default_value = "10m")]
+    pub idle_names: Duration,
+    /// Bytes of a message from the control plane.
+    #[arg(long, env = "LENO_MAX_XDS_MESSAGE", default_value_t = 16 * 1024 * 1024)]
+    pub max_xds_message: usize,
+    /// Time that open requests are given when the proxy ends.
+    #[arg(long, env = "LENO_DRAIN_TIMEOUT", value_parser = duration, default_value = "5s")]
+    pub drain_timeout: Duration,
+}
+
+/// One `--inbound`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Inbound {
+    /// Where peers connect; its port is the workload port.
+    pub listen: SocketAddr,
+    /// Where the app is.
+    pub app: SocketAddr,
+}
+
+impl FromStr for Inbound {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Inbound, String> {
+        let form = || format!("{text:?} is not LISTEN=APP, such as 127.0.0.2:3001=127.0.0.1:8080");
+        let (listen, app) = text.split_once('=').ok_or_else(form)?;
+        let parse = |part: &str| part.trim().parse().map_err(|_| form());
+        Ok(Inbound {
+            listen: parse(listen)?,
+            app: parse(app)?,
+        })
+    }
+}
+
+/// Everything that the proxy is configured with, checked.
+#[derive(Debug, Clone)]
+pub struct Bootstrap {
+    /// Where the control plane is.
+    pub target: Target,
+    /// Who we are.
+    pub id: SpiffeId,
+    /// Name of the workload.
+    pub workload: String,
+    /// Address of the workload.
+    pub ip: IpAddr,
+    /// File with the join token.
+    pub token_file: Option<PathBuf>,
+    /// Roots for first contact.
+    pub ca_root: Option<PathBuf>,
+    /// Life of certificates to ask for.
+    pub certificate_ttl: Duration,
+    /// Ports that are served for the app.
+    pub inbound: Vec<Inbound>,
+    /// Where the app's own requests come in.
+    pub outbound: SocketAddr,
+    /// Where the admin port is.
+    pub admin: SocketAddr,
+    /// Worker threads.
+    pub workers: u16,
+    /// Bounds on messages.
+    pub limits: Limits,
+    /// How long peers may take.
+    pub timeouts: Timeouts,
+    /// How long upstream connections are kept idle.
+    pub upstream_idle: Duration,
+    /// How long a connection may keep its protocol to itself.
+    pub detection: Duration,
+    /// How long a TLS handshake may take.
+    pub handshake: Duration,
+    /// Connections open at once.
+    pub max_connections: usize,
+    /// Bounds on what is asked of the control plane.
+    pub directory: directory::Limits,
+    /// When destinations that aren't used are given back.
+    pub idle_names: Duration,
+    /// Bytes of a message from the control plane.
+    pub max_xds_message: usize,
+    /// How long open requests are given at the end.
+    pub drain: Duration,
+}
+
+impl RunArgs {
+    /// Checks the flags.
+    ///
+    /// # Errors
+    /// Which flag is wrong, and why.
+    pub fn into_bootstrap(self) -> Result<Bootstrap, String> {
+        let limits = &self.limits;
+        if limits.max_headers == 0 || limits.max_headers > 10_000 {
+            return Err("--max-headers must be 1 to 10000".to_owned());
+        }
+        let domain = &self.trust_domain;
+        let id = SpiffeId::of(domain, &self.namespace, &self.service_account);
+        let id = id.map_err(|e| format!("--trust-domain, --namespace, --service-account: {e}"))?;
+        let identity = match &self.xds_identity {
+            Some(text) => SpiffeId::parse(text).map_err(|e| format!("--xds-identity: {e}"))?,
+            None => SpiffeId::of(domain, "leno-system", "leno")?,
+        };
+        let ip = self.ip.or(self.inbound.first().map(|inbound| inbound.listen.ip()));
+        let port = |offset: u16| {
+            let port = self.ports_from.checked_add(offset);
+            port.ok_or_else(|| format!("--ports-from {}: too high", self.ports_from))
+        };
+        let local = IpAddr::from(Ipv4Addr::LOCALHOST);
+        Ok(Bootstrap {
+            target: Target {
+                address: self.xds_address.clone(),
+                identity,
+            },
+            workload: self.workload.unwrap_or_else(|| self.service_account.clone()),
+            id,
+            ip: ip.unwrap_or(local),
+            outbound: self.outbound_address.unwrap_or(SocketAddr::new(local, port(1)?)),
+            admin: self.admin_address.unwrap_or(SocketAddr::new(local, port(0)?)),
+            token_file: self.token_file,
+            ca_root: self.ca_root,
+            certificate_ttl: self.certificate_ttl,
+            inbound: self.inbound,
+            workers: self.workers,
+            limits: Limits {
+                head_bytes: limits.max_head_bytes,
+                headers: limits.max_headers,
+            },
+            timeouts: Timeouts {
+                idle: limits.idle_timeout,
+                head: limits.head_timeout,
+            },
+            upstream_idle: limits.upstream_idle_timeout,
+            detection: limits.protocol_detection_timeout,
+            handshake: limits.handshake_timeout,
+            max_connections: limits.max_connections,
+            directory: directory::Limits {
+                names: limits.max_names,
+                waiting: limits.max_waiting_requests,
+                wait: limits.config_wait,
+            },
+            idle_names: limits.idle_names.max(Duration::from_millis(100)),
+            max_xds_message: limits.max_xds_message,
+            drain: limits.drain_timeout,
+        })
+    }
+}
+
+/// A duration as Istio writes it: `1h`, `10m`, `5s`, `250ms`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let form = || format!("{text:?} is not a duration such as 1h, 10m, 5s or 250ms");
+    let at = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(form)?;
+    let (number, unit) = text.split_at(at);
+    let number: u64 = number.parse().map_err(|_| form())?;
+    let milliseconds = match unit {
+        "h" => 3_600_000,
+        "m" => 60_000,
+        "s" => 1000,
+        "ms" => 1,
+        _ => return Err(form()),
+    };
+    let total = number.checked_mul(milliseconds).ok_or_else(form)?;
+    Ok(Duration::from_millis(total))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bootstrap(flags: &str) -> Result<Bootstrap, String> {
+        let flags = ["leno-proxy", "run"].into_iter().chain(flags.split_whitespace());
+        let cli = Cli::try_parse_from(flags).map_err(|error| error.to_string())?;
+        let Command::Run(run) = cli.command;
+        run.into_bootstrap()
+    }
+
+    #[test]
+    fn the_workload_is_where_it_listens_and_ports_move_together() {
+        let flags = "--inbound 127.0.0.2:3001=127.0.0.1:8080 --ports-from 25000 --head-timeout 250ms";
+        let bootstrap = bootstrap(flags).expect("valid");
+        assert_eq!(bootstrap.ip.to_string(), "127.0.0.2");
+        assert_eq!(bootstrap.outbound.port(), 25001);
+        assert_eq!(bootstrap.admin.port(), 25000);
+        assert_eq!(bootstrap.timeouts.head, Duration::from_millis(250));
+        assert_eq!(bootstrap.id.as_str(), "spiffe://cluster.local/ns/default/sa/default");
+    }
+
+    #[test]
+    fn a_wrong_flag_says_which_and_why() {
+        for (flags, words) in [
+            ("--inbound 3001", "LISTEN=APP"),
+            ("--head-timeout 5", "not a duration"),
+            ("--namespace a/b", "--namespace"),
+            ("--max-headers 0", "--max-headers"),
+            ("--ports-from 65535", "--ports-from"),
+            ("--workers 0", "--workers"),
+        ] {
+            let error = bootstrap(flags).expect_err(flags);
+            assert!(error.contains(words), "{flags}: {error}");
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! `envoy.config.rbac.v3.RBAC`: what an AuthorizationPolicy becomes on the wire.
+
+use leno_proto::pb::envoy::config::rbac::v3::{
+    Permission as PermissionMessage, Principal as PrincipalMessage, Rbac as RbacMessage, permission,
+    principal, rbac::Action as ActionMessage,
+};
+use leno_proto::pb::envoy::r#type::matcher::v3::path_matcher;
+
+use super::Invalid;
+use super::matching::{HeaderMatch, StringMatch};
+
+/// What happens to a request that a policy matches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// It is let through; a request that no policy matches is denied.
+    Allow,
+    /// It is denied; a request that no policy matches is let through.
+    Deny,
+}
+
+/// A set of policies with one action.
+#[derive(Debug, Clone)]
+pub struct Rbac {
+    /// What a match means.
+    pub action: Action,
+    /// Policies by name, ordered by it.
+    pub policies: Vec<Policy>,
+}
+
+/// One rule: it matches when one of its permissions and one of its principals do.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// Which rule of which object it comes from.
+    pub name: String,
+    /// What is asked for.
+    pub permissions: Vec<Permission>,
+    /// Who asks.
+    pub principals: Vec<Principal>,
+}
+
+/// What a request asks for.
+#[derive(Debug, Clone)]
+pub enum Permission {
+    /// Anything.
+    Any,
+    /// Everything of these.
+    All(Vec<Permission>),
+    /// One of these.
+    One(Vec<Permission>),
+    /// A header, `:method` among them.
+    Header(HeaderMatch),
+    /// The path, without the query.
+    Path(StringMatch),
+}
+
+/// Who asks.
+#[derive(Debug, Clone)]
+pub enum Principal {
+    /// Anyone.
+    Any,
+    /// Everything of these.
+    All(Vec<Principal>),
+    /// One of these.
+    One(Vec<Principal>),
+    /// A peer by mutual TLS, with this identity where it matters.
+    Authenticated(Option<StringMatch>),
+}
+
+impl Rbac {
+    pub(super) fn validate(message: RbacMessage) -> Result<Rbac, Invalid> {
+        let action = match ActionMessage::try_from(message.action) {
+            Ok(ActionMessage::Allow) => Action::Allow,
+            Ok(ActionMessage::Deny) => Action::Deny,
+            _ => return Err(Invalid::new("action", "must be ALLOW or DENY")),
+        };
+        let mut policies = Vec::new();
+        for (name, policy) in message.policies {
+            let field = format!("policies[{name}]");
+            let permissions = convert(policy.permissions, "permissions", permission);
+            let principals = convert(policy.principals, "principals", principal);
+            policies.push(Policy {
+                permissions: permissions.map_err(|e| e.within(&field))?,
+                principals: principals.map_err(|e| e.within(&field))?,
+                name,
+            });
+        }
+        policies.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(Rbac { action, policies })
+    }
+}
+
+/// Converts a list that must not be empty.
+fn convert<M, T>(
+    messages: Vec<M>,
+    field: &str,
+    each: fn(M) -> Result<T, Invalid>,
+) -> Result<Vec<T>, Invalid> {
+    if messages.is_empty() {
+        return Err(Invalid::new(field, "is required"));
+    }
+    let mut out = Vec::with_capacity(messages.len());
+    for (i, message) in messages.into_iter().enumerate() {
+        out.push(each(message).map_err(|e| e.within(&format!("{field}[{i}]")))?);
+    }
+    Ok(out)
+}
+
+fn permission(message: PermissionMessage) -> Result<Permission, Invalid> {
+    use permission::Rule as R;
+    match super::required(message.rule, "rule")? {
+        R::Any(true) => Ok(Permission::Any),
+        R::AndRules(set) => Ok(Permission::All(convert(set.rules, "and_rules", permission)?)),
+        R::OrRules(set) => Ok(Permission::One(convert(set.rules, "or_rules", permission)?)),
+        R::Header(header) => {
+            let header = HeaderMatch::validate(header).map_err(|e| e.within("header"))?;
+            Ok(Permission::Header(header))
+        }
+        R::UrlPath(matcher) => match super::required(matcher.rule, "url_path")? {
+            path_matcher::Rule::Path(path) => {
+                let path = StringMatch::validate(path).map_err(|e| e.within("url_path.path"))?;
+                Ok(Permission::Path(path))
+            }
+        },
+        _ => Err(Invalid::new("rule", "is not supported")),
+    }
+}
+
+fn principal(message: PrincipalMessage) -> Result<Principal, Invalid> {
+    use principal::Identifier as I;
+    match super::required(message.identifier, "identifier")? {
+        I::Any(true) => Ok(Principal::Any),
+        I::AndIds(set) => Ok(Principal::All(convert(set.ids, "and_ids", principal)?)),
+        I::OrIds(set) => Ok(Principal::One(convert(set.ids, "or_ids", principal)?)),
+        I::Authenticated(authenticated) => {
+            let name = authenticated.principal_name.map(StringMatch::validate);
+            let name = name.transpose().map_err(|e| e.within("principal_name"))?;
+            Ok(Principal::Authenticated(name))
+        }
+        _ => Err(Invalid::new("identifier", "is not supported")),
+    }
+}

@@ -1,0 +1,102 @@
+//! Answers that Leno gives itself: Envoy's status and text, and `proxy-status` (RFC 9209) with the cause in words.
+
+use crate::error::{Error, Progress};
+use crate::http::Outgoing;
+use crate::http::h1::{Length, ServerHalf};
+use crate::http::head::Head;
+
+/// Longest explanation that travels in a header.
+const MAX_DETAILS: usize = 1024;
+
+/// Who is told why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Audience {
+    /// The local app, or a mesh peer that proved who it is: the whole story.
+    Trusted,
+    /// Anyone else: the type of the error and the request's id.
+    Anyone,
+}
+
+/// Buffers the answer to a request that failed. Whatever of its body hasn't come makes the connection close after it.
+pub fn refuse(down: &mut ServerHalf, error: &Error, request_id: &[u8], audience: Audience) {
+    if !down.conn_ref().has_received() {
+        down.close_after();
+    }
+    let answer = error.answer();
+    let mut head = Head::response(answer.status);
+    head.add("content-type", b"text/plain");
+    head.add("content-length", answer.text.len().to_string().as_bytes());
+    head.add("server", b"leno");
+    head.add("proxy-status", proxy_status(error, audience).as_bytes());
+    if !request_id.is_empty() {
+        head.add("x-request-id", request_id);
+    }
+    if answer.flag == "UO" {
+        head.add("x-envoy-overloaded", b"true");
+    }
+    let is_head = down.is_head();
+    let length = if is_head { 0 } else { answer.text.len() as u64 };
+    down.respond(&mut head, Length::Fixed(length));
+    if !is_head {
+        down.conn().write(answer.text.as_bytes());
+    }
+    down.conn().finish(None);
+}
+
+/// Buffers an answer without a body.
+pub fn plain(down: &mut ServerHalf, status: u16) {
+    down.respond(&mut Head::response(status), Length::Empty);
+    down.conn().finish(None);
+}
+
+fn proxy_status(error: &Error, audience: Audience) -> String {
+    let kind = error.answer().error;
+    if audience == Audience::Anyone {
+        return format!("leno; error={kind}");
+    }
+    let mut words = error.to_string();
+    if error.progress == Progress::Sent {
+        words.push_str("; the request had been sent");
+    }
+    format!("leno; error={kind}; details=\"{}\"", quoted(&words))
+}
+
+/// The text as the inside of an RFC 9651 string: printable ASCII, with quotes and backslashes escaped.
+fn quoted(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for character in text.chars() {
+        if out.len() >= MAX_DETAILS {
+            break;
+        }
+        match character {
+            '"' | '\\' => out.extend(['\\', character]),
+            '→' => out.push_str("->"),
+            ' '..='~' => out.push(character),
+            _ => out.push('?'),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+
+    #[test]
+    fn the_cause_is_told_to_those_who_may_know_it() {
+        let error = Error::own(Kind::NoEndpoint, "say \"no\"\r\n").behind(&"a → b".into());
+        assert_eq!(
+            proxy_status(&error, Audience::Trusted),
+            r#"leno; error=destination_unavailable; details="say \"no\"?? (a -> b)""#
+        );
+        let told = proxy_status(&error, Audience::Anyone);
+        assert_eq!(told, "leno; error=destination_unavailable");
+    }
+
+    #[test]
+    fn an_explanation_is_bounded() {
+        let error = Error::own(Kind::NoRoute, "x".repeat(10 * MAX_DETAILS));
+        assert!(proxy_status(&error, Audience::Trusted).len() < MAX_DETAILS + 100);
+    }
+}

@@ -1,0 +1,39 @@
+//! A P-256 key, the request to certify it, and what rustls signs with once that is done.
+
+use std::sync::Arc;
+
+use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, SanType};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::sign::CertifiedKey;
+
+use crate::tls::{SpiffeId, provider};
+
+/// A private key. It never leaves this process.
+pub(super) struct Key(KeyPair);
+
+impl Key {
+    /// A fresh key.
+    pub(super) fn generate() -> Result<Key, String> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256);
+        key.map(Key).map_err(|error| error.to_string())
+    }
+
+    /// The signing request for it, in PEM. The CA decides the name; it is in the request for whoever reads it.
+    pub(super) fn request(&self, id: &SpiffeId) -> Result<String, String> {
+        let mut params = CertificateParams::default();
+        let uri = id.as_str().try_into().map_err(|error: rcgen::Error| error.to_string())?;
+        params.subject_alt_names = vec![SanType::URI(uri)];
+        let request = params.serialize_request(&self.0).and_then(|request| request.pem());
+        request.map_err(|error| error.to_string())
+    }
+
+    /// What rustls signs with, if the chain's leaf is for this key.
+    pub(super) fn certified(
+        self,
+        chain: Vec<CertificateDer<'static>>,
+    ) -> Result<Arc<CertifiedKey>, String> {
+        let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.0.serialize_der()));
+        let certified = CertifiedKey::from_der(chain, der, &provider());
+        certified.map(Arc::new).map_err(|error| error.to_string())
+    }
+}

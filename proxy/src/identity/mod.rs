@@ -1,0 +1,199 @@
+//! The workload's identity: a key that never leaves the process, a certificate for it, and its renewal in time.
+
+mod csr;
+mod first;
+pub mod rotate;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use leno_proto::ca::IstioCertificateRequest;
+use leno_proto::ca::istio_certificate_service_client::IstioCertificateServiceClient;
+use leno_proto::tonic::metadata::MetadataValue;
+use leno_proto::tonic::transport::{Channel, Endpoint};
+use leno_proto::tonic::{Code, Request};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use tokio::time::{sleep, timeout};
+
+use crate::channel::{self, Target};
+use crate::drain::Watch;
+use crate::observe::metrics::Metrics;
+use crate::tls::verify::{self, Allowed};
+use crate::tls::{Credentials, Identity, SpiffeId};
+use first::FirstContact;
+
+/// How long the CA may take.
+const CALL: Duration = Duration::from_secs(10);
+/// A failed request is repeated after this, then after twice as long…
+const MIN_BACKOFF: Duration = Duration::from_millis(500);
+/// … but no longer than this.
+const MAX_BACKOFF: Duration = Duration::from_secs(30);
+
+/// What the identity is configured with.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where the CA is.
+    pub target: Target,
+    /// Who we are.
+    pub id: SpiffeId,
+    /// The join token, for the first certificate.
+    pub token_file: Option<PathBuf>,
+    /// The root that the control plane must chain to at first contact; else the token pins it.
+    pub ca_root: Option<PathBuf>,
+    /// The life that is asked for; 0 is the CA's own default.
+    pub ttl: Duration,
+}
+
+/// Why there is no certificate.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file of the configuration can't be used.
+    #[error("{path}: {reason}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The CA could not be reached, or broke the call.
+    #[error("no answer from the CA: {0}")]
+    Unreachable(String),
+    /// The CA refuses.
+    #[error("the CA refuses: {0}")]
+    Refused(String),
+    /// What the CA signed isn't what was asked for.
+    #[error("the CA's certificate is not usable: {0}")]
+    Unusable(String),
+}
+
+/// Obtains certificates and swaps them in, until the end.
+#[derive(Debug)]
+pub struct Renewal {
+    /// What it is configured with.
+    pub options: Options,
+    /// Where certificates are swapped in.
+    pub credentials: Arc<Credentials>,
+    /// Where they are counted.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Renewal {
+    /// Keeps a valid certificate in place until the end. The one that runs stays until it is replaced.
+    pub async fn run(self, watch: Watch) {
+        tokio::select! {
+            () = self.renew_for_ever() => {}
+            () = watch.ended() => {}
+        }
+    }
+
+    async fn renew_for_ever(&self) {
+        let mut backoff = MIN_BACKOFF;
+        loop {
+            let pause = match self.obtain().await {
+                Ok(lives) => {
+                    backoff = MIN_BACKOFF;
+                    rotate::renew_after(lives, fastrand::f64())
+                }
+                Err(error) => {
+                    let left = self.credentials.identity().map(|i| {
+                        let left = i.not_after.duration_since(SystemTime::now());
+                        left.unwrap_or_default().as_secs()
+                    });
+                    tracing::warn!(%error, certificate_seconds_left = left, "no new certificate");
+                    let pause = backoff;
+                    backoff = (backoff * 2).min(MAX_BACKOFF);
+                    pause.mul_f64(0.5 + fastrand::f64() / 2.0)
+                }
+            };
+            sleep(pause).await;
+        }
+    }
+
+    /// Obtains a certificate and swaps it in; returns how long it lives from now.
+    async fn obtain(&self) -> Result<Duration, Error> {
+        let key = csr::Key::generate().map_err(Error::Unusable)?;
+        let request = IstioCertificateRequest {
+            csr: key.request(&self.options.id).map_err(Error::Unusable)?,
+            validity_duration: i64::try_from(self.options.ttl.as_secs()).unwrap_or(0),
+            metadata: None,
+        };
+        let (channel, token) = self.connect().await?;
+        let mut request = Request::new(request);
+        if let Some(token) = token {
+            let value = MetadataValue::try_from(format!("Bearer {token}"));
+            let value = value.map_err(|error| Error::Refused(error.to_string()))?;
+            request.metadata_mut().insert("authorization", value);
+        }
+        let call = IstioCertificateServiceClient::new(channel);
+        let answer = timeout(CALL, { call }.create_certificate(request)).await;
+        let answer = answer.map_err(|_| Error::Unreachable("it took too long".to_owned()))?;
+        let chain = answer
+            .map_err(|status| match status.code() {
+                Code::PermissionDenied | Code::Unauthenticated | Code::InvalidArgument => {
+                    Error::Refused(status.message().to_owned())
+                }
+                code => Error::Unreachable(format!("{code:?}: {}", status.message())),
+            })?
+            .into_inner()
+            .cert_chain;
+        self.install(key, &chain)
+    }
+
+    /// A channel that proves who we are by the current certificate, or that shows the token.
+    async fn connect(&self) -> Result<(Channel, Option<String>), Error> {
+        let target = &self.options.target;
+        let valid = self.credentials.identity();
+        let valid = valid.is_some_and(|identity| SystemTime::now() < identity.not_after);
+        let (dialer, token) = if valid {
+            (target.connector(&self.credentials), None)
+        } else {
+            let first = FirstContact::read(&self.options).await?;
+            let config = first.tls(&self.credentials).map_err(Error::Unusable)?;
+            (target.dialer(config), Some(first.token))
+        };
+        let channel = Endpoint::from_static("http://control-plane")
+            .connect_with_connector(dialer.map_err(Error::Unreachable)?)
+            .await
+            .map_err(|error| Error::Unreachable(channel::words(&error)))?;
+        Ok((channel, token))
+    }
+
+    /// Checks that the chain is ours and good, and swaps it in.
+    fn install(&self, key: csr::Key, chain: &[String]) -> Result<Duration, Error> {
+        let unusable = |error: &dyn ToString| Error::Unusable(error.to_string());
+        let mut certificates = Vec::new();
+        for pem in chain {
+            for cert in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+                certificates.push(cert.map_err(|error| unusable(&error))?);
+            }
+        }
+        let [leaf, .., root] = certificates.as_slice() else {
+            return Err(Error::Unusable("the chain has no leaf and root".to_owned()));
+        };
+        if self.credentials.identity().is_none() {
+            self.credentials.set_roots(std::slice::from_ref(root)).map_err(Error::Unusable)?;
+        }
+        let allowed = [self.options.id.clone()];
+        self.credentials
+            .verify_own(&certificates, Allowed::Ids(&allowed))
+            .map_err(|error| unusable(&error))?;
+        let (not_before, not_after) = verify::validity(leaf).map_err(|error| unusable(&error))?;
+        let serial = verify::serial(leaf).map_err(|error| unusable(&error))?;
+        let lives = not_after.duration_since(SystemTime::now()).unwrap_or_default();
+        let key = key.certified(certificates).map_err(Error::Unusable)?;
+        tracing::info!(id = %self.options.id, serial, lives = ?lives, "certificate obtained");
+        let expiry = not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        self.metrics.certificate_expiry.set(expiry.as_secs_f64());
+        self.metrics.rotations.inc();
+        self.credentials.set_identity(Identity {
+            key,
+            id: self.options.id.clone(),
+            serial,
+            not_before,
+            not_after,
+        });
+        Ok(lives)
+    }
+}

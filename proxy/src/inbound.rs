@@ -1,0 +1,287 @@
+//! The inbound story: what others send to the app, from their connection to the answer.
+
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+
+use crate::connect::{Carries, dial};
+use crate::error::{Error, Kind, Progress};
+use crate::forward::answer::{self, Audience};
+use crate::forward::attempt::Attempt;
+use crate::forward::{headers, http, tcp};
+use crate::http::Outgoing;
+use crate::http::h1::{Conn, Read, ServerHalf};
+use crate::http::head::{Head, Known};
+use crate::identify::{Protocol, identify};
+use crate::observe::metrics::{Party, Series};
+use crate::observe::Outcome;
+use crate::outbound::normalise;
+use crate::policy::{Caller, Verdict, verdict, verdict_tcp};
+use crate::route::matcher::RequestView;
+use crate::snapshot::{InboundChain, InboundPlan};
+use crate::stream::{Socket, Stream};
+use crate::tls::{Peer, alpn};
+use crate::worker::Worker;
+
+/// A connection to the app, as far as it is known.
+#[derive(Debug)]
+struct Connection {
+    /// The workload port that it is for.
+    port: u16,
+    /// The ALPN protocols that its client offered, if it is TLS.
+    tls: Option<Vec<Vec<u8>>>,
+    /// Who is at the other end, once TLS was terminated.
+    peer: Option<Peer>,
+    address: SocketAddr,
+}
+
+/// Serves a connection to workload port `port` until it ends.
+pub async fn serve(worker: Rc<Worker>, mut tcp: TcpStream, address: SocketAddr, port: u16) {
+    // Phase 1: nothing is known; without a plan it waits, never passes.
+    let shared = &worker.shared;
+    let (protocol, read) = identify(&mut tcp, shared.detection).await;
+    let plan = shared.directory.inbound().await;
+    let mut connection = Connection {
+        port,
+        tls: match &protocol {
+            Protocol::Tls(alpn) => Some(alpn.clone()),
+            _ => None,
+        },
+        peer: None,
+        address,
+    };
+    let Some(chain) = connection.chain(&plan) else {
+        tracing::info!(%address, port, "refused: mutual TLS is required here");
+        return;
+    };
+    // Phase 2: who it is.
+    let socket = Socket::with_read(tcp, read);
+    if !chain.tls {
+        let carries_http = chain.http && protocol == Protocol::Http1;
+        return carry(&worker, connection, Stream::Plain(socket), carries_http).await;
+    }
+    let accepted = match Box::pin(shared.acceptor.accept(socket)).await {
+        Ok(accepted) => accepted,
+        Err(error) => {
+            tracing::info!(%address, port, %error, "refused");
+            return;
+        }
+    };
+    connection.peer = Some(accepted.peer);
+    let carries_http = chain.http && accepted.alpn.as_deref() != Some(alpn::TCP);
+    // Phase 3: what it asks for.
+    carry(&worker, connection, accepted.stream, carries_http).await;
+}
+
+async fn carry(worker: &Worker, connection: Connection, stream: Stream, carries_http: bool) {
+    if carries_http {
+        return serve_http(worker, &connection, stream).await;
+    }
+    // A box: opaque connections must not make every connection's task larger.
+    if let Err(error) = Box::pin(carry_bytes(worker, &connection, stream)).await {
+        tracing::info!(address = %connection.address, %error, "connection not carried");
+    }
+}
+
+impl Connection {
+    fn chain<'a>(&self, plan: &'a InboundPlan) -> Option<&'a InboundChain> {
+        let offered = self.tls.as_deref().unwrap_or_default();
+        plan.find(self.port, self.tls.is_some(), offered)
+    }
+
+    fn caller(&self) -> Caller<'_> {
+        Caller {
+            principal: self.peer.as_ref().map(|peer| peer.id.as_str()),
+        }
+    }
+
+    fn audience(&self) -> Audience {
+        match self.peer {
+            Some(_) => Audience::Trusted,
+            None => Audience::Anyone,
+        }
+    }
+
+    /// Where requests on this connection are counted.
+    fn series(&self, worker: &Worker, chain: &InboundChain) -> Arc<Series> {
+        let source = Party {
+            principal: self.peer.as_ref().map(|peer| peer.id.to_string()),
+            ..Party::default()
+        };
+        let security = match self.peer {
+            Some(_) => "mutual_tls",
+            None => "none",
+        };
+        let me = worker.shared.me.principal.clone();
+        let labels = chain.labels(&source, me, security);
+        worker.shared.metrics.series(labels)
+    }
+}
+
+async fn serve_http(worker: &Worker, connection: &Connection, stream: Stream) {
+    let shared = &worker.shared;
+    let mut down = ServerHalf::new(Conn::new(stream, Vec::new(), shared.limits));
+    let (mut request, mut response) = (Head::default(), Head::default());
+    let mut known: Option<(Arc<InboundPlan>, Arc<Series>)> = None;
+    loop {
+        let read = tokio::select! {
+            read = down.read_request(&mut request, &shared.timeouts) => read,
+            () = shared.watch.ended(), if down.conn_ref().unread().is_empty() => return,
+            () = expired(connection), if connection.peer.is_some() => return,
+        };
+        if matches!(read, Ok(Read::Closed)) {
+            return;
+        }
+        // The plan may have changed since the last request: each one is judged by what runs now.
+        let plan = shared.directory.inbound().await;
+        let Some(chain) = connection.chain(&plan).filter(|c| c.tls == connection.peer.is_some())
+        else {
+            return;
+        };
+        let series = match &known {
+            Some((same, series)) if Arc::ptr_eq(same, &plan) => Arc::clone(series),
+            _ => connection.series(worker, chain),
+        };
+        let mut outcome = Outcome::begun(&series);
+        known = Some((Arc::clone(&plan), series));
+        if let Err(error) = read {
+            outcome.answered(error.answer().status, error.answer().flag);
+            answer::refuse(&mut down, &error, &[], connection.audience());
+            return down.close().await;
+        }
+        shared.metrics.parsed.inc();
+        let id = worker.random(|rng| headers::request_id(&mut request, rng));
+        let attempt = Attempt {
+            worker,
+            down: &mut down,
+            request: &mut request,
+            response: &mut response,
+            outcome: &mut outcome,
+        };
+        match forward(attempt, connection, chain, &id).await {
+            Ok(()) => outcome.answered(response.status(), "-"),
+            Err(error) if error.progress == Progress::Answered => {
+                outcome.answered(response.status(), error.answer().flag);
+                tracing::debug!(%error, "response cut short");
+                return;
+            }
+            Err(error) => {
+                outcome.answered(error.answer().status, error.answer().flag);
+                answer::refuse(&mut down, &error, &id, connection.audience());
+                if poll_fn(|cx| down.conn().poll_flush(cx)).await.is_err() {
+                    return;
+                }
+            }
+        }
+        drop(outcome);
+        if !down.keeps_alive() {
+            return down.close().await;
+        }
+    }
+}
+
+/// Waits until the peer's certificate has ended.
+async fn expired(connection: &Connection) {
+    if let Some(peer) = &connection.peer {
+        let left = peer.not_after.duration_since(std::time::SystemTime::now());
+        tokio::time::sleep(left.unwrap_or_default()).await;
+    }
+}
+
+/// From a request with an id to the app's response.
+async fn forward(
+    mut attempt: Attempt<'_>,
+    connection: &Connection,
+    chain: &InboundChain,
+    id: &[u8],
+) -> Result<(), Error> {
+    let worker = attempt.worker;
+    let request = &mut *attempt.request;
+    normalise(request)?;
+    if request.method() == b"CONNECT" || !matches!(request.target().first(), Some(b'/' | b'*')) {
+        return Err(Error::down(Kind::BadRequest, "the target must be a path"));
+    }
+    if connection.peer.is_none() {
+        // Nobody proved these: a caller outside the mesh must not pass for one inside.
+        request.remove(Known::ClientCert);
+        request.remove(Known::Envoy);
+    }
+    authorize(connection, chain, request)?;
+
+    http::prepare(request);
+    headers::forwarded_for(request, connection.address.ip());
+    let scheme = if connection.peer.is_some() { "https" } else { "http" };
+    headers::forwarded_proto(request, scheme);
+    worker.random(|rng| headers::traceparent(request, rng));
+    if let Some(peer) = &connection.peer {
+        let me = worker.shared.me.principal.as_deref().unwrap_or_default();
+        headers::client_cert(request, me, &peer.hash, peer.id.as_str());
+    }
+    let cluster = app(chain, connection.port)?;
+    let edit = |response: &mut Head| {
+        if response.get(Known::RequestId).is_none() {
+            response.add("x-request-id", id);
+        }
+    };
+    attempt.run(cluster, None, edit).await
+}
+
+fn authorize(
+    connection: &Connection,
+    chain: &InboundChain,
+    request: &Head,
+) -> Result<(), Error> {
+    let host = request.get(Known::Host).unwrap_or_default();
+    let host = String::from_utf8_lossy(host);
+    let view = RequestView::new(request, &host);
+    let who = connection.caller().principal.unwrap_or("a caller without an identity");
+    let denied = |detail: String| Error::own(Kind::Denied, detail);
+    match verdict(&chain.policies, connection.caller(), &view) {
+        Verdict::Allowed => Ok(()),
+        Verdict::DeniedBy(policy) => Err(denied(format!("{who} is denied")).behind(&policy.into())),
+        Verdict::NotAllowed(nearest) => {
+            let method = String::from_utf8_lossy(view.head.method());
+            let path = String::from_utf8_lossy(view.path);
+            let error = denied(format!("no rule allows {who} to {method} {path}"));
+            Err(match nearest {
+                Some(policy) => error.behind(&format!("nearest: {policy}").into()),
+                None => error,
+            })
+        }
+    }
+}
+
+fn app(chain: &InboundChain, port: u16) -> Result<&Arc<crate::balance::Cluster>, Error> {
+    let missing = || Error::own(Kind::NoCluster, format!("no app is behind port {port}"));
+    let target = chain.app(port).ok_or_else(missing)?;
+    let cluster = target.cluster.as_ref();
+    cluster.map_err(|reason| Error::own(Kind::NoCluster, reason.to_string()))
+}
+
+/// Carries opaque bytes to the app.
+async fn carry_bytes(
+    worker: &Worker,
+    connection: &Connection,
+    mut down: Stream,
+) -> Result<(), Error> {
+    let plan = worker.shared.directory.inbound().await;
+    let closed = || Error::own(Kind::Denied, "mutual TLS is required here");
+    let chain = connection.chain(&plan).ok_or_else(closed)?;
+    match verdict_tcp(&chain.policies, connection.caller()) {
+        Verdict::Allowed => {}
+        Verdict::DeniedBy(policy) | Verdict::NotAllowed(Some(policy)) => {
+            let error = Error::own(Kind::Denied, "the connection is not allowed");
+            return Err(error.behind(&policy.into()));
+        }
+        Verdict::NotAllowed(None) => {
+            return Err(Error::own(Kind::Denied, "nothing is allowed here"));
+        }
+    }
+    let cluster = app(chain, connection.port)?;
+    let lease = cluster.pick(|| worker.dice())?;
+    let (mut up, _) = dial(lease.endpoint(), Carries::Tcp, cluster.connect_timeout).await?;
+    tcp::copy(&mut down, &mut up).await.map(|_| ())
+}

@@ -1,0 +1,165 @@
+//! Whether a request may pass: RBAC policies, DENY before ALLOW; pure.
+
+use crate::config::rbac::{Action, Permission, Policy, Principal, Rbac};
+use crate::route::matcher::{RequestView, header_matches};
+
+/// What the policies say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict<'a> {
+    /// The request may pass.
+    Allowed,
+    /// This rule of a DENY policy matches.
+    DeniedBy(&'a str),
+    /// There are ALLOW policies, and none of their rules matches; the one that came nearest, if there is any.
+    NotAllowed(Option<&'a str>),
+}
+
+/// Who sends the request, as far as it is proven.
+#[derive(Debug, Clone, Copy)]
+pub struct Caller<'a> {
+    /// Its SPIFFE ID, when it came by mutual TLS.
+    pub principal: Option<&'a str>,
+}
+
+/// Asks every set of policies: first those that deny, then those that allow.
+pub fn verdict<'a>(
+    policies: &'a [Rbac],
+    caller: Caller<'_>,
+    request: &RequestView<'_>,
+) -> Verdict<'a> {
+    let of = |action| policies.iter().filter(move |rbac| rbac.action == action);
+    let asks = |policy: &Policy| policy.permissions.iter().any(|p| permits(p, request));
+    let holds = |policy: &&Policy| asks(policy) && is_one(&policy.principals, caller);
+    for rbac in of(Action::Deny) {
+        if let Some(policy) = rbac.policies.iter().find(holds) {
+            return Verdict::DeniedBy(&policy.name);
+        }
+    }
+    for rbac in of(Action::Allow) {
+        if !rbac.policies.iter().any(|policy| holds(&policy)) {
+            let near = rbac.policies.iter().find(|policy| asks(policy));
+            return Verdict::NotAllowed(near.or(rbac.policies.first()).map(|p| p.name.as_str()));
+        }
+    }
+    Verdict::Allowed
+}
+
+/// The same for a connection that carries no HTTP. Rules that look at HTTP never allow it, and always deny it.
+pub fn verdict_tcp<'a>(policies: &'a [Rbac], caller: Caller<'_>) -> Verdict<'a> {
+    let of = |action| policies.iter().filter(move |rbac| rbac.action == action);
+    let asks = |policy: &Policy| policy.permissions.iter().any(|p| matches!(p, Permission::Any));
+    let mut denying = of(Action::Deny).flat_map(|rbac| &rbac.policies);
+    if let Some(policy) = denying.find(|policy| is_one(&policy.principals, caller)) {
+        return Verdict::DeniedBy(&policy.name);
+    }
+    let holds = |policy: &Policy| asks(policy) && is_one(&policy.principals, caller);
+    match of(Action::Allow).find(|rbac| !rbac.policies.iter().any(holds)) {
+        None => Verdict::Allowed,
+        Some(rbac) => Verdict::NotAllowed(rbac.policies.first().map(|p| p.name.as_str())),
+    }
+}
+
+fn is_one(principals: &[Principal], caller: Caller<'_>) -> bool {
+    principals.iter().any(|principal| is(principal, caller))
+}
+
+fn permits(permission: &Permission, request: &RequestView<'_>) -> bool {
+    match permission {
+        Permission::Any => true,
+        Permission::All(all) => all.iter().all(|p| permits(p, request)),
+        Permission::One(one) => one.iter().any(|p| permits(p, request)),
+        Permission::Header(header) => header_matches(header, request),
+        Permission::Path(path) => path.matches(request.path),
+    }
+}
+
+fn is(principal: &Principal, caller: Caller<'_>) -> bool {
+    match principal {
+        Principal::Any => true,
+        Principal::All(all) => all.iter().all(|p| is(p, caller)),
+        Principal::One(one) => one.iter().any(|p| is(p, caller)),
+        Principal::Authenticated(name) => caller.principal.is_some_and(|id| {
+            let matches = |m: &crate::config::matching::StringMatch| m.matches(id.as_bytes());
+            name.as_ref().is_none_or(matches)
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::matching::{HeaderMatch, StringMatch};
+    use crate::http::head::Head;
+
+    const ORDER: &str = "spiffe://cluster.local/ns/default/sa/order-service";
+
+    fn method(name: &str) -> Permission {
+        Permission::Header(HeaderMatch {
+            name: ":method".to_owned(),
+            value: Some(StringMatch::Exact(name.to_owned())),
+            invert: false,
+        })
+    }
+
+    fn rbac(action: Action, permission: Permission, principal: Principal) -> Rbac {
+        let policy = Policy {
+            name: "rule".to_owned(),
+            permissions: vec![permission],
+            principals: vec![principal],
+        };
+        Rbac {
+            action,
+            policies: vec![policy],
+        }
+    }
+
+    fn order() -> Principal {
+        Principal::Authenticated(Some(StringMatch::Exact(ORDER.to_owned())))
+    }
+
+    /// The policy of the guide: only order-service, GET, /users/*.
+    fn guide() -> Rbac {
+        let path = Permission::Path(StringMatch::Prefix("/users/".to_owned()));
+        rbac(Action::Allow, Permission::All(vec![method("GET"), path]), order())
+    }
+
+    #[test]
+    fn only_what_a_rule_allows_passes() {
+        let policies = [guide()];
+        for (method, path, principal, allowed) in [
+            ("GET", "/users/1", Some(ORDER), true),
+            ("GET", "/users/1?x=/y", Some(ORDER), true),
+            ("GET", "/users", Some(ORDER), false),
+            ("POST", "/users/1", Some(ORDER), false),
+            ("GET", "/users/1", Some("spiffe://cluster.local/ns/default/sa/web"), false),
+            ("GET", "/users/1", None, false),
+        ] {
+            let head = Head::request(method, path);
+            let got = verdict(&policies, Caller { principal }, &RequestView::new(&head, "h"));
+            assert_eq!(got == Verdict::Allowed, allowed, "{method} {path} {principal:?}");
+        }
+    }
+
+    #[test]
+    fn deny_wins_and_an_empty_allow_denies_everything() {
+        let head = Head::request("GET", "/users/1");
+        let view = RequestView::new(&head, "h");
+        let caller = Caller { principal: Some(ORDER) };
+        let deny = rbac(Action::Deny, method("GET"), Principal::Any);
+        assert_eq!(verdict(&[guide(), deny], caller, &view), Verdict::DeniedBy("rule"));
+        let nothing = Rbac { action: Action::Allow, policies: Vec::new() };
+        assert_eq!(verdict(&[nothing], caller, &view), Verdict::NotAllowed(None));
+        assert_eq!(verdict(&[], caller, &view), Verdict::Allowed);
+    }
+
+    #[test]
+    fn a_rule_about_http_never_allows_bytes_and_always_denies_them() {
+        let caller = Caller { principal: Some(ORDER) };
+        let allow = rbac(Action::Allow, method("GET"), order());
+        assert_ne!(verdict_tcp(&[allow], caller), Verdict::Allowed);
+        let deny = rbac(Action::Deny, method("GET"), order());
+        assert_ne!(verdict_tcp(&[deny], caller), Verdict::Allowed);
+        let any = rbac(Action::Allow, Permission::Any, order());
+        assert_eq!(verdict_tcp(&[any], caller), Verdict::Allowed);
+    }
+}

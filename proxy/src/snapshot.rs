@@ -1,0 +1,599 @@
+//! What runs: resources in, a [`Snapshot`] out, one swap, and the path reads it.
+//!
+//! Invariants: a plan is published only when everything that it names has been answered (or 5 s have passed); what
+//! didn't change keeps its plan; endpoints outlive the assignment that named them first.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::balance::endpoint::{Connectors, Endpoint};
+use crate::balance::Cluster;
+use crate::config::cluster::{self, Discovery};
+use crate::config::endpoints::{self, Assignment, Workload};
+use crate::config::listener::{Chain, ChainMatch, Filter, Listener};
+use crate::config::rbac::Rbac;
+use crate::config::route::RouteConfig;
+use crate::observe::metrics::{Labels, Metrics, Party, Series};
+use crate::route::Router;
+use crate::route::split::Split;
+use crate::tls::client::Connector;
+use crate::tls::{Credentials, SpiffeId, alpn};
+
+/// How long a plan waits for what it names.
+const WARMING: Duration = Duration::from_secs(5);
+
+/// The name of the one inbound Listener.
+pub const INBOUND: &str = "virtualInbound";
+
+/// What the control plane said of a name.
+#[derive(Debug, Clone)]
+pub enum Answer<T> {
+    /// It exists.
+    Present(Arc<T>),
+    /// It doesn't; why, for a person.
+    Missing(Arc<str>),
+}
+
+/// Everything that was answered, by name.
+#[derive(Debug, Default)]
+pub struct Resources {
+    /// Listeners: authorities that are dialled, and [`INBOUND`].
+    pub listeners: HashMap<String, Answer<Listener>>,
+    /// RouteConfigurations.
+    pub routes: HashMap<String, Answer<RouteConfig>>,
+    /// Clusters.
+    pub clusters: HashMap<String, Answer<cluster::Cluster>>,
+    /// ClusterLoadAssignments.
+    pub endpoints: HashMap<String, Answer<Assignment>>,
+}
+
+/// What runs.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    outbound: HashMap<String, Arc<Entry>>,
+    /// What is done with connections to the app; `None` until the first inbound Listener is accepted.
+    pub inbound: Option<Arc<InboundPlan>>,
+}
+
+/// What is known of one authority.
+#[derive(Debug)]
+pub struct Entry {
+    /// What is done with its requests, or why there is no such thing.
+    pub answer: Result<Arc<OutboundPlan>, Arc<str>>,
+    used: Arc<AtomicU64>,
+}
+
+/// What is done with requests for one authority.
+#[derive(Debug)]
+pub struct OutboundPlan {
+    /// The authority, as it was asked for: `user-service:80`.
+    pub authority: Arc<str>,
+    /// What is done.
+    pub kind: OutboundKind,
+    /// Where requests are counted that reach no endpoint.
+    pub series: Arc<Series>,
+}
+
+/// What connections to an authority carry.
+#[derive(Debug)]
+pub enum OutboundKind {
+    /// HTTP.
+    Http(Router<RoutePlan>),
+    /// Bytes, for this cluster.
+    Tcp(Target),
+    /// HTTP whose routes never came.
+    NoRoutes(Arc<str>),
+}
+
+/// Where a route leads.
+#[derive(Debug)]
+pub struct RoutePlan {
+    /// Which rule of which object it is.
+    pub rule: Arc<str>,
+    /// Clusters by weight.
+    pub split: Split<Target>,
+    /// How long a whole exchange may take.
+    pub timeout: Option<Duration>,
+}
+
+/// A cluster that a route names.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// Its name.
+    pub name: Arc<str>,
+    /// The cluster, or why there is none.
+    pub cluster: Result<Arc<Cluster>, Arc<str>>,
+}
+
+/// What is done with connections to the app.
+#[derive(Debug)]
+pub struct InboundPlan {
+    chains: Vec<InboundChain>,
+    default_chain: Option<InboundChain>,
+}
+
+/// What is done with connections to one workload port.
+#[derive(Debug)]
+pub struct InboundChain {
+    matches: ChainMatch,
+    /// Whether mutual TLS is terminated.
+    pub tls: bool,
+    /// Which object decided on the mTLS mode.
+    pub rule: Arc<str>,
+    /// Who may do what.
+    pub policies: Vec<Rbac>,
+    /// Whether they carry HTTP, when they look like it; else bytes.
+    pub http: bool,
+    /// The app, by workload port.
+    apps: HashMap<u16, Target>,
+    workload: Workload,
+    service: String,
+}
+
+
+impl Snapshot {
+    /// What is known of `authority`, and that it is being used now (in seconds of any clock that only goes forward).
+    pub fn find(&self, authority: &str, now: u64) -> Option<&Arc<Entry>> {
+        let entry = self.outbound.get(authority)?;
+        entry.used.store(now, Ordering::Relaxed);
+        Some(entry)
+    }
+
+    /// Authorities with when each was last used.
+    pub fn uses(&self) -> impl Iterator<Item = (&str, u64)> {
+        let uses = self.outbound.iter();
+        uses.map(|(name, entry)| (name.as_str(), entry.used.load(Ordering::Relaxed)))
+    }
+}
+
+impl InboundPlan {
+    /// The chain for a connection to workload port `port` that begins with TLS or doesn't, and offers `alpn`. A chain
+    /// that names more wins, in Envoy's order: port, transport, ALPN.
+    pub fn find(&self, port: u16, tls: bool, alpn: &[Vec<u8>]) -> Option<&InboundChain> {
+        let fits = |chain: &&InboundChain| {
+            let m = &chain.matches;
+            let offered = |wanted: &String| alpn.iter().any(|offer| offer == wanted.as_bytes());
+            m.port.is_none_or(|p| p == port)
+                && m.tls.is_none_or(|t| t == tls)
+                && (m.alpn.is_empty() || m.alpn.iter().any(offered))
+        };
+        let specific = |chain: &&InboundChain| {
+            let m = &chain.matches;
+            (m.port.is_some(), m.tls.is_some(), !m.alpn.is_empty())
+        };
+        let best = self.chains.iter().filter(fits).max_by_key(specific);
+        best.or(self.default_chain.as_ref())
+    }
+}
+
+impl InboundChain {
+    /// The app behind workload port `port`.
+    pub fn app(&self, port: u16) -> Option<&Target> {
+        self.apps.get(&port)
+    }
+
+    /// Labels of requests from `source` that this chain takes.
+    pub fn labels(&self, source: &Party, principal: Option<String>, security: &str) -> Labels {
+        let destination = Party {
+            workload: self.workload.clone(),
+            principal,
+        };
+        Labels::new("destination", source, &destination, &self.service, security)
+    }
+}
+
+/// Makes snapshots; holds what outlives them.
+#[derive(Debug)]
+pub struct Builder {
+    credentials: Arc<Credentials>,
+    metrics: Arc<Metrics>,
+    me: Party,
+    apps: HashMap<u16, SocketAddr>,
+    clusters: HashMap<String, Running>,
+    endpoints: HashMap<(String, SocketAddr), (endpoints::Endpoint, Arc<Endpoint>)>,
+    connectors: HashMap<(String, Vec<SpiffeId>), Arc<Connectors>>,
+    warming: HashMap<String, Instant>,
+}
+
+/// A cluster that runs, with what it was made from.
+#[derive(Debug)]
+struct Running {
+    config: Arc<cluster::Cluster>,
+    assignment: Option<Arc<Assignment>>,
+    cluster: Arc<Cluster>,
+}
+
+impl Builder {
+    /// A builder for a proxy that is `me`, in front of apps by workload port.
+    pub fn new(
+        credentials: Arc<Credentials>,
+        metrics: Arc<Metrics>,
+        me: Party,
+        apps: HashMap<u16, SocketAddr>,
+    ) -> Builder {
+        Builder {
+            credentials,
+            metrics,
+            me,
+            apps,
+            clusters: HashMap::new(),
+            endpoints: HashMap::new(),
+            connectors: HashMap::new(),
+            warming: HashMap::new(),
+        }
+    }
+
+    /// The snapshot of `resources`, and when to ask again because something is still warming.
+    pub fn build(
+        &mut self,
+        resources: &Resources,
+        before: &Snapshot,
+        now: Instant,
+    ) -> (Snapshot, Option<Instant>) {
+        self.update_clusters(resources);
+        let mut snapshot = Snapshot::default();
+        self.warming.retain(|name, _| resources.listeners.contains_key(name));
+        for (name, answer) in &resources.listeners {
+            let ready = match answer {
+                Answer::Missing(_) => true,
+                Answer::Present(listener) => self.is_ready(name, listener, resources, now),
+            };
+            self.place(&mut snapshot, name, answer, resources, before, ready);
+        }
+        self.drop_unused(resources);
+        (snapshot, self.warming.values().min().copied())
+    }
+
+    /// Brings the endpoints of the running clusters up to date; enough when nothing else has changed.
+    pub fn refresh(&mut self, resources: &Resources) {
+        self.update_clusters(resources);
+        self.drop_unused(resources);
+    }
+
+    /// The clusters that run, with their configuration.
+    pub fn clusters(&self) -> impl Iterator<Item = (&Arc<cluster::Cluster>, &Arc<Cluster>)> {
+        self.clusters.values().map(|running| (&running.config, &running.cluster))
+    }
+
+    /// Puts what is to run for `name` into `snapshot`: the new plan when it is ready, else the old one.
+    fn place(
+        &self,
+        snapshot: &mut Snapshot,
+        name: &str,
+        answer: &Answer<Listener>,
+        resources: &Resources,
+        before: &Snapshot,
+        ready: bool,
+    ) {
+        if name == INBOUND {
+            snapshot.inbound = match answer {
+                Answer::Present(listener) if ready => {
+                    Some(Arc::new(self.inbound(listener, resources)))
+                }
+                // A removed inbound Listener leaves the last good one: accepted connections never just pass.
+                _ => before.inbound.clone(),
+            };
+            return;
+        }
+        let old = before.outbound.get(name);
+        if !ready {
+            if let Some(old) = old {
+                snapshot.outbound.insert(name.to_owned(), Arc::clone(old));
+            }
+            return;
+        }
+        let used = old.map_or_else(Arc::default, |entry| Arc::clone(&entry.used));
+        let answer = match answer {
+            Answer::Missing(reason) => Err(Arc::clone(reason)),
+            Answer::Present(listener) => Ok(Arc::new(self.outbound(name, listener, resources))),
+        };
+        let entry = Entry { answer, used };
+        snapshot.outbound.insert(name.to_owned(), Arc::new(entry));
+    }
+
+    /// Whether everything that `listener` names has been answered, or the wait for it is over.
+    fn is_ready(
+        &mut self,
+        name: &str,
+        listener: &Listener,
+        resources: &Resources,
+        now: Instant,
+    ) -> bool {
+        if is_warm(listener, resources) {
+            self.warming.remove(name);
+            return true;
+        }
+        let until = *self.warming.entry(name.to_owned()).or_insert(now + WARMING);
+        if until > now {
+            return false;
+        }
+        self.warming.remove(name);
+        true
+    }
+
+    fn outbound(&self, name: &str, listener: &Listener, resources: &Resources) -> OutboundPlan {
+        let kind = match listener.all_chains().next().map(|chain| &chain.filter) {
+            Some(Filter::Tcp(cluster)) => OutboundKind::Tcp(self.target(cluster, resources)),
+            Some(Filter::HttpInline(config)) => OutboundKind::Http(self.router(config, resources)),
+            Some(Filter::HttpNamed(route)) => match resources.routes.get(route) {
+                Some(Answer::Present(config)) => OutboundKind::Http(self.router(config, resources)),
+                Some(Answer::Missing(reason)) => OutboundKind::NoRoutes(Arc::clone(reason)),
+                None => OutboundKind::NoRoutes(format!("no answer for routes {route}").into()),
+            },
+            None => OutboundKind::NoRoutes("the listener has no filter chain".into()),
+        };
+        let service = name.rsplit_once(':').map_or(name, |(host, _)| host);
+        let unknown = Party::default();
+        let labels = Labels::new("source", &self.me, &unknown, service, "unknown");
+        OutboundPlan {
+            authority: name.into(),
+            kind,
+            series: self.metrics.series(labels),
+        }
+    }
+
+    fn router(&self, config: &RouteConfig, resources: &Resources) -> Router<RoutePlan> {
+        Router::new(config, |route| {
+            let targets = route.targets.iter();
+            let targets = targets.map(|(name, weight)| (self.target(name, resources), *weight));
+            RoutePlan {
+                rule: route.rule.as_str().into(),
+                split: Split::new(targets),
+                timeout: route.timeout,
+            }
+        })
+    }
+
+    fn target(&self, name: &str, resources: &Resources) -> Target {
+        let cluster = match self.clusters.get(name) {
+            Some(running) => Ok(Arc::clone(&running.cluster)),
+            None => Err(match resources.clusters.get(name) {
+                Some(Answer::Missing(reason)) => Arc::clone(reason),
+                _ => format!("the control plane did not answer for cluster {name}").into(),
+            }),
+        };
+        Target {
+            name: name.into(),
+            cluster,
+        }
+    }
+
+    fn inbound(&self, listener: &Listener, resources: &Resources) -> InboundPlan {
+        let chain = |chain: &Chain| InboundChain {
+            matches: chain.matches.clone(),
+            tls: chain.tls,
+            rule: chain.rule.as_str().into(),
+            policies: chain.policies.clone(),
+            http: !matches!(chain.filter, Filter::Tcp(_)),
+            apps: self
+                .apps
+                .keys()
+                .map(|port| (*port, self.target(&inbound_cluster(*port), resources)))
+                .collect(),
+            workload: chain.workload.clone(),
+            service: chain.service.clone(),
+        };
+        InboundPlan {
+            chains: listener.chains.iter().map(chain).collect(),
+            default_chain: listener.default_chain.as_ref().map(chain),
+        }
+    }
+
+    /// Brings the running clusters up to date: those whose configuration changed are made anew, those whose endpoints
+    /// changed get the new list, the others are left alone.
+    fn update_clusters(&mut self, resources: &Resources) {
+        for port in self.apps.keys().copied().collect::<Vec<_>>() {
+            self.update_app(port, resources);
+        }
+        for (name, answer) in &resources.clusters {
+            let Answer::Present(config) = answer else {
+                continue;
+            };
+            let Discovery::Eds(service) = &config.discovery else {
+                continue;
+            };
+            let assignment = match resources.endpoints.get(service) {
+                Some(Answer::Present(assignment)) => Some(Arc::clone(assignment)),
+                _ => None,
+            };
+            self.update_cluster(name, config, assignment);
+        }
+    }
+
+    /// The local app is a cluster with one endpoint, whether or not the control plane has a word on it.
+    fn update_app(&mut self, port: u16, resources: &Resources) {
+        let name = inbound_cluster(port);
+        let config = match resources.clusters.get(&name) {
+            Some(Answer::Present(config)) => Arc::clone(config),
+            _ if self.clusters.contains_key(&name) => return,
+            _ => Arc::new(app_cluster(&name)),
+        };
+        let Some(address) = self.apps.get(&port) else {
+            return;
+        };
+        let assignment = Assignment {
+            name: name.clone(),
+            endpoints: vec![endpoints::Endpoint {
+                address: *address,
+                weight: 1,
+                tls: false,
+                identities: Vec::new(),
+                workload: Workload::default(),
+            }],
+        };
+        let same = self.clusters.get(&name).map(|running| &running.config);
+        if !same.is_some_and(|same| Arc::ptr_eq(same, &config)) {
+            self.update_cluster(&name, &config, Some(Arc::new(assignment)));
+        }
+    }
+
+    fn update_cluster(
+        &mut self,
+        name: &str,
+        config: &Arc<cluster::Cluster>,
+        assignment: Option<Arc<Assignment>>,
+    ) {
+        let running = self.clusters.get(name);
+        let same_config = running.is_some_and(|r| Arc::ptr_eq(&r.config, config));
+        let same_endpoints = running.is_some_and(|r| match (&r.assignment, &assignment) {
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            (None, None) => true,
+            _ => false,
+        });
+        if same_config && same_endpoints {
+            return;
+        }
+        let cluster = match running {
+            Some(running) if same_config => Arc::clone(&running.cluster),
+            _ => {
+                let timeout = config.connect_timeout;
+                Arc::new(Cluster::new(name, &config.rule, config.balance, timeout))
+            }
+        };
+        let list = assignment.as_ref().map_or(&[][..], |a| &a.endpoints);
+        let list = list.iter().map(|endpoint| self.endpoint(name, config, endpoint));
+        cluster.set_endpoints(list.collect());
+        let running = Running {
+            config: Arc::clone(config),
+            assignment,
+            cluster,
+        };
+        self.clusters.insert(name.to_owned(), running);
+    }
+
+    /// The endpoint that runs for `said`: the one of before, unless how it is spoken to has changed.
+    fn endpoint(
+        &mut self,
+        cluster: &str,
+        config: &cluster::Cluster,
+        said: &endpoints::Endpoint,
+    ) -> Arc<Endpoint> {
+        let key = (cluster.to_owned(), said.address);
+        if let Some((before, endpoint)) = self.endpoints.get(&key)
+            && before == said
+        {
+            return Arc::clone(endpoint);
+        }
+        let tls = match (&config.tls, said.tls) {
+            (Some(tls), true) => self.connectors(tls, &said.identities),
+            _ => None,
+        };
+        let destination = Party {
+            workload: said.workload.clone(),
+            principal: said.identities.first().map(ToString::to_string),
+        };
+        let service = cluster.rsplit('|').next().unwrap_or_default();
+        let labels = Labels::new("source", &self.me, &destination, service, "unknown");
+        let series = match cluster.starts_with("inbound|") {
+            true => None,
+            false => Some(self.metrics.series(labels)),
+        };
+        let workload = said.workload.clone();
+        let endpoint = Endpoint::new(said.address, said.weight, tls, workload, series);
+        let endpoint = Arc::new(endpoint);
+        let old = self.endpoints.insert(key, (said.clone(), Arc::clone(&endpoint)));
+        if let Some((_, old)) = old {
+            old.retire();
+        }
+        endpoint
+    }
+
+    fn connectors(
+        &mut self,
+        tls: &cluster::Tls,
+        identities: &[SpiffeId],
+    ) -> Option<Arc<Connectors>> {
+        let allowed = match identities {
+            [] => &tls.identities,
+            own => own,
+        };
+        let key = (tls.sni.clone(), allowed.to_vec());
+        if let Some(connectors) = self.connectors.get(&key) {
+            return Some(Arc::clone(connectors));
+        }
+        let make = |protocol| {
+            Connector::new(&self.credentials, &tls.sni, &[protocol], allowed.to_vec())
+        };
+        match (make(alpn::HTTP1), make(alpn::TCP)) {
+            (Ok(http), Ok(tcp)) => {
+                let connectors = Arc::new(Connectors { http, tcp });
+                self.connectors.insert(key, Arc::clone(&connectors));
+                Some(connectors)
+            }
+            (Err(error), _) | (_, Err(error)) => {
+                // Unreachable with an SNI that `config` accepted; plaintext instead of TLS would be the wrong way out.
+                tracing::error!(sni = tls.sni, error, "cannot prepare TLS");
+                None
+            }
+        }
+    }
+
+    /// Forgets clusters and endpoints that no resource names any more.
+    fn drop_unused(&mut self, resources: &Resources) {
+        let apps = &self.apps;
+        self.clusters.retain(|name, _| {
+            let named = matches!(resources.clusters.get(name), Some(Answer::Present(_)));
+            named || apps.keys().any(|port| *name == inbound_cluster(*port))
+        });
+        let clusters = &self.clusters;
+        self.endpoints.retain(|(cluster, _), (said, endpoint)| {
+            let running = clusters.get(cluster).and_then(|r| r.assignment.as_ref());
+            let named = running.is_some_and(|assignment| assignment.endpoints.contains(said));
+            if !named {
+                endpoint.retire();
+            }
+            named
+        });
+        self.connectors.retain(|_, connectors| Arc::strong_count(connectors) > 1);
+    }
+}
+
+/// The name of the cluster that is the app behind a workload port.
+fn inbound_cluster(port: u16) -> String {
+    format!("inbound|{port}||")
+}
+
+fn app_cluster(name: &str) -> cluster::Cluster {
+    cluster::Cluster {
+        name: name.to_owned(),
+        rule: "the local app".to_owned(),
+        discovery: Discovery::OriginalDst,
+        balance: cluster::Balance::RoundRobin,
+        connect_timeout: Duration::from_secs(10),
+        tls: None,
+        pending: cluster::Pending::default(),
+    }
+}
+
+/// Whether every route configuration, cluster and assignment that `listener` leads to has been answered.
+fn is_warm(listener: &Listener, resources: &Resources) -> bool {
+    listener.all_chains().all(|chain| match &chain.filter {
+        Filter::Tcp(cluster) => is_cluster_warm(cluster, resources),
+        Filter::HttpInline(config) => are_routes_warm(config, resources),
+        Filter::HttpNamed(route) => match resources.routes.get(route) {
+            Some(Answer::Present(config)) => are_routes_warm(config, resources),
+            Some(Answer::Missing(_)) => true,
+            None => false,
+        },
+    })
+}
+
+fn are_routes_warm(config: &RouteConfig, resources: &Resources) -> bool {
+    config.clusters().all(|cluster| is_cluster_warm(cluster, resources))
+}
+
+fn is_cluster_warm(name: &str, resources: &Resources) -> bool {
+    match resources.clusters.get(name) {
+        Some(Answer::Present(cluster)) => match &cluster.discovery {
+            Discovery::Eds(service) => resources.endpoints.contains_key(service),
+            Discovery::OriginalDst => true,
+        },
+        Some(Answer::Missing(_)) => true,
+        None => false,
+    }
+}

@@ -1,0 +1,72 @@
+//! What a worker thread has at hand: what all workers share, and its own pool and dice.
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::connect::pool::Pool;
+use crate::directory::Directory;
+use crate::drain::Watch;
+use crate::http::h1::{Limits, Timeouts};
+use crate::observe::metrics::{Metrics, Party, Series};
+use crate::tls::server::Acceptor;
+use crate::tls::Credentials;
+
+/// What all workers share.
+#[derive(Debug)]
+pub struct Shared {
+    /// What runs.
+    pub directory: Arc<Directory>,
+    /// Every metric.
+    pub metrics: Arc<Metrics>,
+    /// What we prove ourselves with.
+    pub credentials: Arc<Credentials>,
+    /// Accepts mutual TLS.
+    pub acceptor: Acceptor,
+    /// Tells the end.
+    pub watch: Watch,
+    /// Bounds on messages.
+    pub limits: Limits,
+    /// How long peers may take.
+    pub timeouts: Timeouts,
+    /// How long a connection may keep its protocol to itself.
+    pub detection: Duration,
+    /// Who we are, for metrics.
+    pub me: Party,
+    /// Addresses that we listen on: requests to them would go round in circles.
+    pub own_addresses: Vec<SocketAddr>,
+    /// Where requests are counted whose destination is unknown.
+    pub unknown: Arc<Series>,
+}
+
+/// What one worker has at hand.
+#[derive(Debug)]
+pub struct Worker {
+    /// What all workers share.
+    pub shared: Arc<Shared>,
+    /// Idle upstream connections.
+    pub pool: Pool,
+    rng: RefCell<fastrand::Rng>,
+}
+
+impl Worker {
+    /// A worker.
+    pub fn new(shared: Arc<Shared>, pool: Pool) -> Worker {
+        Worker {
+            shared,
+            pool,
+            rng: RefCell::new(fastrand::Rng::new()),
+        }
+    }
+
+    /// Runs `with` on this worker's random numbers.
+    pub fn random<T>(&self, with: impl FnOnce(&mut fastrand::Rng) -> T) -> T {
+        with(&mut self.rng.borrow_mut())
+    }
+
+    /// A number evenly spread over `u32`.
+    pub fn dice(&self) -> u32 {
+        self.random(|rng| rng.u32(..))
+    }
+}

@@ -1,0 +1,294 @@
+//! The stream to the control plane: connect, back off, feed the session, apply what comes, publish once.
+
+pub mod session;
+pub mod store;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use leno_proto::pb::envoy::config::core::v3::Node;
+use leno_proto::pb::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse,
+    aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
+};
+use leno_proto::tonic::transport::{Channel, Endpoint};
+use leno_proto::tonic::{Status, Streaming};
+use leno_proto::type_url::{self, CLUSTER, ENDPOINTS, LISTENER, ROUTE, SECRET};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::channel::Target;
+use crate::config::secret;
+use crate::directory::{Directory, Link};
+use crate::drain::Watch;
+use crate::observe::metrics::Metrics;
+use crate::snapshot::{Builder, INBOUND};
+use crate::status::Status as Shown;
+use crate::tls::Credentials;
+use session::Session;
+use store::Store;
+
+/// Reconnecting starts at this and doubles, with full jitter.
+const MIN_BACKOFF: Duration = Duration::from_millis(200);
+/// It grows no further than this.
+const MAX_BACKOFF: Duration = Duration::from_secs(10);
+/// Unsent requests of ours; the stream is asked for more names far more slowly than this.
+const REQUESTS: usize = 1024;
+
+/// What the stream is configured with.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where the control plane is.
+    pub target: Target,
+    /// Who we are.
+    pub node: Node,
+    /// Largest message that is accepted.
+    pub max_message: usize,
+    /// Names that were not used for so long are given back.
+    pub idle_names: Duration,
+}
+
+/// The client's side of the stream, and what it knows.
+#[derive(Debug)]
+pub struct Client {
+    options: Options,
+    session: Session,
+    store: Store,
+    builder: Builder,
+    directory: Arc<Directory>,
+    credentials: Arc<Credentials>,
+    metrics: Arc<Metrics>,
+    shown: Arc<Shown>,
+    warming: Option<Instant>,
+}
+
+impl Client {
+    /// A client that is subscribed to the inbound Listener and the roots.
+    pub fn new(
+        options: Options,
+        builder: Builder,
+        directory: Arc<Directory>,
+        credentials: Arc<Credentials>,
+        metrics: Arc<Metrics>,
+        shown: Arc<Shown>,
+    ) -> Client {
+        let mut session = Session::new(options.node.clone());
+        session.subscribe(LISTENER, [INBOUND.to_owned()]);
+        session.subscribe(SECRET, [secret::ROOTS.to_owned()]);
+        Client {
+            options,
+            session,
+            store: Store::default(),
+            builder,
+            directory,
+            credentials,
+            metrics,
+            shown,
+            warming: None,
+        }
+    }
+
+    /// Keeps the stream up until the end. `asked` are the authorities that the path asks for.
+    pub async fn run(mut self, mut asked: mpsc::UnboundedReceiver<String>, watch: Watch) {
+        let mut backoff = MIN_BACKOFF;
+        loop {
+            let began = Instant::now();
+            let ended = tokio::select! {
+                ended = self.stream(&mut asked) => ended,
+                () = watch.ended() => return,
+            };
+            self.metrics.connected.set(0);
+            let words = format!("control plane unreachable since {}: {ended}", Shown::now());
+            if self.directory.link().up || self.directory.link().words.is_empty() {
+                tracing::warn!(target = %self.options.target, "{words}");
+                self.directory.set_link(Link { up: false, words });
+            }
+            if began.elapsed() > MAX_BACKOFF {
+                backoff = MIN_BACKOFF;
+            }
+            let until = Instant::now() + backoff.mul_f64(fastrand::f64());
+            backoff = (backoff * 2).min(MAX_BACKOFF);
+            if !self.wait(until, &mut asked, &watch).await {
+                return;
+            }
+        }
+    }
+
+    /// Waits before the next try; what is asked for meanwhile goes out with it. False at the end.
+    async fn wait(
+        &mut self,
+        until: Instant,
+        asked: &mut mpsc::UnboundedReceiver<String>,
+        watch: &Watch,
+    ) -> bool {
+        loop {
+            tokio::select! {
+                () = sleep_until(until) => return true,
+                () = watch.ended() => return false,
+                () = at(self.warming) => self.publish(true),
+                name = asked.recv() => match name {
+                    Some(name) => drop(self.session.subscribe(LISTENER, [name])),
+                    None => return false,
+                },
+            }
+        }
+    }
+
+    /// One stream, until it ends; says why it did.
+    async fn stream(&mut self, asked: &mut mpsc::UnboundedReceiver<String>) -> String {
+        let (requests, mut responses) = match self.open().await {
+            Ok(stream) => stream,
+            Err(error) => return error,
+        };
+        let mut sweep = tokio::time::interval(self.options.idle_names / 4);
+        loop {
+            let outgoing = tokio::select! {
+                message = responses.message() => match message {
+                    Ok(Some(response)) => self.receive(&response),
+                    Ok(None) => return "the stream was closed".to_owned(),
+                    Err(status) => return words(&status),
+                },
+                name = asked.recv() => match name {
+                    Some(name) => self.session.subscribe(LISTENER, [name]).into_iter().collect(),
+                    None => return "the proxy ends".to_owned(),
+                },
+                () = at(self.warming) => {
+                    self.publish(true);
+                    Vec::new()
+                }
+                _ = sweep.tick() => self.give_back_idle(),
+            };
+            for request in outgoing {
+                if requests.send(request).await.is_err() {
+                    return "the stream was closed".to_owned();
+                }
+            }
+        }
+    }
+
+    async fn open(
+        &mut self,
+    ) -> Result<(mpsc::Sender<DeltaDiscoveryRequest>, Streaming<DeltaDiscoveryResponse>), String>
+    {
+        let channel: Channel = Endpoint::from_static("http://control-plane")
+            .http2_keep_alive_interval(Duration::from_secs(30))
+            .keep_alive_while_idle(true)
+            .connect_with_connector(self.options.target.connector(&self.credentials)?)
+            .await
+            .map_err(|error| crate::channel::words(&error))?;
+        let mut client = AggregatedDiscoveryServiceClient::new(channel)
+            .max_decoding_message_size(self.options.max_message);
+        let (requests, receiver) = mpsc::channel(REQUESTS);
+        for request in self.session.opening(|t, name| self.store.version(t, name)) {
+            // The channel is empty and has room for one request a type.
+            let _ = requests.try_send(request);
+        }
+        let stream = client.delta_aggregated_resources(ReceiverStream::new(receiver)).await;
+        let stream = stream.map_err(|status| words(&status))?;
+        Ok((requests, stream.into_inner()))
+    }
+
+    /// Applies a response; returns what to say now.
+    fn receive(&mut self, response: &DeltaDiscoveryResponse) -> Vec<DeltaDiscoveryRequest> {
+        if !self.directory.link().up {
+            self.metrics.connected.set(1);
+            let words = format!("connected since {}", Shown::now());
+            self.directory.set_link(Link { up: true, words });
+        }
+        let applied = self.store.apply(response);
+        for name in &applied.names {
+            self.session.adopt(&response.type_url, name);
+        }
+        for refused in &applied.refused {
+            self.metrics.refused_resources.inc();
+            tracing::warn!(
+                resource = type_url::short(&refused.r#type),
+                name = refused.name,
+                field = refused.field,
+                reason = refused.reason,
+                "refused"
+            );
+        }
+        let answer = self.session.answer(&response.type_url, &response.nonce, &applied.refused);
+        let mut outgoing = vec![answer];
+        if response.type_url == SECRET {
+            self.take_roots();
+        }
+        outgoing.extend(self.follow());
+        self.publish(Store::shapes_plans(&response.type_url));
+        outgoing
+    }
+
+    fn take_roots(&mut self) {
+        if let Some(roots) = &self.store.roots
+            && let Err(error) = self.credentials.set_roots(&roots.certificates)
+        {
+            tracing::warn!(error, "roots not usable, the last ones stay");
+        }
+    }
+
+    /// Subscribes to what the resources lead to, and gives back what they don't lead to any more.
+    fn follow(&mut self) -> Vec<DeltaDiscoveryRequest> {
+        let mut requests = Vec::new();
+        for (type_url, needed) in self.store.needed() {
+            let subscribed = self.session.subscribed(type_url);
+            let gone: Vec<String> = subscribed.difference(&needed).cloned().collect();
+            for name in &gone {
+                self.store.forget(type_url, name);
+            }
+            requests.extend(self.session.unsubscribe(type_url, gone));
+            requests.extend(self.session.subscribe(type_url, needed));
+        }
+        requests
+    }
+
+    /// Gives back authorities that nobody has asked for in a long time.
+    fn give_back_idle(&mut self) -> Vec<DeltaDiscoveryRequest> {
+        let idle = self.options.idle_names.as_secs();
+        let now = self.directory.clock();
+        let snapshot = self.directory.snapshot();
+        let unused = snapshot.uses().filter(|(_, used)| now.saturating_sub(*used) > idle);
+        let unused: BTreeSet<String> = unused.map(|(name, _)| name.to_owned()).collect();
+        if unused.is_empty() {
+            return Vec::new();
+        }
+        for name in &unused {
+            self.store.forget(LISTENER, name);
+        }
+        let mut requests: Vec<_> = self.session.unsubscribe(LISTENER, unused).into_iter().collect();
+        requests.extend(self.follow());
+        self.publish(true);
+        requests
+    }
+
+    /// Makes what was accepted run.
+    fn publish(&mut self, shapes_plans: bool) {
+        if !shapes_plans && self.warming.is_none() {
+            self.builder.refresh(&self.store.resources);
+        } else {
+            let before = self.directory.snapshot();
+            let now = Instant::now();
+            let (snapshot, warming) = self.builder.build(&self.store.resources, &before, now);
+            self.warming = warming;
+            let names = self.session.subscribed(LISTENER).len();
+            self.directory.publish(snapshot, names);
+        }
+        self.shown.set_resources(&self.store, self.builder.clusters());
+    }
+}
+
+/// Resources by type, for the page that shows them.
+pub(crate) const SHOWN: [&str; 5] = [LISTENER, ROUTE, CLUSTER, ENDPOINTS, SECRET];
+
+async fn at(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn words(status: &Status) -> String {
+    format!("{:?}: {}", status.code(), status.message())
+}

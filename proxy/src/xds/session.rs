@@ -1,0 +1,189 @@
+//! One delta xDS stream as a state machine without IO: what is subscribed, what the other side knows that we have, what
+//! must be said next.
+//!
+//! Invariant: a request is made only by [`Session::opening`], [`Session::subscribe`], [`Session::unsubscribe`] and
+//! [`Session::answer`]; whoever drives the stream sends what they return, in that order.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use leno_proto::leno::Refused;
+use leno_proto::pack;
+use leno_proto::pb::envoy::config::core::v3::Node;
+use leno_proto::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
+use leno_proto::pb::google::rpc::Status;
+use leno_proto::type_url::ALL;
+
+/// gRPC's INVALID_ARGUMENT, which a NACK bears.
+const INVALID_ARGUMENT: i32 = 3;
+
+/// A delta xDS stream.
+#[derive(Debug)]
+pub struct Session {
+    node: Node,
+    subscribed: BTreeMap<&'static str, BTreeSet<String>>,
+}
+
+impl Session {
+    /// A session of `node`, subscribed to nothing.
+    pub fn new(node: Node) -> Session {
+        Session {
+            node,
+            subscribed: ALL.iter().map(|&kind| (kind, BTreeSet::new())).collect(),
+        }
+    }
+
+    /// What is subscribed of a type.
+    pub fn subscribed(&self, type_url: &str) -> &BTreeSet<String> {
+        static NONE: BTreeSet<String> = BTreeSet::new();
+        self.subscribed.get(type_url).unwrap_or(&NONE)
+    }
+
+    /// What a new stream begins with: every subscription, and the versions that are held of it, so that only what
+    /// changed meanwhile is sent. `versions` tells the version of a type's resource.
+    pub fn opening(
+        &self,
+        versions: impl Fn(&str, &str) -> Option<String>,
+    ) -> Vec<DeltaDiscoveryRequest> {
+        let mut requests = Vec::new();
+        for (type_url, names) in &self.subscribed {
+            if names.is_empty() {
+                continue;
+            }
+            let held = names.iter();
+            let held = held.filter_map(|name| Some((name.clone(), versions(type_url, name)?)));
+            requests.push(DeltaDiscoveryRequest {
+                type_url: (*type_url).to_owned(),
+                resource_names_subscribe: names.iter().cloned().collect(),
+                initial_resource_versions: held.collect::<HashMap<_, _>>(),
+                ..DeltaDiscoveryRequest::default()
+            });
+        }
+        // The node identifies the stream, and is said once.
+        if let Some(first) = requests.first_mut() {
+            first.node = Some(self.node.clone());
+        }
+        requests
+    }
+
+    /// Subscribes to `names`; the request to send, if any of them is new.
+    pub fn subscribe(
+        &mut self,
+        type_url: &str,
+        names: impl IntoIterator<Item = String>,
+    ) -> Option<DeltaDiscoveryRequest> {
+        let subscribed = self.subscribed.get_mut(type_url)?;
+        let names = names.into_iter();
+        let new: Vec<String> = names.filter(|n| subscribed.insert(n.clone())).collect();
+        (!new.is_empty()).then(|| DeltaDiscoveryRequest {
+            type_url: type_url.to_owned(),
+            resource_names_subscribe: new,
+            ..DeltaDiscoveryRequest::default()
+        })
+    }
+
+    /// Gives `names` back; the request to send, if any of them was subscribed.
+    pub fn unsubscribe(
+        &mut self,
+        type_url: &str,
+        names: impl IntoIterator<Item = String>,
+    ) -> Option<DeltaDiscoveryRequest> {
+        let subscribed = self.subscribed.get_mut(type_url)?;
+        let gone: Vec<String> = names.into_iter().filter(|n| subscribed.remove(n)).collect();
+        (!gone.is_empty()).then(|| DeltaDiscoveryRequest {
+            type_url: type_url.to_owned(),
+            resource_names_unsubscribe: gone,
+            ..DeltaDiscoveryRequest::default()
+        })
+    }
+
+    /// The server pushed a resource that wasn't asked for, as part of a chain: it counts as subscribed on both sides.
+    pub fn adopt(&mut self, type_url: &str, name: &str) {
+        if let Some(subscribed) = self.subscribed.get_mut(type_url)
+            && !subscribed.contains(name)
+        {
+            subscribed.insert(name.to_owned());
+        }
+    }
+
+    /// The ACK of a response, or its NACK with each refused resource named; what isn't named was accepted.
+    pub fn answer(&self, type_url: &str, nonce: &str, refused: &[Refused]) -> DeltaDiscoveryRequest {
+        let error_detail = refused.first().map(|first| Status {
+            code: INVALID_ARGUMENT,
+            message: match refused.len() {
+                1 => format!("{}: {}: {}", first.name, first.field, first.reason),
+                more => format!("{more} resources refused, the first: {}: {}", first.name, first.reason),
+            },
+            details: refused.iter().map(pack).collect(),
+        });
+        DeltaDiscoveryRequest {
+            type_url: type_url.to_owned(),
+            response_nonce: nonce.to_owned(),
+            error_detail,
+            ..DeltaDiscoveryRequest::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use leno_proto::type_url::{CLUSTER, LISTENER};
+
+    use super::*;
+
+    fn session() -> Session {
+        Session::new(Node {
+            id: "sidecar~127.0.0.1~a.b~b".to_owned(),
+            ..Node::default()
+        })
+    }
+
+    fn names(names: &[&str]) -> Vec<String> {
+        names.iter().map(|&name| name.to_owned()).collect()
+    }
+
+    #[test]
+    fn only_what_is_new_is_asked_for_and_only_what_was_is_given_back() {
+        let mut session = session();
+        let request = session.subscribe(LISTENER, names(&["a:80", "b:80"])).expect("new");
+        assert_eq!(request.resource_names_subscribe, names(&["a:80", "b:80"]));
+        assert!(request.node.is_none());
+        assert!(session.subscribe(LISTENER, names(&["a:80"])).is_none());
+        let request = session.unsubscribe(LISTENER, names(&["a:80", "c:80"])).expect("was");
+        assert_eq!(request.resource_names_unsubscribe, names(&["a:80"]));
+        assert!(session.unsubscribe(LISTENER, names(&["a:80"])).is_none());
+    }
+
+    #[test]
+    fn a_new_stream_begins_with_what_is_held_and_says_who_we_are_once() {
+        let mut session = session();
+        session.subscribe(LISTENER, names(&["a:80", "b:80"]));
+        session.adopt(CLUSTER, "c");
+        let version = |_: &str, name: &str| (name != "b:80").then(|| format!("v-{name}"));
+        let requests = session.opening(version);
+        assert_eq!(requests.len(), 2);
+        assert_eq!(requests.iter().filter(|r| r.node.is_some()).count(), 1);
+        assert!(requests[0].node.is_some());
+        let listener = requests.iter().find(|r| r.type_url == LISTENER).expect("asked");
+        assert_eq!(listener.resource_names_subscribe, names(&["a:80", "b:80"]));
+        assert_eq!(listener.initial_resource_versions.len(), 1);
+        assert_eq!(listener.initial_resource_versions["a:80"], "v-a:80");
+    }
+
+    #[test]
+    fn a_nack_names_what_was_refused_and_an_ack_nothing() {
+        let session = session();
+        assert!(session.answer(CLUSTER, "n1", &[]).error_detail.is_none());
+        let refused = Refused {
+            r#type: CLUSTER.to_owned(),
+            name: "c".to_owned(),
+            version: "2".to_owned(),
+            field: "connect_timeout".to_owned(),
+            reason: "must be positive".to_owned(),
+        };
+        let nack = session.answer(CLUSTER, "n2", std::slice::from_ref(&refused));
+        assert_eq!(nack.response_nonce, "n2");
+        let status = nack.error_detail.expect("a NACK");
+        let detail: Refused = leno_proto::unpack(&status.details[0]).expect("ours");
+        assert_eq!(detail, refused);
+    }
+}

@@ -1,0 +1,234 @@
+//! What was accepted: resources by type and name, each judged alone.
+//!
+//! Invariant: a refused resource changes nothing but the list of refusals; its last good version stays.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use leno_proto::leno::Refused;
+use leno_proto::pb::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource as Sent};
+use leno_proto::type_url::{CLUSTER, ENDPOINTS, LISTENER, ROUTE, SECRET};
+
+use crate::config::cluster::{Cluster, Discovery};
+use crate::config::listener::Filter;
+use crate::config::route::RouteConfig;
+use crate::config::secret::Roots;
+use crate::config::{Invalid, decode};
+use crate::snapshot::{Answer, Resources};
+
+/// Resources of a response that are looked at.
+const MAX_RESOURCES: usize = 20_000;
+
+/// Everything that was accepted.
+#[derive(Debug, Default)]
+pub struct Store {
+    /// What the path's plans are made from.
+    pub resources: Resources,
+    /// The roots of trust, when the control plane sent them.
+    pub roots: Option<Arc<Roots>>,
+    versions: HashMap<(&'static str, String), String>,
+    refused: BTreeMap<(String, String), Refused>,
+}
+
+/// What a response changed.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// Names that the response spoke of.
+    pub names: Vec<String>,
+    /// What was refused.
+    pub refused: Vec<Refused>,
+}
+
+impl Store {
+    /// The version held of a resource.
+    pub fn version(&self, type_url: &str, name: &str) -> Option<String> {
+        let key = leno_proto::type_url::ALL.into_iter().find(|t| *t == type_url)?;
+        self.versions.get(&(key, name.to_owned())).cloned()
+    }
+
+    /// Versions held: type, name, version.
+    pub fn versions(&self) -> impl Iterator<Item = (&'static str, &str, &str)> {
+        let versions = self.versions.iter();
+        versions.map(|((type_url, name), version)| (*type_url, name.as_str(), version.as_str()))
+    }
+
+    /// What is refused now, until a version of it is accepted or it goes.
+    pub fn refused(&self) -> impl Iterator<Item = &Refused> {
+        self.refused.values()
+    }
+
+    /// Applies a response.
+    pub fn apply(&mut self, response: &DeltaDiscoveryResponse) -> Applied {
+        let mut applied = Applied::default();
+        let Some(type_url) = leno_proto::type_url::ALL
+            .into_iter()
+            .find(|t| *t == response.type_url)
+        else {
+            let invalid = Invalid::new("type_url", "is not one that Leno asks for");
+            applied.refused.push(refused(&response.type_url, "", "", invalid));
+            return applied;
+        };
+        let mut seen = BTreeSet::new();
+        for sent in response.resources.iter().take(MAX_RESOURCES) {
+            let outcome = match seen.insert(&sent.name) {
+                true => self.accept(type_url, sent),
+                false => Err(Invalid::new("name", "stands twice in the response")),
+            };
+            self.record(type_url, sent, outcome, &mut applied);
+        }
+        for name in &response.removed_resources {
+            self.miss(type_url, name, "the control plane removed it");
+            applied.names.push(name.clone());
+        }
+        for error in &response.resource_errors {
+            let name = error.resource_name.as_ref().map_or("", |name| &name.name);
+            let detail = error.error_detail.as_ref();
+            self.miss(type_url, name, detail.map_or("not found", |d| &d.message));
+            applied.names.push(name.to_owned());
+        }
+        applied
+    }
+
+    fn record(
+        &mut self,
+        type_url: &'static str,
+        sent: &Sent,
+        outcome: Result<(), Invalid>,
+        applied: &mut Applied,
+    ) {
+        applied.names.push(sent.name.clone());
+        let key = (type_url.to_owned(), sent.name.clone());
+        match outcome {
+            Ok(()) => {
+                self.refused.remove(&key);
+                let key = (type_url, sent.name.clone());
+                self.versions.insert(key, sent.version.clone());
+            }
+            Err(invalid) => {
+                let refusal = refused(type_url, &sent.name, &sent.version, invalid);
+                self.refused.insert(key, refusal.clone());
+                applied.refused.push(refusal);
+            }
+        }
+    }
+
+    fn accept(&mut self, type_url: &str, sent: &Sent) -> Result<(), Invalid> {
+        let missing = || Invalid::new("resource", "is required");
+        let any = sent.resource.as_ref().ok_or_else(missing)?;
+        if any.type_url != type_url {
+            let reason = format!("is a {}", any.type_url);
+            return Err(Invalid::new("resource.type_url", reason));
+        }
+        let name = sent.name.clone();
+        let resources = &mut self.resources;
+        match type_url {
+            LISTENER => {
+                let listener = Answer::Present(Arc::new(decode(&name, any)?));
+                resources.listeners.insert(name, listener);
+            }
+            ROUTE => {
+                let routes = Answer::Present(Arc::new(decode(&name, any)?));
+                resources.routes.insert(name, routes);
+            }
+            CLUSTER => {
+                let cluster = Answer::Present(Arc::new(decode(&name, any)?));
+                resources.clusters.insert(name, cluster);
+            }
+            ENDPOINTS => {
+                let endpoints = Answer::Present(Arc::new(decode(&name, any)?));
+                resources.endpoints.insert(name, endpoints);
+            }
+            _ => self.roots = Some(Arc::new(decode(&name, any)?)),
+        }
+        Ok(())
+    }
+
+    fn miss(&mut self, type_url: &'static str, name: &str, reason: &str) {
+        self.versions.remove(&(type_url, name.to_owned()));
+        self.refused.remove(&(type_url.to_owned(), name.to_owned()));
+        let (name, reason) = (name.to_owned(), Arc::<str>::from(reason));
+        let resources = &mut self.resources;
+        match type_url {
+            LISTENER => drop(resources.listeners.insert(name, Answer::Missing(reason))),
+            ROUTE => drop(resources.routes.insert(name, Answer::Missing(reason))),
+            CLUSTER => drop(resources.clusters.insert(name, Answer::Missing(reason))),
+            ENDPOINTS => drop(resources.endpoints.insert(name, Answer::Missing(reason))),
+            // Roots are replaced, never removed: without any, nothing could be verified.
+            _ => {}
+        }
+    }
+
+    /// Forgets a resource that is not subscribed any more.
+    pub fn forget(&mut self, type_url: &'static str, name: &str) {
+        self.versions.remove(&(type_url, name.to_owned()));
+        self.refused.remove(&(type_url.to_owned(), name.to_owned()));
+        let resources = &mut self.resources;
+        match type_url {
+            LISTENER => drop(resources.listeners.remove(name)),
+            ROUTE => drop(resources.routes.remove(name)),
+            CLUSTER => drop(resources.clusters.remove(name)),
+            ENDPOINTS => drop(resources.endpoints.remove(name)),
+            _ => {}
+        }
+    }
+
+    /// What the accepted resources lead to, by type: everything that should be subscribed besides the Listeners.
+    pub fn needed(&self) -> BTreeMap<&'static str, BTreeSet<String>> {
+        let mut routes = BTreeSet::new();
+        let mut clusters = BTreeSet::new();
+        let named = |config: &RouteConfig, clusters: &mut BTreeSet<String>| {
+            clusters.extend(config.clusters().map(str::to_owned));
+        };
+        for listener in present(&self.resources.listeners) {
+            for chain in listener.all_chains() {
+                match &chain.filter {
+                    Filter::Tcp(cluster) => drop(clusters.insert(cluster.clone())),
+                    Filter::HttpInline(config) => named(config, &mut clusters),
+                    Filter::HttpNamed(route) => {
+                        routes.insert(route.clone());
+                    }
+                }
+            }
+        }
+        for name in &routes {
+            if let Some(Answer::Present(config)) = self.resources.routes.get(name) {
+                named(config, &mut clusters);
+            }
+        }
+        let present = clusters.iter().filter_map(|name| match self.resources.clusters.get(name) {
+            Some(Answer::Present(cluster)) => eds_name(cluster),
+            _ => None,
+        });
+        let endpoints = present.collect();
+        BTreeMap::from([(ROUTE, routes), (CLUSTER, clusters), (ENDPOINTS, endpoints)])
+    }
+
+    /// Whether a response of this type may change what plans look like, not just which endpoints they use.
+    pub fn shapes_plans(type_url: &str) -> bool {
+        type_url != ENDPOINTS && type_url != SECRET
+    }
+}
+
+fn eds_name(cluster: &Cluster) -> Option<String> {
+    match &cluster.discovery {
+        Discovery::Eds(name) => Some(name.clone()),
+        Discovery::OriginalDst => None,
+    }
+}
+
+fn present<T>(answers: &HashMap<String, Answer<T>>) -> impl Iterator<Item = &Arc<T>> {
+    answers.values().filter_map(|answer| match answer {
+        Answer::Present(value) => Some(value),
+        Answer::Missing(_) => None,
+    })
+}
+
+fn refused(type_url: &str, name: &str, version: &str, invalid: Invalid) -> Refused {
+    Refused {
+        r#type: type_url.to_owned(),
+        name: name.to_owned(),
+        version: version.to_owned(),
+        field: invalid.field,
+        reason: invalid.reason,
+    }
+}

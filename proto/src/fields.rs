@@ -6,10 +6,14 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::OnceLock;
 
 use prost::bytes::Buf;
+use prost::Message;
 use prost::encoding::{WireType, decode_key, decode_varint};
+
+use crate::Any;
 
 /// How deep messages may nest. Envoy's own recursion (RBAC's `and_rules`) is bounded by it.
 const MAX_DEPTH: usize = 32;
@@ -85,6 +89,50 @@ pub fn check(type_url: &str, bytes: &[u8]) -> Result<(), Unsupported> {
         field: path.to_string(),
         reason,
     })
+}
+
+/// A version for a resource: a hash of its canonical form, in which the entries of maps are sorted. The encoder's bytes
+/// won't do: it holds maps in hash order, which differs from run to run.
+///
+/// # Errors
+/// When `bytes` isn't a well-formed message of a type in the table.
+pub fn version(type_url: &str, bytes: &[u8]) -> Result<String, Unsupported> {
+    let name = type_url.rsplit('/').next().unwrap_or_default();
+    let hash = digest(name, bytes, 0).map_err(|reason| Unsupported {
+        field: String::new(),
+        reason,
+    })?;
+    Ok(format!("{hash:016x}"))
+}
+
+fn digest(message: &str, mut bytes: &[u8], depth: usize) -> Result<u64, String> {
+    let fields = table().get(message).filter(|_| depth <= MAX_DEPTH);
+    let fields = fields.ok_or_else(|| format!("{message} is not supported"))?;
+    let (mut entries, mut hasher) = (Vec::new(), DefaultHasher::new());
+    while bytes.has_remaining() {
+        let start = bytes;
+        let (number, wire) = decode_key(&mut bytes).map_err(|_| malformed())?;
+        let value = take_value(wire, &mut bytes)?;
+        let field = fields.iter().find(|field| field.number == number);
+        match field.and_then(|field| field.inside) {
+            Some(Inside::Message(inside)) if inside.ends_with("Entry") => {
+                entries.push((number, digest(inside, value, depth + 1)?));
+            }
+            Some(Inside::Message(inside)) => {
+                (number, digest(inside, value, depth + 1)?).hash(&mut hasher);
+            }
+            Some(Inside::Any) => {
+                let any = Any::decode(value).map_err(|_| malformed())?;
+                let inside = any.type_url.rsplit('/').next().unwrap_or_default();
+                let inside = digest(inside, &any.value, depth + 1)?;
+                (number, &any.type_url, inside).hash(&mut hasher);
+            }
+            None => start[..start.len() - bytes.len()].hash(&mut hasher),
+        }
+    }
+    entries.sort_unstable();
+    entries.hash(&mut hasher);
+    Ok(hasher.finish())
 }
 
 fn parse(text: &'static str) -> Table {
@@ -231,7 +279,6 @@ mod tests {
     use std::collections::BTreeSet;
     use std::process::Command;
 
-    use prost::Message;
     use prost_reflect::{DescriptorPool, Kind};
 
     use super::*;
@@ -277,7 +324,7 @@ mod tests {
 
     #[test]
     fn every_accepted_message_field_is_looked_into() {
-        let leaves = ["Struct", "Duration", "BoolValue", "UInt32Value"];
+        let leaves = ["Duration", "BoolValue", "UInt32Value"];
         let pool = descriptors();
         for (name, fields) in table() {
             let message = pool.get_message_by_name(name).expect("checked above");
@@ -326,6 +373,29 @@ mod tests {
         listener.transparent = Some(crate::pb::google::protobuf::BoolValue { value: true });
         let error = check(type_url::LISTENER, &listener.encode_to_vec()).expect_err("refused");
         assert_eq!(error.field, "transparent");
+    }
+
+    #[test]
+    fn a_version_does_not_depend_on_the_order_of_maps() {
+        use crate::pb::envoy::config::core::v3::Metadata;
+        use crate::pb::google::protobuf::{Struct, Value, value::Kind};
+        let listener = |last: &str| {
+            let text = |text: &str| Value { kind: Some(Kind::StringValue(text.to_owned())) };
+            let fields = (0..20).map(|i| (format!("key{i}"), text(last)));
+            let filter_metadata = (0..20).map(|i| {
+                (format!("filter{i}"), Struct { fields: fields.clone().collect() })
+            });
+            let metadata = Metadata {
+                filter_metadata: filter_metadata.collect(),
+                ..Metadata::default()
+            };
+            Listener { metadata: Some(metadata), ..Listener::default() }.encode_to_vec()
+        };
+        let of = |bytes: &[u8]| version(type_url::LISTENER, bytes).expect("valid");
+        let (a, b) = (listener("x"), listener("x"));
+        assert_ne!(a, b, "two maps are encoded in different orders");
+        assert_eq!(of(&a), of(&b));
+        assert_ne!(of(&a), of(&listener("y")));
     }
 
     #[test]

@@ -11,7 +11,7 @@ pub use prost;
 pub use tonic;
 
 /// `leno.v1`: what Leno adds to xDS on the wire.
-#[allow(missing_docs, unreachable_pub, clippy::all)]
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::too_many_lines)]
 pub mod leno {
     tonic::include_proto!("leno.v1");
 }
@@ -26,7 +26,7 @@ impl prost::Name for leno::Refused {
 }
 
 /// `istio.v1.auth`: the certificate call, wire-compatible with Istio's.
-#[allow(missing_docs, unreachable_pub, clippy::all)]
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::too_many_lines)]
 pub mod ca {
     tonic::include_proto!("istio.v1.auth");
 }

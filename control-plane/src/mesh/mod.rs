@@ -1,0 +1,281 @@
+//! What the operator means: one immutable value, from which everything that proxies are told is computed.
+//!
+//! Invariant: names are resolved and nothing is contradictory; a `Mesh` is never changed, only replaced.
+
+pub mod policy;
+pub mod route;
+pub mod service;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use policy::{AuthorizationPolicy, Mode, PeerAuthentication};
+use service::{Endpoint, Endpoints, Service};
+
+/// Everything that the operator means.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Mesh {
+    /// The domain of every identity.
+    pub trust_domain: String,
+    /// The namespace whose policies are for all.
+    pub root_namespace: String,
+    /// Services by host.
+    pub services: BTreeMap<String, Arc<Service>>,
+    /// Who must prove who they are.
+    pub peer_authentications: Arc<Vec<PeerAuthentication>>,
+    /// Who may do what.
+    pub policies: Arc<Vec<AuthorizationPolicy>>,
+    /// What names were resolved to, for services that DNS serves.
+    pub resolved: Arc<BTreeMap<String, Vec<IpAddr>>>,
+}
+
+/// A proxy, as far as its identity and its node id say who it is.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Node {
+    /// The workload's address.
+    pub ip: IpAddr,
+    /// Its namespace, as proven.
+    pub namespace: String,
+    /// Its service account, as proven.
+    pub account: String,
+}
+
+/// What a change touches.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Touched {
+    /// Hosts whose services, routes or endpoints changed.
+    pub hosts: BTreeSet<String>,
+    /// Whether what is done with inbound connections may have changed, or hosts came or went.
+    pub all: bool,
+}
+
+impl Touched {
+    /// Whether anything changed.
+    pub fn is_empty(&self) -> bool {
+        !self.all && self.hosts.is_empty()
+    }
+}
+
+/// A host by the name that a caller uses.
+#[derive(Debug, Clone, Copy)]
+pub enum Found<'a> {
+    /// There it is.
+    Service(&'a Arc<Service>),
+    /// There is none; the nearest name, if one is near.
+    Nothing(Option<&'a str>),
+}
+
+impl Mesh {
+    /// The service that a caller in `namespace` means by `host`.
+    pub fn find(&self, host: &str, namespace: &str) -> Found<'_> {
+        for name in candidates(host, namespace) {
+            if let Some(service) = self.services.get(&name) {
+                return Found::Service(service);
+            }
+        }
+        let shorts = self.services.keys();
+        let near = shorts
+            .map(|known| (distance(host, known).min(distance(host, first_label(known))), known))
+            .min();
+        Found::Nothing(near.filter(|(d, _)| *d <= host.len() / 3 + 1).map(|(_, n)| n.as_str()))
+    }
+
+    /// Endpoints that are the workload of `node`, each with its service.
+    pub fn endpoints_of<'a>(
+        &'a self,
+        node: &'a Node,
+    ) -> impl Iterator<Item = (&'a Service, &'a Endpoint)> {
+        let services = self.services.values();
+        let all = services.flat_map(|service| match &service.endpoints {
+            Endpoints::Static(list) => list.iter().map(|e| (&**service, e)).collect::<Vec<_>>(),
+            Endpoints::Dns(_) => Vec::new(),
+        });
+        all.filter(|(_, endpoint)| {
+            endpoint.address == node.ip
+                && endpoint.namespace == node.namespace
+                && endpoint.account.as_deref() == Some(&node.account)
+        })
+    }
+
+    /// The mode of a workload's port, and the object that decides on it: workload over namespace over mesh.
+    pub fn mode(
+        &self,
+        namespace: &str,
+        labels: &BTreeMap<String, String>,
+        port: Option<u16>,
+    ) -> (Mode, Option<&PeerAuthentication>) {
+        let mut best: Option<(u8, &PeerAuthentication, Mode)> = None;
+        for object in self.peer_authentications.iter() {
+            let rank = match &object.selector {
+                Some(wanted) if object.namespace == namespace && selects(wanted, labels) => 2,
+                None if object.namespace == namespace => 1,
+                None if object.namespace == self.root_namespace => 0,
+                _ => continue,
+            };
+            let on_port = port.and_then(|port| object.ports.get(&port)).copied();
+            let mode = on_port.unwrap_or(object.mode);
+            // An object that leaves it open leaves it to the next wider one; of several, the first by name decides.
+            if mode != Mode::Unset && best.is_none_or(|(before, ..)| rank > before) {
+                best = Some((rank, object, mode));
+            }
+        }
+        best.map_or((Mode::Permissive, None), |(_, object, mode)| (mode, Some(object)))
+    }
+
+    /// Policies that are for a workload.
+    pub fn policies_for<'a>(
+        &'a self,
+        namespace: &'a str,
+        labels: &'a BTreeMap<String, String>,
+    ) -> impl Iterator<Item = &'a AuthorizationPolicy> {
+        self.policies.iter().filter(move |policy| {
+            let here = policy.namespace == namespace || policy.namespace == self.root_namespace;
+            let selected = policy.selector.as_ref().is_none_or(|s| selects(s, labels));
+            here && selected
+        })
+    }
+
+    /// Whether a workload's port is spoken to by mutual TLS: it has a sidecar, and the sidecar takes it.
+    pub fn speaks_tls(&self, endpoint: &Endpoint, port: u16) -> bool {
+        let (mode, _) = self.mode(&endpoint.namespace, &endpoint.labels, Some(port));
+        endpoint.meshed && mode != Mode::Disable
+    }
+
+    /// The SPIFFE ID of an endpoint's service account.
+    pub fn identity(&self, endpoint: &Endpoint) -> Option<String> {
+        let (domain, namespace) = (&self.trust_domain, &endpoint.namespace);
+        let account = endpoint.account.as_ref()?;
+        Some(format!("spiffe://{domain}/ns/{namespace}/sa/{account}"))
+    }
+
+    /// What is different in `next`.
+    pub fn diff(&self, next: &Mesh) -> Touched {
+        let mut touched = Touched {
+            hosts: BTreeSet::new(),
+            all: self.trust_domain != next.trust_domain
+                || self.peer_authentications != next.peer_authentications
+                || self.policies != next.policies,
+        };
+        let hosts: BTreeSet<&String> = self.services.keys().chain(next.services.keys()).collect();
+        for host in hosts {
+            let (before, after) = (self.services.get(host), next.services.get(host));
+            if before != after {
+                touched.hosts.insert(host.clone());
+                // A host that comes or goes may be what a name means that nothing was found for.
+                touched.all |= before.is_none() || after.is_none();
+            }
+        }
+        for (host, service) in &next.services {
+            if let Endpoints::Dns(names) = &service.endpoints
+                && names.iter().any(|n| self.resolved.get(&n.name) != next.resolved.get(&n.name))
+            {
+                touched.hosts.insert(host.clone());
+            }
+        }
+        touched
+    }
+}
+
+/// Whether a workload has every label of a selector.
+pub fn selects(wanted: &BTreeMap<String, String>, labels: &BTreeMap<String, String>) -> bool {
+    wanted.iter().all(|(name, value)| labels.get(name) == Some(value))
+}
+
+/// What a name may stand for, the closest first. Short names are of the caller's namespace.
+fn candidates(host: &str, namespace: &str) -> Vec<String> {
+    match host.matches('.').count() {
+        0 => vec![format!("{host}.{namespace}.svc.cluster.local"), host.to_owned()],
+        1 => vec![host.to_owned(), format!("{host}.svc.cluster.local")],
+        2 if host.ends_with(".svc") => vec![format!("{host}.cluster.local"), host.to_owned()],
+        _ => vec![host.to_owned()],
+    }
+}
+
+fn first_label(host: &str) -> &str {
+    host.split('.').next().unwrap_or(host)
+}
+
+/// Levenshtein's distance.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let substituted = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        let own = |(a, b): &(&str, &str)| ((*a).to_owned(), (*b).to_owned());
+        pairs.iter().map(own).collect()
+    }
+
+    fn mesh() -> Mesh {
+        let object = |namespace: &str, selector, mode, ports: &[(u16, Mode)]| PeerAuthentication {
+            object: format!("{namespace} {mode:?}"),
+            namespace: namespace.to_owned(),
+            selector,
+            mode,
+            ports: ports.iter().copied().collect(),
+        };
+        let objects = vec![
+            object("istio-system", None, Mode::Strict, &[]),
+            object("a", None, Mode::Permissive, &[]),
+            object("a", Some(labels(&[("app", "x")])), Mode::Unset, &[(81, Mode::Disable)]),
+            object("a", Some(labels(&[("app", "y")])), Mode::Strict, &[(81, Mode::Unset)]),
+        ];
+        Mesh {
+            root_namespace: "istio-system".to_owned(),
+            peer_authentications: Arc::new(objects),
+            ..Mesh::default()
+        }
+    }
+
+    #[test]
+    fn the_closest_object_decides_on_the_mode() {
+        let mesh = mesh();
+        for (namespace, app, port, expected) in [
+            ("b", "x", 80, Mode::Strict),
+            ("a", "z", 80, Mode::Permissive),
+            ("a", "x", 80, Mode::Permissive),
+            ("a", "x", 81, Mode::Disable),
+            ("a", "y", 80, Mode::Strict),
+            ("a", "y", 81, Mode::Permissive),
+        ] {
+            let labels = labels(&[("app", app)]);
+            let (mode, _) = mesh.mode(namespace, &labels, Some(port));
+            assert_eq!(mode, expected, "{namespace} {app} {port}");
+        }
+        assert_eq!(Mesh::default().mode("a", &labels(&[]), None).0, Mode::Permissive);
+    }
+
+    #[test]
+    fn a_name_is_of_the_callers_namespace_and_a_near_miss_is_named() {
+        let mut mesh = Mesh::default();
+        for host in ["user-service.default.svc.cluster.local", "api.stripe.com"] {
+            let service = Service::empty(host, "default");
+            mesh.services.insert(host.to_owned(), Arc::new(service));
+        }
+        for host in ["user-service", "user-service.default", "user-service.default.svc"] {
+            assert!(matches!(mesh.find(host, "default"), Found::Service(_)), "{host}");
+        }
+        assert!(matches!(mesh.find("api.stripe.com", "x"), Found::Service(_)));
+        let Found::Nothing(near) = mesh.find("user-servise", "default") else {
+            panic!("found");
+        };
+        assert_eq!(near, Some("user-service.default.svc.cluster.local"));
+        assert!(matches!(mesh.find("user-service", "other"), Found::Nothing(_)));
+        assert!(matches!(mesh.find("zzzzzzzz", "default"), Found::Nothing(None)));
+    }
+}

@@ -1,0 +1,596 @@
+//! Objects in, a [`Mesh`] out; pure. What contradicts itself or leads nowhere becomes a problem of its object.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::istio::authorization_policy as authz;
+use crate::istio::destination_rule::{self as dr, SimpleLb};
+use crate::istio::peer_authentication::Mode as SaidMode;
+use crate::istio::service::TargetPort;
+use crate::istio::service_entry::{Location, Resolution};
+use crate::istio::virtual_service as vs;
+use crate::istio::{self, Key, Object, Place, Problem, Severity, Spec};
+use crate::mesh::policy::{
+    AuthorizationPolicy, Mode, Operation, PeerAuthentication, PolicyRule, Source,
+};
+use crate::mesh::route::{
+    Balance, DestinationRule, Ejection, Match, Policy, Routing, Rule, StringMatch, Subset, Target,
+};
+use crate::mesh::service::{Endpoint, Endpoints, Name, Port, Protocol, Service};
+use crate::mesh::{Mesh, selects};
+
+/// What holds for the whole mesh.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The domain of every identity.
+    pub trust_domain: String,
+    /// The namespace whose policies are for all.
+    pub root_namespace: String,
+}
+
+/// Compiles `objects`. `broken` are security objects without any good form: they fail closed.
+pub fn compile(
+    settings: &Settings,
+    objects: &[Arc<Object>],
+    broken: &[Problem],
+) -> (Mesh, Vec<Problem>) {
+    let mut compiler = Compiler {
+        settings,
+        mesh: Mesh {
+            trust_domain: settings.trust_domain.clone(),
+            root_namespace: settings.root_namespace.clone(),
+            ..Mesh::default()
+        },
+        services: BTreeMap::new(),
+        problems: Vec::new(),
+    };
+    compiler.services(objects);
+    compiler.rules(objects);
+    compiler.security(objects, broken);
+    let services = compiler.services.into_iter();
+    compiler.mesh.services = services.map(|(host, service)| (host, Arc::new(service))).collect();
+    (compiler.mesh, compiler.problems)
+}
+
+struct Compiler<'a> {
+    settings: &'a Settings,
+    mesh: Mesh,
+    services: BTreeMap<String, Service>,
+    problems: Vec<Problem>,
+}
+
+impl Compiler<'_> {
+    fn problem(&mut self, object: &Object, severity: Severity, message: String) {
+        self.problems.push(Problem {
+            place: object.place.clone(),
+            key: Some(object.key.clone()),
+            selector: None,
+            severity,
+            message,
+        });
+    }
+
+    fn error(&mut self, object: &Object, message: impl Into<String>) {
+        self.problem(object, Severity::Error, message.into());
+    }
+
+    fn services(&mut self, objects: &[Arc<Object>]) {
+        let workloads: Vec<(&Object, &istio::WorkloadEntry)> = (objects.iter())
+            .filter_map(|object| match &object.spec {
+                Spec::WorkloadEntry(entry) => Some((&**object, entry)),
+                _ => None,
+            })
+            .collect();
+        for (object, entry) in &workloads {
+            if entry.address.parse::<IpAddr>().is_err() {
+                self.error(object, format!("address {:?} is not an IP address", entry.address));
+            }
+        }
+        for object in objects {
+            match &object.spec {
+                Spec::Service(service) => self.service(object, service, &workloads),
+                Spec::ServiceEntry(entry) => self.service_entry(object, entry, &workloads),
+                _ => {}
+            }
+        }
+    }
+
+    fn service(
+        &mut self,
+        object: &Object,
+        said: &istio::Service,
+        workloads: &[(&Object, &istio::WorkloadEntry)],
+    ) {
+        let named = |port: &istio::service::ServicePort| NamedPort {
+            number: port.port.0,
+            name: port.name.clone(),
+            target: match &port.target_port {
+                Some(TargetPort::Number(number)) => Some(number.0),
+                _ => None,
+            },
+            target_name: match &port.target_port {
+                Some(TargetPort::Name(name)) => Some(name.clone()),
+                _ => None,
+            },
+            protocol: protocol(port.app_protocol.as_deref().unwrap_or(&port.name)),
+        };
+        let ports: Vec<NamedPort> = said.ports.iter().map(named).collect();
+        let selected = workloads.iter().filter(|(workload, entry)| {
+            let same = workload.key.namespace == object.key.namespace;
+            let labels = labels_of(workload, entry);
+            same && !said.selector.is_empty() && selects(&said.selector, &labels)
+        });
+        let endpoints = selected.filter_map(|(workload, entry)| {
+            endpoint(entry, &labels_of(workload, entry), &workload.key, &ports, true)
+        });
+        let host = format!("{}.{}.svc.cluster.local", object.key.name, object.key.namespace);
+        let endpoints = Endpoints::Static(endpoints.collect());
+        self.add(object, host, &ports, endpoints);
+    }
+
+    fn service_entry(
+        &mut self,
+        object: &Object,
+        said: &istio::ServiceEntry,
+        workloads: &[(&Object, &istio::WorkloadEntry)],
+    ) {
+        let ports: Vec<NamedPort> = (said.ports.iter())
+            .map(|port| NamedPort {
+                number: port.number.0,
+                name: port.name.clone(),
+                target: port.target_port.map(|port| port.0),
+                target_name: None,
+                protocol: protocol(match port.protocol.is_empty() {
+                    true => &port.name,
+                    false => &port.protocol,
+                }),
+            })
+            .collect();
+        let internal = said.location == Location::MeshInternal;
+        for host in &said.hosts {
+            let host = qualified(&host.0, &object.key.namespace);
+            let endpoints = match said.resolution {
+                Resolution::None => {
+                    let text = "resolution NONE is not supported yet; use STATIC or DNS";
+                    return self.error(object, text);
+                }
+                Resolution::Dns => {
+                    Endpoints::Dns(names(&host, said, &ports))
+                }
+                Resolution::Static => {
+                    match self.static_endpoints(object, said, workloads, &ports, internal) {
+                        Some(endpoints) => Endpoints::Static(endpoints),
+                        None => return,
+                    }
+                }
+            };
+            self.add(object, host, &ports, endpoints);
+        }
+    }
+
+    /// The endpoints of a STATIC entry: its own, and the WorkloadEntries that it selects.
+    fn static_endpoints(
+        &mut self,
+        object: &Object,
+        said: &istio::ServiceEntry,
+        workloads: &[(&Object, &istio::WorkloadEntry)],
+        ports: &[NamedPort],
+        internal: bool,
+    ) -> Option<Vec<Endpoint>> {
+        let mut endpoints = Vec::new();
+        for (i, entry) in said.endpoints.iter().enumerate() {
+            let Some(endpoint) = endpoint(entry, &entry.labels, &object.key, ports, internal) else {
+                let text = format!("endpoints[{i}].address {:?} is not an IP address", entry.address);
+                self.error(object, text);
+                return None;
+            };
+            endpoints.push(endpoint);
+        }
+        if let Some(selector) = &said.workload_selector {
+            let selected = workloads.iter().filter(|(workload, entry)| {
+                workload.key.namespace == object.key.namespace
+                    && selects(&selector.labels, &labels_of(workload, entry))
+            });
+            endpoints.extend(selected.filter_map(|(workload, entry)| {
+                endpoint(entry, &labels_of(workload, entry), &workload.key, ports, internal)
+            }));
+        }
+        Some(endpoints)
+    }
+
+    fn add(&mut self, object: &Object, host: String, ports: &[NamedPort], endpoints: Endpoints) {
+        if let Some(other) = self.services.get(&host) {
+            let text = format!("host {host} is that of {} already", other.object);
+            return self.error(object, text);
+        }
+        let ports = ports.iter().map(|port| Port {
+            number: port.number,
+            protocol: port.protocol,
+        });
+        let service = Service {
+            host: host.clone(),
+            namespace: object.key.namespace.clone(),
+            object: object.key.to_string(),
+            ports: ports.collect(),
+            endpoints,
+            routing: None,
+            rules: BTreeMap::new(),
+        };
+        self.services.insert(host, service);
+    }
+
+    fn rules(&mut self, objects: &[Arc<Object>]) {
+        for object in objects {
+            match &object.spec {
+                Spec::DestinationRule(said) => self.destination_rule(object, said),
+                Spec::VirtualService(said) => self.virtual_service(object, said),
+                _ => {}
+            }
+        }
+    }
+
+    fn destination_rule(&mut self, object: &Object, said: &dr::DestinationRule) {
+        let Some(host) = &said.host.0 else {
+            return self.error(object, "spec.host is required");
+        };
+        let host = qualified(&host.0, &object.key.namespace);
+        let policy = policy(said.traffic_policy.as_ref(), None);
+        let mut subsets = BTreeMap::new();
+        for subset in &said.subsets {
+            let own = Subset {
+                labels: subset.labels.clone(),
+                policy: self::policy(subset.traffic_policy.as_ref(), Some(&policy)),
+            };
+            if subsets.insert(subset.name.clone(), own).is_some() {
+                return self.error(object, format!("subset {} stands there twice", subset.name));
+            }
+        }
+        if policy.ejection.is_some() || policy.max_connections.is_some() {
+            let text = "connectionPool limits and outlierDetection are sent to the proxies, \
+                        but this version of leno-proxy does not enforce them yet";
+            self.problem(object, Severity::Notice, text.to_owned());
+        }
+        let rule = DestinationRule {
+            object: object.key.to_string(),
+            policy,
+            subsets,
+        };
+        match self.services.get_mut(&host) {
+            None => {
+                let text = format!("host {host} is no service of the mesh: the rule has no effect");
+                self.problem(object, Severity::Notice, text);
+            }
+            Some(service) => match service.rules.get(&object.key.namespace) {
+                Some(other) => {
+                    let text = format!("{} is for the same host", other.object);
+                    self.error(object, text);
+                }
+                None => drop(service.rules.insert(object.key.namespace.clone(), rule)),
+            },
+        }
+    }
+
+    fn virtual_service(&mut self, object: &Object, said: &vs::VirtualService) {
+        let mut rules = Vec::new();
+        for (i, route) in said.http.iter().enumerate() {
+            match rule(object, i, route) {
+                Ok(rule) => rules.push(rule),
+                Err(message) => return self.error(object, format!("http[{i}]: {message}")),
+            }
+        }
+        for host in &said.hosts {
+            let host = qualified(&host.0, &object.key.namespace);
+            match self.services.get_mut(&host) {
+                None => {
+                    let text = format!("host {host} is no service of the mesh: it is not routed");
+                    self.problem(object, Severity::Notice, text);
+                }
+                Some(service) if service.routing.is_some() => {
+                    let text = format!("host {host} has a VirtualService already");
+                    self.error(object, text);
+                }
+                Some(service) => {
+                    service.routing = Some(Routing {
+                        rules: rules.clone(),
+                    });
+                }
+            }
+        }
+    }
+
+    fn security(&mut self, objects: &[Arc<Object>], broken: &[Problem]) {
+        let (mut peers, mut policies) = (Vec::new(), Vec::new());
+        for object in objects {
+            match &object.spec {
+                Spec::PeerAuthentication(said) => peers.push(PeerAuthentication {
+                    object: object.key.to_string(),
+                    namespace: object.key.namespace.clone(),
+                    selector: said.selector.as_ref().map(|s| s.match_labels.clone()),
+                    mode: mode(said.mtls.unwrap_or_default().mode),
+                    ports: (said.port_level_mtls.iter())
+                        .map(|(port, mtls)| (*port, mode(mtls.mode)))
+                        .collect(),
+                }),
+                Spec::AuthorizationPolicy(said) => policies.push(AuthorizationPolicy {
+                    namespace: object.key.namespace.clone(),
+                    name: object.key.name.clone(),
+                    selector: said.selector.as_ref().map(|s| s.match_labels.clone()),
+                    denies: said.action == authz::Action::Deny,
+                    rules: said.rules.iter().map(|rule| self.policy_rule(rule)).collect(),
+                }),
+                _ => {}
+            }
+        }
+        for problem in broken {
+            let Some(key) = &problem.key else { continue };
+            match key.kind.as_str() {
+                "PeerAuthentication" => peers.push(strict(key, problem)),
+                "AuthorizationPolicy" | "RequestAuthentication" => {
+                    policies.push(deny_all(key, problem));
+                }
+                _ => {}
+            }
+        }
+        self.mesh.peer_authentications = Arc::new(peers);
+        self.mesh.policies = Arc::new(policies);
+    }
+
+    fn policy_rule(&self, said: &authz::Rule) -> PolicyRule {
+        let domain = &self.settings.trust_domain;
+        let from = said.from.iter().flatten().map(|from| Source {
+            principals: from.source.principals.iter().map(|p| principal(p)).collect(),
+            namespaces: (from.source.namespaces.iter())
+                .map(|namespace| namespace_match(namespace, domain))
+                .collect(),
+        });
+        let to = said.to.iter().flatten().map(|to| Operation {
+            methods: to.operation.methods.iter().map(|m| with_stars(m)).collect(),
+            paths: to.operation.paths.iter().map(|p| with_stars(p)).collect(),
+        });
+        PolicyRule {
+            from: from.collect(),
+            to: to.collect(),
+        }
+    }
+}
+
+/// A security object without a good form fails closed: for whom it selects, or for its namespace.
+fn strict(key: &Key, problem: &Problem) -> PeerAuthentication {
+    PeerAuthentication {
+        object: format!("{key} (broken: STRICT until it can be read)"),
+        namespace: key.namespace.clone(),
+        selector: problem.selector.clone().filter(|labels| !labels.is_empty()),
+        mode: Mode::Strict,
+        ports: BTreeMap::new(),
+    }
+}
+
+fn deny_all(key: &Key, problem: &Problem) -> AuthorizationPolicy {
+    AuthorizationPolicy {
+        namespace: key.namespace.clone(),
+        name: format!("{} (broken: denies until it can be read)", key.name),
+        selector: problem.selector.clone().filter(|labels| !labels.is_empty()),
+        denies: true,
+        rules: vec![PolicyRule::default()],
+    }
+}
+
+/// A port of a service, with what is needed to find the workload's.
+struct NamedPort {
+    number: u16,
+    name: String,
+    target: Option<u16>,
+    target_name: Option<String>,
+    protocol: Protocol,
+}
+
+impl NamedPort {
+    /// The workload's port: as the workload says, else as the service says, else the same.
+    fn of(&self, entry: &istio::WorkloadEntry) -> u16 {
+        let name = self.target_name.as_ref().unwrap_or(&self.name);
+        let own = entry.ports.get(name).map(|port| port.0);
+        own.or(self.target).unwrap_or(self.number)
+    }
+}
+
+fn labels_of(object: &Object, entry: &istio::WorkloadEntry) -> BTreeMap<String, String> {
+    let mut labels = object.labels.clone();
+    labels.extend(entry.labels.clone());
+    labels
+}
+
+fn endpoint(
+    entry: &istio::WorkloadEntry,
+    labels: &BTreeMap<String, String>,
+    key: &Key,
+    ports: &[NamedPort],
+    internal: bool,
+) -> Option<Endpoint> {
+    let off = labels.get("security.istio.io/tlsMode").is_some_and(|mode| mode == "disabled");
+    let account = entry.service_account.clone();
+    let canonical = labels.get("app").cloned();
+    Some(Endpoint {
+        address: entry.address.parse().ok()?,
+        ports: ports.iter().map(|port| (port.number, port.of(entry))).collect(),
+        labels: labels.clone(),
+        weight: entry.weight.map_or(1, |weight| weight.0.max(1)),
+        meshed: internal && account.is_some() && !off,
+        workload: canonical.unwrap_or_else(|| key.name.clone()),
+        namespace: key.namespace.clone(),
+        account,
+    })
+}
+
+/// The names that a DNS entry leads to: its endpoints', or the host's own.
+fn names(host: &str, said: &istio::ServiceEntry, ports: &[NamedPort]) -> Vec<Name> {
+    let own = istio::WorkloadEntry {
+        address: host.to_owned(),
+        ..istio::WorkloadEntry::default()
+    };
+    let entries = match said.endpoints.is_empty() {
+        true => std::slice::from_ref(&own),
+        false => &said.endpoints,
+    };
+    let name = |entry: &istio::WorkloadEntry| Name {
+        name: entry.address.clone(),
+        ports: ports.iter().map(|port| (port.number, port.of(entry))).collect(),
+        labels: entry.labels.clone(),
+        weight: entry.weight.map_or(1, |weight| weight.0.max(1)),
+    };
+    entries.iter().map(name).collect()
+}
+
+/// What a port carries, by Istio's protocol names: the prefix up to a dash, or the whole. What isn't named is told from
+/// its first bytes.
+fn protocol(name: &str) -> Protocol {
+    let word = name.split('-').next().unwrap_or_default().to_ascii_lowercase();
+    match word.as_str() {
+        "tcp" | "tls" | "https" | "mongo" | "mysql" | "redis" | "udp" => Protocol::Tcp,
+        _ => Protocol::Http,
+    }
+}
+
+/// A host inside a rule is of the rule's namespace.
+fn qualified(host: &str, namespace: &str) -> String {
+    match host.contains('.') {
+        true => host.to_owned(),
+        false => format!("{host}.{namespace}.svc.cluster.local"),
+    }
+}
+
+fn rule(object: &Object, index: usize, said: &vs::HttpRoute) -> Result<Rule, String> {
+    if said.route.is_empty() {
+        return Err("route is required".to_owned());
+    }
+    let lone = said.route.len() == 1;
+    let target = |route: &vs::RouteDestination| Target {
+        host: qualified(&route.destination.host.0, &object.key.namespace),
+        subset: route.destination.subset.clone(),
+        port: route.destination.port.map(|port| port.number.0),
+        // A lone destination's weight doesn't matter; among several, what has none gets nothing, as in Istio.
+        weight: match (lone, route.weight) {
+            (true, _) => 1,
+            (false, weight) => weight.map_or(0, |weight| weight.0),
+        },
+    };
+    let targets: Vec<Target> = said.route.iter().map(target).collect();
+    if targets.iter().all(|target| target.weight == 0) {
+        return Err("the weights add up to 0".to_owned());
+    }
+    let name = match said.name.is_empty() {
+        true => String::new(),
+        false => format!(" ({})", said.name),
+    };
+    Ok(Rule {
+        object: format!("{} http[{index}]{name}", object.key),
+        file: file_and_line(&object.place),
+        matches: said.matches.iter().map(http_match).collect::<Result<_, _>>()?,
+        targets,
+        timeout: said.timeout.map(|timeout| timeout.0).filter(|timeout| !timeout.is_zero()),
+    })
+}
+
+fn file_and_line(place: &Place) -> String {
+    let file = place.file.file_name().unwrap_or_default().to_string_lossy();
+    format!("{file}:{}", place.line)
+}
+
+fn http_match(said: &vs::HttpMatch) -> Result<Match, String> {
+    let convert = |said: &vs::StringMatch| match said {
+        vs::StringMatch::Exact(text) => StringMatch::Exact(text.clone()),
+        vs::StringMatch::Prefix(text) => StringMatch::Prefix(text.clone()),
+        vs::StringMatch::Regex(text) => StringMatch::Regex(text.clone()),
+        vs::StringMatch::Present => StringMatch::Present,
+    };
+    let part = |name: &str, said: &Option<vs::StringMatch>| match said {
+        Some(vs::StringMatch::Present) => Err(format!("match.{name} needs exact, prefix or regex")),
+        other => Ok(other.as_ref().map(convert)),
+    };
+    let all = |said: &BTreeMap<String, vs::StringMatch>, lower: bool| {
+        let name = |name: &String| if lower { name.to_ascii_lowercase() } else { name.clone() };
+        said.iter().map(|(n, value)| (name(n), convert(value))).collect()
+    };
+    Ok(Match {
+        uri: part("uri", &said.uri)?,
+        method: part("method", &said.method)?,
+        headers: all(&said.headers, true),
+        query: all(&said.query_params, false),
+    })
+}
+
+/// A policy; what a subset doesn't say is as its host's, block by block.
+fn policy(said: Option<&dr::TrafficPolicy>, host: Option<&Policy>) -> Policy {
+    let mut policy = host.cloned().unwrap_or_default();
+    let Some(said) = said else {
+        return policy;
+    };
+    if let Some(balancer) = said.load_balancer {
+        policy.balance = match balancer.simple {
+            SimpleLb::LeastRequest => Balance::LeastRequest,
+            SimpleLb::RoundRobin => Balance::RoundRobin,
+            SimpleLb::Random => Balance::Random,
+        };
+    }
+    if let Some(pool) = &said.connection_pool {
+        let (tcp, http) = (pool.tcp.clone().unwrap_or_default(), pool.http.clone().unwrap_or_default());
+        // 0 always means the default.
+        let limit = |limit: Option<u32>| limit.filter(|limit| *limit > 0);
+        policy.connect_timeout = tcp.connect_timeout.map(|timeout| timeout.0);
+        policy.max_connections = limit(tcp.max_connections);
+        policy.max_pending_requests = limit(http.http1_max_pending_requests);
+        policy.max_requests = limit(http.http2_max_requests);
+        policy.max_retries = limit(http.max_retries);
+        policy.max_requests_per_connection = limit(http.max_requests_per_connection);
+    }
+    if let Some(said) = &said.outlier_detection {
+        policy.ejection = Some(Ejection {
+            consecutive_5xx: said.consecutive_5xx_errors,
+            consecutive_gateway: said.consecutive_gateway_errors,
+            interval: said.interval.map(|period| period.0),
+            base_time: said.base_ejection_time.map(|period| period.0),
+            max_percent: said.max_ejection_percent,
+        });
+    }
+    policy
+}
+
+fn mode(said: SaidMode) -> Mode {
+    match said {
+        SaidMode::Unset => Mode::Unset,
+        SaidMode::Disable => Mode::Disable,
+        SaidMode::Permissive => Mode::Permissive,
+        SaidMode::Strict => Mode::Strict,
+    }
+}
+
+/// Istio's `*` at either end, or alone.
+fn with_stars(text: &str) -> StringMatch {
+    match (text.strip_prefix('*'), text.strip_suffix('*')) {
+        (Some(""), _) => StringMatch::Present,
+        (Some(suffix), _) => StringMatch::Suffix(suffix.to_owned()),
+        (None, Some(prefix)) => StringMatch::Prefix(prefix.to_owned()),
+        (None, None) => StringMatch::Exact(text.to_owned()),
+    }
+}
+
+/// A principal is said without `spiffe://`.
+fn principal(text: &str) -> StringMatch {
+    match with_stars(text) {
+        StringMatch::Exact(text) => StringMatch::Exact(format!("spiffe://{text}")),
+        StringMatch::Prefix(text) => StringMatch::Prefix(format!("spiffe://{text}")),
+        other => other,
+    }
+}
+
+/// A namespace, as a match on the whole identity.
+fn namespace_match(text: &str, domain: &str) -> StringMatch {
+    let domain = regex::escape(domain);
+    let part = match with_stars(text) {
+        StringMatch::Exact(text) => regex::escape(&text),
+        StringMatch::Prefix(text) => format!("{}[^/]*", regex::escape(&text)),
+        StringMatch::Suffix(text) => format!("[^/]*{}", regex::escape(&text)),
+        StringMatch::Regex(_) | StringMatch::Present => "[^/]+".to_owned(),
+    };
+    StringMatch::Regex(format!("spiffe://{domain}/ns/{part}/sa/[^/]+"))
+}

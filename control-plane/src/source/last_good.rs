@@ -1,0 +1,228 @@
+//! What runs of what was read: a broken object keeps its last good form, and security objects without one fail closed.
+//! Pure; whoever reads the files feeds it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::compile::{Settings, compile};
+use crate::istio::{Key, Object, Problem, Severity};
+use crate::mesh::Mesh;
+
+/// What a reading of the source gave, file by file.
+pub type Reading = BTreeMap<Arc<PathBuf>, Vec<Result<Object, Problem>>>;
+
+/// The last good form of every object.
+#[derive(Debug, Default)]
+pub struct LastGood {
+    good: BTreeMap<Key, Arc<Object>>,
+}
+
+impl LastGood {
+    /// Begins with what was good before a restart.
+    pub fn restore(objects: impl IntoIterator<Item = Object>) -> LastGood {
+        let keyed = objects.into_iter().map(|object| (object.key.clone(), Arc::new(object)));
+        LastGood {
+            good: keyed.collect(),
+        }
+    }
+
+    /// Every object's last good form.
+    pub fn objects(&self) -> impl Iterator<Item = &Arc<Object>> {
+        self.good.values()
+    }
+
+    /// What runs after a reading.
+    pub fn apply(&mut self, settings: &Settings, reading: Reading) -> (Mesh, Vec<Problem>) {
+        let mut now = Now::default();
+        for (file, documents) in reading {
+            now.take_file(&file, documents, &self.good);
+        }
+        let mut used: Vec<Arc<Object>> = now.objects.into_values().collect();
+        let (mut mesh, mut problems) = compile(settings, &used, &now.broken);
+        let failed: BTreeMap<Key, Problem> = (problems.iter())
+            .filter(|problem| problem.severity == Severity::Error)
+            .filter_map(|problem| Some((problem.key.clone()?, problem.clone())))
+            .collect();
+        if !failed.is_empty() {
+            // What contradicts itself only when it is put together falls back as well, once.
+            used = used.iter().filter_map(|object| self.fallback(object, &failed)).collect();
+            let (again, more) = compile(settings, &used, &now.broken);
+            mesh = again;
+            let known = problems.clone();
+            problems.extend(more.into_iter().filter(|problem| !known.contains(problem)));
+        }
+        self.good = used.into_iter().map(|object| (object.key.clone(), object)).collect();
+        now.problems.extend(problems);
+        now.problems.sort_by(|a, b| a.place.cmp(&b.place));
+        (mesh, now.problems)
+    }
+
+    fn fallback(&self, object: &Arc<Object>, failed: &BTreeMap<Key, Problem>) -> Option<Arc<Object>> {
+        if !failed.contains_key(&object.key) {
+            return Some(Arc::clone(object));
+        }
+        let good = self.good.get(&object.key)?;
+        (good.spec != object.spec).then(|| Arc::clone(good))
+    }
+}
+
+/// A reading, as it is put together.
+#[derive(Default)]
+struct Now {
+    objects: BTreeMap<Key, Arc<Object>>,
+    broken: Vec<Problem>,
+    problems: Vec<Problem>,
+}
+
+impl Now {
+    fn take_file(
+        &mut self,
+        file: &Arc<PathBuf>,
+        documents: Vec<Result<Object, Problem>>,
+        good: &BTreeMap<Key, Arc<Object>>,
+    ) {
+        let mut named = BTreeSet::new();
+        let mut unnamed = false;
+        for document in documents {
+            match document {
+                Ok(object) => {
+                    named.insert(object.key.clone());
+                    self.take(object);
+                }
+                Err(problem) => {
+                    match &problem.key {
+                        Some(key) => {
+                            named.insert(key.clone());
+                            self.keep(key, &problem, good);
+                        }
+                        // Nobody knows what it was: whatever this file held and holds no more may be it.
+                        None => unnamed |= problem.severity == Severity::Error,
+                    }
+                    self.problems.push(problem);
+                }
+            }
+        }
+        if unnamed {
+            let held = good.values().filter(|object| object.place.file == *file);
+            for object in held.filter(|object| !named.contains(&object.key)) {
+                self.objects.entry(object.key.clone()).or_insert_with(|| Arc::clone(object));
+            }
+        }
+    }
+
+    fn take(&mut self, object: Object) {
+        if let Some(first) = self.objects.get(&object.key) {
+            self.problems.push(Problem {
+                message: format!("stands at {} as well; that one is used", first.place),
+                place: object.place,
+                key: Some(object.key),
+                selector: None,
+                severity: Severity::Error,
+            });
+            return;
+        }
+        self.objects.insert(object.key.clone(), Arc::new(object));
+    }
+
+    fn keep(&mut self, key: &Key, problem: &Problem, good: &BTreeMap<Key, Arc<Object>>) {
+        match good.get(key) {
+            _ if problem.severity == Severity::Notice => {}
+            Some(object) => drop(self.objects.insert(key.clone(), Arc::clone(object))),
+            None => self.broken.push(problem.clone()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::istio::{Limits, read};
+    use crate::mesh::policy::Mode;
+
+    fn settings() -> Settings {
+        Settings {
+            trust_domain: "cluster.local".to_owned(),
+            root_namespace: "istio-system".to_owned(),
+        }
+    }
+
+    fn apply(last: &mut LastGood, files: &[(&str, &str)]) -> (Mesh, Vec<String>) {
+        let reading = files.iter().map(|(name, text)| {
+            let file = Arc::new(PathBuf::from(name));
+            let documents = read(&file, text, &Limits::default());
+            (file, documents)
+        });
+        let (mesh, problems) = last.apply(&settings(), reading.collect());
+        (mesh, problems.iter().map(ToString::to_string).collect())
+    }
+
+    const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {ports: [{port: 80}]}\n";
+    const STRICT: &str = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: p}\nspec: {mtls: {mode: STRICT}}\n";
+    const HOST: &str = "a.default.svc.cluster.local";
+
+    #[test]
+    fn a_broken_object_keeps_its_last_good_form_until_it_is_removed() {
+        let mut last = LastGood::default();
+        let (mesh, problems) = apply(&mut last, &[("s.yaml", SERVICE)]);
+        assert!(mesh.services.contains_key(HOST) && problems.is_empty());
+        for broken in [&SERVICE.replace("80", "80000"), "kind: [", &SERVICE.replace("spec", "spek")] {
+            let (mesh, problems) = apply(&mut last, &[("s.yaml", broken)]);
+            assert_eq!(mesh.services[HOST].ports[0].number, 80, "{broken}");
+            assert_eq!(problems.len(), 1, "{broken}");
+        }
+        let (mesh, _) = apply(&mut last, &[("s.yaml", &SERVICE.replace("80", "81"))]);
+        assert_eq!(mesh.services[HOST].ports[0].number, 81);
+        let (mesh, _) = apply(&mut last, &[("s.yaml", "# nothing\n")]);
+        assert!(mesh.services.is_empty());
+    }
+
+    #[test]
+    fn what_contradicts_itself_falls_back_as_well() {
+        let rule = |subsets: &str| {
+            format!("{SERVICE}---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: r}}\nspec: {{host: a, subsets: [{subsets}]}}\n")
+        };
+        let mut last = LastGood::default();
+        apply(&mut last, &[("s.yaml", &rule("{name: v1}"))]);
+        let (mesh, problems) = apply(&mut last, &[("s.yaml", &rule("{name: v2}, {name: v2}"))]);
+        let rule = mesh.services[HOST].rule("default", "x").expect("kept");
+        assert!(rule.subsets.contains_key("v1"));
+        assert!(problems[0].contains("s.yaml:6:1") && problems[0].contains("twice"), "{problems:?}");
+    }
+
+    #[test]
+    fn a_security_object_without_a_good_form_fails_closed() {
+        let mut last = LastGood::default();
+        let (mesh, _) = apply(&mut last, &[("p.yaml", &STRICT.replace("STRICT", "STRIKT"))]);
+        assert_eq!(mesh.mode("default", &BTreeMap::new(), None).0, Mode::Strict);
+        assert_eq!(mesh.mode("other", &BTreeMap::new(), None).0, Mode::Permissive);
+
+        let policy = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p}\n\
+                      spec: {selector: {matchLabels: {app: x}}, rules: [{when: []}]}\n";
+        let (mesh, _) = apply(&mut LastGood::default(), &[("p.yaml", policy)]);
+        let of = |app: &str| {
+            let labels = BTreeMap::from([("app".to_owned(), app.to_owned())]);
+            mesh.policies_for("default", &labels).count()
+        };
+        assert_eq!((of("x"), of("y")), (1, 0));
+        assert!(mesh.policies[0].denies);
+    }
+
+    #[test]
+    fn good_forms_survive_a_restart() {
+        let mut last = LastGood::default();
+        apply(&mut last, &[("p.yaml", &STRICT.replace("STRICT", "DISABLE"))]);
+        let objects: Vec<Object> = last.objects().map(|object| (**object).clone()).collect();
+        let mut restarted = LastGood::restore(objects);
+        let (mesh, problems) = apply(&mut restarted, &[("p.yaml", &STRICT.replace("STRICT", "?"))]);
+        assert_eq!(mesh.mode("default", &BTreeMap::new(), None).0, Mode::Disable);
+        assert_eq!(problems.len(), 1);
+    }
+
+    #[test]
+    fn an_object_that_stands_twice_names_both_places() {
+        let (_, problems) =
+            apply(&mut LastGood::default(), &[("a.yaml", SERVICE), ("b.yaml", SERVICE)]);
+        assert!(problems[0].starts_with("b.yaml:1:1") && problems[0].contains("a.yaml:1:1"));
+    }
+}

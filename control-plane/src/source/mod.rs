@@ -1,0 +1,23 @@
+//! Where configuration comes from, and what is made of it: objects in, a [`Mesh`] out.
+
+pub mod compile;
+pub mod dns;
+pub mod file;
+pub mod last_good;
+
+
+use std::sync::Arc;
+
+use crate::istio::Problem;
+use crate::mesh::Mesh;
+
+/// What the source says at a moment.
+#[derive(Debug, Clone, Default)]
+pub struct State {
+    /// What is meant.
+    pub mesh: Arc<Mesh>,
+    /// What is wrong, or worth a word.
+    pub problems: Arc<Vec<Problem>>,
+    /// Whether the source has been read whole at least once: until then nothing is said to be gone.
+    pub complete: bool,
+}

@@ -1,0 +1,178 @@
+//! Clusters: a service's port, or a subset of it.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use leno_proto::pb::envoy::config::cluster::v3::{
+    CircuitBreakers, Cluster, OutlierDetection, circuit_breakers::Thresholds,
+    cluster::{ClusterDiscoveryType, DiscoveryType, EdsClusterConfig, LbPolicy, TransportSocketMatch},
+};
+use leno_proto::pb::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
+use leno_proto::pb::envoy::extensions::transport_sockets::tls::v3::{
+    CertificateValidationContext, CommonTlsContext, SubjectAltNameMatcher, UpstreamTlsContext,
+    common_tls_context::{CombinedCertificateValidationContext, ValidationContextType},
+    subject_alt_name_matcher::SanType,
+};
+use leno_proto::pack;
+use leno_proto::type_url::CLUSTER;
+
+use super::{Answer, ClusterName, ROOTS, present, wire};
+use crate::mesh::route::{Balance, DestinationRule, Policy, StringMatch};
+use crate::mesh::service::{Endpoints, Service};
+use crate::mesh::{Mesh, Node};
+
+/// Istio's connect timeout.
+pub(super) const CONNECT: Duration = Duration::from_secs(10);
+
+/// The cluster `name`.
+pub fn outbound(mesh: &Mesh, node: &Node, name: &str) -> Answer {
+    let (service, parsed, rule) = match find(mesh, node, name) {
+        Ok(found) => found,
+        Err(reason) => return Answer::Missing(reason),
+    };
+    let default = Policy::default();
+    let (policy, object) = match (rule, parsed.subset) {
+        (None, _) => (&default, service.object.clone()),
+        (Some(rule), "") => (&rule.policy, service.object.clone()),
+        (Some(rule), subset) => match rule.subsets.get(subset) {
+            Some(of) => {
+                let labels: Vec<String> =
+                    of.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+                let labels = labels.join(",");
+                (&of.policy, format!("{} subset {subset} ({labels})", rule.object))
+            }
+            None => (&default, service.object.clone()),
+        },
+    };
+    let cluster = Cluster {
+        name: name.to_owned(),
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into())),
+        eds_cluster_config: Some(EdsClusterConfig {
+            eds_config: Some(wire::ads()),
+            service_name: name.to_owned(),
+        }),
+        connect_timeout: Some(wire::duration(policy.connect_timeout.unwrap_or(CONNECT))),
+        lb_policy: match policy.balance {
+            Balance::LeastRequest => LbPolicy::LeastRequest,
+            Balance::RoundRobin => LbPolicy::RoundRobin,
+            Balance::Random => LbPolicy::Random,
+        }
+        .into(),
+        transport_socket_matches: sockets(mesh, service, &parsed),
+        circuit_breakers: breakers(policy),
+        outlier_detection: ejection(policy),
+        metadata: Some(wire::metadata(&[("rule", &object)])),
+        ..Cluster::default()
+    };
+    present(CLUSTER, &cluster)
+}
+
+type Parts<'a> = (&'a Service, ClusterName<'a>, Option<&'a DestinationRule>);
+
+/// The service, and the rule, that a cluster's name stands for.
+pub(super) fn find<'a>(mesh: &'a Mesh, node: &Node, name: &'a str) -> Result<Parts<'a>, String> {
+    let parsed = ClusterName::parse(name).ok_or_else(|| format!("{name:?} is no cluster's name"))?;
+    let service = mesh.services.get(parsed.host);
+    let service = service.ok_or_else(|| format!("there is no service {}", parsed.host))?;
+    if service.port(parsed.port).is_none() {
+        return Err(format!("{} has no port {}", service.object, parsed.port));
+    }
+    let rule = service.rule(&node.namespace, &mesh.root_namespace);
+    if parsed.subset.is_empty() || rule.is_some_and(|r| r.subsets.contains_key(parsed.subset)) {
+        return Ok((service, parsed, rule));
+    }
+    let subset = parsed.subset;
+    Err(match rule {
+        None => format!("no DestinationRule defines subset {subset} of {}", parsed.host),
+        Some(rule) => {
+            let known: Vec<&str> = rule.subsets.keys().map(String::as_str).collect();
+            let known = known.join(", ");
+            format!("{} defines no subset {subset}; it has {known}", rule.object)
+        }
+    })
+}
+
+/// Istio's auto mTLS: endpoints that say so are spoken to by mutual TLS, the others in plaintext.
+fn sockets(mesh: &Mesh, service: &Service, name: &ClusterName<'_>) -> Vec<TransportSocketMatch> {
+    let Endpoints::Static(endpoints) = &service.endpoints else {
+        return Vec::new();
+    };
+    let meshed = endpoints.iter().filter(|endpoint| endpoint.meshed);
+    let identities: BTreeSet<String> = meshed.filter_map(|e| mesh.identity(e)).collect();
+    if identities.is_empty() {
+        return Vec::new();
+    }
+    let subset = if name.subset.is_empty() { "_" } else { &format!("{}_", name.subset) };
+    let context = UpstreamTlsContext {
+        sni: format!("outbound_.{}_.{subset}.{}", name.port, name.host),
+        common_tls_context: Some(CommonTlsContext {
+            alpn_protocols: ["istio-http/1.1", "istio"].map(str::to_owned).to_vec(),
+            tls_certificate_sds_secret_configs: vec![wire::secret("default")],
+            validation_context_type: Some(ValidationContextType::CombinedValidationContext(
+                CombinedCertificateValidationContext {
+                    default_validation_context: Some(CertificateValidationContext {
+                        match_typed_subject_alt_names: identities.iter().map(san).collect(),
+                        ..CertificateValidationContext::default()
+                    }),
+                    validation_context_sds_secret_config: Some(wire::secret(ROOTS)),
+                    ..CombinedCertificateValidationContext::default()
+                },
+            )),
+            ..CommonTlsContext::default()
+        }),
+        ..UpstreamTlsContext::default()
+    };
+    let tls = wire::socket("envoy.transport_sockets.tls", pack(&context));
+    let raw = wire::socket("envoy.transport_sockets.raw_buffer", pack(&RawBuffer::default()));
+    vec![
+        TransportSocketMatch {
+            name: "tlsMode-istio".to_owned(),
+            r#match: Some(wire::texts(&[("tlsMode", "istio")])),
+            transport_socket: Some(tls),
+        },
+        TransportSocketMatch {
+            name: "tlsMode-disabled".to_owned(),
+            r#match: Some(wire::texts(&[])),
+            transport_socket: Some(raw),
+        },
+    ]
+}
+
+fn san(identity: &String) -> SubjectAltNameMatcher {
+    SubjectAltNameMatcher {
+        san_type: SanType::Uri.into(),
+        matcher: wire::string(&StringMatch::Exact(identity.clone())),
+        ..SubjectAltNameMatcher::default()
+    }
+}
+
+pub(super) fn breakers(policy: &Policy) -> Option<CircuitBreakers> {
+    let thresholds = Thresholds {
+        max_connections: policy.max_connections.map(wire::number),
+        max_pending_requests: policy.max_pending_requests.map(wire::number),
+        max_requests: policy.max_requests.map(wire::number),
+        max_retries: policy.max_retries.map(wire::number),
+        ..Thresholds::default()
+    };
+    (thresholds != Thresholds::default()).then(|| CircuitBreakers {
+        thresholds: vec![thresholds],
+        ..CircuitBreakers::default()
+    })
+}
+
+fn ejection(policy: &Policy) -> Option<OutlierDetection> {
+    let said = policy.ejection.as_ref()?;
+    Some(OutlierDetection {
+        // 0 switches it off, which Envoy says by enforcing it never.
+        consecutive_5xx: said.consecutive_5xx.filter(|n| *n > 0).map(wire::number),
+        enforcing_consecutive_5xx: (said.consecutive_5xx == Some(0)).then(|| wire::number(0)),
+        consecutive_gateway_failure: said.consecutive_gateway.filter(|n| *n > 0).map(wire::number),
+        enforcing_consecutive_gateway_failure: said
+            .consecutive_gateway
+            .map(|n| wire::number(if n > 0 { 100 } else { 0 })),
+        interval: said.interval.map(wire::duration),
+        base_ejection_time: said.base_time.map(wire::duration),
+        max_ejection_percent: said.max_percent.map(wire::number),
+        ..OutlierDetection::default()
+    })
+}

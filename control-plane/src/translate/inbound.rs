@@ -1,0 +1,267 @@
+//! The one inbound Listener of a proxy: chains by workload port, each with its mTLS mode, policies and protocol, and
+//! chains without a port for whatever the registry doesn't know.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use leno_proto::pb::envoy::config::cluster::v3::{
+    Cluster,
+    cluster::{ClusterDiscoveryType, DiscoveryType, LbPolicy},
+};
+use leno_proto::pb::envoy::config::core::v3::{HttpProtocolOptions as Common, TrafficDirection};
+use leno_proto::pb::envoy::config::listener::v3::{Filter, FilterChain, FilterChainMatch, Listener};
+use leno_proto::pb::envoy::config::rbac::v3::Rbac;
+use leno_proto::pb::envoy::config::route::v3::{
+    Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, route,
+    route_action::ClusterSpecifier, route_match::PathSpecifier,
+};
+use leno_proto::pb::envoy::extensions::filters::http::rbac::v3::Rbac as HttpRbac;
+use leno_proto::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
+    HttpConnectionManager, http_connection_manager::RouteSpecifier,
+};
+use leno_proto::pb::envoy::extensions::filters::network::rbac::v3::Rbac as NetworkRbac;
+use leno_proto::pb::envoy::extensions::filters::network::tcp_proxy::v3::{
+    TcpProxy, tcp_proxy::ClusterSpecifier as TcpCluster,
+};
+use leno_proto::pb::envoy::extensions::transport_sockets::tls::v3::{
+    CommonTlsContext, DownstreamTlsContext, common_tls_context::ValidationContextType,
+};
+use leno_proto::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
+use leno_proto::pb::google::protobuf::BoolValue;
+use leno_proto::pack;
+use leno_proto::type_url::CLUSTER;
+
+use super::{Answer, INBOUND, ROOTS, clusters, present, policies, wire};
+use crate::mesh::policy::Mode;
+use crate::mesh::service::Protocol;
+use crate::mesh::{Mesh, Node};
+
+/// ALPN protocols that only a sidecar offers.
+const SIDECAR: [&str; 2] = ["istio-http/1.1", "istio"];
+
+/// What is known of a workload's port.
+#[derive(Debug, Clone, Default)]
+struct WorkloadPort {
+    tcp: bool,
+    service: String,
+    max_requests_per_connection: Option<u32>,
+}
+
+/// What is known of the workload that a node is.
+#[derive(Debug, Default)]
+struct Workload {
+    labels: BTreeMap<String, String>,
+    name: String,
+    ports: BTreeMap<u16, WorkloadPort>,
+}
+
+impl Workload {
+    fn of(mesh: &Mesh, node: &Node) -> Workload {
+        let mut workload = Workload::default();
+        for (service, endpoint) in mesh.endpoints_of(node) {
+            workload.labels.extend(endpoint.labels.clone());
+            workload.name.clone_from(&endpoint.workload);
+            let rule = service.rule(&service.namespace, &mesh.root_namespace);
+            for port in &service.ports {
+                let own = endpoint.ports.get(&port.number).copied().unwrap_or(port.number);
+                let known = workload.ports.entry(own).or_default();
+                known.tcp |= port.protocol == Protocol::Tcp;
+                known.service.clone_from(&service.host);
+                known.max_requests_per_connection = known
+                    .max_requests_per_connection
+                    .or(rule.and_then(|rule| rule.policy.max_requests_per_connection));
+            }
+        }
+        workload
+    }
+}
+
+/// The inbound Listener of `node`.
+pub(super) fn listener(mesh: &Mesh, node: &Node) -> Listener {
+    let workload = Workload::of(mesh, node);
+    let mut chains = Vec::new();
+    for (port, known) in &workload.ports {
+        chains.extend(port_chains(mesh, node, &workload, Some(*port), known));
+    }
+    chains.extend(port_chains(mesh, node, &workload, None, &WorkloadPort::default()));
+    Listener {
+        name: INBOUND.to_owned(),
+        traffic_direction: TrafficDirection::Inbound.into(),
+        filter_chains: chains,
+        ..Listener::default()
+    }
+}
+
+/// The clusters that the inbound Listener names.
+pub(super) fn cluster_names(mesh: &Mesh, node: &Node) -> BTreeSet<String> {
+    let ports = Workload::of(mesh, node).ports;
+    ports.keys().map(|port| format!("inbound|{port}||")).chain([passthrough()]).collect()
+}
+
+/// The cluster of what the registry doesn't know, under Istio's name.
+fn passthrough() -> String {
+    "inbound|0||".to_owned()
+}
+
+/// The cluster `inbound|PORT||`: the app behind a workload port.
+pub(super) fn cluster(mesh: &Mesh, node: &Node, name: &str) -> Answer {
+    let port = name.strip_prefix("inbound|").and_then(|rest| rest.strip_suffix("||"));
+    let Some(port) = port.and_then(|port| port.parse::<u16>().ok()) else {
+        return Answer::Missing(format!("{name:?} is no cluster's name"));
+    };
+    let workload = Workload::of(mesh, node);
+    let known = workload.ports.get(&port);
+    if known.is_none() && port != 0 {
+        return Answer::Missing(format!("the workload has no port {port}"));
+    }
+    let max = known.and_then(|known| known.max_requests_per_connection);
+    let options = max.map(|max| HttpProtocolOptions {
+        common_http_protocol_options: Some(Common {
+            max_requests_per_connection: Some(wire::number(max)),
+            ..Common::default()
+        }),
+        ..HttpProtocolOptions::default()
+    });
+    let options = options.iter().map(|options| {
+        let key = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions".to_owned();
+        (key, pack(options))
+    });
+    let cluster = Cluster {
+        name: name.to_owned(),
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::OriginalDst.into())),
+        connect_timeout: Some(wire::duration(clusters::CONNECT)),
+        lb_policy: LbPolicy::ClusterProvided.into(),
+        typed_extension_protocol_options: options.collect(),
+        metadata: Some(wire::metadata(&[("rule", "the local app")])),
+        ..Cluster::default()
+    };
+    present(CLUSTER, &cluster)
+}
+
+/// The chains of one port: what comes by mutual TLS, and what comes otherwise where the mode lets it.
+fn port_chains(
+    mesh: &Mesh,
+    node: &Node,
+    workload: &Workload,
+    port: Option<u16>,
+    known: &WorkloadPort,
+) -> Vec<FilterChain> {
+    let (mode, object) = mesh.mode(&node.namespace, &workload.labels, port);
+    let rbac = policies::filters(mesh.policies_for(&node.namespace, &workload.labels));
+    let cluster = port.map_or_else(passthrough, |port| format!("inbound|{port}||"));
+    let filters = match known.tcp {
+        true => tcp_filters(&rbac, &cluster),
+        false => http_filters(&rbac, &cluster),
+    };
+    let rule = object.map_or("mesh default: PERMISSIVE", |object| &object.object);
+    let metadata = wire::metadata(&[
+        ("rule", rule),
+        ("service", &known.service),
+        ("workload", &workload.name),
+        ("namespace", &node.namespace),
+        ("app", workload.labels.get("app").map_or("", String::as_str)),
+        ("version", workload.labels.get("version").map_or("", String::as_str)),
+    ]);
+    let chain = |name: &str, transport: &str, alpn: &[&str], tls: bool| FilterChain {
+        name: format!("{cluster}{name}"),
+        filter_chain_match: Some(FilterChainMatch {
+            destination_port: port.map(|port| wire::number(port.into())),
+            transport_protocol: transport.to_owned(),
+            application_protocols: alpn.iter().map(|&protocol| protocol.to_owned()).collect(),
+            ..FilterChainMatch::default()
+        }),
+        filters: filters.clone(),
+        transport_socket: tls.then(downstream_tls),
+        metadata: Some(metadata.clone()),
+        ..FilterChain::default()
+    };
+    match mode {
+        Mode::Strict => vec![chain("tls", "tls", &[], true)],
+        Mode::Disable => vec![chain("plain", "", &[], false)],
+        Mode::Permissive | Mode::Unset => {
+            vec![chain("tls", "tls", &SIDECAR, true), chain("plain", "", &[], false)]
+        }
+    }
+}
+
+fn http_filters(rbac: &[Rbac], cluster: &str) -> Vec<Filter> {
+    let mut filters: Vec<_> = (rbac.iter())
+        .map(|rules| {
+            let config = HttpRbac {
+                rules: Some(rules.clone()),
+                ..HttpRbac::default()
+            };
+            wire::http_filter("envoy.filters.http.rbac", &config)
+        })
+        .collect();
+    filters.push(wire::router());
+    let manager = HttpConnectionManager {
+        stat_prefix: cluster.to_owned(),
+        route_specifier: Some(RouteSpecifier::RouteConfig(app_route(cluster))),
+        http_filters: filters,
+        normalize_path: Some(BoolValue { value: true }),
+        ..HttpConnectionManager::default()
+    };
+    vec![wire::filter("envoy.filters.network.http_connection_manager", &manager)]
+}
+
+fn tcp_filters(rbac: &[Rbac], cluster: &str) -> Vec<Filter> {
+    let mut filters: Vec<_> = (rbac.iter())
+        .map(|rules| {
+            let config = NetworkRbac {
+                rules: Some(rules.clone()),
+                stat_prefix: cluster.to_owned(),
+                ..NetworkRbac::default()
+            };
+            wire::filter("envoy.filters.network.rbac", &config)
+        })
+        .collect();
+    let proxy = TcpProxy {
+        stat_prefix: cluster.to_owned(),
+        cluster_specifier: Some(TcpCluster::Cluster(cluster.to_owned())),
+        ..TcpProxy::default()
+    };
+    filters.push(wire::filter("envoy.filters.network.tcp_proxy", &proxy));
+    filters
+}
+
+fn app_route(cluster: &str) -> RouteConfiguration {
+    let action = RouteAction {
+        cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_owned())),
+        timeout: Some(wire::duration(std::time::Duration::ZERO)),
+        ..RouteAction::default()
+    };
+    let route = Route {
+        r#match: Some(RouteMatch {
+            path_specifier: Some(PathSpecifier::Prefix("/".to_owned())),
+            ..RouteMatch::default()
+        }),
+        action: Some(route::Action::Route(action)),
+        ..Route::default()
+    };
+    RouteConfiguration {
+        name: cluster.to_owned(),
+        virtual_hosts: vec![VirtualHost {
+            name: cluster.to_owned(),
+            domains: vec!["*".to_owned()],
+            routes: vec![route],
+            ..VirtualHost::default()
+        }],
+        ..RouteConfiguration::default()
+    }
+}
+
+fn downstream_tls() -> leno_proto::pb::envoy::config::core::v3::TransportSocket {
+    let context = DownstreamTlsContext {
+        require_client_certificate: Some(BoolValue { value: true }),
+        common_tls_context: Some(CommonTlsContext {
+            alpn_protocols: ["istio-http/1.1", "istio"].map(str::to_owned).to_vec(),
+            tls_certificate_sds_secret_configs: vec![wire::secret("default")],
+            validation_context_type: Some(ValidationContextType::ValidationContextSdsSecretConfig(
+                wire::secret(ROOTS),
+            )),
+            ..CommonTlsContext::default()
+        }),
+        ..DownstreamTlsContext::default()
+    };
+    wire::socket("envoy.transport_sockets.tls", pack(&context))
+}

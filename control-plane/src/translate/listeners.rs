@@ -1,0 +1,80 @@
+//! Outbound Listeners: one for each authority that is dialled, named by it.
+
+use std::collections::BTreeSet;
+
+use leno_proto::pb::envoy::config::core::v3::TrafficDirection;
+use leno_proto::pb::envoy::config::listener::v3::{FilterChain, Listener};
+use leno_proto::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
+    HttpConnectionManager, Rds, http_connection_manager::RouteSpecifier,
+};
+use leno_proto::pb::envoy::extensions::filters::network::tcp_proxy::v3::{
+    TcpProxy, tcp_proxy::ClusterSpecifier,
+};
+use leno_proto::type_url::LISTENER;
+
+use super::{Answer, cluster_name, find, present, routes, wire};
+use crate::mesh::service::Protocol;
+use crate::mesh::{Mesh, Node};
+
+/// The Listener `authority`. It bears exactly the name that was asked for, and leads to canonical names only.
+pub fn outbound(mesh: &Mesh, node: &Node, authority: &str) -> Answer {
+    let (service, port) = match find(mesh, node, authority) {
+        Ok(found) => found,
+        Err(reason) => return Answer::Missing(reason),
+    };
+    let filter = match port.protocol {
+        Protocol::Http => wire::filter(
+            "envoy.filters.network.http_connection_manager",
+            &HttpConnectionManager {
+                stat_prefix: authority.to_owned(),
+                route_specifier: Some(RouteSpecifier::Rds(Rds {
+                    config_source: Some(wire::ads()),
+                    route_config_name: routes::name(&service.host, port.number),
+                })),
+                http_filters: vec![wire::router()],
+                ..HttpConnectionManager::default()
+            },
+        ),
+        Protocol::Tcp => wire::filter(
+            "envoy.filters.network.tcp_proxy",
+            &TcpProxy {
+                stat_prefix: authority.to_owned(),
+                cluster_specifier: Some(ClusterSpecifier::Cluster(cluster_name(
+                    port.number,
+                    None,
+                    &service.host,
+                ))),
+                ..TcpProxy::default()
+            },
+        ),
+    };
+    let listener = Listener {
+        name: authority.to_owned(),
+        traffic_direction: TrafficDirection::Outbound.into(),
+        filter_chains: vec![FilterChain {
+            filters: vec![filter],
+            metadata: Some(wire::metadata(&[("rule", &service.object)])),
+            ..FilterChain::default()
+        }],
+        ..Listener::default()
+    };
+    present(LISTENER, &listener)
+}
+
+/// The RouteConfiguration that a Listener names, if it carries HTTP.
+pub(super) fn route_name(mesh: &Mesh, node: &Node, authority: &str) -> Option<String> {
+    let (service, port) = find(mesh, node, authority).ok()?;
+    let http = port.protocol == Protocol::Http;
+    http.then(|| routes::name(&service.host, port.number))
+}
+
+/// Every cluster that a Listener leads to.
+pub(super) fn cluster_names(mesh: &Mesh, node: &Node, authority: &str) -> BTreeSet<String> {
+    let Ok((service, port)) = find(mesh, node, authority) else {
+        return BTreeSet::new();
+    };
+    match port.protocol {
+        Protocol::Tcp => [cluster_name(port.number, None, &service.host)].into(),
+        Protocol::Http => routes::cluster_names(service, port.number),
+    }
+}

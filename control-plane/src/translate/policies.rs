@@ -1,0 +1,115 @@
+//! AuthorizationPolicies as RBAC filters: one that denies, then one that allows.
+
+use std::collections::HashMap;
+
+use leno_proto::pb::envoy::config::rbac::v3::{
+    Permission, Policy, Principal, Rbac, permission, principal, rbac::Action,
+};
+use leno_proto::pb::envoy::r#type::matcher::v3::{PathMatcher, path_matcher};
+
+use super::{routes, wire};
+use crate::mesh::policy::{AuthorizationPolicy, Operation, Source};
+use crate::mesh::route::StringMatch;
+
+/// What the policies of a workload become. Without an ALLOW policy everything that isn't denied passes.
+pub(super) fn filters<'a>(policies: impl Iterator<Item = &'a AuthorizationPolicy>) -> Vec<Rbac> {
+    let (denying, allowing): (Vec<_>, Vec<_>) = policies.partition(|policy| policy.denies);
+    let mut filters = Vec::new();
+    if !denying.is_empty() {
+        filters.push(rbac(Action::Deny, &denying));
+    }
+    if !allowing.is_empty() {
+        filters.push(rbac(Action::Allow, &allowing));
+    }
+    filters
+}
+
+fn rbac(action: Action, policies: &[&AuthorizationPolicy]) -> Rbac {
+    let mut rules = HashMap::new();
+    for policy in policies {
+        for (i, rule) in policy.rules.iter().enumerate() {
+            // Istio's own naming, which people search for.
+            let name = format!("ns[{}]-policy[{}]-rule[{i}]", policy.namespace, policy.name);
+            let permissions = match rule.to.is_empty() {
+                true => vec![any_permission()],
+                false => rule.to.iter().map(permission).collect(),
+            };
+            let principals = match rule.from.is_empty() {
+                true => vec![any_principal()],
+                false => rule.from.iter().map(principal).collect(),
+            };
+            let policy = Policy {
+                permissions,
+                principals,
+                ..Policy::default()
+            };
+            rules.insert(name, policy);
+        }
+    }
+    Rbac {
+        action: action.into(),
+        policies: rules,
+        ..Rbac::default()
+    }
+}
+
+fn any_permission() -> Permission {
+    rule(permission::Rule::Any(true))
+}
+
+fn rule(rule: permission::Rule) -> Permission {
+    Permission { rule: Some(rule) }
+}
+
+fn any_principal() -> Principal {
+    identifier(principal::Identifier::Any(true))
+}
+
+fn identifier(identifier: principal::Identifier) -> Principal {
+    Principal {
+        identifier: Some(identifier),
+    }
+}
+
+/// Everything that an operation names must hold.
+fn permission(operation: &Operation) -> Permission {
+    let method = |method: &StringMatch| rule(permission::Rule::Header(routes::header(":method", method)));
+    let path = |path: &StringMatch| match wire::string(path) {
+        Some(path) => rule(permission::Rule::UrlPath(PathMatcher {
+            rule: Some(path_matcher::Rule::Path(path)),
+        })),
+        None => any_permission(),
+    };
+    let one_of = |rules: Vec<Permission>| rule(permission::Rule::OrRules(permission::Set { rules }));
+    let mut all = Vec::new();
+    if !operation.methods.is_empty() {
+        all.push(one_of(operation.methods.iter().map(method).collect()));
+    }
+    if !operation.paths.is_empty() {
+        all.push(one_of(operation.paths.iter().map(path).collect()));
+    }
+    match all.is_empty() {
+        true => any_permission(),
+        false => rule(permission::Rule::AndRules(permission::Set { rules: all })),
+    }
+}
+
+/// Everything that a source names must hold.
+fn principal(source: &Source) -> Principal {
+    let named = |name: &StringMatch| {
+        identifier(principal::Identifier::Authenticated(principal::Authenticated {
+            principal_name: wire::string(name),
+        }))
+    };
+    let one_of = |names: &[StringMatch]| {
+        let ids = names.iter().map(named).collect();
+        identifier(principal::Identifier::OrIds(principal::Set { ids }))
+    };
+    let given = [&source.principals, &source.namespaces];
+    let ids: Vec<Principal> =
+        given.into_iter().filter(|names| !names.is_empty()).map(|names| one_of(names)).collect();
+    match ids.is_empty() {
+        true => any_principal(),
+        false => identifier(principal::Identifier::AndIds(principal::Set { ids })),
+    }
+}

@@ -1,0 +1,163 @@
+//! RouteConfigurations: a service's port, under its canonical name.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use leno_proto::pb::envoy::config::route::v3::{
+    HeaderMatcher, QueryParameterMatcher, Route, RouteAction, RouteConfiguration, RouteMatch,
+    VirtualHost, WeightedCluster, header_matcher::HeaderMatchSpecifier,
+    query_parameter_matcher::QueryParameterMatchSpecifier, route, route_action::ClusterSpecifier,
+    route_match::PathSpecifier, weighted_cluster::ClusterWeight,
+};
+use leno_proto::type_url::ROUTE;
+
+use super::{Answer, cluster_name, present, wire};
+use crate::mesh::Mesh;
+use crate::mesh::route::{Match, Rule, StringMatch, Target};
+use crate::mesh::service::Service;
+
+/// The name of a port's RouteConfiguration.
+pub(super) fn name(host: &str, port: u16) -> String {
+    format!("{host}:{port}")
+}
+
+/// The RouteConfiguration `name`.
+pub fn configuration(mesh: &Mesh, name: &str) -> Answer {
+    let missing = || Answer::Missing(format!("there are no routes for {name}"));
+    let Some((host, port)) = name.rsplit_once(':') else {
+        return missing();
+    };
+    let (Some(service), Ok(port)) = (mesh.services.get(host), port.parse()) else {
+        return missing();
+    };
+    let configuration = RouteConfiguration {
+        name: name.to_owned(),
+        virtual_hosts: vec![VirtualHost {
+            name: name.to_owned(),
+            // The Listener that leads here is one authority's own: whatever name it was dialled by is this host.
+            domains: vec!["*".to_owned()],
+            routes: routes(service, port),
+            ..VirtualHost::default()
+        }],
+        ..RouteConfiguration::default()
+    };
+    present(ROUTE, &configuration)
+}
+
+/// Every cluster that a port's routes name.
+pub(super) fn cluster_names(service: &Service, port: u16) -> BTreeSet<String> {
+    match &service.routing {
+        None => [cluster_name(port, None, &service.host)].into(),
+        Some(routing) => {
+            let targets = routing.rules.iter().flat_map(|rule| &rule.targets);
+            targets.map(|target| target_cluster(target, port)).collect()
+        }
+    }
+}
+
+fn target_cluster(target: &Target, port: u16) -> String {
+    cluster_name(target.port.unwrap_or(port), target.subset.as_deref(), &target.host)
+}
+
+fn routes(service: &Service, port: u16) -> Vec<Route> {
+    match &service.routing {
+        None => vec![default_route(service, port)],
+        Some(routing) => routing.rules.iter().flat_map(|rule| rule_routes(rule, port)).collect(),
+    }
+}
+
+/// A service without a VirtualService takes every request.
+fn default_route(service: &Service, port: u16) -> Route {
+    let action = RouteAction {
+        cluster_specifier: Some(ClusterSpecifier::Cluster(cluster_name(port, None, &service.host))),
+        timeout: Some(wire::duration(Duration::ZERO)),
+        ..RouteAction::default()
+    };
+    Route {
+        name: "default".to_owned(),
+        r#match: Some(RouteMatch {
+            path_specifier: Some(PathSpecifier::Prefix("/".to_owned())),
+            ..RouteMatch::default()
+        }),
+        action: Some(route::Action::Route(action)),
+        metadata: Some(wire::metadata(&[("rule", &service.object)])),
+        ..Route::default()
+    }
+}
+
+/// A rule is a route for each of its matches, all with the same action.
+fn rule_routes(rule: &Rule, port: u16) -> Vec<Route> {
+    let everything = [Match::default()];
+    let matches = match rule.matches.is_empty() {
+        true => &everything[..],
+        false => &rule.matches,
+    };
+    let route = |said: &Match| Route {
+        name: rule.object.clone(),
+        r#match: Some(route_match(said)),
+        action: Some(route::Action::Route(action(rule, port))),
+        metadata: Some(wire::metadata(&[("rule", &rule.object), ("file", &rule.file)])),
+        ..Route::default()
+    };
+    matches.iter().map(route).collect()
+}
+
+fn action(rule: &Rule, port: u16) -> RouteAction {
+    let specifier = match rule.targets.as_slice() {
+        [only] => ClusterSpecifier::Cluster(target_cluster(only, port)),
+        several => {
+            let weighted = several.iter().filter(|target| target.weight > 0);
+            let clusters = weighted.map(|target| ClusterWeight {
+                name: target_cluster(target, port),
+                weight: Some(wire::number(target.weight)),
+                ..ClusterWeight::default()
+            });
+            ClusterSpecifier::WeightedClusters(WeightedCluster {
+                clusters: clusters.collect(),
+                ..WeightedCluster::default()
+            })
+        }
+    };
+    RouteAction {
+        cluster_specifier: Some(specifier),
+        // Envoy's own default is 15 s; Istio's is none.
+        timeout: Some(wire::duration(rule.timeout.unwrap_or_default())),
+        ..RouteAction::default()
+    }
+}
+
+fn route_match(said: &Match) -> RouteMatch {
+    let path = match &said.uri {
+        Some(StringMatch::Exact(path)) => PathSpecifier::Path(path.clone()),
+        Some(StringMatch::Regex(regex)) => PathSpecifier::SafeRegex(wire::regex(regex)),
+        Some(StringMatch::Prefix(prefix)) => PathSpecifier::Prefix(prefix.clone()),
+        _ => PathSpecifier::Prefix("/".to_owned()),
+    };
+    let method = said.method.iter().map(|method| header(":method", method));
+    let headers = said.headers.iter().map(|(name, value)| header(name, value));
+    let query = said.query.iter().map(|(name, value)| QueryParameterMatcher {
+        name: name.clone(),
+        query_parameter_match_specifier: Some(match wire::string(value) {
+            Some(value) => QueryParameterMatchSpecifier::StringMatch(value),
+            None => QueryParameterMatchSpecifier::PresentMatch(true),
+        }),
+    });
+    RouteMatch {
+        path_specifier: Some(path),
+        headers: method.chain(headers).collect(),
+        query_parameters: query.collect(),
+        ..RouteMatch::default()
+    }
+}
+
+/// A header matcher, as routes and policies use it.
+pub(super) fn header(name: &str, value: &StringMatch) -> HeaderMatcher {
+    HeaderMatcher {
+        name: name.to_owned(),
+        header_match_specifier: Some(match wire::string(value) {
+            Some(value) => HeaderMatchSpecifier::StringMatch(value),
+            None => HeaderMatchSpecifier::PresentMatch(true),
+        }),
+        ..HeaderMatcher::default()
+    }
+}

@@ -1,0 +1,139 @@
+//! Issuing: template, signature, and a second look at what was signed.
+
+use std::time::{Duration, SystemTime};
+
+use rcgen::{
+    CertificateParams, CertificateSigningRequestParams, DistinguishedName, ExtendedKeyUsagePurpose,
+    IsCa, KeyUsagePurpose, PublicKeyData, SanType,
+};
+use rustls::pki_types::{CertificateDer, UnixTime};
+use webpki::{EndEntityCert, KeyUsage};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::root::Root;
+use super::{Ca, Identity, provider};
+
+/// Certificates begin this much in the past, for clocks that are late; as Istio's.
+pub(super) const BACKDATE: Duration = Duration::from_secs(120);
+/// The shortest life that is issued.
+const MIN_TTL: Duration = Duration::from_secs(2);
+/// The largest signing request that is looked at.
+const MAX_CSR: usize = 16 * 1024;
+
+impl Ca {
+    /// Signs the request `csr` (PEM) as `id`, for `ttl`; zero asks for the longest. Returns the chain in PEM, the leaf
+    /// first, and the request's public key.
+    ///
+    /// # Errors
+    /// When the request isn't one, or doesn't prove that its sender holds the key.
+    pub fn issue(&self, id: &str, csr: &str, ttl: Duration) -> Result<Issued, String> {
+        if csr.len() > MAX_CSR {
+            return Err(format!("the signing request is larger than {MAX_CSR} bytes"));
+        }
+        let request = CertificateSigningRequestParams::from_pem(csr)
+            .map_err(|error| format!("not a signing request that proves its key: {error}"))?;
+        let ttl = match ttl.is_zero() {
+            true => self.max_ttl,
+            false => ttl.clamp(MIN_TTL, self.max_ttl),
+        };
+        let leaf = sign(&self.root, &request.public_key, id, ttl, SystemTime::now())?;
+        Ok(Issued {
+            chain: vec![pem(&leaf), self.root.pem().to_owned()],
+            public_key: request.public_key.der_bytes().to_vec(),
+        })
+    }
+
+    /// The public key of a request, without signing it.
+    ///
+    /// # Errors
+    /// When it isn't a signing request.
+    pub fn public_key(&self, csr: &str) -> Result<Vec<u8>, String> {
+        let request = CertificateSigningRequestParams::from_pem(csr);
+        let request = request.map_err(|error| format!("not a signing request: {error}"))?;
+        Ok(request.public_key.der_bytes().to_vec())
+    }
+}
+
+/// A certificate that was issued.
+#[derive(Debug)]
+pub struct Issued {
+    /// The chain in PEM, the leaf first.
+    pub chain: Vec<String>,
+    /// The key that it certifies.
+    pub public_key: Vec<u8>,
+}
+
+/// Signs a certificate for `key` as `id`, and checks what was signed.
+pub(super) fn sign(
+    root: &Root,
+    key: &impl PublicKeyData,
+    id: &str,
+    ttl: Duration,
+    now: SystemTime,
+) -> Result<CertificateDer<'static>, String> {
+    let mut params = CertificateParams::default();
+    // An empty subject makes the name critical, as X.509-SVID wants it.
+    params.distinguished_name = DistinguishedName::new();
+    let uri = id.try_into().map_err(|error: rcgen::Error| error.to_string())?;
+    params.subject_alt_names = vec![SanType::URI(uri)];
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.use_authority_key_identifier_extension = true;
+    params.not_before = (now - BACKDATE).into();
+    params.not_after = (now + ttl).min(ends(root.der())?).into();
+    let signed = params.signed_by(key, &root.issuer()?).map_err(|error| error.to_string())?;
+    let leaf = signed.der().clone();
+    check(root, &leaf, id, ttl, now)?;
+    Ok(leaf)
+}
+
+/// Looks at what was signed as a peer will: whatever the template was, only this may leave.
+fn check(
+    root: &Root,
+    leaf: &CertificateDer<'_>,
+    id: &str,
+    ttl: Duration,
+    now: SystemTime,
+) -> Result<(), String> {
+    let wrong = |what: &str| format!("the signed certificate is wrong: {what}");
+    let anchor = webpki::anchor_from_trusted_cert(root.der()).map_err(|e| wrong(&e.to_string()))?;
+    let cert = EndEntityCert::try_from(leaf).map_err(|error| wrong(&error.to_string()))?;
+    let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    cert.verify_for_usage(
+        provider().signature_verification_algorithms.all,
+        &[anchor],
+        &[],
+        UnixTime::since_unix_epoch(since),
+        KeyUsage::client_auth(),
+        None,
+        None,
+    )
+    .map_err(|error| wrong(&error.to_string()))?;
+    let identity = Identity::of(leaf).map_err(|error| wrong(&error))?;
+    if identity.id != id {
+        return Err(wrong("its name"));
+    }
+    if identity.not_after > (now + ttl).min(ends(root.der())?) + Duration::from_secs(1) {
+        return Err(wrong("its life"));
+    }
+    let (_, parsed) = X509Certificate::from_der(leaf).map_err(|error| wrong(&error.to_string()))?;
+    match parsed.is_ca() {
+        true => Err(wrong("it could sign others")),
+        false => Ok(()),
+    }
+}
+
+fn ends(cert: &CertificateDer<'_>) -> Result<SystemTime, String> {
+    let (_, cert) = X509Certificate::from_der(cert).map_err(|error| error.to_string())?;
+    let ends = u64::try_from(cert.validity().not_after.timestamp()).unwrap_or(0);
+    Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(ends))
+}
+
+fn pem(der: &CertificateDer<'_>) -> String {
+    use base64::Engine;
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    let lines: Vec<&str> = (0..text.len()).step_by(64).filter_map(|at| text.get(at..(at + 64).min(text.len()))).collect();
+    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
+}

@@ -1,0 +1,172 @@
+//! The certificate authority: who may be whom, and the certificates that say so.
+//!
+//! Invariant: a certificate's name is decided here, from what the caller proved; a request only brings a key. What was
+//! signed is checked again before it leaves.
+
+pub mod issue;
+pub mod root;
+pub mod server;
+pub mod token;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwapOption;
+use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
+use rustls::RootCertStore;
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::sign::CertifiedKey;
+use webpki::EndEntityCert;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use root::Root;
+use token::Ledger;
+
+/// The life of workload certificates when nobody asks for less.
+pub const DEFAULT_TTL: Duration = Duration::from_secs(24 * 3600);
+
+/// Whose certificate it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The whole SPIFFE ID.
+    pub id: String,
+    /// Its trust domain.
+    pub domain: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its service account.
+    pub account: String,
+    /// When the certificate ends.
+    pub not_after: SystemTime,
+}
+
+impl Identity {
+    /// What a verified certificate says.
+    ///
+    /// # Errors
+    /// When it holds anything but one SPIFFE ID of a mesh.
+    pub fn of(leaf: &CertificateDer<'_>) -> Result<Identity, String> {
+        let cert = EndEntityCert::try_from(leaf).map_err(|error| error.to_string())?;
+        let names: Vec<&str> = cert.valid_uri_names().collect();
+        let [id] = names.as_slice() else {
+            return Err(format!("holds {} SPIFFE IDs, not one", names.len()));
+        };
+        let parts: Vec<&str> = id.strip_prefix("spiffe://").unwrap_or_default().split('/').collect();
+        let [domain, "ns", namespace, "sa", account] = parts.as_slice() else {
+            return Err(format!("{id} is not spiffe://<domain>/ns/<ns>/sa/<account>"));
+        };
+        let (_, parsed) = X509Certificate::from_der(leaf).map_err(|error| error.to_string())?;
+        let ends = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0);
+        Ok(Identity {
+            id: (*id).to_owned(),
+            domain: (*domain).to_owned(),
+            namespace: (*namespace).to_owned(),
+            account: (*account).to_owned(),
+            not_after: SystemTime::UNIX_EPOCH + Duration::from_secs(ends),
+        })
+    }
+}
+
+/// Whether a text can be a part of a SPIFFE ID.
+pub fn is_name(part: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
+    !part.is_empty() && part.bytes().all(allowed)
+}
+
+/// A certificate authority.
+#[derive(Debug)]
+pub struct Ca {
+    root: Root,
+    trust_domain: String,
+    own_id: String,
+    max_ttl: Duration,
+    own: ArcSwapOption<CertifiedKey>,
+    ledger: Mutex<Ledger>,
+    directory: PathBuf,
+}
+
+impl Ca {
+    /// Opens the CA in `directory`, or creates it there on first use.
+    ///
+    /// # Errors
+    /// When its files can't be read, written or trusted.
+    pub fn open(directory: &Path, trust_domain: &str, max_ttl: Duration) -> Result<Ca, String> {
+        if !is_name(trust_domain) {
+            return Err(format!("{trust_domain:?} is not a trust domain"));
+        }
+        let ca = Ca {
+            root: Root::open(directory, trust_domain)?,
+            own_id: format!("spiffe://{trust_domain}/ns/leno-system/sa/leno"),
+            trust_domain: trust_domain.to_owned(),
+            max_ttl,
+            own: ArcSwapOption::empty(),
+            ledger: Mutex::new(Ledger::open(directory)?),
+            directory: directory.to_owned(),
+        };
+        ca.renew_own()?;
+        Ok(ca)
+    }
+
+    /// The trust domain.
+    pub fn trust_domain(&self) -> &str {
+        &self.trust_domain
+    }
+
+    /// Where it lives.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Its root, in PEM.
+    pub fn root_pem(&self) -> &str {
+        self.root.pem()
+    }
+
+    /// Its root, to verify against.
+    pub fn root_store(&self) -> RootCertStore {
+        let mut store = RootCertStore::empty();
+        store.add_parsable_certificates([self.root.der().clone()]);
+        store
+    }
+
+    /// The control plane's own certificate.
+    pub fn own_certificate(&self) -> Option<Arc<CertifiedKey>> {
+        self.own.load_full()
+    }
+
+    /// Gives the control plane a fresh certificate of its own.
+    ///
+    /// # Errors
+    /// When it can't be signed.
+    pub fn renew_own(&self) -> Result<(), String> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|e| e.to_string())?;
+        let leaf = issue::sign(&self.root, &key, &self.own_id, self.max_ttl, SystemTime::now())?;
+        let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        // The root goes along: at first contact a proxy knows only its fingerprint.
+        let chain = vec![leaf, self.root.der().clone()];
+        let own = CertifiedKey::from_der(chain, der, &provider()).map_err(|e| e.to_string())?;
+        self.own.store(Some(Arc::new(own)));
+        Ok(())
+    }
+
+    /// Renews the control plane's own certificate for ever.
+    pub async fn keep_own(self: Arc<Ca>) {
+        loop {
+            tokio::time::sleep(self.max_ttl / 2).await;
+            if let Err(error) = self.renew_own() {
+                tracing::error!(error, "the control plane's own certificate was not renewed");
+            }
+        }
+    }
+}
+
+/// The one cryptography of the process.
+pub fn provider() -> Arc<CryptoProvider> {
+    static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
+    Arc::clone(PROVIDER.get_or_init(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider())))
+}
+
+#[cfg(test)]
+mod tests;

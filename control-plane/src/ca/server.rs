@@ -1,0 +1,69 @@
+//! `istio.v1.auth.IstioCertificateService`: a signing request in, a chain out, for whoever proves who they are.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use leno_proto::ca::istio_certificate_service_server::IstioCertificateService;
+use leno_proto::ca::{IstioCertificateRequest, IstioCertificateResponse};
+use leno_proto::tonic::{Request, Response, Status};
+
+use super::Ca;
+use crate::auth::Peer;
+use crate::metrics::Metrics;
+
+/// The certificate service.
+#[derive(Debug)]
+pub struct Certificates {
+    ca: Arc<Ca>,
+    metrics: Arc<Metrics>,
+}
+
+impl Certificates {
+    /// The service over `ca`.
+    pub fn new(ca: Arc<Ca>, metrics: Arc<Metrics>) -> Certificates {
+        Certificates { ca, metrics }
+    }
+
+    /// Who asks, as `(namespace, account)`: proven by the certificate that it has, or by a join token.
+    fn caller(
+        &self,
+        request: &Request<IstioCertificateRequest>,
+        key: &[u8],
+    ) -> Result<(String, String), String> {
+        let peer = request.extensions().get::<Peer>().and_then(|peer| peer.identity.clone());
+        if let Some(identity) = peer {
+            self.ca.welcome(&identity.namespace, &identity.account)?;
+            return Ok((identity.namespace, identity.account));
+        }
+        let header = request.metadata().get("authorization");
+        let bearer = header.and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+        let token = bearer.ok_or("neither a certificate of this mesh nor a join token")?;
+        let payload = self.ca.redeem(token, key, SystemTime::now())?;
+        Ok((payload.namespace, payload.service_account))
+    }
+}
+
+#[leno_proto::tonic::async_trait]
+impl IstioCertificateService for Certificates {
+    async fn create_certificate(
+        &self,
+        request: Request<IstioCertificateRequest>,
+    ) -> Result<Response<IstioCertificateResponse>, Status> {
+        let csr = &request.get_ref().csr;
+        let key = self.ca.public_key(csr).map_err(Status::invalid_argument)?;
+        let (namespace, account) = self.caller(&request, &key).map_err(|reason| {
+            self.metrics.denied.inc();
+            tracing::warn!(reason, "no certificate");
+            Status::unauthenticated(reason)
+        })?;
+        let id = format!("spiffe://{}/ns/{namespace}/sa/{account}", self.ca.trust_domain());
+        let seconds = u64::try_from(request.get_ref().validity_duration).unwrap_or(0);
+        let issued = self.ca.issue(&id, csr, Duration::from_secs(seconds));
+        let issued = issued.map_err(Status::invalid_argument)?;
+        self.metrics.issued.inc();
+        tracing::info!(id, "certificate issued");
+        Ok(Response::new(IstioCertificateResponse {
+            cert_chain: issued.chain,
+        }))
+    }
+}

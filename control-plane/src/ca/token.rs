@@ -1,0 +1,229 @@
+//! Join tokens: signed by the CA, for one service account, for a while, for a number of uses; and the ledger of what was
+//! used and what is not welcome any more.
+//!
+//! A token is `base64url(payload) "." base64url(signature)`; the payload names the roots, so that its bearer knows whom
+//! to trust before it has anything.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _,
+    UnparsedPublicKey,
+};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::{Deserialize, Serialize};
+
+use super::root::write_secret;
+use super::{Ca, is_name};
+
+/// How long a token is good for when nobody says otherwise.
+pub const DEFAULT_LIFE: Duration = Duration::from_secs(3600);
+
+/// What a token says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Payload {
+    /// Unique among tokens.
+    pub id: String,
+    /// The namespace of the identity.
+    pub namespace: String,
+    /// The service account of the identity.
+    pub service_account: String,
+    /// Seconds since 1970 after which it is worth nothing.
+    pub expires: u64,
+    /// How many keys it may get a certificate for.
+    pub uses: u32,
+    /// SHA-256 of the roots, in hexadecimal.
+    pub roots: Vec<String>,
+}
+
+impl Ca {
+    /// Makes a token.
+    ///
+    /// # Errors
+    /// When a name can't be part of an identity, or the key can't sign.
+    pub fn token(
+        &self,
+        namespace: &str,
+        service_account: &str,
+        life: Duration,
+        uses: u32,
+        now: SystemTime,
+    ) -> Result<String, String> {
+        for name in [namespace, service_account] {
+            if !is_name(name) {
+                return Err(format!("{name:?} can't be part of an identity"));
+            }
+        }
+        let payload = Payload {
+            id: format!("{:032x}", fastrand::u128(..)),
+            namespace: namespace.to_owned(),
+            service_account: service_account.to_owned(),
+            expires: seconds(now + life),
+            uses,
+            roots: vec![self.root.fingerprint()],
+        };
+        let json = serde_json::to_vec(&payload).map_err(|error| error.to_string())?;
+        let text = URL_SAFE_NO_PAD.encode(json);
+        let signature = self.signer()?.sign(&SystemRandom::new(), text.as_bytes());
+        let signature = signature.map_err(|_| "the root key can't sign".to_owned())?;
+        Ok(format!("{text}.{}", URL_SAFE_NO_PAD.encode(signature.as_ref())))
+    }
+
+    /// Whose token it is, if it is one of ours, in time, not used up and not revoked. A use is a (token, key): a proxy
+    /// whose answer was lost may ask again with the same key.
+    ///
+    /// # Errors
+    /// Why it isn't accepted.
+    pub fn redeem(&self, token: &str, key: &[u8], now: SystemTime) -> Result<Payload, String> {
+        let payload = self.read_token(token)?;
+        if seconds(now) >= payload.expires {
+            return Err("the join token has expired".to_owned());
+        }
+        let mut ledger = self.ledger.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        ledger.refresh()?;
+        ledger.check(&payload.namespace, &payload.service_account)?;
+        ledger.redeem(&payload, key, now)?;
+        Ok(payload)
+    }
+
+    /// Whether an identity may renew.
+    ///
+    /// # Errors
+    /// Why it may not.
+    pub fn welcome(&self, namespace: &str, account: &str) -> Result<(), String> {
+        let mut ledger = self.ledger.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        ledger.refresh()?;
+        ledger.check(namespace, account)
+    }
+
+    /// Revokes a token by its id (or by itself), or denies an identity `namespace/account` from now on.
+    ///
+    /// # Errors
+    /// When the ledger can't be written.
+    pub fn revoke(&self, what: &str) -> Result<String, String> {
+        let mut ledger = self.ledger.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        ledger.refresh()?;
+        let said = match what.split_once('/') {
+            Some((namespace, account)) if is_name(namespace) && is_name(account) => {
+                ledger.held.denied.insert(what.to_owned());
+                format!("{what} gets no certificate any more; what it has ends by itself")
+            }
+            _ => {
+                let id = match self.read_token(what) {
+                    Ok(payload) => payload.id,
+                    Err(_) if what.len() == 32 => what.to_owned(),
+                    Err(error) => return Err(error),
+                };
+                ledger.held.revoked.insert(id.clone());
+                format!("token {id} is worth nothing any more")
+            }
+        };
+        ledger.save()?;
+        Ok(said)
+    }
+
+    fn read_token(&self, token: &str) -> Result<Payload, String> {
+        const NOT: &str = "not a join token of this mesh";
+        if token.len() > 8192 {
+            return Err(NOT.to_owned());
+        }
+        let (text, signature) = token.trim().split_once('.').ok_or(NOT)?;
+        let signature = URL_SAFE_NO_PAD.decode(signature).map_err(|_| NOT)?;
+        let signer = self.signer()?;
+        let public = signer.public_key().as_ref();
+        UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, public)
+            .verify(text.as_bytes(), &signature)
+            .map_err(|_| NOT)?;
+        let json = URL_SAFE_NO_PAD.decode(text).map_err(|_| NOT)?;
+        serde_json::from_slice(&json).map_err(|_| NOT.to_owned())
+    }
+
+    fn signer(&self) -> Result<EcdsaKeyPair, String> {
+        let key = self.root.key()?.serialize_der();
+        let signer = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &key);
+        signer.map_err(|error| format!("root key: {error}"))
+    }
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// What was used, and what isn't welcome, on disk: `leno token` works on it beside a control plane that runs.
+#[derive(Debug)]
+pub(super) struct Ledger {
+    path: PathBuf,
+    held: Held,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Held {
+    /// Keys by token, with when the token ends.
+    #[serde(default)]
+    used: BTreeMap<String, (u64, BTreeSet<String>)>,
+    #[serde(default)]
+    revoked: BTreeSet<String>,
+    #[serde(default)]
+    denied: BTreeSet<String>,
+}
+
+impl Ledger {
+    pub(super) fn open(directory: &Path) -> Result<Ledger, String> {
+        let mut ledger = Ledger {
+            path: directory.join("tokens.json"),
+            held: Held::default(),
+        };
+        ledger.refresh()?;
+        Ok(ledger)
+    }
+
+    fn refresh(&mut self) -> Result<(), String> {
+        let path = self.path.display();
+        match fs::read(&self.path) {
+            Ok(json) => {
+                let held = serde_json::from_slice(&json);
+                self.held = held.map_err(|error| format!("{path}: {error}"))?;
+                Ok(())
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(format!("{path}: {error}")),
+        }
+    }
+
+    fn check(&self, namespace: &str, account: &str) -> Result<(), String> {
+        let identity = format!("{namespace}/{account}");
+        match self.held.denied.contains(&identity) {
+            true => Err(format!("{identity} was revoked")),
+            false => Ok(()),
+        }
+    }
+
+    fn redeem(&mut self, payload: &Payload, key: &[u8], now: SystemTime) -> Result<(), String> {
+        if self.held.revoked.contains(&payload.id) {
+            return Err("the join token was revoked".to_owned());
+        }
+        let now = seconds(now);
+        self.held.used.retain(|_, (expires, _)| *expires > now);
+        let entry = self.held.used.entry(payload.id.clone());
+        let (_, keys) = entry.or_insert_with(|| (payload.expires, BTreeSet::new()));
+        let key = URL_SAFE_NO_PAD.encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, key));
+        if keys.contains(&key) {
+            return Ok(());
+        }
+        if keys.len() >= payload.uses as usize {
+            return Err("the join token has been used already".to_owned());
+        }
+        keys.insert(key);
+        self.save()
+    }
+
+    fn save(&self) -> Result<(), String> {
+        let json = serde_json::to_string_pretty(&self.held).map_err(|error| error.to_string())?;
+        write_secret(&self.path, &json)
+    }
+}

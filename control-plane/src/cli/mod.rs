@@ -1,0 +1,37 @@
+//! The operator's command: one file a subcommand.
+
+pub mod serve;
+pub mod status;
+pub mod token;
+pub mod validate;
+
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+/// Leno's control plane and command line.
+#[derive(Debug, Parser)]
+#[command(name = "leno", version)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the control plane on a directory of YAML.
+    Serve(serve::Args),
+    /// Say what is wrong with YAML, by file:line:column. Exit code 1 on errors.
+    Validate(validate::Args),
+    /// Make or revoke a join token for a workload outside Kubernetes.
+    Token(token::Args),
+    /// Show connected proxies, what they refuse, and what is wrong with the configuration.
+    Status(status::Args),
+}
+
+/// A duration as Istio writes it: `24h`, `1h30m`, `30s`.
+fn duration(text: &str) -> Result<Duration, String> {
+    crate::istio::scalar::Period::try_from(text.to_owned()).map(|period| period.0)
+}

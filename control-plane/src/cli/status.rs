@@ -1,0 +1,60 @@
+//! `leno status`: connected proxies and what they refuse, from a control plane that runs.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// Flags of `status`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The control plane's monitoring address.
+    #[arg(long, env = "LENO_MONITORING_ADDRESS", default_value = "127.0.0.1:15014")]
+    pub monitoring_address: SocketAddr,
+}
+
+/// Prints the status; false when a proxy refuses something, or an object is broken.
+///
+/// # Errors
+/// When the control plane can't be asked.
+pub async fn run(args: Args) -> Result<bool, String> {
+    let address = args.monitoring_address;
+    let asked = timeout(Duration::from_secs(5), ask(address)).await;
+    let failed = |error: String| format!("no answer from the control plane at {address}: {error}");
+    let answer = asked.map_err(|_| failed("it took too long".to_owned()))?;
+    let status: Value = answer.map_err(failed)?;
+    Ok(print(&status))
+}
+
+async fn ask(address: SocketAddr) -> Result<Value, String> {
+    let mut tcp = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
+    let request = format!("GET /debug/status HTTP/1.0\r\nhost: {address}\r\n\r\n");
+    tcp.write_all(request.as_bytes()).await.map_err(|error| error.to_string())?;
+    let mut answer = String::new();
+    tcp.take(64 * 1024 * 1024).read_to_string(&mut answer).await.map_err(|e| e.to_string())?;
+    let (_, body) = answer.split_once("\r\n\r\n").ok_or("it is no HTTP")?;
+    serde_json::from_str(body).map_err(|error| error.to_string())
+}
+
+fn print(status: &Value) -> bool {
+    let list = |name: &str| status[name].as_array().cloned().unwrap_or_default();
+    let text = |value: &Value, name: &str| value[name].as_str().unwrap_or_default().to_owned();
+    let mut good = true;
+    for proxy in list("proxies") {
+        println!("{}  {} names", text(&proxy, "node"), proxy["names"]);
+        for refused in proxy["refused"].as_array().into_iter().flatten() {
+            good = false;
+            let (kind, name) = (text(refused, "type"), text(refused, "name"));
+            println!("  refuses {kind} {name}: {}: {}", text(refused, "field"), text(refused, "reason"));
+        }
+    }
+    for problem in list("problems") {
+        let problem = problem.as_str().unwrap_or_default();
+        good &= !problem.contains(": error: ");
+        println!("{problem}");
+    }
+    good
+}

@@ -1,0 +1,396 @@
+//! One proxy's delta stream as a state machine without IO: requests and changes in, responses out.
+//!
+//! Invariants: what was sent is recorded when it is sent; a version is sent once, and one that was refused never again
+//! until it changes; clusters go before endpoints, those before listeners, those before routes.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use leno_proto::leno::Refused;
+use leno_proto::pb::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource, ResourceError, ResourceName,
+};
+use leno_proto::pb::google::rpc::Status;
+use leno_proto::type_url::{ALL, LISTENER};
+
+use crate::translate::Answer;
+
+/// gRPC's NOT_FOUND, which a negative answer bears.
+const NOT_FOUND: i32 = 5;
+/// Names that one proxy may subscribe to, of one type.
+const MAX_NAMES: usize = 20_000;
+
+/// Answers what there is under a name.
+pub trait Lookup {
+    /// The resource `name` of a type.
+    fn resource(&self, type_url: &str, name: &str) -> Answer;
+    /// Everything that a Listener leads to, in the order in which a client should have it.
+    fn chain(&self, listener: &str) -> Vec<(&'static str, String)>;
+    /// Whether a change touches a name; everything, when nothing is said about what changed.
+    fn touches(&self, type_url: &str, name: &str) -> bool;
+}
+
+/// What was said last about a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Said {
+    /// Nothing yet: the answer is pending.
+    Nothing,
+    /// This version.
+    Version(String),
+    /// That there is no such thing, for this reason.
+    Missing(String),
+}
+
+/// A proxy's stream.
+#[derive(Debug, Default)]
+pub struct Connection {
+    subscribed: HashMap<&'static str, BTreeMap<String, Said>>,
+    refused: BTreeMap<(String, String), Refused>,
+    nonce: u64,
+    /// What the last responses held, by nonce, until they are answered.
+    sent: HashMap<String, Vec<(&'static str, String, String)>>,
+}
+
+impl Connection {
+    /// Takes a request; returns what to send.
+    pub fn request(
+        &mut self,
+        request: &DeltaDiscoveryRequest,
+        lookup: &dyn Lookup,
+    ) -> Vec<DeltaDiscoveryResponse> {
+        self.take_answer(request);
+        let Some(type_url) = ALL.into_iter().find(|known| *known == request.type_url) else {
+            return Vec::new();
+        };
+        let names = self.subscribed.entry(type_url).or_default();
+        for name in &request.resource_names_unsubscribe {
+            names.remove(name);
+            self.refused.remove(&(type_url.to_owned(), name.clone()));
+        }
+        let mut fresh = BTreeSet::new();
+        for name in &request.resource_names_subscribe {
+            if names.len() >= MAX_NAMES {
+                break;
+            }
+            // What the client holds already, it says at the start of a stream; a name that is asked for again is
+            // answered again.
+            let held = request.initial_resource_versions.get(name);
+            let said = held.map_or(Said::Nothing, |version| Said::Version(version.clone()));
+            names.insert(name.clone(), said);
+            fresh.insert((type_url, name.clone()));
+        }
+        let fresh = match type_url {
+            LISTENER => self.with_chains(fresh, lookup),
+            _ => fresh,
+        };
+        self.respond(&fresh, lookup)
+    }
+
+    /// Something changed; returns what to send.
+    pub fn changed(&mut self, lookup: &dyn Lookup) -> Vec<DeltaDiscoveryResponse> {
+        let mut names = BTreeSet::new();
+        for (type_url, subscribed) in &self.subscribed {
+            let touched = subscribed.keys().filter(|name| lookup.touches(type_url, name));
+            names.extend(touched.map(|name| (*type_url, name.clone())));
+        }
+        let names = self.with_chains(names, lookup);
+        self.respond(&names, lookup)
+    }
+
+    /// What the proxy refuses now.
+    pub fn refused(&self) -> impl Iterator<Item = &Refused> {
+        self.refused.values()
+    }
+
+    /// Names that are subscribed.
+    pub fn names(&self) -> usize {
+        self.subscribed.values().map(BTreeMap::len).sum()
+    }
+
+    /// An ACK or NACK: what it doesn't name was accepted.
+    fn take_answer(&mut self, request: &DeltaDiscoveryRequest) {
+        let Some(sent) = self.sent.remove(&request.response_nonce) else {
+            return;
+        };
+        let details = request.error_detail.as_ref().map_or(&[][..], |status| &status.details);
+        let refused: Vec<Refused> =
+            details.iter().filter_map(|any| leno_proto::unpack(any).ok()).collect();
+        for (type_url, name, version) in sent {
+            let key = (type_url.to_owned(), name.clone());
+            match refused.iter().find(|r| r.name == name && r.r#type == type_url) {
+                Some(refusal) => {
+                    let refusal = Refused { version, ..refusal.clone() };
+                    self.refused.insert(key, refusal);
+                }
+                None => drop(self.refused.remove(&key)),
+            }
+        }
+    }
+
+    /// Adds what the Listeners among `names` lead to: the client adopts what it didn't ask for.
+    fn with_chains(
+        &mut self,
+        mut names: BTreeSet<(&'static str, String)>,
+        lookup: &dyn Lookup,
+    ) -> BTreeSet<(&'static str, String)> {
+        let listeners = self.subscribed.get(LISTENER).map(|names| names.keys().cloned());
+        let listeners: Vec<String> = listeners.into_iter().flatten().collect();
+        for listener in listeners {
+            let asked = names.contains(&(LISTENER, listener.clone()));
+            if !asked && !lookup.touches(LISTENER, &listener) {
+                continue;
+            }
+            for (type_url, name) in lookup.chain(&listener) {
+                let known = self.subscribed.entry(type_url).or_default();
+                if !known.contains_key(&name) {
+                    known.insert(name.clone(), Said::Nothing);
+                    names.insert((type_url, name));
+                }
+            }
+        }
+        names
+    }
+
+    /// One response a type, in the order in which changes must be made, of what differs from what was said.
+    fn respond(
+        &mut self,
+        names: &BTreeSet<(&'static str, String)>,
+        lookup: &dyn Lookup,
+    ) -> Vec<DeltaDiscoveryResponse> {
+        let mut responses = Vec::new();
+        for type_url in ALL {
+            let mut response = DeltaDiscoveryResponse {
+                type_url: type_url.to_owned(),
+                ..DeltaDiscoveryResponse::default()
+            };
+            let mut sent = Vec::new();
+            for (_, name) in names.iter().filter(|(of, _)| *of == type_url) {
+                self.say(type_url, name, lookup.resource(type_url, name), &mut response, &mut sent);
+            }
+            if response.resources.is_empty() && response.resource_errors.is_empty() {
+                continue;
+            }
+            self.nonce += 1;
+            response.nonce = self.nonce.to_string();
+            self.sent.insert(response.nonce.clone(), sent);
+            responses.push(response);
+        }
+        responses
+    }
+
+    fn say(
+        &mut self,
+        type_url: &'static str,
+        name: &str,
+        answer: Answer,
+        response: &mut DeltaDiscoveryResponse,
+        sent: &mut Vec<(&'static str, String, String)>,
+    ) {
+        let Some(said) = self.subscribed.get_mut(type_url).and_then(|names| names.get_mut(name))
+        else {
+            return;
+        };
+        match answer {
+            Answer::Pending(_) => {}
+            Answer::Present(any, version) => {
+                if *said == Said::Version(version.clone()) {
+                    return;
+                }
+                *said = Said::Version(version.clone());
+                sent.push((type_url, name.to_owned(), version.clone()));
+                response.resources.push(Resource {
+                    name: name.to_owned(),
+                    version,
+                    resource: Some(any),
+                    ..Resource::default()
+                });
+            }
+            Answer::Missing(reason) => {
+                if *said == Said::Missing(reason.clone()) {
+                    return;
+                }
+                *said = Said::Missing(reason.clone());
+                response.resource_errors.push(ResourceError {
+                    resource_name: Some(ResourceName {
+                        name: name.to_owned(),
+                        ..ResourceName::default()
+                    }),
+                    error_detail: Some(Status {
+                        code: NOT_FOUND,
+                        message: reason,
+                        details: Vec::new(),
+                    }),
+                });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use leno_proto::Any;
+    use leno_proto::type_url::{CLUSTER, ENDPOINTS, ROUTE};
+
+    use super::*;
+
+    /// A world of which the test says what there is.
+    #[derive(Default)]
+    struct World {
+        versions: RefCell<HashMap<(&'static str, String), &'static str>>,
+    }
+
+    impl World {
+        fn set(&self, type_url: &'static str, name: &str, version: &'static str) {
+            self.versions.borrow_mut().insert((type_url, name.to_owned()), version);
+        }
+    }
+
+    impl Lookup for World {
+        fn resource(&self, type_url: &str, name: &str) -> Answer {
+            let versions = self.versions.borrow();
+            let found = versions.iter().find(|((t, n), _)| *t == type_url && n == name);
+            match found {
+                Some((_, &"?")) => Answer::Pending(vec![name.to_owned()]),
+                Some((_, version)) => Answer::Present(Any::default(), (*version).to_owned()),
+                None => Answer::Missing(format!("no {name}")),
+            }
+        }
+
+        fn chain(&self, listener: &str) -> Vec<(&'static str, String)> {
+            [CLUSTER, ENDPOINTS, LISTENER, ROUTE].map(|t| (t, listener.to_owned())).to_vec()
+        }
+
+        fn touches(&self, _type_url: &str, _name: &str) -> bool {
+            true
+        }
+    }
+
+    fn subscribe(names: &[&str]) -> DeltaDiscoveryRequest {
+        DeltaDiscoveryRequest {
+            type_url: LISTENER.to_owned(),
+            resource_names_subscribe: names.iter().map(|&name| name.to_owned()).collect(),
+            ..DeltaDiscoveryRequest::default()
+        }
+    }
+
+    fn world() -> World {
+        let world = World::default();
+        for type_url in [CLUSTER, ENDPOINTS, LISTENER, ROUTE] {
+            world.set(type_url, "a", "1");
+        }
+        world
+    }
+
+    fn types(responses: &[DeltaDiscoveryResponse]) -> Vec<&str> {
+        responses.iter().map(|r| leno_proto::type_url::short(&r.type_url)).collect()
+    }
+
+    #[test]
+    fn a_listener_is_answered_with_its_whole_chain_in_order() {
+        let mut connection = Connection::default();
+        let responses = connection.request(&subscribe(&["a"]), &world());
+        let expected = ["Cluster", "ClusterLoadAssignment", "Listener", "RouteConfiguration"];
+        assert_eq!(types(&responses), expected);
+        assert!(connection.changed(&world()).is_empty(), "nothing is sent twice");
+    }
+
+    #[test]
+    fn only_what_changed_is_sent_again() {
+        let (mut connection, world) = (Connection::default(), world());
+        connection.request(&subscribe(&["a"]), &world);
+        world.set(ROUTE, "a", "2");
+        let responses = connection.changed(&world);
+        assert_eq!(types(&responses), ["RouteConfiguration"]);
+        assert_eq!(responses[0].resources[0].version, "2");
+    }
+
+    #[test]
+    fn what_is_held_already_is_not_sent_after_a_reconnect() {
+        let mut connection = Connection::default();
+        let mut request = subscribe(&["a"]);
+        request.initial_resource_versions.insert("a".to_owned(), "1".to_owned());
+        let responses = connection.request(&request, &world());
+        assert!(!types(&responses).contains(&"Listener"));
+    }
+
+    #[test]
+    fn a_refused_version_is_not_sent_again_until_it_changes() {
+        let (mut connection, world) = (Connection::default(), world());
+        let responses = connection.request(&subscribe(&["a"]), &world);
+        let listener = &responses[2];
+        let refusal = Refused {
+            r#type: LISTENER.to_owned(),
+            name: "a".to_owned(),
+            field: "filter_chains".to_owned(),
+            ..Refused::default()
+        };
+        let nack = DeltaDiscoveryRequest {
+            type_url: LISTENER.to_owned(),
+            response_nonce: listener.nonce.clone(),
+            error_detail: Some(Status {
+                details: vec![leno_proto::pack(&refusal)],
+                ..Status::default()
+            }),
+            ..DeltaDiscoveryRequest::default()
+        };
+        assert!(connection.request(&nack, &world).is_empty());
+        assert!(connection.changed(&world).is_empty());
+        let shown: Vec<_> = connection.refused().collect();
+        assert_eq!((shown[0].version.as_str(), shown[0].field.as_str()), ("1", "filter_chains"));
+        world.set(LISTENER, "a", "2");
+        let responses = connection.changed(&world);
+        assert_eq!(types(&responses), ["Listener"]);
+        let ack = DeltaDiscoveryRequest {
+            type_url: LISTENER.to_owned(),
+            response_nonce: responses[0].nonce.clone(),
+            ..DeltaDiscoveryRequest::default()
+        };
+        connection.request(&ack, &world);
+        assert_eq!(connection.refused().count(), 0);
+    }
+
+    #[test]
+    fn a_name_without_anything_is_answered_once_and_stays_subscribed() {
+        let (mut connection, world) = (Connection::default(), world());
+        let responses = connection.request(&subscribe(&["b"]), &world);
+        let listener = responses.iter().find(|r| r.type_url == LISTENER).expect("answered");
+        let error = &listener.resource_errors[0];
+        let detail = error.error_detail.as_ref().expect("explained");
+        assert_eq!((detail.code, detail.message.as_str()), (NOT_FOUND, "no b"));
+        assert!(connection.changed(&world).is_empty());
+        world.set(LISTENER, "b", "1");
+        assert_eq!(types(&connection.changed(&world)), ["Listener"]);
+    }
+
+    #[test]
+    fn what_is_pending_is_answered_when_it_is_known() {
+        let (mut connection, world) = (Connection::default(), world());
+        world.set(ENDPOINTS, "a", "?");
+        let responses = connection.request(&subscribe(&["a"]), &world);
+        assert_eq!(types(&responses), ["Cluster", "Listener", "RouteConfiguration"]);
+        world.set(ENDPOINTS, "a", "1");
+        assert_eq!(types(&connection.changed(&world)), ["ClusterLoadAssignment"]);
+    }
+
+    #[test]
+    fn what_is_given_back_is_not_sent() {
+        let (mut connection, world) = (Connection::default(), world());
+        connection.request(&subscribe(&["a"]), &world);
+        let request = DeltaDiscoveryRequest {
+            type_url: ROUTE.to_owned(),
+            resource_names_unsubscribe: vec!["a".to_owned()],
+            ..DeltaDiscoveryRequest::default()
+        };
+        connection.request(&request, &world);
+        let request = DeltaDiscoveryRequest {
+            resource_names_subscribe: Vec::new(),
+            resource_names_unsubscribe: vec!["a".to_owned()],
+            ..subscribe(&[])
+        };
+        connection.request(&request, &world);
+        world.set(LISTENER, "a", "2");
+        world.set(ROUTE, "a", "2");
+        assert!(connection.changed(&world).is_empty());
+    }
+}

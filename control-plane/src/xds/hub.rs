@@ -1,0 +1,125 @@
+//! What every stream looks at: the mesh of the moment, the roots, and who is connected.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use super::connection::{Connection, Lookup};
+use crate::mesh::{Mesh, Node, Touched};
+use crate::source::State;
+use crate::source::dns::Demand;
+use crate::translate::{Answer, World, chain, host_of, resource};
+
+/// What every stream looks at.
+#[derive(Debug)]
+pub struct Hub {
+    state: watch::Receiver<State>,
+    roots: String,
+    dns: Demand,
+    proxies: Mutex<BTreeMap<u64, Value>>,
+}
+
+impl Hub {
+    /// A hub over a source.
+    pub fn new(state: watch::Receiver<State>, roots: String, dns: Demand) -> Hub {
+        Hub {
+            state,
+            roots,
+            dns,
+            proxies: Mutex::default(),
+        }
+    }
+
+    /// The source's state, now and as it changes.
+    pub fn state(&self) -> watch::Receiver<State> {
+        self.state.clone()
+    }
+
+    /// Who is connected, and what they refuse.
+    pub fn proxies(&self) -> Vec<Value> {
+        let proxies = self.proxies.lock().unwrap_or_else(PoisonError::into_inner);
+        proxies.values().cloned().collect()
+    }
+
+    pub(super) fn show(&self, stream: u64, node: &str, connection: &Connection) {
+        let refused = connection.refused().map(|refused| {
+            json!({
+                "type": leno_proto::type_url::short(&refused.r#type),
+                "name": refused.name, "version": refused.version,
+                "field": refused.field, "reason": refused.reason,
+            })
+        });
+        let refused: Vec<Value> = refused.collect();
+        let shown = json!({"node": node, "names": connection.names(), "refused": refused});
+        self.proxies.lock().unwrap_or_else(PoisonError::into_inner).insert(stream, shown);
+    }
+
+    pub(super) fn forget(&self, stream: u64) {
+        self.proxies.lock().unwrap_or_else(PoisonError::into_inner).remove(&stream);
+    }
+
+    /// How one proxy looks at a mesh, of which `touched` has changed; all of it when nothing is said.
+    pub(super) fn view<'a>(
+        &'a self,
+        mesh: &'a Mesh,
+        node: &'a Node,
+        touched: Option<&'a Touched>,
+    ) -> View<'a> {
+        View {
+            hub: self,
+            mesh,
+            node,
+            touched,
+        }
+    }
+}
+
+/// How one proxy looks at the mesh.
+#[derive(Debug)]
+pub(super) struct View<'a> {
+    hub: &'a Hub,
+    mesh: &'a Mesh,
+    node: &'a Node,
+    touched: Option<&'a Touched>,
+}
+
+impl View<'_> {
+    fn world(&self) -> World<'_> {
+        World {
+            mesh: self.mesh,
+            roots: &self.hub.roots,
+        }
+    }
+}
+
+impl Lookup for View<'_> {
+    fn resource(&self, type_url: &str, name: &str) -> Answer {
+        let answer = resource(self.world(), self.node, type_url, name);
+        if let Answer::Pending(names) = &answer {
+            for name in names.iter().collect::<BTreeSet<_>>() {
+                self.hub.dns.want(name);
+            }
+        }
+        answer
+    }
+
+    fn chain(&self, listener: &str) -> Vec<(&'static str, String)> {
+        chain(self.world(), self.node, listener)
+    }
+
+    fn touches(&self, type_url: &str, name: &str) -> bool {
+        let Some(touched) = self.touched else {
+            return true;
+        };
+        // A name without a host is the inbound Listener's, or one that means nothing yet.
+        let host = host_of(self.mesh, self.node, type_url, name);
+        touched.all || host.is_none_or(|host| touched.hosts.contains(host))
+    }
+}
+
+/// A state is worth telling proxies of when the source has been read whole.
+pub(super) fn usable(state: &State) -> Option<Arc<Mesh>> {
+    state.complete.then(|| Arc::clone(&state.mesh))
+}

@@ -1,0 +1,210 @@
+//! The gRPC service: pumps between a stream and its [`Connection`], and checks who is at the other end.
+
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use leno_proto::pb::envoy::config::core::v3::Node as NodeMessage;
+use leno_proto::pb::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+    aggregated_discovery_service_server::AggregatedDiscoveryService,
+};
+use leno_proto::tonic::{Request, Response, Status, Streaming};
+use tokio::sync::mpsc;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::connection::Connection;
+use super::hub::{Hub, usable};
+use crate::auth::Peer;
+use crate::ca::Identity;
+use crate::mesh::{Mesh, Node, Touched};
+use crate::metrics::Metrics;
+
+/// Responses on their way to one proxy; a proxy that doesn't read holds nobody else up.
+const RESPONSES: usize = 64;
+/// A proxy must say who it is within this.
+const FIRST: Duration = Duration::from_secs(10);
+
+type Out<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+type Sender = mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>;
+
+/// The aggregated discovery service.
+#[derive(Debug)]
+pub struct Ads {
+    hub: Arc<Hub>,
+    metrics: Arc<Metrics>,
+    streams: AtomicU64,
+}
+
+impl Ads {
+    /// The service over `hub`.
+    pub fn new(hub: Arc<Hub>, metrics: Arc<Metrics>) -> Ads {
+        Ads {
+            hub,
+            metrics,
+            streams: AtomicU64::new(0),
+        }
+    }
+}
+
+#[leno_proto::tonic::async_trait]
+impl AggregatedDiscoveryService for Ads {
+    type StreamAggregatedResourcesStream = Out<DiscoveryResponse>;
+    type DeltaAggregatedResourcesStream = Out<DeltaDiscoveryResponse>;
+
+    async fn stream_aggregated_resources(
+        &self,
+        _request: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
+        Err(Status::unimplemented("this version serves the delta variant: DeltaAggregatedResources"))
+    }
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        let identity = request.extensions().get::<Peer>().and_then(|peer| peer.identity.clone());
+        let peer = identity.ok_or_else(|| {
+            Status::unauthenticated("the stream needs a client certificate of this mesh")
+        })?;
+        let (out, responses) = mpsc::channel(RESPONSES);
+        let pump = Pump {
+            hub: Arc::clone(&self.hub),
+            metrics: Arc::clone(&self.metrics),
+            number: self.streams.fetch_add(1, Ordering::Relaxed),
+            peer,
+            out,
+        };
+        tokio::spawn(pump.run(request.into_inner()));
+        Ok(Response::new(Box::pin(ReceiverStream::new(responses))))
+    }
+}
+
+/// One stream.
+struct Pump {
+    hub: Arc<Hub>,
+    metrics: Arc<Metrics>,
+    number: u64,
+    peer: Identity,
+    out: Sender,
+}
+
+impl Pump {
+    async fn run(self, mut requests: Streaming<DeltaDiscoveryRequest>) {
+        self.metrics.connected.inc();
+        let life = self.peer.not_after.duration_since(SystemTime::now()).unwrap_or_default();
+        // Whoever held this certificate must show a newer one by then.
+        let served = tokio::time::timeout(life, self.serve(&mut requests)).await;
+        if let Ok(Err(status)) = served {
+            tracing::info!(peer = self.peer.id, %status, "stream ended");
+            let _ = self.out.send(Err(status)).await;
+        }
+        self.hub.forget(self.number);
+        self.metrics.connected.dec();
+    }
+
+    async fn serve(&self, requests: &mut Streaming<DeltaDiscoveryRequest>) -> Result<(), Status> {
+        let first = tokio::time::timeout(FIRST, requests.message()).await;
+        let late = || Status::deadline_exceeded("no request came");
+        let Some(first) = first.map_err(|_| late())?? else {
+            return Ok(());
+        };
+        let no_node = || Status::invalid_argument("the first request must carry the node");
+        let said = first.node.as_ref().ok_or_else(no_node)?;
+        let node = self.identify(said)?;
+        tracing::info!(node = said.id, "connected");
+        let mut state = self.hub.state();
+        let mut connection = Connection::default();
+        // Until the source has been read whole nothing is said, so that nothing is said to be gone.
+        let mut mesh = loop {
+            if let Some(mesh) = usable(&state.borrow_and_update()) {
+                break mesh;
+            }
+            state.changed().await.map_err(|_| Status::unavailable("the control plane ends"))?;
+        };
+        let view = self.hub.view(&mesh, &node, None);
+        let responses = connection.request(&first, &view);
+        self.send(responses, &connection, &said.id).await?;
+        loop {
+            let responses = tokio::select! {
+                request = requests.message() => match request? {
+                    None => return Ok(()),
+                    Some(request) => {
+                        self.count(&request);
+                        connection.request(&request, &self.hub.view(&mesh, &node, None))
+                    }
+                },
+                changed = state.changed() => {
+                    changed.map_err(|_| Status::unavailable("the control plane ends"))?;
+                    let Some(next) = usable(&state.borrow_and_update()) else { continue };
+                    let responses = self.push(&mut connection, &node, &mesh, &next);
+                    mesh = next;
+                    responses
+                }
+            };
+            self.send(responses, &connection, &said.id).await?;
+        }
+    }
+
+    fn push(
+        &self,
+        connection: &mut Connection,
+        node: &Node,
+        before: &Mesh,
+        next: &Mesh,
+    ) -> Vec<DeltaDiscoveryResponse> {
+        let touched: Touched = before.diff(next);
+        if touched.is_empty() {
+            return Vec::new();
+        }
+        self.metrics.pushes.inc();
+        connection.changed(&self.hub.view(next, node, Some(&touched)))
+    }
+
+    fn count(&self, request: &DeltaDiscoveryRequest) {
+        if let Some(status) = &request.error_detail {
+            self.metrics.rejects.inc();
+            tracing::warn!(peer = self.peer.id, reason = status.message, "a resource was refused");
+        }
+    }
+
+    async fn send(
+        &self,
+        responses: Vec<DeltaDiscoveryResponse>,
+        connection: &Connection,
+        node: &str,
+    ) -> Result<(), Status> {
+        self.hub.show(self.number, node, connection);
+        for response in responses {
+            let sent = self.out.send(Ok(response)).await;
+            sent.map_err(|_| Status::cancelled("the proxy left"))?;
+        }
+        Ok(())
+    }
+
+    /// Who the proxy is: as its certificate says, and as its node id says where the certificate doesn't.
+    fn identify(&self, said: &NodeMessage) -> Result<Node, Status> {
+        let form = || {
+            let text = "node.id must be sidecar~IP~workload.namespace~domain";
+            Status::invalid_argument(format!("{text}; it is {:?}", said.id))
+        };
+        let parts: Vec<&str> = said.id.split('~').collect();
+        let ["sidecar", ip, workload, _domain] = parts.as_slice() else {
+            return Err(form());
+        };
+        let ip: IpAddr = ip.parse().map_err(|_| form())?;
+        let (_, namespace) = workload.rsplit_once('.').ok_or_else(form)?;
+        if namespace != self.peer.namespace {
+            let text = format!("the node is of namespace {namespace}, the certificate {}", self.peer.id);
+            return Err(Status::permission_denied(text));
+        }
+        Ok(Node {
+            ip,
+            namespace: self.peer.namespace.clone(),
+            account: self.peer.account.clone(),
+        })
+    }
+}

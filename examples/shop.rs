@@ -1,1 +1,146 @@
-fn main() {}
+//! The shop's services, small: user-service answers for users, order-service asks it through its sidecar.
+//!
+//! Each request is a line of JSON in the app's own log, with what the app saw: nobody else writes there.
+
+use std::convert::Infallible;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use clap::Parser;
+use http_body_util::{BodyExt, Empty, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode, client, server};
+use hyper_util::rt::TokioIo;
+use serde_json::json;
+use tokio::net::{TcpListener, TcpStream};
+
+/// One service of the shop.
+#[derive(Debug, Parser)]
+struct Args {
+    /// user-service or order-service.
+    #[arg(long)]
+    service: String,
+    /// Its version, which it says in every answer.
+    #[arg(long, default_value = "v1")]
+    version: String,
+    /// Where it listens; the address is printed.
+    #[arg(long, default_value = "127.0.0.1:0")]
+    listen: SocketAddr,
+    /// Where its sidecar takes its own requests.
+    #[arg(long)]
+    sidecar: Option<SocketAddr>,
+    /// Its request log.
+    #[arg(long)]
+    log: PathBuf,
+}
+
+struct App {
+    args: Args,
+    log: Mutex<File>,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<()> {
+    let args = Args::parse();
+    let log = OpenOptions::new().create(true).append(true).open(&args.log);
+    let log = log.with_context(|| args.log.display().to_string())?;
+    let listener = TcpListener::bind(args.listen).await?;
+    println!("{}", listener.local_addr()?);
+    let app = Arc::new(App {
+        args,
+        log: Mutex::new(log),
+    });
+    loop {
+        let (tcp, _) = listener.accept().await?;
+        tcp.set_nodelay(true)?;
+        let app = Arc::clone(&app);
+        tokio::spawn(async move {
+            let answer = |request| {
+                let app = Arc::clone(&app);
+                async move { Ok::<_, Infallible>(app.answer(request).await) }
+            };
+            let http = server::conn::http1::Builder::new();
+            let _ = http.serve_connection(TokioIo::new(tcp), service_fn(answer)).await;
+        });
+    }
+}
+
+impl App {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let header = |name: &str| {
+            let value = request.headers().get(name);
+            value.and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
+        };
+        let line = json!({
+            "service": self.args.service,
+            "version": self.args.version,
+            "method": request.method().as_str(),
+            "path": request.uri().path(),
+            "x-request-id": header("x-request-id"),
+            "x-forwarded-client-cert": header("x-forwarded-client-cert"),
+            "traceparent": header("traceparent"),
+        });
+        if let Ok(mut log) = self.log.lock() {
+            // One write: lines of several requests never mix.
+            let _ = log.write_all(format!("{line}\n").as_bytes());
+        }
+        let path = request.uri().path().to_owned();
+        match path.trim_start_matches('/').split_once('/') {
+            Some(("users", id)) => self.user(request.method(), id),
+            Some(("orders", id)) => self.order(id, &header("user-agent")).await,
+            _ => respond(StatusCode::NOT_FOUND, json!({"error": "no such thing"})),
+        }
+    }
+
+    fn user(&self, method: &Method, id: &str) -> Response<Full<Bytes>> {
+        let user = json!({"id": id, "name": "Ada", "secret": "MARKER-7f3a", "version": self.args.version});
+        match *method {
+            Method::GET | Method::POST => respond(StatusCode::OK, user),
+            _ => respond(StatusCode::METHOD_NOT_ALLOWED, json!({"error": "GET or POST"})),
+        }
+    }
+
+    /// An order is an order with its user, who is asked for through the mesh.
+    async fn order(&self, id: &str, agent: &str) -> Response<Full<Bytes>> {
+        match self.fetch_user(id, agent).await {
+            Ok((status, user)) => {
+                let order = json!({"order": id, "user": user});
+                respond(status, order)
+            }
+            Err(error) => {
+                let words = json!({"error": format!("{error:#}")});
+                respond(StatusCode::BAD_GATEWAY, words)
+            }
+        }
+    }
+
+    async fn fetch_user(&self, id: &str, agent: &str) -> Result<(StatusCode, serde_json::Value)> {
+        let sidecar = self.args.sidecar.context("order-service needs --sidecar")?;
+        let tcp = TcpStream::connect(sidecar).await?;
+        tcp.set_nodelay(true)?;
+        let (mut sender, connection) =
+            client::conn::http1::handshake::<_, Empty<Bytes>>(TokioIo::new(tcp)).await?;
+        tokio::spawn(connection);
+        let request = Request::get(format!("/users/{id}"))
+            .header("host", "user-service")
+            .header("user-agent", agent)
+            .body(Empty::new())?;
+        let response = sender.send_request(request).await?;
+        let status = response.status();
+        let body = response.into_body().collect().await?.to_bytes();
+        let text = String::from_utf8_lossy(&body).into_owned();
+        Ok((status, serde_json::from_slice(&body).unwrap_or(json!(text))))
+    }
+}
+
+fn respond(status: StatusCode, body: serde_json::Value) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(format!("{body}\n"))));
+    *response.status_mut() = status;
+    response
+}

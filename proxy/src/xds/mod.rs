@@ -14,7 +14,7 @@ use leno_proto::pb::envoy::service::discovery::v3::{
 };
 use leno_proto::tonic::transport::{Channel, Endpoint};
 use leno_proto::tonic::{Status, Streaming};
-use leno_proto::type_url::{self, CLUSTER, ENDPOINTS, LISTENER, ROUTE, SECRET};
+use leno_proto::type_url::{self, LISTENER, SECRET};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tokio_stream::wrappers::ReceiverStream;
@@ -62,6 +62,8 @@ pub struct Client {
     metrics: Arc<Metrics>,
     shown: Arc<Shown>,
     warming: Option<Instant>,
+    /// What had no use at the last sweep.
+    unneeded: BTreeSet<(&'static str, String)>,
 }
 
 impl Client {
@@ -87,6 +89,7 @@ impl Client {
             metrics,
             shown,
             warming: None,
+            unneeded: BTreeSet::new(),
         }
     }
 
@@ -229,37 +232,45 @@ impl Client {
         }
     }
 
-    /// Subscribes to what the resources lead to, and gives back what they don't lead to any more.
+    /// Subscribes to what the resources lead to.
     fn follow(&mut self) -> Vec<DeltaDiscoveryRequest> {
+        let needed = self.store.needed().into_iter();
+        needed.filter_map(|(type_url, names)| self.session.subscribe(type_url, names)).collect()
+    }
+
+    /// Gives back what no resource leads to. Only what had no use at the last sweep either: the clusters of a new route
+    /// arrive before the route that names them.
+    fn give_back_unneeded(&mut self) -> Vec<DeltaDiscoveryRequest> {
         let mut requests = Vec::new();
+        let mut unneeded = BTreeSet::new();
         for (type_url, needed) in self.store.needed() {
             let subscribed = self.session.subscribed(type_url);
-            let gone: Vec<String> = subscribed.difference(&needed).cloned().collect();
-            for name in &gone {
-                self.store.forget(type_url, name);
-            }
-            requests.extend(self.session.unsubscribe(type_url, gone));
-            requests.extend(self.session.subscribe(type_url, needed));
+            let unused = subscribed.difference(&needed).map(|name| (type_url, name.clone()));
+            unneeded.extend(unused);
         }
+        for (type_url, name) in unneeded.intersection(&self.unneeded) {
+            self.store.forget(type_url, name);
+            requests.extend(self.session.unsubscribe(type_url, [name.clone()]));
+        }
+        self.unneeded = unneeded;
         requests
     }
 
-    /// Gives back authorities that nobody has asked for in a long time.
+    /// Gives back authorities that nobody has asked for in a long time, and what only they led to.
     fn give_back_idle(&mut self) -> Vec<DeltaDiscoveryRequest> {
+        let mut requests = self.give_back_unneeded();
         let idle = self.options.idle_names.as_secs();
         let now = self.directory.clock();
         let snapshot = self.directory.snapshot();
         let unused = snapshot.uses().filter(|(_, used)| now.saturating_sub(*used) > idle);
         let unused: BTreeSet<String> = unused.map(|(name, _)| name.to_owned()).collect();
-        if unused.is_empty() {
-            return Vec::new();
+        if !unused.is_empty() {
+            for name in &unused {
+                self.store.forget(LISTENER, name);
+            }
+            requests.extend(self.session.unsubscribe(LISTENER, unused));
+            self.publish(true);
         }
-        for name in &unused {
-            self.store.forget(LISTENER, name);
-        }
-        let mut requests: Vec<_> = self.session.unsubscribe(LISTENER, unused).into_iter().collect();
-        requests.extend(self.follow());
-        self.publish(true);
         requests
     }
 
@@ -278,9 +289,6 @@ impl Client {
         self.shown.set_resources(&self.store, self.builder.clusters());
     }
 }
-
-/// Resources by type, for the page that shows them.
-pub(crate) const SHOWN: [&str; 5] = [LISTENER, ROUTE, CLUSTER, ENDPOINTS, SECRET];
 
 async fn at(deadline: Option<Instant>) {
     match deadline {

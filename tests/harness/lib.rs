@@ -1,1 +1,73 @@
-//! x
+//! What the tests of the mesh talk to: the mesh itself, in-process on addresses of its own, and its fake neighbours.
+
+pub mod ads;
+pub mod ca;
+pub mod client;
+pub mod dns;
+pub mod mesh;
+pub mod upstream;
+
+use std::future::Future;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+/// How long anything may take before a test gives up.
+pub const PATIENCE: Duration = Duration::from_secs(15);
+
+/// A loopback address that nobody else in this process uses: every workload has its own, as pods do.
+pub fn fresh_ip() -> Ipv4Addr {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    static BASE: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
+    // Several test processes may run at once.
+    let base = *BASE.get_or_init(|| fastrand::u32(16..240));
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let octet = |n: u32| u8::try_from(n % 250 + 1).unwrap_or(1);
+    Ipv4Addr::new(127, u8::try_from(base).unwrap_or(16), octet(number / 250), octet(number))
+}
+
+/// Looks again and again until `probe` gives something.
+///
+/// # Panics
+/// When it doesn't within [`PATIENCE`].
+pub async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut probe: impl FnMut() -> F) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = probe().await {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A directory of a test's own, removed at its end.
+#[derive(Debug)]
+pub struct Directory(PathBuf);
+
+impl Directory {
+    /// A fresh one.
+    ///
+    /// # Panics
+    /// When it can't be made.
+    #[allow(clippy::new_without_default)]
+    pub fn new() -> Directory {
+        let path = std::env::temp_dir().join(format!("leno-test-{:016x}", fastrand::u64(..)));
+        std::fs::create_dir_all(&path).expect("a temporary directory");
+        Directory(path)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}

@@ -1,1 +1,13 @@
-fn main() {}
+//! The whole mesh in-process, a test a behaviour.
+
+mod hostile;
+mod identity;
+mod layout;
+mod limits;
+mod mtls;
+mod policy;
+mod protocol;
+mod routing;
+mod xds_client;
+mod xds_reload;
+mod xds_server;

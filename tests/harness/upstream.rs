@@ -1,0 +1,143 @@
+//! A fake app: keeps every byte it is sent, and answers each whole request with what the test says.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+/// What the app saw of a request.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// The head, without the empty line.
+    pub head: String,
+    /// The body, as it was framed.
+    pub body: Vec<u8>,
+}
+
+impl Seen {
+    /// The first value of a field.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let lines = self.head.lines().skip(1).filter_map(|line| line.split_once(':'));
+        let mut values = lines.filter(|(n, _)| n.eq_ignore_ascii_case(name));
+        values.next().map(|(_, value)| value.trim())
+    }
+
+    /// The target.
+    pub fn target(&self) -> &str {
+        self.head.split(' ').nth(1).unwrap_or_default()
+    }
+}
+
+type Answer = dyn Fn(&Seen) -> Vec<u8> + Send + Sync;
+
+#[derive(Default)]
+struct Record {
+    requests: Vec<Seen>,
+    bytes: Vec<u8>,
+    connections: usize,
+}
+
+/// A fake app.
+#[derive(Clone)]
+pub struct Upstream {
+    /// Where it listens.
+    pub address: SocketAddr,
+    record: Arc<Mutex<Record>>,
+}
+
+impl Upstream {
+    /// An app that answers every request with 200 and its name.
+    pub async fn named(name: &str) -> Upstream {
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{name}", name.len());
+        Upstream::start(move |_| answer.clone().into_bytes()).await
+    }
+
+    /// An app that answers as `answer` says.
+    ///
+    /// # Panics
+    /// When it can't listen.
+    pub async fn start(answer: impl Fn(&Seen) -> Vec<u8> + Send + Sync + 'static) -> Upstream {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("listen");
+        let upstream = Upstream {
+            address: listener.local_addr().expect("bound"),
+            record: Arc::default(),
+        };
+        let (record, answer): (_, Arc<Answer>) = (Arc::clone(&upstream.record), Arc::new(answer));
+        tokio::spawn(async move {
+            while let Ok((tcp, _)) = listener.accept().await {
+                let _ = tcp.set_nodelay(true);
+                held(&record).connections += 1;
+                tokio::spawn(serve(tcp, Arc::clone(&record), Arc::clone(&answer)));
+            }
+        });
+        upstream
+    }
+
+    /// Every request that it saw whole.
+    pub fn requests(&self) -> Vec<Seen> {
+        held(&self.record).requests.clone()
+    }
+
+    /// Every byte that it was sent.
+    pub fn bytes(&self) -> Vec<u8> {
+        held(&self.record).bytes.clone()
+    }
+
+    /// How many connections were made to it.
+    pub fn connections(&self) -> usize {
+        held(&self.record).connections
+    }
+}
+
+fn held(record: &Mutex<Record>) -> std::sync::MutexGuard<'_, Record> {
+    record.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn serve(mut tcp: TcpStream, record: Arc<Mutex<Record>>, answer: Arc<Answer>) {
+    let mut read = Vec::new();
+    loop {
+        while let Some((seen, length)) = whole(&read) {
+            read.drain(..length);
+            let response = answer(&seen);
+            held(&record).requests.push(seen);
+            if tcp.write_all(&response).await.is_err() {
+                return;
+            }
+            // An answer that can only end with the connection ends it.
+            let text = String::from_utf8_lossy(&response).to_lowercase();
+            if !text.contains("content-length") && !text.contains("transfer-encoding") && !text.contains(" 204 ") && !text.contains(" 304 ") {
+                return;
+            }
+        }
+        let before = read.len();
+        match tcp.read_buf(&mut read).await {
+            Ok(count) if count > 0 => held(&record).bytes.extend_from_slice(&read[before..]),
+            _ => return,
+        }
+    }
+}
+
+/// The first request in `bytes`, if all of it is there, and its length.
+fn whole(bytes: &[u8]) -> Option<(Seen, usize)> {
+    let end = bytes.windows(4).position(|w| w == b"\r\n\r\n")? + 4;
+    let head = String::from_utf8_lossy(&bytes[..end - 4]).into_owned();
+    let mut seen = Seen {
+        head,
+        body: Vec::new(),
+    };
+    let length = if seen.header("transfer-encoding").is_some() {
+        let rest = &bytes[end..];
+        let last = rest.windows(5).position(|w| w == b"0\r\n\r\n").map(|at| at + 5);
+        let with_trailers = || {
+            let zero = rest.windows(3).position(|w| w == b"0\r\n")?;
+            let tail = rest[zero..].windows(4).position(|w| w == b"\r\n\r\n")?;
+            Some(zero + tail + 4)
+        };
+        last.or_else(with_trailers)?
+    } else {
+        seen.header("content-length").map_or(Some(0), |length| length.parse().ok())?
+    };
+    seen.body = bytes.get(end..end + length)?.to_vec();
+    Some((seen, end + length))
+}

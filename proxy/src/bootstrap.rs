@@ -112,8 +112,8 @@ pub struct LimitArgs {
     /// Requests that wait for the control plane at once.
     #[arg(long, env = "LENO_MAX_WAITING_REQUESTS", default_value_t = 1024)]
     pub max_waiting_requests: usize,
-    /// Time that a request waits for the control plane.
-    #[arg(long, env = "LENO_CONFIG_WAIT", value_parser = duration, default_value = "5s")]
+    /// Time that a request waits for the control plane; a little longer than a plan waits for its endpoints (5 s).
+    #[arg(long, env = "LENO_CONFIG_WAIT", value_parser = duration, default_value = "6s")]
     pub config_wait: Duration,
     /// Destinations in use at once.
     #[arg(long, env = "LENO_MAX_NAMES", default_value_t = 4096)]

@@ -23,7 +23,7 @@ use crate::policy::{Caller, Verdict, verdict, verdict_tcp};
 use crate::route::matcher::RequestView;
 use crate::snapshot::{InboundChain, InboundPlan};
 use crate::stream::{Socket, Stream};
-use crate::tls::{Peer, alpn};
+use crate::tls::Peer;
 use crate::worker::Worker;
 
 /// A connection to the app, as far as it is known.
@@ -31,8 +31,10 @@ use crate::worker::Worker;
 struct Connection {
     /// The workload port that it is for.
     port: u16,
-    /// The ALPN protocols that its client offered, if it is TLS.
-    tls: Option<Vec<Vec<u8>>>,
+    /// Whether it begins with a TLS handshake.
+    tls: bool,
+    /// The ALPN protocols that its client offers; for plaintext, what it was told to be.
+    offers: Vec<Vec<u8>>,
     /// Who is at the other end, once TLS was terminated.
     peer: Option<Peer>,
     address: SocketAddr,
@@ -46,9 +48,12 @@ pub async fn serve(worker: Rc<Worker>, mut tcp: TcpStream, address: SocketAddr, 
     let plan = shared.directory.inbound().await;
     let mut connection = Connection {
         port,
-        tls: match &protocol {
-            Protocol::Tls(alpn) => Some(alpn.clone()),
-            _ => None,
+        tls: matches!(protocol, Protocol::Tls(_)),
+        offers: match protocol {
+            Protocol::Tls(offers) => offers,
+            Protocol::Http1 => vec![b"http/1.1".to_vec()],
+            Protocol::Http2 => vec![b"h2c".to_vec()],
+            Protocol::Opaque => Vec::new(),
         },
         peer: None,
         address,
@@ -60,8 +65,7 @@ pub async fn serve(worker: Rc<Worker>, mut tcp: TcpStream, address: SocketAddr, 
     // Phase 2: who it is.
     let socket = Socket::with_read(tcp, read);
     if !chain.tls {
-        let carries_http = chain.http && protocol == Protocol::Http1;
-        return carry(&worker, connection, Stream::Plain(socket), carries_http).await;
+        return carry(&worker, connection, Stream::Plain(socket), chain.http).await;
     }
     let accepted = match Box::pin(shared.acceptor.accept(socket)).await {
         Ok(accepted) => accepted,
@@ -71,9 +75,8 @@ pub async fn serve(worker: Rc<Worker>, mut tcp: TcpStream, address: SocketAddr, 
         }
     };
     connection.peer = Some(accepted.peer);
-    let carries_http = chain.http && accepted.alpn.as_deref() != Some(alpn::TCP);
     // Phase 3: what it asks for.
-    carry(&worker, connection, accepted.stream, carries_http).await;
+    carry(&worker, connection, accepted.stream, chain.http).await;
 }
 
 async fn carry(worker: &Worker, connection: Connection, stream: Stream, carries_http: bool) {
@@ -88,8 +91,7 @@ async fn carry(worker: &Worker, connection: Connection, stream: Stream, carries_
 
 impl Connection {
     fn chain<'a>(&self, plan: &'a InboundPlan) -> Option<&'a InboundChain> {
-        let offered = self.tls.as_deref().unwrap_or_default();
-        plan.find(self.port, self.tls.is_some(), offered)
+        plan.find(self.port, self.tls, &self.offers)
     }
 
     fn caller(&self) -> Caller<'_> {
@@ -137,7 +139,7 @@ async fn serve_http(worker: &Worker, connection: &Connection, stream: Stream) {
         }
         // The plan may have changed since the last request: each one is judged by what runs now.
         let plan = shared.directory.inbound().await;
-        let Some(chain) = connection.chain(&plan).filter(|c| c.tls == connection.peer.is_some())
+        let Some(chain) = connection.chain(&plan).filter(|c| c.http && c.tls == connection.peer.is_some())
         else {
             return;
         };

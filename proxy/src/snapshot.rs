@@ -144,6 +144,11 @@ impl Snapshot {
         Some(entry)
     }
 
+    /// Whether anything is known of `authority`.
+    pub fn knows(&self, authority: &str) -> bool {
+        self.outbound.contains_key(authority)
+    }
+
     /// Authorities with when each was last used.
     pub fn uses(&self) -> impl Iterator<Item = (&str, u64)> {
         let uses = self.outbound.iter();

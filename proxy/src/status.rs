@@ -94,6 +94,7 @@ fn show(config: &cluster::Cluster, running: &Cluster) -> Value {
     let not_enforced = [
         pending.circuit_breakers.as_ref().map(|limits| format!("{limits:?}")),
         pending.outlier_detection.as_ref().map(|ejection| format!("{ejection:?}")),
+        pending.max_requests_per_connection.map(|max| format!("max_requests_per_connection: {max}")),
     ];
     json!({
         "name": config.name,

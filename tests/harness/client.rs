@@ -88,6 +88,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         self.response().await.expect("a response")
     }
 
+    /// Asks for a tunnel to `authority`: a success has no body, what follows is the tunnel's.
+    ///
+    /// # Panics
+    /// When there is no answer.
+    pub async fn tunnel(&mut self, authority: &str) -> Response {
+        self.send(format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n")).await;
+        self.response_to(true).await.expect("an answer")
+    }
+
     /// Reads a response to a request that isn't a HEAD; `None` when the connection ends first.
     pub async fn response(&mut self) -> Option<Response> {
         self.response_to(false).await

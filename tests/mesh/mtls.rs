@@ -121,9 +121,14 @@ async fn bytes_that_are_not_http_travel_by_mutual_tls_too() {
             });
         }
     });
-    let (_mesh, caller, _callee, _) = pair(app, &mtls("STRICT"), "").await;
+    // A port that doesn't say what it carries: on one that says HTTP, nothing else passes.
+    let ip = fresh_ip();
+    let yaml = service("users", &[(ip, "v1")]).replace("name: http, protocol: HTTP, ", "");
+    let mesh = Mesh::start(&format!("{yaml}{}", mtls("STRICT"))).await;
+    let _callee = mesh.workload("users", ip, app).await;
+    let caller = mesh.proxy("web", "").await;
     let mut client = Client::connect(caller.outbound).await;
-    let response = client.ask("CONNECT users:80 HTTP/1.1\r\nHost: users:80\r\n\r\n").await;
+    let response = client.tunnel("users:80").await;
     assert_eq!(response.status, 200);
     client.send(b"\x00\x01AM").await;
     assert_eq!(client.rest().await, b"AMQP back");

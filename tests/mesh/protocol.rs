@@ -239,6 +239,8 @@ async fn a_response_that_is_cut_short_is_not_passed_off_as_whole() {
         while let Ok((mut tcp, _)) = listener.accept().await {
             let _ = tcp.read(&mut [0; 1024]).await;
             let _ = tcp.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf").await;
+            // Long enough that the half has gone down before the end comes.
+            tokio::time::sleep(Duration::from_millis(300)).await;
         }
     });
     let (_mesh, caller, _callee, _) = pair(app, "", "").await;

@@ -127,13 +127,13 @@ async fn any_client_that_knows_proxies_works() {
     let seen = apps[1].requests().pop().expect("one");
     assert_eq!((seen.target(), seen.header("host")), ("/v2?q", Some("users")));
 
-    let response = client.ask("CONNECT users:80 HTTP/1.1\r\nHost: users:80\r\n\r\n").await;
+    let response = client.tunnel("users:80").await;
     assert_eq!(response.status, 200);
     let inside = "GET /v2 HTTP/1.1\r\nHost: whatever\r\n\r\n";
     assert_eq!(client.ask(inside).await.text(), "v2", "an unknown Host means the tunnel's end");
 
     let mut client = Client::connect(caller.outbound).await;
-    let response = client.ask("CONNECT nobody:80 HTTP/1.1\r\nHost: nobody:80\r\n\r\n").await;
+    let response = client.tunnel("nobody:80").await;
     assert_eq!(response.status, 404);
     assert!(response.why().contains("no service nobody"), "{}", response.why());
 }

@@ -38,6 +38,10 @@ impl Root {
     pub fn open(directory: &Path, trust_domain: &str) -> Result<Root, String> {
         let (key, cert) = (directory.join("root-key.pem"), directory.join("root-cert.pem"));
         fs::create_dir_all(directory).map_err(|error| at(directory, &error))?;
+        // `leno serve` and a first `leno token` may start at once: one of them makes the root.
+        let lock = directory.join("lock");
+        let held = fs::File::create(&lock).map_err(|error| at(&lock, &error))?;
+        held.lock().map_err(|error| at(&lock, &error))?;
         if !key.exists() && !cert.exists() {
             let (key_pem, pem) = create(trust_domain)?;
             write_secret(&key, &key_pem)?;

@@ -245,7 +245,12 @@ fn read_document(
     limits: &Limits,
 ) -> Result<Object, Problem> {
     // The header is read leniently: who an object is should be known even when it says something twice.
-    let header: Header = parse_with(file, line, document, None, limits, DuplicateKeyPolicy::FirstWins)?;
+    let header: Result<Header, Problem> =
+        parse_with(file, line, document, None, limits, DuplicateKeyPolicy::FirstWins);
+    let header = header.map_err(|mut problem| {
+        problem.key = guess_security(document);
+        problem
+    })?;
     let first = first_line(document);
     let fail = |key: Option<Key>, message: String| problem(file, line + first, 1, key, message);
     if header.kind.is_empty() || header.metadata.name.is_empty() {
@@ -293,6 +298,23 @@ fn read_document(
     let labels = header.metadata.labels;
     let text = document.into();
     Ok(Object { key, place, labels, spec, text })
+}
+
+/// What a document that can't be parsed seems to be, when that is something that protects: it must not open what it
+/// closes just because a bracket is missing. Anything else stays unknown.
+fn guess_security(document: &str) -> Option<Key> {
+    let value = |name: &str| {
+        let mut lines = document.lines().map(str::trim);
+        let found = lines.find_map(|line| line.strip_prefix(name)?.trim_start().strip_prefix(':'));
+        found.map(|value| value.trim().trim_matches(['"', '\'']).to_owned())
+    };
+    let kind = value("kind")?;
+    let protects = ["PeerAuthentication", "AuthorizationPolicy", "RequestAuthentication"];
+    protects.contains(&kind.as_str()).then(|| Key {
+        kind,
+        namespace: value("namespace").unwrap_or_else(|| "default".to_owned()),
+        name: value("name").unwrap_or_default(),
+    })
 }
 
 /// A document of which it is known what it is.

@@ -36,8 +36,10 @@ pub struct Port {
 /// What a port carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
-    /// HTTP, or what is told from its first bytes.
+    /// HTTP: anything else is refused.
     Http,
+    /// What is told from its first bytes.
+    Auto,
     /// Bytes.
     Tcp,
 }

@@ -124,6 +124,7 @@ impl Compiler<'_> {
         let endpoints = selected.filter_map(|(workload, entry)| {
             endpoint(entry, &labels_of(workload, entry), &workload.key, &ports, true)
         });
+        self.notice_protocols(object, said.ports.iter().map(|p| p.app_protocol.as_deref().unwrap_or(&p.name)));
         let host = format!("{}.{}.svc.cluster.local", object.key.name, object.key.namespace);
         let endpoints = Endpoints::Static(endpoints.collect());
         self.add(object, host, &ports, endpoints);
@@ -148,6 +149,7 @@ impl Compiler<'_> {
             })
             .collect();
         let internal = said.location == Location::MeshInternal;
+        self.notice_protocols(object, said.ports.iter().map(|p| p.protocol.as_str()));
         for host in &said.hosts {
             let host = qualified(&host.0, &object.key.namespace);
             let endpoints = match said.resolution {
@@ -199,6 +201,19 @@ impl Compiler<'_> {
         Some(endpoints)
     }
 
+    /// Says which ports carry what the proxy can't speak yet.
+    fn notice_protocols<'p>(&mut self, object: &Object, names: impl Iterator<Item = &'p str>) {
+        for name in names {
+            let word = name.split('-').next().unwrap_or_default().to_ascii_lowercase();
+            let text = match word.as_str() {
+                "http2" | "grpc" => "this version of leno-proxy speaks HTTP/1 only",
+                "udp" => "UDP is not carried",
+                _ => continue,
+            };
+            self.problem(object, Severity::Notice, format!("port {name}: {text}"));
+        }
+    }
+
     fn add(&mut self, object: &Object, host: String, ports: &[NamedPort], endpoints: Endpoints) {
         if let Some(other) = self.services.get(&host) {
             let text = format!("host {host} is that of {} already", other.object);
@@ -246,7 +261,7 @@ impl Compiler<'_> {
                 return self.error(object, format!("subset {} stands there twice", subset.name));
             }
         }
-        if policy.ejection.is_some() || policy.max_connections.is_some() {
+        if said.traffic_policy.iter().any(|p| p.connection_pool.is_some() || p.outlier_detection.is_some()) {
             let text = "connectionPool limits and outlierDetection are sent to the proxies, \
                         but this version of leno-proxy does not enforce them yet";
             self.problem(object, Severity::Notice, text.to_owned());
@@ -447,7 +462,8 @@ fn protocol(name: &str) -> Protocol {
     let word = name.split('-').next().unwrap_or_default().to_ascii_lowercase();
     match word.as_str() {
         "tcp" | "tls" | "https" | "mongo" | "mysql" | "redis" | "udp" => Protocol::Tcp,
-        _ => Protocol::Http,
+        "http" | "http2" | "grpc" => Protocol::Http,
+        _ => Protocol::Auto,
     }
 }
 

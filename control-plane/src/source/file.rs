@@ -17,6 +17,8 @@ use super::last_good::{LastGood, Reading};
 use crate::istio::{self, Limits, Object, Place, Problem, Severity};
 use crate::mesh::Mesh;
 
+/// Stands before each last good form, with the file that it came from.
+const FROM: &str = "# from: ";
 /// A change is read after so much quiet: an editor's save is several events.
 const QUIET: Duration = Duration::from_millis(100);
 /// Changes that never end are read after this all the same.
@@ -210,7 +212,10 @@ impl Source {
         let Some(path) = &self.options.last_good else {
             return;
         };
-        let documents: Vec<&str> = self.last.objects().map(|object| &*object.text).collect();
+        let document = |object: &Arc<Object>| {
+            format!("{FROM}{}\n{}", object.place.file.display(), object.text)
+        };
+        let documents: Vec<String> = self.last.objects().map(document).collect();
         let text = documents.join("\n---\n");
         if text == self.saved {
             return;
@@ -232,9 +237,13 @@ fn restore(path: &Path, limits: &Limits) -> Vec<Object> {
         bytes: usize::MAX,
         ..*limits
     };
-    let file = Arc::new(path.to_owned());
-    let documents = istio::read(&file, &text, &everything).into_iter();
-    documents.filter_map(Result::ok).collect()
+    let read = |document: &str| {
+        // Each says which file it came from: what that file holds later is held against it.
+        let from = document.lines().find_map(|line| line.strip_prefix(FROM));
+        let file = Arc::new(from.map_or_else(|| path.to_owned(), PathBuf::from));
+        istio::read(&file, document, &everything)
+    };
+    text.split("\n---\n").flat_map(read).filter_map(Result::ok).collect()
 }
 
 fn watch_directory(

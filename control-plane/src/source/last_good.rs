@@ -197,6 +197,9 @@ mod tests {
         assert_eq!(mesh.mode("default", &BTreeMap::new(), None).0, Mode::Strict);
         assert_eq!(mesh.mode("other", &BTreeMap::new(), None).0, Mode::Permissive);
 
+        let (mesh, _) = apply(&mut LastGood::default(), &[("p.yaml", &STRICT.replace("STRICT}", "STRICT"))]);
+        assert_eq!(mesh.mode("default", &BTreeMap::new(), None).0, Mode::Strict, "a lost bracket");
+
         let policy = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p}\n\
                       spec: {selector: {matchLabels: {app: x}}, rules: [{when: []}]}\n";
         let (mesh, _) = apply(&mut LastGood::default(), &[("p.yaml", policy)]);

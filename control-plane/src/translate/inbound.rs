@@ -35,13 +35,15 @@ use crate::mesh::policy::Mode;
 use crate::mesh::service::Protocol;
 use crate::mesh::{Mesh, Node};
 
-/// ALPN protocols that only a sidecar offers.
+/// ALPN protocols that only a sidecar offers: for HTTP, and for anything else.
 const SIDECAR: [&str; 2] = ["istio-http/1.1", "istio"];
+/// What a connection that looks like HTTP counts as offering.
+const HTTP: [&str; 1] = ["http/1.1"];
 
 /// What is known of a workload's port.
 #[derive(Debug, Clone, Default)]
 struct WorkloadPort {
-    tcp: bool,
+    protocol: Option<Protocol>,
     service: String,
     max_requests_per_connection: Option<u32>,
 }
@@ -64,7 +66,12 @@ impl Workload {
             for port in &service.ports {
                 let own = endpoint.ports.get(&port.number).copied().unwrap_or(port.number);
                 let known = workload.ports.entry(own).or_default();
-                known.tcp |= port.protocol == Protocol::Tcp;
+                // Of several services on one port the strictest reading holds.
+                known.protocol = match (known.protocol, port.protocol) {
+                    (None | Some(Protocol::Auto), own) => Some(own),
+                    (Some(Protocol::Http), Protocol::Tcp) => Some(Protocol::Tcp),
+                    (before, _) => before,
+                };
                 known.service.clone_from(&service.host);
                 known.max_requests_per_connection = known
                     .max_requests_per_connection
@@ -148,10 +155,8 @@ fn port_chains(
     let (mode, object) = mesh.mode(&node.namespace, &workload.labels, port);
     let rbac = policies::filters(mesh.policies_for(&node.namespace, &workload.labels));
     let cluster = port.map_or_else(passthrough, |port| format!("inbound|{port}||"));
-    let filters = match known.tcp {
-        true => tcp_filters(&rbac, &cluster),
-        false => http_filters(&rbac, &cluster),
-    };
+    let (http, tcp) = (http_filters(&rbac, &cluster), tcp_filters(&rbac, &cluster));
+    let protocol = known.protocol.unwrap_or(Protocol::Auto);
     let rule = object.map_or("mesh default: PERMISSIVE", |object| &object.object);
     let metadata = wire::metadata(&[
         ("rule", rule),
@@ -161,8 +166,8 @@ fn port_chains(
         ("app", workload.labels.get("app").map_or("", String::as_str)),
         ("version", workload.labels.get("version").map_or("", String::as_str)),
     ]);
-    let chain = |name: &str, transport: &str, alpn: &[&str], tls: bool| FilterChain {
-        name: format!("{cluster}{name}"),
+    let chain = |filters: &Vec<Filter>, transport: &str, alpn: &[&str], tls: bool| FilterChain {
+        name: format!("{cluster}{transport} {}", alpn.join(",")),
         filter_chain_match: Some(FilterChainMatch {
             destination_port: port.map(|port| wire::number(port.into())),
             transport_protocol: transport.to_owned(),
@@ -174,13 +179,31 @@ fn port_chains(
         metadata: Some(metadata.clone()),
         ..FilterChain::default()
     };
-    match mode {
-        Mode::Strict => vec![chain("tls", "tls", &[], true)],
-        Mode::Disable => vec![chain("plain", "", &[], false)],
-        Mode::Permissive | Mode::Unset => {
-            vec![chain("tls", "tls", &SIDECAR, true), chain("plain", "", &[], false)]
+    let declared = if protocol == Protocol::Tcp { &tcp } else { &http };
+    let terminates = mode != Mode::Disable;
+    let mut chains = Vec::new();
+    if protocol == Protocol::Auto {
+        if terminates {
+            chains.push(chain(&http, "tls", &[SIDECAR[0], HTTP[0]], true));
+            let rest: &[&str] = if mode == Mode::Strict { &[] } else { &SIDECAR[1..] };
+            chains.push(chain(&tcp, "tls", rest, true));
         }
+        if mode != Mode::Strict {
+            chains.push(chain(&http, "raw_buffer", &HTTP, false));
+            chains.push(chain(&tcp, "", &[], false));
+        }
+        return chains;
     }
+    if terminates {
+        let only: &[&str] = if mode == Mode::Strict { &[] } else { &SIDECAR };
+        chains.push(chain(declared, "tls", only, true));
+    }
+    if mode != Mode::Strict {
+        // TLS that isn't ours passes to the app as it is.
+        chains.push(chain(declared, "raw_buffer", &[], false));
+        chains.push(chain(&tcp, "tls", &[], false));
+    }
+    chains
 }
 
 fn http_filters(rbac: &[Rbac], cluster: &str) -> Vec<Filter> {

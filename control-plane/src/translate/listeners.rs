@@ -23,7 +23,7 @@ pub fn outbound(mesh: &Mesh, node: &Node, authority: &str) -> Answer {
         Err(reason) => return Answer::Missing(reason),
     };
     let filter = match port.protocol {
-        Protocol::Http => wire::filter(
+        Protocol::Http | Protocol::Auto => wire::filter(
             "envoy.filters.network.http_connection_manager",
             &HttpConnectionManager {
                 stat_prefix: authority.to_owned(),
@@ -64,7 +64,7 @@ pub fn outbound(mesh: &Mesh, node: &Node, authority: &str) -> Answer {
 /// The RouteConfiguration that a Listener names, if it carries HTTP.
 pub(super) fn route_name(mesh: &Mesh, node: &Node, authority: &str) -> Option<String> {
     let (service, port) = find(mesh, node, authority).ok()?;
-    let http = port.protocol == Protocol::Http;
+    let http = port.protocol != Protocol::Tcp;
     http.then(|| routes::name(&service.host, port.number))
 }
 
@@ -75,6 +75,6 @@ pub(super) fn cluster_names(mesh: &Mesh, node: &Node, authority: &str) -> BTreeS
     };
     match port.protocol {
         Protocol::Tcp => [cluster_name(port.number, None, &service.host)].into(),
-        Protocol::Http => routes::cluster_names(service, port.number),
+        Protocol::Http | Protocol::Auto => routes::cluster_names(service, port.number),
     }
 }

@@ -48,6 +48,8 @@ pub struct Connection {
     nonce: u64,
     /// What the last responses held, by nonce, until they are answered.
     sent: HashMap<String, Vec<(&'static str, String, String)>>,
+    /// What was refused without a word on which of it: to be sent alone.
+    alone: Vec<(&'static str, String)>,
 }
 
 impl Connection {
@@ -82,7 +84,9 @@ impl Connection {
             LISTENER => self.with_chains(fresh, lookup),
             _ => fresh,
         };
-        self.respond(&fresh, lookup)
+        let mut responses = self.send_alone(lookup);
+        responses.extend(self.respond(&fresh, lookup));
+        responses
     }
 
     /// Something changed; returns what to send.
@@ -114,6 +118,9 @@ impl Connection {
         let details = request.error_detail.as_ref().map_or(&[][..], |status| &status.details);
         let refused: Vec<Refused> =
             details.iter().filter_map(|any| leno_proto::unpack(any).ok()).collect();
+        if request.error_detail.is_some() && refused.is_empty() {
+            return self.take_blunt_refusal(sent);
+        }
         for (type_url, name, version) in sent {
             let key = (type_url.to_owned(), name.clone());
             match refused.iter().find(|r| r.name == name && r.r#type == type_url) {
@@ -124,6 +131,35 @@ impl Connection {
                 None => drop(self.refused.remove(&key)),
             }
         }
+    }
+
+    /// A NACK that doesn't say what it is about, as Envoy's: each resource is sent again alone, and the one that is
+    /// refused alone is the one.
+    fn take_blunt_refusal(&mut self, sent: Vec<(&'static str, String, String)>) {
+        if let [(type_url, name, version)] = sent.as_slice() {
+            let refusal = Refused {
+                r#type: (*type_url).to_owned(),
+                name: name.clone(),
+                version: version.clone(),
+                reason: "refused without a reason".to_owned(),
+                ..Refused::default()
+            };
+            self.refused.insert(((*type_url).to_owned(), name.clone()), refusal);
+            return;
+        }
+        self.alone.extend(sent.into_iter().map(|(type_url, name, _)| (type_url, name)));
+    }
+
+    /// Sends what must go alone, a response each.
+    fn send_alone(&mut self, lookup: &dyn Lookup) -> Vec<DeltaDiscoveryResponse> {
+        let mut responses = Vec::new();
+        for (type_url, name) in std::mem::take(&mut self.alone) {
+            if let Some(said) = self.subscribed.get_mut(type_url).and_then(|n| n.get_mut(&name)) {
+                *said = Said::Nothing;
+                responses.extend(self.respond(&BTreeSet::from([(type_url, name)]), lookup));
+            }
+        }
+        responses
     }
 
     /// Adds what the Listeners among `names` lead to: the client adopts what it didn't ask for.
@@ -348,6 +384,27 @@ mod tests {
         };
         connection.request(&ack, &world);
         assert_eq!(connection.refused().count(), 0);
+    }
+
+    #[test]
+    fn what_is_refused_without_a_word_is_sent_again_one_by_one() {
+        let (mut connection, world) = (Connection::default(), world());
+        for type_url in [CLUSTER, ENDPOINTS, LISTENER, ROUTE] {
+            world.set(type_url, "b", "1");
+        }
+        let responses = connection.request(&subscribe(&["a", "b"]), &world);
+        let nack = |nonce: &str| DeltaDiscoveryRequest {
+            type_url: CLUSTER.to_owned(),
+            response_nonce: nonce.to_owned(),
+            error_detail: Some(Status::default()),
+            ..DeltaDiscoveryRequest::default()
+        };
+        let alone = connection.request(&nack(&responses[0].nonce), &world);
+        assert_eq!(types(&alone), ["Cluster", "Cluster"]);
+        assert!(alone.iter().all(|response| response.resources.len() == 1));
+        assert!(connection.request(&nack(&alone[1].nonce), &world).is_empty());
+        let refused: Vec<_> = connection.refused().map(|r| r.name.as_str()).collect();
+        assert_eq!(refused, ["b"]);
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! `envoy.config.cluster.v3.Cluster`.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
+use leno_proto::Any;
 use leno_proto::pb::envoy::config::cluster::v3::{
     CircuitBreakers, Cluster as ClusterMessage, OutlierDetection,
     cluster::{ClusterDiscoveryType, DiscoveryType, LbPolicy, TransportSocketMatch},
@@ -12,6 +14,7 @@ use leno_proto::pb::envoy::extensions::transport_sockets::tls::v3::{
     CommonTlsContext, UpstreamTlsContext, common_tls_context::ValidationContextType,
 };
 use leno_proto::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
+use leno_proto::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
 use leno_proto::pb::google::protobuf::value::Kind;
 use leno_proto::prost::Name;
 
@@ -76,6 +79,8 @@ pub struct Pending {
     pub circuit_breakers: Option<CircuitBreakers>,
     /// `outlier_detection`, as it came.
     pub outlier_detection: Option<OutlierDetection>,
+    /// `max_requests_per_connection` of the HTTP protocol options.
+    pub max_requests_per_connection: Option<u32>,
 }
 
 impl Resource for Cluster {
@@ -104,11 +109,23 @@ impl Resource for Cluster {
             pending: Pending {
                 circuit_breakers: message.circuit_breakers,
                 outlier_detection: message.outlier_detection,
+                max_requests_per_connection: max_requests(&message.typed_extension_protocol_options)?,
             },
             rule: rule.unwrap_or_else(|| message.name.clone()),
             name: message.name,
         })
     }
+}
+
+fn max_requests(options: &HashMap<String, Any>) -> Result<Option<u32>, Invalid> {
+    let mut max = None;
+    for (name, any) in options {
+        let options: HttpProtocolOptions = super::typed(any)
+            .map_err(|e| e.within(&format!("typed_extension_protocol_options[{name}]")))?;
+        let common = options.common_http_protocol_options.unwrap_or_default();
+        max = common.max_requests_per_connection.map(|max| max.value).or(max);
+    }
+    Ok(max)
 }
 
 fn discovery(message: &ClusterMessage) -> Result<Discovery, Invalid> {

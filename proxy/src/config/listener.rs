@@ -195,9 +195,6 @@ fn chain_match(message: FilterChainMatch) -> Result<ChainMatch, Invalid> {
         "raw_buffer" => Some(false),
         _ => return Err(Invalid::new("transport_protocol", "must be tls or raw_buffer")),
     };
-    if !message.server_names.is_empty() {
-        return Err(Invalid::new("server_names", "is not supported"));
-    }
     Ok(ChainMatch {
         port: port.map_err(|_| Invalid::new("destination_port", "must be at most 65535"))?,
         tls,

@@ -64,6 +64,8 @@ pub struct Client {
     warming: Option<Instant>,
     /// What had no use at the last sweep.
     unneeded: BTreeSet<(&'static str, String)>,
+    /// Authorities without an answer at the last sweep.
+    silent: BTreeSet<String>,
 }
 
 impl Client {
@@ -90,6 +92,7 @@ impl Client {
             shown,
             warming: None,
             unneeded: BTreeSet::new(),
+            silent: BTreeSet::new(),
         }
     }
 
@@ -190,16 +193,14 @@ impl Client {
         }
         let stream = client.delta_aggregated_resources(ReceiverStream::new(receiver)).await;
         let stream = stream.map_err(|status| words(&status))?;
+        self.metrics.connected.set(1);
+        let words = format!("connected since {}", Shown::now());
+        self.directory.set_link(Link { up: true, words });
         Ok((requests, stream.into_inner()))
     }
 
     /// Applies a response; returns what to say now.
     fn receive(&mut self, response: &DeltaDiscoveryResponse) -> Vec<DeltaDiscoveryRequest> {
-        if !self.directory.link().up {
-            self.metrics.connected.set(1);
-            let words = format!("connected since {}", Shown::now());
-            self.directory.set_link(Link { up: true, words });
-        }
         let applied = self.store.apply(response);
         for name in &applied.names {
             self.session.adopt(&response.type_url, name);
@@ -263,7 +264,13 @@ impl Client {
         let now = self.directory.clock();
         let snapshot = self.directory.snapshot();
         let unused = snapshot.uses().filter(|(_, used)| now.saturating_sub(*used) > idle);
-        let unused: BTreeSet<String> = unused.map(|(name, _)| name.to_owned()).collect();
+        let mut unused: BTreeSet<String> = unused.map(|(name, _)| name.to_owned()).collect();
+        // A name that was never answered has no use to look at: it is given back at the second sweep without an answer.
+        let subscribed = self.session.subscribed(LISTENER).iter();
+        let silent = subscribed.filter(|name| *name != INBOUND && !snapshot.knows(name));
+        let silent: BTreeSet<String> = silent.cloned().collect();
+        unused.extend(silent.intersection(&self.silent).cloned());
+        self.silent = silent;
         if !unused.is_empty() {
             for name in &unused {
                 self.store.forget(LISTENER, name);

@@ -215,7 +215,7 @@ fn place(whole: &[u8], part: &[u8]) -> Span {
 /// RFC 9112, section 3.2: origin-form, absolute-form, authority-form (CONNECT), asterisk-form (OPTIONS).
 fn check_target(head: &Head) -> Result<(), Invalid> {
     let target = head.target();
-    let visible = |b: &u8| matches!(b, 0x21..=0x7e) && !matches!(b, b'#' | b'<' | b'>' | b'`');
+    let visible = |b: &u8| matches!(b, 0x21..=0x7e) && !b"\"#<>`".contains(b);
     if !target.iter().all(visible) {
         return Err(Invalid::Syntax("invalid character in the target"));
     }
@@ -291,6 +291,7 @@ mod tests {
             "GET /\x01 HTTP/1.1\r\nHost: h\r\n\r\n",
             "GET /\u{e9} HTTP/1.1\r\nHost: h\r\n\r\n",
             "GET /#f HTTP/1.1\r\nHost: h\r\n\r\n",
+            "GET /?\" HTTP/1.1\r\nHost: h\r\n\r\n",
             "GET a HTTP/1.1\r\nHost: h\r\n\r\n",
             "GET * HTTP/1.1\r\nHost: h\r\n\r\n",
             "GET https://h/ HTTP/1.1\r\nHost: h\r\n\r\n",

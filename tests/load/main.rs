@@ -1,0 +1,194 @@
+//! What takes the whole machine: run one after the other, apart from the tests of behaviour.
+
+use std::collections::HashSet;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use leno_tests::client::{Client, get};
+use leno_tests::mesh::{Mesh, PORT, Proxy, mtls, service};
+use leno_tests::upstream::Upstream;
+use leno_tests::fresh_ip;
+use tokio::sync::Mutex;
+use tokio::time::{Instant, interval};
+
+/// One test at a time.
+static ALONE: Mutex<()> = Mutex::const_new(());
+
+fn all_to(subset: &str) -> String {
+    format!(
+        "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: users}}\nspec:\n  hosts: [users]\n  http:\n  - route: [{{destination: {{host: users, subset: {subset}}}}}]\n\
+         ---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: users}}\nspec: {{host: users, subsets: [{{name: v1, labels: {{version: v1}}}}, {{name: v2, labels: {{version: v2}}}}]}}\n"
+    )
+}
+
+/// Two versions of `users` with certificates of a life of `ttl`.
+async fn two_versions(ttl: &str) -> (Mesh, Vec<Proxy>, [Upstream; 2]) {
+    let ips: [Ipv4Addr; 2] = [fresh_ip(), fresh_ip()];
+    let yaml = service("users", &[(ips[0], "v1"), (ips[1], "v2")]) + &mtls("STRICT");
+    let mesh = Mesh::start(&yaml).await;
+    mesh.write("routing.yaml", &all_to("v1"));
+    let apps = [Upstream::named("v1").await, Upstream::named("v2").await];
+    let mut callees = Vec::new();
+    for (ip, app) in ips.into_iter().zip(&apps) {
+        let flags = format!("--inbound {ip}:{PORT}={} --certificate-ttl {ttl}", app.address);
+        callees.push(mesh.proxy("users", &flags).await);
+    }
+    (mesh, callees, apps)
+}
+
+/// What a client counts.
+#[derive(Debug, Default)]
+struct Tally {
+    sent: AtomicUsize,
+    failed: AtomicUsize,
+}
+
+/// One request of the load; every third is a POST with an id of its own.
+async fn one(client: &mut Option<Client>, address: SocketAddr, number: usize) -> Result<(), String> {
+    if client.is_none() {
+        *client = Some(Client::connect(address).await);
+    }
+    let connection = client.as_mut().expect("set");
+    let request = match number % 10 {
+        0..3 => format!(
+            "POST /users HTTP/1.1\r\nHost: users\r\nX-Id: {number}\r\nContent-Length: 5\r\n\r\nhello"
+        ),
+        _ => format!("GET /users/{number} HTTP/1.1\r\nHost: users\r\nX-Id: {number}\r\n\r\n"),
+    };
+    connection.send(request).await;
+    let failed = match connection.response().await {
+        None => Some("the connection ended".to_owned()),
+        Some(response) if response.status >= 500 => Some(format!("{} {}", response.status, response.why())),
+        Some(_) => None,
+    };
+    match failed {
+        None => Ok(()),
+        Some(words) => {
+            *client = None;
+            Err(words)
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_lost_and_nothing_comes_twice_while_everything_changes() {
+    const SECONDS: u64 = 60;
+    const CLIENTS: usize = 8;
+    let _alone = ALONE.lock().await;
+    // 13 s of life: about six renewals in a minute.
+    let (mut mesh, callees, apps) = two_versions("13s").await;
+    let caller = mesh.proxy("web", "--certificate-ttl 13s").await;
+    assert_eq!(get(caller.outbound, "users", "/").await.status, 200);
+    let before: usize = apps.iter().map(|app| app.requests().len()).sum();
+    let (tally, ends) = (Arc::new(Tally::default()), Instant::now() + Duration::from_secs(SECONDS));
+    let mut clients = Vec::new();
+    for index in 0..CLIENTS {
+        let (tally, address) = (Arc::clone(&tally), caller.outbound);
+        clients.push(tokio::spawn(async move {
+            // 200 requests a second from all of them.
+            let mut tick = interval(Duration::from_millis(5 * CLIENTS as u64));
+            let (mut client, mut number) = (None, index);
+            while Instant::now() < ends {
+                tick.tick().await;
+                if let Err(words) = one(&mut client, address, number).await {
+                    println!("failed: {words}");
+                    tally.failed.fetch_add(1, Ordering::Relaxed);
+                }
+                tally.sent.fetch_add(1, Ordering::Relaxed);
+                number += CLIENTS;
+            }
+        }));
+    }
+    let mut reloads = 0;
+    let mut tick = interval(Duration::from_millis(2500));
+    while reloads < 20 {
+        tick.tick().await;
+        mesh.write("routing.yaml", &all_to(if reloads % 2 == 0 { "v2" } else { "v1" }));
+        reloads += 1;
+        if reloads == 8 {
+            mesh.stop_control_plane().await;
+        }
+        if reloads == 10 {
+            mesh.start_control_plane().await;
+        }
+    }
+    for client in clients {
+        client.await.expect("no panic");
+    }
+    let rotations = callees[0].metric("leno_certificates_total", &[]).await;
+    let mut ids = Vec::new();
+    for app in &apps {
+        ids.extend(app.requests().iter().filter_map(|seen| seen.header("x-id").map(str::to_owned)));
+    }
+    let distinct: HashSet<&String> = ids.iter().collect();
+    let (sent, failed) = (tally.sent.load(Ordering::Relaxed), tally.failed.load(Ordering::Relaxed));
+    println!(
+        "{sent} requests in {SECONDS} s, {reloads} reloads, {rotations} certificates a proxy, control plane away once: {failed} failed, {} duplicates",
+        ids.len() - distinct.len()
+    );
+    assert!(rotations >= 4.0, "{rotations} certificates");
+    assert!(sent > 180 * SECONDS as usize, "{sent} requests: the load was not there");
+    assert_eq!(failed, 0);
+    assert_eq!(ids.len(), distinct.len(), "an id came twice");
+    let after: usize = apps.iter().map(|app| app.requests().len()).sum();
+    assert_eq!(after - before, sent, "each request reached an app once");
+    assert!(apps.iter().all(|app| !app.requests().is_empty()), "the reloads moved traffic");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn from_rename_to_new_behaviour_takes_less_than_a_second_in_99_of_100() {
+    let _alone = ALONE.lock().await;
+    let (mesh, _callees, _) = two_versions("24h").await;
+    let mut callers = Vec::new();
+    for _ in 0..5 {
+        callers.push(mesh.proxy("web", "").await);
+    }
+    let mut clients = Vec::new();
+    for caller in &callers {
+        clients.push(Client::connect(caller.outbound).await);
+    }
+    let mut took = Vec::new();
+    for round in 0..50 {
+        let version = if round % 2 == 0 { "v2" } else { "v1" };
+        mesh.write("routing.yaml", &all_to(version));
+        let edited = Instant::now();
+        for client in &mut clients {
+            loop {
+                let response = client.ask("GET / HTTP/1.1\r\nHost: users\r\n\r\n").await;
+                assert_eq!(response.status, 200, "{}", response.why());
+                if response.text() == version {
+                    break;
+                }
+                assert!(edited.elapsed() < Duration::from_secs(10), "round {round}");
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            took.push(edited.elapsed());
+        }
+    }
+    took.sort_unstable();
+    let p99 = took[took.len() * 99 / 100];
+    println!("50 edits, 5 proxies: p50 {:?}, p99 {p99:?}", took[took.len() / 2]);
+    assert!(p99 <= Duration::from_secs(1), "{p99:?}");
+}
+
+/// Runs the demo with a step sabotaged; returns what it said and whether it was content.
+async fn sabotaged(step: &str) -> (String, bool) {
+    let mut command = tokio::process::Command::new(env!("CARGO"));
+    command.args(["run", "--quiet", "--package", "leno-examples", "--bin", "demo", "--"]);
+    command.args(["--once", "--break", step]).kill_on_drop(true);
+    let output = command.output().await.expect("cargo runs");
+    let text = [output.stdout, output.stderr].concat();
+    (String::from_utf8_lossy(&text).into_owned(), output.status.success())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_notices_when_a_step_does_not_hold() {
+    let _alone = ALONE.lock().await;
+    for step in ["programs", "split", "mtls", "plaintext", "foreign", "denied", "reload", "rotation", "control-plane"] {
+        let (said, content) = sabotaged(step).await;
+        assert!(!content, "{step}: {said}");
+        assert!(said.contains(&format!("FAILED at step {step}: ")), "{step}: {said}");
+    }
+}

@@ -1,1 +1,71 @@
-fn main() {}
+//! User instructions per request of one sidecar, by callgrind: A (outbound), then B (inbound). Two runs with different
+//! numbers of requests each; the difference leaves start-up and background work out.
+
+mod lab;
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+
+use lab::{Lab, Side};
+
+/// Instructions per request.
+#[derive(Debug, Parser)]
+struct Args {
+    /// Requests of the shorter run.
+    #[arg(long, default_value_t = 500)]
+    few: usize,
+    /// Requests of the longer run.
+    #[arg(long, default_value_t = 2500)]
+    many: usize,
+    /// Fails when a side takes more than this.
+    #[arg(long)]
+    at_most: Option<u64>,
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let programs = lab::build()?;
+    for side in [Side::A, Side::B] {
+        let few = collect(&programs, side, args.few)?;
+        let many = collect(&programs, side, args.many)?;
+        let each = (many - few) / (args.many - args.few) as u64;
+        println!(
+            "{side:?}: {each} user instructions per request ({few} for {}, {many} for {})",
+            args.few, args.many
+        );
+        if let Some(limit) = args.at_most {
+            anyhow::ensure!(each <= limit, "{side:?} takes {each}, more than {limit}");
+        }
+    }
+    Ok(())
+}
+
+/// All user instructions of `side` for `count` requests.
+fn collect(programs: &Path, side: Side, count: usize) -> Result<u64> {
+    let out = std::env::temp_dir().join(format!("leno-callgrind-{}", std::process::id()));
+    let file = format!("--callgrind-out-file={}", out.display());
+    let tool = ["valgrind", "--tool=callgrind", "--quiet", &file]
+        .map(str::to_owned)
+        .to_vec();
+    let mut lab = Lab::start(programs, Some((side, tool)))?;
+    lab.send(count)?;
+    lab.check(count)?;
+    let none = std::process::Command::new("true").spawn()?;
+    let measured = match side {
+        Side::A => std::mem::replace(&mut lab.a, lab::Process(none)),
+        Side::B => std::mem::replace(&mut lab.b, lab::Process(none)),
+    };
+    measured.end()?;
+    let text = fs::read_to_string(&out).context("valgrind wrote nothing; is it installed?")?;
+    fs::remove_file(out)?;
+    let totals = text.lines().find_map(|line| line.strip_prefix("totals: "));
+    let total = totals
+        .context("no totals")?
+        .split(' ')
+        .next()
+        .context("a number")?;
+    Ok(total.parse()?)
+}

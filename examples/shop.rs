@@ -66,7 +66,9 @@ async fn main() -> Result<()> {
                 async move { Ok::<_, Infallible>(app.answer(request).await) }
             };
             let http = server::conn::http1::Builder::new();
-            let _ = http.serve_connection(TokioIo::new(tcp), service_fn(answer)).await;
+            let _ = http
+                .serve_connection(TokioIo::new(tcp), service_fn(answer))
+                .await;
         });
     }
 }
@@ -75,7 +77,10 @@ impl App {
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let header = |name: &str| {
             let value = request.headers().get(name);
-            value.and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
+            value
+                .and_then(|value| value.to_str().ok())
+                .unwrap_or_default()
+                .to_owned()
         };
         let line = json!({
             "service": self.args.service,
@@ -99,10 +104,14 @@ impl App {
     }
 
     fn user(&self, method: &Method, id: &str) -> Response<Full<Bytes>> {
-        let user = json!({"id": id, "name": "Ada", "secret": "MARKER-7f3a", "version": self.args.version});
+        let user =
+            json!({"id": id, "name": "Ada", "secret": "MARKER-7f3a", "version": self.args.version});
         match *method {
             Method::GET | Method::POST => respond(StatusCode::OK, user),
-            _ => respond(StatusCode::METHOD_NOT_ALLOWED, json!({"error": "GET or POST"})),
+            _ => respond(
+                StatusCode::METHOD_NOT_ALLOWED,
+                json!({"error": "GET or POST"}),
+            ),
         }
     }
 

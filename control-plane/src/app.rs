@@ -92,7 +92,11 @@ impl Bound {
 /// # Errors
 /// When an address can't be bound, or the CA or the directory can't be used.
 pub async fn run(bootstrap: Bootstrap) -> Result<Bound> {
-    let ca = Ca::open(&bootstrap.state, &bootstrap.settings.trust_domain, bootstrap.max_ttl);
+    let ca = Ca::open(
+        &bootstrap.state,
+        &bootstrap.settings.trust_domain,
+        bootstrap.max_ttl,
+    );
     let ca = Arc::new(ca.map_err(|error| anyhow!("CA: {error}"))?);
     let metrics = Arc::new(Metrics::new()?);
     let (demand, addresses) = dns::start(bootstrap.dns_server).map_err(|e| anyhow!("DNS: {e}"))?;
@@ -116,8 +120,9 @@ pub async fn run(bootstrap: Bootstrap) -> Result<Bound> {
     });
     tasks.spawn(async move { source.run(publish, addresses).await.map_err(|e| anyhow!(e)) });
     let incoming = auth::accept(xds, &ca, ending.clone())?;
-    let ads = AggregatedDiscoveryServiceServer::new(Ads::new(Arc::clone(&hub), Arc::clone(&metrics)))
-        .max_decoding_message_size(bootstrap.max_xds_message);
+    let ads =
+        AggregatedDiscoveryServiceServer::new(Ads::new(Arc::clone(&hub), Arc::clone(&metrics)))
+            .max_decoding_message_size(bootstrap.max_xds_message);
     let certificates = Certificates::new(Arc::clone(&ca), Arc::clone(&metrics));
     let certificates = IstioCertificateServiceServer::new(certificates);
     tasks.spawn(async move {
@@ -131,7 +136,11 @@ pub async fn run(bootstrap: Bootstrap) -> Result<Bound> {
             .context("xDS service")
     });
     let shown = Arc::new(Shown { hub, metrics });
-    tasks.spawn(async move { axum::serve(monitoring, pages(shown)).await.context("monitoring") });
+    tasks.spawn(async move {
+        axum::serve(monitoring, pages(shown))
+            .await
+            .context("monitoring")
+    });
     let keeper = Arc::clone(&ca);
     tasks.spawn(async move {
         keeper.keep_own().await;
@@ -156,7 +165,10 @@ struct Shown {
 fn pages(shown: Arc<Shown>) -> Router {
     Router::new()
         .route("/ready", get(ready))
-        .route("/metrics", get(async |Extract(s): Extract<Arc<Shown>>| s.metrics.render()))
+        .route(
+            "/metrics",
+            get(async |Extract(s): Extract<Arc<Shown>>| s.metrics.render()),
+        )
         .route("/debug/status", get(status))
         .with_state(shown)
 }
@@ -164,7 +176,10 @@ fn pages(shown: Arc<Shown>) -> Router {
 async fn ready(Extract(shown): Extract<Arc<Shown>>) -> (StatusCode, &'static str) {
     match shown.hub.state().borrow().complete {
         true => (StatusCode::OK, "ready\n"),
-        false => (StatusCode::SERVICE_UNAVAILABLE, "the configuration has not been read yet\n"),
+        false => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the configuration has not been read yet\n",
+        ),
     }
 }
 

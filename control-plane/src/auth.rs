@@ -185,7 +185,10 @@ impl ClientCertVerifier for OfMesh {
         let identity = Identity::of(leaf).map_err(refuse)?;
         match identity.domain == self.domain {
             true => Ok(ClientCertVerified::assertion()),
-            false => Err(refuse(format!("{} is of another trust domain", identity.id))),
+            false => Err(refuse(format!(
+                "{} is of another trust domain",
+                identity.id
+            ))),
         }
     }
 
@@ -210,6 +213,8 @@ impl ClientCertVerifier for OfMesh {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider().signature_verification_algorithms.supported_schemes()
+        provider()
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }

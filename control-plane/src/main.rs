@@ -12,7 +12,10 @@ async fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Serve(args) => {
             log();
-            serve::run(args).await.map(|()| true).map_err(|error| format!("{error:#}"))
+            serve::run(args)
+                .await
+                .map(|()| true)
+                .map_err(|error| format!("{error:#}"))
         }
         Command::Validate(args) => Ok(validate::run(args)),
         Command::Token(args) => token::run(args).map(|()| true),
@@ -31,7 +34,9 @@ async fn main() -> ExitCode {
 /// Logs go to stderr: text on a terminal, JSON otherwise. `LENO_LOG` sets the levels.
 fn log() {
     let filter = EnvFilter::try_from_env("LENO_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     match std::io::stderr().is_terminal() {
         true => log.init(),
         false => log.json().init(),

@@ -35,8 +35,14 @@ impl Metrics {
         Ok(Metrics {
             pushes: counter("pilot_xds_pushes", "Changes that were pushed to a proxy.")?,
             rejects: counter("pilot_total_xds_rejects", "Responses that a proxy refused.")?,
-            issued: counter("citadel_server_success_cert_issuance_count", "Certificates issued.")?,
-            denied: counter("citadel_server_authentication_failure_count", "Requests refused.")?,
+            issued: counter(
+                "citadel_server_success_cert_issuance_count",
+                "Certificates issued.",
+            )?,
+            denied: counter(
+                "citadel_server_authentication_failure_count",
+                "Requests refused.",
+            )?,
             connected,
             registry,
         })

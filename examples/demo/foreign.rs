@@ -35,20 +35,33 @@ pub(crate) async fn visit(address: SocketAddr, stolen: Option<&Path>) -> Result<
     let connector = tokio_rustls::TlsConnector::from(Arc::new(config(Arc::clone(&seen), stolen)?));
     let exchange = async {
         let tcp = TcpStream::connect(address).await?;
-        let mut tls = connector.connect(ServerName::try_from("user-service")?, tcp).await?;
+        let mut tls = connector
+            .connect(ServerName::try_from("user-service")?, tcp)
+            .await?;
         // With TLS 1.3 the refusal of our certificate comes with the first read.
-        tls.write_all(b"GET /users/1 HTTP/1.1\r\nhost: user-service\r\n\r\n").await?;
+        tls.write_all(b"GET /users/1 HTTP/1.1\r\nhost: user-service\r\n\r\n")
+            .await?;
         let mut first = [0; 12];
         tls.read_exact(&mut first).await?;
         anyhow::Ok(())
     };
-    let outcome = timeout(Duration::from_secs(5), exchange).await.context("no answer in 5 s")?;
-    let leaf = seen.lock().ok().and_then(|mut seen| seen.take()).context("no certificate seen")?;
+    let outcome = timeout(Duration::from_secs(5), exchange)
+        .await
+        .context("no answer in 5 s")?;
+    let leaf = seen
+        .lock()
+        .ok()
+        .and_then(|mut seen| seen.take())
+        .context("no certificate seen")?;
     let (_, cert) = X509Certificate::from_der(&leaf)?;
     let names = webpki::EndEntityCert::try_from(&leaf)?;
     Ok(Visit {
         serial: cert.raw_serial_as_string(),
-        identity: names.valid_uri_names().next().unwrap_or_default().to_owned(),
+        identity: names
+            .valid_uri_names()
+            .next()
+            .unwrap_or_default()
+            .to_owned(),
         refusal: outcome.err().map(|error| format!("{error:#}")),
     })
 }
@@ -66,7 +79,10 @@ fn config(
         Some(directory) => {
             let read = |name: &str| std::fs::read_to_string(directory.join(name));
             let root = KeyPair::from_pem(&read("root-key.pem")?)?;
-            params.signed_by(&key, &Issuer::from_ca_cert_pem(&read("root-cert.pem")?, root)?)?
+            params.signed_by(
+                &key,
+                &Issuer::from_ca_cert_pem(&read("root-cert.pem")?, root)?,
+            )?
         }
     };
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -127,6 +143,8 @@ impl ServerCertVerifier for Anyone {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }

@@ -46,11 +46,16 @@ pub(crate) async fn send(
         tcp.read_to_end(&mut bytes).await?;
         anyhow::Ok(String::from_utf8_lossy(&bytes).into_owned())
     };
-    let text = timeout(Duration::from_secs(10), exchange).await.context("no answer in 10 s")??;
+    let text = timeout(Duration::from_secs(10), exchange)
+        .await
+        .context("no answer in 10 s")??;
     let Some((head, body)) = text.split_once("\r\n\r\n") else {
         bail!("closed without an answer");
     };
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    let status = head
+        .split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok());
     Ok(Answer {
         status: status.context("no status line")?,
         head: head.to_owned(),

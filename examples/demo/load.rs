@@ -28,7 +28,10 @@ struct Counts {
 impl Load {
     /// Starts 50 requests a second to order-service, which asks user-service through the mesh.
     pub(crate) fn start(order_app: SocketAddr) -> Load {
-        let (stop, counts) = (Arc::new(AtomicBool::new(false)), Arc::new(Counts::default()));
+        let (stop, counts) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(Counts::default()),
+        );
         let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&counts));
         let task = tokio::spawn(async move {
             let mut tick = interval(Duration::from_millis(20));

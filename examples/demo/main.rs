@@ -144,7 +144,10 @@ async fn break_it(mesh: &mut Mesh, step: Step) -> Result<()> {
 fn programs(mesh: &Mesh) -> Result<String> {
     let programs = mesh.programs()?;
     let is = |name: &str| {
-        programs.iter().filter(|(.., path)| path.file_name().is_some_and(|f| f == name)).count()
+        programs
+            .iter()
+            .filter(|(.., path)| path.file_name().is_some_and(|f| f == name))
+            .count()
     };
     let (planes, proxies, apps) = (is("leno"), is("leno-proxy"), is("shop"));
     ensure!(
@@ -152,12 +155,20 @@ fn programs(mesh: &Mesh) -> Result<String> {
         "by /proc/PID/exe there are {planes} leno, {proxies} leno-proxy and {apps} shop"
     );
     let pids: Vec<String> = programs.iter().map(|(_, pid, _)| pid.to_string()).collect();
-    Ok(format!("1 leno, 6 leno-proxy, 5 shop apps, by /proc/PID/exe of {}", pids.join(" ")))
+    Ok(format!(
+        "1 leno, 6 leno-proxy, 5 shop apps, by /proc/PID/exe of {}",
+        pids.join(" ")
+    ))
 }
 
 /// How many requests each version of user-service saw since `from`.
 fn versions(requests: &[Value], from: usize) -> (usize, usize) {
-    let saw = |version: &str| requests[from..].iter().filter(|r| r["version"] == version).count();
+    let saw = |version: &str| {
+        requests[from..]
+            .iter()
+            .filter(|r| r["version"] == version)
+            .count()
+    };
     (saw("v1"), saw("v2"))
 }
 
@@ -165,7 +176,12 @@ async fn orders(mesh: &Mesh, count: usize, agent: &str) -> Result<()> {
     for i in 0..count {
         let path = format!("/orders/{i}");
         let answer = http::send(mesh.order_app, "GET", "order-service", &path, agent).await?;
-        ensure!(answer.status == 200, "order {i}: {} {}", answer.status, answer.body);
+        ensure!(
+            answer.status == 200,
+            "order {i}: {} {}",
+            answer.status,
+            answer.body
+        );
     }
     Ok(())
 }
@@ -182,7 +198,10 @@ async fn split(mesh: &Mesh) -> Result<String> {
     let (v1, v2) = (others.0 - before.0, others.1 - before.1);
     ensure!(v1 + v2 == 400, "the apps saw {} of 400 requests", v1 + v2);
     // 400 requests at one in ten: five standard deviations are 30.
-    ensure!((10..=70).contains(&v2), "v2 saw {v2} of 400 requests; one in ten was meant");
+    ensure!(
+        (10..=70).contains(&v2),
+        "v2 saw {v2} of 400 requests; one in ten was meant"
+    );
     orders(mesh, 50, PHONE).await?;
     let mobile = counts(mesh)?;
     let phones = (mobile.0 - others.0, mobile.1 - others.1);
@@ -203,11 +222,21 @@ async fn mtls(mesh: &Mesh) -> Result<String> {
         ";URI=spiffe://cluster.local/ns/default/sa/order-service",
     );
     for request in &requests {
-        let seen = request["x-forwarded-client-cert"].as_str().unwrap_or_default();
-        ensure!(seen.contains(by) && seen.ends_with(uri), "an app saw {seen:?}");
+        let seen = request["x-forwarded-client-cert"]
+            .as_str()
+            .unwrap_or_default();
+        ensure!(
+            seen.contains(by) && seen.ends_with(uri),
+            "an app saw {seen:?}"
+        );
     }
-    ensure!(!mesh.wire.contains(MARKER), "{MARKER} passed between the sidecars in the clear");
-    let seen = requests.last().map(|r| r["x-forwarded-client-cert"].to_string());
+    ensure!(
+        !mesh.wire.contains(MARKER),
+        "{MARKER} passed between the sidecars in the clear"
+    );
+    let seen = requests
+        .last()
+        .map(|r| r["x-forwarded-client-cert"].to_string());
     Ok(format!(
         "the app saw {}\n{passed} bytes passed the relay between two sidecars; {MARKER}, which every answer holds, is not among them",
         seen.unwrap_or_default()
@@ -222,7 +251,9 @@ async fn plaintext(mesh: &Mesh) -> Result<String> {
     ensure!(after == before, "a plaintext request reached the app");
     match answer {
         Ok(answer) => anyhow::bail!("plaintext was answered with {}", answer.status),
-        Err(error) => Ok(format!("GET http://{address}/users/1 without TLS: {error}; the app saw nothing")),
+        Err(error) => Ok(format!(
+            "GET http://{address}/users/1 without TLS: {error}; the app saw nothing"
+        )),
     }
 }
 
@@ -231,7 +262,10 @@ async fn foreigner(mesh: &Mesh, broken: bool) -> Result<String> {
     let stolen = mesh.directory.join("state");
     let visit = foreign::visit("127.0.1.4:3001".parse()?, broken.then_some(&*stolen)).await?;
     let refusal = visit.refusal.context("a foreigner was let in")?;
-    ensure!(mesh.user_requests()?.len() == before, "a foreigner's request reached the app");
+    ensure!(
+        mesh.user_requests()?.len() == before,
+        "a foreigner's request reached the app"
+    );
     Ok(format!(
         "a self-made certificate that claims to be order-service: {refusal}\nthe server proved to be {}",
         visit.identity
@@ -245,10 +279,22 @@ async fn denied(mesh: &Mesh) -> Result<String> {
     let order: SocketAddr = ORDER_OUTBOUND.parse()?;
     let post = http::send(order, "POST", "user-service", "/users/1", "demo").await?;
     let path = http::get(order, "user-service", "/users/../admin").await?;
-    ensure!((post.status, path.status) == (403, 403), "{} and {}", post.status, path.status);
-    ensure!(mesh.user_requests()?.len() == before, "a refused request reached the app");
+    ensure!(
+        (post.status, path.status) == (403, 403),
+        "{} and {}",
+        post.status,
+        path.status
+    );
+    ensure!(
+        mesh.user_requests()?.len() == before,
+        "a refused request reached the app"
+    );
     let why = |answer: &http::Answer| answer.header("proxy-status").unwrap_or_default().to_owned();
-    ensure!(why(&web).contains("policy[user-service-authz]"), "{}", why(&web));
+    ensure!(
+        why(&web).contains("policy[user-service-authz]"),
+        "{}",
+        why(&web)
+    );
     Ok(format!(
         "web, GET /users/1: 403\n  {}\norder-service, POST /users/1: 403\n  {}\norder-service, GET /users/../admin: 403\nthe apps saw none of them",
         why(&web),
@@ -320,5 +366,7 @@ async fn control_plane(mesh: &mut Mesh, broken: bool) -> Result<String> {
     ensure!(failed == 0, "{failed} of {sent} requests failed");
     mesh.start_control_plane().await?;
     orders(mesh, 10, "curl").await?;
-    Ok(format!("killed for 3 s: {sent} requests, 0 failed; it is back"))
+    Ok(format!(
+        "killed for 3 s: {sent} requests, 0 failed; it is back"
+    ))
 }

@@ -80,7 +80,9 @@ impl Mesh {
         mesh.start_control_plane().await?;
         for (ip, version, registered) in USERS {
             let log = format!("user-{ip}.log");
-            let app = mesh.app(&["--service", "user-service", "--version", version], &log).await?;
+            let app = mesh
+                .app(&["--service", "user-service", "--version", version], &log)
+                .await?;
             let inbound = format!("{ip}:3001={app}");
             let own = ["--service-account", "user-service", "--ip", registered];
             mesh.sidecar(ip, &own, Some(&inbound)).await?;
@@ -88,8 +90,18 @@ impl Mesh {
         let sidecar = ["--service", "order-service", "--sidecar", ORDER_OUTBOUND];
         mesh.order_app = mesh.app(&sidecar, "order.log").await?;
         let inbound = format!("127.0.2.1:3002={}", mesh.order_app);
-        mesh.sidecar("127.0.2.1", &["--service-account", "order-service"], Some(&inbound)).await?;
-        mesh.sidecar("127.0.3.1", &["--service-account", "web", "--ip", "127.0.3.1"], None).await?;
+        mesh.sidecar(
+            "127.0.2.1",
+            &["--service-account", "order-service"],
+            Some(&inbound),
+        )
+        .await?;
+        mesh.sidecar(
+            "127.0.3.1",
+            &["--service-account", "web", "--ip", "127.0.3.1"],
+            None,
+        )
+        .await?;
         mesh.ready().await?;
         Ok(mesh)
     }
@@ -97,11 +109,15 @@ impl Mesh {
     /// Starts the control plane, again if need be.
     pub(crate) async fn start_control_plane(&mut self) -> Result<()> {
         let mut command = Command::new(self.programs.join("leno"));
-        command.arg("serve").args(["--xds-address", XDS, "--monitoring-address", MONITORING]);
+        command
+            .arg("serve")
+            .args(["--xds-address", XDS, "--monitoring-address", MONITORING]);
         command.arg("--config").arg(self.directory.join("yaml"));
         command.arg("--state-dir").arg(self.directory.join("state"));
         self.control_plane = Some(self.spawn("control plane", command)?);
-        answers(MONITORING, "/ready").await.context("the control plane")
+        answers(MONITORING, "/ready")
+            .await
+            .context("the control plane")
     }
 
     /// Kills the control plane, as SIGKILL does.
@@ -113,7 +129,11 @@ impl Mesh {
 
     async fn app(&mut self, args: &[&str], log: &str) -> Result<SocketAddr> {
         let mut command = Command::new(self.programs.join("shop"));
-        command.args(args).arg("--log").arg(self.directory.join(log)).stdout(Stdio::piped());
+        command
+            .args(args)
+            .arg("--log")
+            .arg(self.directory.join(log))
+            .stdout(Stdio::piped());
         let mut process = self.spawn(args[1], command)?;
         let stdout = process.child.stdout.take().context("a pipe")?;
         let line = BufReader::new(stdout).lines().next_line().await?;
@@ -126,11 +146,22 @@ impl Mesh {
         let token = self.directory.join(format!("{ip}.token"));
         let mut make = Command::new(self.programs.join("leno"));
         make.args(["token", "create", "--service-account", account]);
-        let made = make.arg("--state-dir").arg(self.directory.join("state")).output().await?;
-        ensure!(made.status.success(), "leno token: {}", String::from_utf8_lossy(&made.stderr));
+        let made = make
+            .arg("--state-dir")
+            .arg(self.directory.join("state"))
+            .output()
+            .await?;
+        ensure!(
+            made.status.success(),
+            "leno token: {}",
+            String::from_utf8_lossy(&made.stderr)
+        );
         fs::write(&token, made.stdout)?;
         let mut command = Command::new(self.programs.join("leno-proxy"));
-        command.arg("run").args(["--xds-address", XDS, "--certificate-ttl", TTL]).args(args);
+        command
+            .arg("run")
+            .args(["--xds-address", XDS, "--certificate-ttl", TTL])
+            .args(args);
         command.args(["--outbound-address", &format!("{ip}:15001")]);
         command.args(["--admin-address", &format!("{ip}:15000")]);
         command.arg("--token-file").arg(token);
@@ -143,9 +174,15 @@ impl Mesh {
     }
 
     fn spawn(&self, name: &str, mut command: Command) -> Result<Process> {
-        let file = self.directory.join(format!("{}.stderr", name.replace(' ', "-")));
+        let file = self
+            .directory
+            .join(format!("{}.stderr", name.replace(' ', "-")));
         let stderr = fs::File::create(file)?;
-        let child = command.stdin(Stdio::null()).stderr(stderr).kill_on_drop(true).spawn();
+        let child = command
+            .stdin(Stdio::null())
+            .stderr(stderr)
+            .kill_on_drop(true)
+            .spawn();
         Ok(Process {
             name: name.to_owned(),
             child: child.with_context(|| format!("cannot start {name}"))?,
@@ -154,17 +191,30 @@ impl Mesh {
 
     async fn ready(&self) -> Result<()> {
         for (ip, ..) in USERS {
-            answers(&format!("{ip}:15000"), "/ready").await.with_context(|| format!("sidecar {ip}"))?;
+            answers(&format!("{ip}:15000"), "/ready")
+                .await
+                .with_context(|| format!("sidecar {ip}"))?;
         }
-        answers("127.0.2.1:15000", "/ready").await.context("order-service's sidecar")?;
-        answers("127.0.3.1:15000", "/ready").await.context("the stranger's sidecar")
+        answers("127.0.2.1:15000", "/ready")
+            .await
+            .context("order-service's sidecar")?;
+        answers("127.0.3.1:15000", "/ready")
+            .await
+            .context("the stranger's sidecar")
     }
 
     /// Every process, with the program that it really runs.
     pub(crate) fn programs(&self) -> Result<Vec<(String, u32, PathBuf)>> {
-        let all = self.control_plane.iter().chain(&self.sidecars).chain(&self.apps);
+        let all = self
+            .control_plane
+            .iter()
+            .chain(&self.sidecars)
+            .chain(&self.apps);
         all.map(|process| {
-            let pid = process.child.id().with_context(|| format!("{} ended", process.name))?;
+            let pid = process
+                .child
+                .id()
+                .with_context(|| format!("{} ended", process.name))?;
             let program = fs::read_link(format!("/proc/{pid}/exe"))?;
             Ok((process.name.clone(), pid, program))
         })
@@ -220,7 +270,9 @@ async fn build() -> Result<PathBuf> {
     };
     let packages = ["leno-proxy", "leno-control-plane", "leno-examples"];
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.args(["build", "--quiet", "--bins", "--profile", profile]).current_dir(source());
+    command
+        .args(["build", "--quiet", "--bins", "--profile", profile])
+        .current_dir(source());
     for package in packages {
         command.args(["--package", package]);
     }

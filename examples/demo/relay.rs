@@ -20,7 +20,9 @@ impl Recording {
     /// Whether `text` passed in the clear.
     pub(crate) fn contains(&self, text: &str) -> bool {
         let bytes = self.0.lock().map(|bytes| bytes.clone()).unwrap_or_default();
-        bytes.windows(text.len()).any(|window| window == text.as_bytes())
+        bytes
+            .windows(text.len())
+            .any(|window| window == text.as_bytes())
     }
 }
 

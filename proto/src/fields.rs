@@ -9,8 +9,8 @@ use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::OnceLock;
 
-use prost::bytes::Buf;
 use prost::Message;
+use prost::bytes::Buf;
 use prost::encoding::{WireType, decode_key, decode_varint};
 
 use crate::Any;
@@ -363,13 +363,10 @@ mod tests {
             }],
             ..Listener::default()
         };
-        assert_eq!(
-            check(type_url::LISTENER, &listener.encode_to_vec()),
-            Ok(())
-        );
-        listener.filter_chains[0].filters[1].config_type = Some(
-            filter::ConfigType::TypedConfig(crate::pack(&Cluster::default())),
-        );
+        assert_eq!(check(type_url::LISTENER, &listener.encode_to_vec()), Ok(()));
+        listener.filter_chains[0].filters[1].config_type = Some(filter::ConfigType::TypedConfig(
+            crate::pack(&Cluster::default()),
+        ));
         listener.transparent = Some(crate::pb::google::protobuf::BoolValue { value: true });
         let error = check(type_url::LISTENER, &listener.encode_to_vec()).expect_err("refused");
         assert_eq!(error.field, "transparent");
@@ -380,16 +377,27 @@ mod tests {
         use crate::pb::envoy::config::core::v3::Metadata;
         use crate::pb::google::protobuf::{Struct, Value, value::Kind};
         let listener = |last: &str| {
-            let text = |text: &str| Value { kind: Some(Kind::StringValue(text.to_owned())) };
+            let text = |text: &str| Value {
+                kind: Some(Kind::StringValue(text.to_owned())),
+            };
             let fields = (0..20).map(|i| (format!("key{i}"), text(last)));
             let filter_metadata = (0..20).map(|i| {
-                (format!("filter{i}"), Struct { fields: fields.clone().collect() })
+                (
+                    format!("filter{i}"),
+                    Struct {
+                        fields: fields.clone().collect(),
+                    },
+                )
             });
             let metadata = Metadata {
                 filter_metadata: filter_metadata.collect(),
                 ..Metadata::default()
             };
-            Listener { metadata: Some(metadata), ..Listener::default() }.encode_to_vec()
+            Listener {
+                metadata: Some(metadata),
+                ..Listener::default()
+            }
+            .encode_to_vec()
         };
         let of = |bytes: &[u8]| version(type_url::LISTENER, bytes).expect("valid");
         let (a, b) = (listener("x"), listener("x"));

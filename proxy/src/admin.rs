@@ -67,7 +67,9 @@ impl Admin {
         match request.uri().path() {
             "/ready" => self.ready(),
             "/config" => {
-                let value = self.status.render(&self.node, &self.directory, &self.credentials);
+                let value = self
+                    .status
+                    .render(&self.node, &self.directory, &self.credentials);
                 respond(StatusCode::OK, "application/json", format!("{value:#}\n"))
             }
             "/metrics" => {

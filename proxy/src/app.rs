@@ -175,7 +175,9 @@ impl Sockets {
             accept::bind(address).with_context(words)
         };
         let listens = bootstrap.inbound.iter().map(|inbound| inbound.listen);
-        let inbound: Result<Vec<_>> = listens.map(|listen| bind("inbound traffic", listen)).collect();
+        let inbound: Result<Vec<_>> = listens
+            .map(|listen| bind("inbound traffic", listen))
+            .collect();
         Ok(Sockets {
             outbound: bind("outbound traffic", bootstrap.outbound)?,
             inbound: inbound?,

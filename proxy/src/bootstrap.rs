@@ -216,7 +216,9 @@ impl RunArgs {
             Some(text) => SpiffeId::parse(text).map_err(|e| format!("--xds-identity: {e}"))?,
             None => SpiffeId::of(domain, "leno-system", "leno")?,
         };
-        let ip = self.ip.or(self.inbound.first().map(|inbound| inbound.listen.ip()));
+        let ip = self
+            .ip
+            .or(self.inbound.first().map(|inbound| inbound.listen.ip()));
         let port = |offset: u16| {
             let port = self.ports_from.checked_add(offset);
             port.ok_or_else(|| format!("--ports-from {}: too high", self.ports_from))
@@ -227,11 +229,17 @@ impl RunArgs {
                 address: self.xds_address.clone(),
                 identity,
             },
-            workload: self.workload.unwrap_or_else(|| self.service_account.clone()),
+            workload: self
+                .workload
+                .unwrap_or_else(|| self.service_account.clone()),
             id,
             ip: ip.unwrap_or(local),
-            outbound: self.outbound_address.unwrap_or(SocketAddr::new(local, port(1)?)),
-            admin: self.admin_address.unwrap_or(SocketAddr::new(local, port(0)?)),
+            outbound: self
+                .outbound_address
+                .unwrap_or(SocketAddr::new(local, port(1)?)),
+            admin: self
+                .admin_address
+                .unwrap_or(SocketAddr::new(local, port(0)?)),
             token_file: self.token_file,
             ca_root: self.ca_root,
             certificate_ttl: self.certificate_ttl,
@@ -283,7 +291,9 @@ mod tests {
     use super::*;
 
     fn bootstrap(flags: &str) -> Result<Bootstrap, String> {
-        let flags = ["leno-proxy", "run"].into_iter().chain(flags.split_whitespace());
+        let flags = ["leno-proxy", "run"]
+            .into_iter()
+            .chain(flags.split_whitespace());
         let cli = Cli::try_parse_from(flags).map_err(|error| error.to_string())?;
         let Command::Run(run) = cli.command;
         run.into_bootstrap()
@@ -291,13 +301,17 @@ mod tests {
 
     #[test]
     fn the_workload_is_where_it_listens_and_ports_move_together() {
-        let flags = "--inbound 127.0.0.2:3001=127.0.0.1:8080 --ports-from 25000 --head-timeout 250ms";
+        let flags =
+            "--inbound 127.0.0.2:3001=127.0.0.1:8080 --ports-from 25000 --head-timeout 250ms";
         let bootstrap = bootstrap(flags).expect("valid");
         assert_eq!(bootstrap.ip.to_string(), "127.0.0.2");
         assert_eq!(bootstrap.outbound.port(), 25001);
         assert_eq!(bootstrap.admin.port(), 25000);
         assert_eq!(bootstrap.timeouts.head, Duration::from_millis(250));
-        assert_eq!(bootstrap.id.as_str(), "spiffe://cluster.local/ns/default/sa/default");
+        assert_eq!(
+            bootstrap.id.as_str(),
+            "spiffe://cluster.local/ns/default/sa/default"
+        );
     }
 
     #[test]

@@ -62,7 +62,10 @@ impl Target {
     }
 
     fn host(&self) -> &str {
-        let host = self.address.rsplit_once(':').map_or(&*self.address, |(host, _)| host);
+        let host = self
+            .address
+            .rsplit_once(':')
+            .map_or(&*self.address, |(host, _)| host);
         host.trim_matches(['[', ']'])
     }
 }

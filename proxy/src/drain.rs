@@ -45,7 +45,10 @@ impl Signal {
     pub async fn drain(&self, at_most: Duration) {
         let _ = self.ending.send(true);
         let mut busy = self.busy.subscribe();
-        if timeout(at_most, busy.wait_for(|count| *count == 0)).await.is_err() {
+        if timeout(at_most, busy.wait_for(|count| *count == 0))
+            .await
+            .is_err()
+        {
             let _ = self.busy.send(0);
         }
     }
@@ -80,10 +83,10 @@ impl Watch {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        self.busy.send_modify(|count| *count = count.saturating_sub(1));
+        self.busy
+            .send_modify(|count| *count = count.saturating_sub(1));
     }
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -163,7 +163,12 @@ impl Kind {
             Kind::Peer => (503, upstream::CONNECT, "UF", "tls_certificate_error"),
             Kind::Protocol => (502, upstream::PROTOCOL, "UPE", "http_protocol_error"),
             Kind::Reset => (503, upstream::TERMINATED, "UC", "connection_terminated"),
-            Kind::Timeout => (504, "upstream request timeout", "UT", "http_response_timeout"),
+            Kind::Timeout => (
+                504,
+                "upstream request timeout",
+                "UT",
+                "http_response_timeout",
+            ),
             Kind::Overload => (503, upstream::OVERFLOW, "UO", "connection_limit_reached"),
         };
         Answer {
@@ -179,7 +184,8 @@ impl Kind {
 mod upstream {
     pub(super) const CONNECT: &str = "upstream connect error or disconnect/reset before headers. reset reason: connection failure";
     pub(super) const TIMEOUT: &str = "upstream connect error or disconnect/reset before headers. reset reason: connection timeout";
-    pub(super) const PROTOCOL: &str = "upstream connect error or disconnect/reset before headers. reset reason: protocol error";
+    pub(super) const PROTOCOL: &str =
+        "upstream connect error or disconnect/reset before headers. reset reason: protocol error";
     pub(super) const TERMINATED: &str = "upstream connect error or disconnect/reset before headers. reset reason: connection termination";
     pub(super) const OVERFLOW: &str =
         "upstream connect error or disconnect/reset before headers. reset reason: overflow";

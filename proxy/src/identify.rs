@@ -77,7 +77,9 @@ fn sniff_tls(mut bytes: &[u8]) -> Option<Protocol> {
 /// A method, a space, and something that can start a target.
 fn sniff_http1(bytes: &[u8]) -> Option<Protocol> {
     const LONGEST_METHOD: usize = 32;
-    let end = bytes.iter().position(|b| !b.is_ascii_uppercase() && *b != b'-');
+    let end = bytes
+        .iter()
+        .position(|b| !b.is_ascii_uppercase() && *b != b'-');
     match end {
         None if bytes.len() <= LONGEST_METHOD => None,
         Some(end) if end > 0 && bytes[end] == b' ' => match bytes.get(end + 1) {

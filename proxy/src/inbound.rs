@@ -16,8 +16,8 @@ use crate::http::Outgoing;
 use crate::http::h1::{Conn, Read, ServerHalf};
 use crate::http::head::{Head, Known};
 use crate::identify::{Protocol, identify};
-use crate::observe::metrics::{Party, Series};
 use crate::observe::Outcome;
+use crate::observe::metrics::{Party, Series};
 use crate::outbound::normalise;
 use crate::policy::{Caller, Verdict, verdict, verdict_tcp};
 use crate::route::matcher::RequestView;
@@ -139,7 +139,9 @@ async fn serve_http(worker: &Worker, connection: &Connection, stream: Stream) {
         }
         // The plan may have changed since the last request: each one is judged by what runs now.
         let plan = shared.directory.inbound().await;
-        let Some(chain) = connection.chain(&plan).filter(|c| c.http && c.tls == connection.peer.is_some())
+        let Some(chain) = connection
+            .chain(&plan)
+            .filter(|c| c.http && c.tls == connection.peer.is_some())
         else {
             return;
         };
@@ -215,7 +217,11 @@ async fn forward(
 
     http::prepare(request);
     headers::forwarded_for(request, connection.address.ip());
-    let scheme = if connection.peer.is_some() { "https" } else { "http" };
+    let scheme = if connection.peer.is_some() {
+        "https"
+    } else {
+        "http"
+    };
     headers::forwarded_proto(request, scheme);
     worker.random(|rng| headers::traceparent(request, rng));
     if let Some(peer) = &connection.peer {
@@ -231,15 +237,14 @@ async fn forward(
     attempt.run(cluster, None, edit).await
 }
 
-fn authorize(
-    connection: &Connection,
-    chain: &InboundChain,
-    request: &Head,
-) -> Result<(), Error> {
+fn authorize(connection: &Connection, chain: &InboundChain, request: &Head) -> Result<(), Error> {
     let host = request.get(Known::Host).unwrap_or_default();
     let host = String::from_utf8_lossy(host);
     let view = RequestView::new(request, &host);
-    let who = connection.caller().principal.unwrap_or("a caller without an identity");
+    let who = connection
+        .caller()
+        .principal
+        .unwrap_or("a caller without an identity");
     let denied = |detail: String| Error::own(Kind::Denied, detail);
     match verdict(&chain.policies, connection.caller(), &view) {
         Verdict::Allowed => Ok(()),

@@ -66,7 +66,8 @@ async fn serve_http(
             Ok(Read::Request) => shared.metrics.parsed.inc(),
             Ok(Read::Closed) => return None,
             Err(error) => {
-                Outcome::begun(&shared.unknown).answered(error.answer().status, error.answer().flag);
+                Outcome::begun(&shared.unknown)
+                    .answered(error.answer().status, error.answer().flag);
                 answer::refuse(&mut down, &error, &[], Audience::Trusted);
                 down.close().await;
                 return None;
@@ -148,11 +149,18 @@ async fn forward(
             return Err(Error::own(Kind::NoRoute, detail));
         }
     };
-    let host = authority.rsplit_once(':').map_or(&*authority, |(host, _)| host);
+    let host = authority
+        .rsplit_once(':')
+        .map_or(&*authority, |(host, _)| host);
     let view = RequestView::new(attempt.request, host);
-    let route = router.find(&view).map_err(|none| no_route(none, &authority, &view))?;
+    let route = router
+        .find(&view)
+        .map_err(|none| no_route(none, &authority, &view))?;
     let target = pick(route, worker)?;
-    let cluster = target.cluster.as_ref().map_err(|reason| no_cluster(route, reason))?;
+    let cluster = target
+        .cluster
+        .as_ref()
+        .map_err(|reason| no_cluster(route, reason))?;
 
     http::prepare(attempt.request);
     headers::forwarded_proto(attempt.request, "http");
@@ -204,7 +212,9 @@ async fn find_plan(
     let directory = &worker.shared.directory;
     if let Some(known) = directory.find(authority) {
         return match (known, inside) {
-            (Err(error), Some(plan)) if error.kind == Kind::UnknownAuthority => Ok(Arc::clone(plan)),
+            (Err(error), Some(plan)) if error.kind == Kind::UnknownAuthority => {
+                Ok(Arc::clone(plan))
+            }
             (known, _) => known,
         };
     }
@@ -307,7 +317,9 @@ async fn carry_bytes(worker: &Worker, tunnel: Tunnel) -> Result<(), Error> {
 }
 
 fn host_of(authority: &str) -> &str {
-    authority.rsplit_once(':').map_or(authority, |(host, _)| host)
+    authority
+        .rsplit_once(':')
+        .map_or(authority, |(host, _)| host)
 }
 
 fn check_loop(worker: &Worker, authority: &str) -> Result<(), Error> {

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::balance::endpoint::{Connectors, Endpoint};
 use crate::balance::Cluster;
+use crate::balance::endpoint::{Connectors, Endpoint};
 use crate::config::cluster::{self, Discovery};
 use crate::config::endpoints::{self, Assignment, Workload};
 use crate::config::listener::{Chain, ChainMatch, Filter, Listener};
@@ -135,7 +135,6 @@ pub struct InboundChain {
     service: String,
 }
 
-
 impl Snapshot {
     /// What is known of `authority`, and that it is being used now (in seconds of any clock that only goes forward).
     pub fn find(&self, authority: &str, now: u64) -> Option<&Arc<Entry>> {
@@ -242,7 +241,8 @@ impl Builder {
     ) -> (Snapshot, Option<Instant>) {
         self.update_clusters(resources);
         let mut snapshot = Snapshot::default();
-        self.warming.retain(|name, _| resources.listeners.contains_key(name));
+        self.warming
+            .retain(|name, _| resources.listeners.contains_key(name));
         for (name, answer) in &resources.listeners {
             let ready = match answer {
                 Answer::Missing(_) => true,
@@ -262,7 +262,9 @@ impl Builder {
 
     /// The clusters that run, with their configuration.
     pub fn clusters(&self) -> impl Iterator<Item = (&Arc<cluster::Cluster>, &Arc<Cluster>)> {
-        self.clusters.values().map(|running| (&running.config, &running.cluster))
+        self.clusters
+            .values()
+            .map(|running| (&running.config, &running.cluster))
     }
 
     /// Puts what is to run for `name` into `snapshot`: the new plan when it is ready, else the old one.
@@ -461,7 +463,9 @@ impl Builder {
             }
         };
         let list = assignment.as_ref().map_or(&[][..], |a| &a.endpoints);
-        let list = list.iter().map(|endpoint| self.endpoint(name, config, endpoint));
+        let list = list
+            .iter()
+            .map(|endpoint| self.endpoint(name, config, endpoint));
         cluster.set_endpoints(list.collect());
         let running = Running {
             config: Arc::clone(config),
@@ -501,7 +505,9 @@ impl Builder {
         let workload = said.workload.clone();
         let endpoint = Endpoint::new(said.address, said.weight, tls, workload, series);
         let endpoint = Arc::new(endpoint);
-        let old = self.endpoints.insert(key, (said.clone(), Arc::clone(&endpoint)));
+        let old = self
+            .endpoints
+            .insert(key, (said.clone(), Arc::clone(&endpoint)));
         if let Some((_, old)) = old {
             old.retire();
         }
@@ -521,9 +527,8 @@ impl Builder {
         if let Some(connectors) = self.connectors.get(&key) {
             return Some(Arc::clone(connectors));
         }
-        let make = |protocol| {
-            Connector::new(&self.credentials, &tls.sni, &[protocol], allowed.to_vec())
-        };
+        let make =
+            |protocol| Connector::new(&self.credentials, &tls.sni, &[protocol], allowed.to_vec());
         match (make(alpn::HTTP1), make(alpn::TCP)) {
             (Ok(http), Ok(tcp)) => {
                 let connectors = Arc::new(Connectors { http, tcp });
@@ -554,7 +559,8 @@ impl Builder {
             }
             named
         });
-        self.connectors.retain(|_, connectors| Arc::strong_count(connectors) > 1);
+        self.connectors
+            .retain(|_, connectors| Arc::strong_count(connectors) > 1);
     }
 }
 
@@ -589,7 +595,9 @@ fn is_warm(listener: &Listener, resources: &Resources) -> bool {
 }
 
 fn are_routes_warm(config: &RouteConfig, resources: &Resources) -> bool {
-    config.clusters().all(|cluster| is_cluster_warm(cluster, resources))
+    config
+        .clusters()
+        .all(|cluster| is_cluster_warm(cluster, resources))
 }
 
 fn is_cluster_warm(name: &str, resources: &Resources) -> bool {

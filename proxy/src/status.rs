@@ -46,7 +46,9 @@ impl Status {
         let held = Held {
             resources: resources.collect(),
             refused: refused.collect(),
-            clusters: clusters.map(|(c, r)| (Arc::clone(c), Arc::clone(r))).collect(),
+            clusters: clusters
+                .map(|(c, r)| (Arc::clone(c), Arc::clone(r)))
+                .collect(),
         };
         *self.held.lock().unwrap_or_else(PoisonError::into_inner) = held;
     }
@@ -92,9 +94,17 @@ fn show(config: &cluster::Cluster, running: &Cluster) -> Value {
     });
     let pending = &config.pending;
     let not_enforced = [
-        pending.circuit_breakers.as_ref().map(|limits| format!("{limits:?}")),
-        pending.outlier_detection.as_ref().map(|ejection| format!("{ejection:?}")),
-        pending.max_requests_per_connection.map(|max| format!("max_requests_per_connection: {max}")),
+        pending
+            .circuit_breakers
+            .as_ref()
+            .map(|limits| format!("{limits:?}")),
+        pending
+            .outlier_detection
+            .as_ref()
+            .map(|ejection| format!("{ejection:?}")),
+        pending
+            .max_requests_per_connection
+            .map(|max| format!("max_requests_per_connection: {max}")),
     ];
     json!({
         "name": config.name,
@@ -107,7 +117,10 @@ fn show(config: &cluster::Cluster, running: &Cluster) -> Value {
 
 /// RFC 3339 in UTC, to the second. Dates by Howard Hinnant's `civil_from_days`.
 fn rfc3339(time: SystemTime) -> String {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
+    let since = time
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO)
+        .as_secs();
     let (days, seconds) = (since / 86_400, since % 86_400);
     let z = days + 719_468;
     let era = z / 146_097;
@@ -117,7 +130,11 @@ fn rfc3339(time: SystemTime) -> String {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    let month = if shifted < 10 {
+        shifted + 3
+    } else {
+        shifted - 9
+    };
     let year = year_of_era + era * 400 + u64::from(month <= 2);
     let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")

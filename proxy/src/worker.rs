@@ -10,8 +10,8 @@ use crate::directory::Directory;
 use crate::drain::Watch;
 use crate::http::h1::{Limits, Timeouts};
 use crate::observe::metrics::{Metrics, Party, Series};
-use crate::tls::server::Acceptor;
 use crate::tls::Credentials;
+use crate::tls::server::Acceptor;
 
 /// What all workers share.
 #[derive(Debug)]

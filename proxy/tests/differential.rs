@@ -35,7 +35,9 @@ fn ours(mut bytes: &[u8]) -> Vec<Understood> {
         let mut decoder = Decoder::new(length, limits);
         let (mut at, mut body) = (end, Vec::new());
         while !decoder.is_done() && at < bytes.len() {
-            let Ok(framing) = decoder.advance(&bytes[at..]) else { return all };
+            let Ok(framing) = decoder.advance(&bytes[at..]) else {
+                return all;
+            };
             at += framing;
             let data = decoder.available(&bytes[at..]);
             body.extend_from_slice(&bytes[at..at + data]);
@@ -49,7 +51,10 @@ fn ours(mut bytes: &[u8]) -> Vec<Understood> {
         all.push(Understood {
             method: head.method().to_vec(),
             target: String::from_utf8_lossy(head.target()).into_owned(),
-            fields: fields(head.fields().map(|(n, v)| (String::from_utf8_lossy(n).into_owned(), v.to_vec()))),
+            fields: fields(
+                head.fields()
+                    .map(|(n, v)| (String::from_utf8_lossy(n).into_owned(), v.to_vec())),
+            ),
             body,
         });
         if closes || head.method() == b"CONNECT" || all.len() == 8 {
@@ -61,11 +66,16 @@ fn ours(mut bytes: &[u8]) -> Vec<Understood> {
 }
 
 fn end_of_head(bytes: &[u8]) -> Option<usize> {
-    bytes.windows(4).position(|w| w == b"\r\n\r\n").map(|at| at + 4)
+    bytes
+        .windows(4)
+        .position(|w| w == b"\r\n\r\n")
+        .map(|at| at + 4)
 }
 
 fn fields(all: impl Iterator<Item = (String, Vec<u8>)>) -> Vec<(String, Vec<u8>)> {
-    let mut fields: Vec<_> = all.map(|(name, value)| (name.to_lowercase(), value)).collect();
+    let mut fields: Vec<_> = all
+        .map(|(name, value)| (name.to_lowercase(), value))
+        .collect();
     // hyper groups fields of one name; their order among themselves is kept.
     fields.sort_by(|a, b| a.0.cmp(&b.0));
     fields
@@ -164,10 +174,24 @@ fn request() -> impl Strategy<Value = Vec<u8>> {
     let header = (name, value).prop_map(|(name, value)| format!("X-{name}: {value}\r\n"));
     let headers = proptest::collection::vec(header, 0..6);
     let body = proptest::collection::vec(any::<u8>(), 0..200);
-    ("[A-Z]{3,7}", "/[a-z0-9/?=&%._~-]{0,30}", headers, body, any::<bool>()).prop_map(
-        |(method, target, headers, body, chunked)| {
-            let method = if method == "CONNECT" { "GET".to_owned() } else { method };
-            let mut out = format!("{method} {target} HTTP/1.1\r\nHost: a\r\n{}", headers.concat()).into_bytes();
+    (
+        "[A-Z]{3,7}",
+        "/[a-z0-9/?=&%._~-]{0,30}",
+        headers,
+        body,
+        any::<bool>(),
+    )
+        .prop_map(|(method, target, headers, body, chunked)| {
+            let method = if method == "CONNECT" {
+                "GET".to_owned()
+            } else {
+                method
+            };
+            let mut out = format!(
+                "{method} {target} HTTP/1.1\r\nHost: a\r\n{}",
+                headers.concat()
+            )
+            .into_bytes();
             if chunked {
                 out.extend(b"Transfer-Encoding: chunked\r\n\r\n");
                 for part in body.chunks(60) {
@@ -181,8 +205,7 @@ fn request() -> impl Strategy<Value = Vec<u8>> {
                 out.extend(body);
             }
             out
-        },
-    )
+        })
 }
 
 /// Where the readers may differ, each for a reason: `true` leaves the input out.
@@ -199,9 +222,17 @@ fn compare(bytes: Vec<u8>) -> Result<(), TestCaseError> {
         return Ok(());
     }
     let ours = ours(&bytes);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
     let theirs = runtime.expect("a runtime").block_on(hypers(bytes.clone()));
-    prop_assert!(theirs.len() >= ours.len(), "hyper read {} of {}: {:?}", theirs.len(), ours.len(), String::from_utf8_lossy(&bytes));
+    prop_assert!(
+        theirs.len() >= ours.len(),
+        "hyper read {} of {}: {:?}",
+        theirs.len(),
+        ours.len(),
+        String::from_utf8_lossy(&bytes)
+    );
     for (a, b) in ours.iter().zip(&theirs) {
         prop_assert_eq!(a, b, "{:?}", String::from_utf8_lossy(&bytes));
     }
@@ -209,7 +240,7 @@ fn compare(bytes: Vec<u8>) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 10000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn what_ours_accepts_of_nearly_right_requests_hyper_reads_the_same(pieces in proptest::collection::vec(piece(), 1..14)) {

@@ -82,7 +82,10 @@ impl Ads {
         let (opened, streams) = mpsc::unbounded_channel();
         let server = Server::builder()
             .add_service(AggregatedDiscoveryServiceServer::new(Service(opened)))
-            .add_service(IstioCertificateServiceServer::new(Authority { authority, life }))
+            .add_service(IstioCertificateServiceServer::new(Authority {
+                authority,
+                life,
+            }))
             .serve_with_incoming(ReceiverStream::new(incoming));
         tokio::spawn(server);
         Ads {
@@ -106,7 +109,10 @@ impl Ads {
     /// # Panics
     /// When none comes.
     pub async fn stream(&mut self) -> ServerStream {
-        timeout(PATIENCE, self.streams.recv()).await.expect("a stream").expect("a stream")
+        timeout(PATIENCE, self.streams.recv())
+            .await
+            .expect("a stream")
+            .expect("a stream")
     }
 }
 
@@ -116,7 +122,9 @@ impl ServerStream {
     /// # Panics
     /// When none comes.
     pub async fn request(&mut self) -> DeltaDiscoveryRequest {
-        let message = timeout(PATIENCE, self.requests.message()).await.expect("a request");
+        let message = timeout(PATIENCE, self.requests.message())
+            .await
+            .expect("a request");
         message.expect("no error").expect("no end")
     }
 
@@ -178,12 +186,19 @@ impl ServerStream {
     ///
     /// # Panics
     /// When the proxy has left.
-    pub async fn send_raw(&mut self, mut response: DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
+    pub async fn send_raw(
+        &mut self,
+        mut response: DeltaDiscoveryResponse,
+    ) -> DeltaDiscoveryRequest {
         self.nonce += 1;
         let nonce = format!("n{}", self.nonce);
         response.nonce.clone_from(&nonce);
-        self.responses.send(Ok(response)).await.expect("the proxy reads");
-        self.request_that(|request| request.response_nonce == nonce).await
+        self.responses
+            .send(Ok(response))
+            .await
+            .expect("the proxy reads");
+        self.request_that(|request| request.response_nonce == nonce)
+            .await
     }
 }
 
@@ -293,7 +308,9 @@ pub async fn channel(
         let own = certified.lock().ok().and_then(|mut held| held.take());
         async move { ca::connect(address, own, &[b"h2"]).await.map(TokioIo::new) }
     });
-    Endpoint::from_static("http://control-plane").connect_with_connector(connect).await
+    Endpoint::from_static("http://control-plane")
+        .connect_with_connector(connect)
+        .await
 }
 
 /// Asks a control plane for a certificate, by token.
@@ -305,17 +322,25 @@ pub async fn channel(
 /// When the cryptography fails.
 pub async fn certificate(address: SocketAddr, token: &str) -> Result<Certified, Status> {
     let key = KeyPair::generate().expect("a key");
-    let request = CertificateParams::default().serialize_request(&key).expect("a request");
+    let request = CertificateParams::default()
+        .serialize_request(&key)
+        .expect("a request");
     let mut request = Request::new(IstioCertificateRequest {
         csr: request.pem().expect("PEM"),
         ..IstioCertificateRequest::default()
     });
     let bearer = format!("Bearer {token}").parse().expect("ASCII");
     request.metadata_mut().insert("authorization", bearer);
-    let channel = channel(address, None).await.expect("the control plane answers");
-    let answer = IstioCertificateServiceClient::new(channel).create_certificate(request).await?;
+    let channel = channel(address, None)
+        .await
+        .expect("the control plane answers");
+    let answer = IstioCertificateServiceClient::new(channel)
+        .create_certificate(request)
+        .await?;
     let chain = answer.into_inner().cert_chain;
-    let chain = chain.iter().map(|pem| CertificateDer::from_pem_slice(pem.as_bytes()).expect("PEM"));
+    let chain = chain
+        .iter()
+        .map(|pem| CertificateDer::from_pem_slice(pem.as_bytes()).expect("PEM"));
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
     Ok((chain.collect(), key))
 }
@@ -341,7 +366,9 @@ impl ClientStream {
         let (requests, out) = mpsc::channel(64);
         let _ = requests.try_send(first);
         let mut client = AggregatedDiscoveryServiceClient::new(channel);
-        let responses = client.delta_aggregated_resources(ReceiverStream::new(out)).await?;
+        let responses = client
+            .delta_aggregated_resources(ReceiverStream::new(out))
+            .await?;
         Ok(ClientStream {
             requests,
             responses: responses.into_inner(),
@@ -353,7 +380,10 @@ impl ClientStream {
     /// # Panics
     /// When the control plane has left.
     pub async fn send(&self, request: DeltaDiscoveryRequest) {
-        self.requests.send(request).await.expect("the control plane reads");
+        self.requests
+            .send(request)
+            .await
+            .expect("the control plane reads");
     }
 
     /// The next response.
@@ -364,7 +394,9 @@ impl ClientStream {
     /// # Panics
     /// When none comes.
     pub async fn response(&mut self) -> Result<DeltaDiscoveryResponse, Status> {
-        let message = timeout(PATIENCE, self.responses.message()).await.expect("a response")?;
+        let message = timeout(PATIENCE, self.responses.message())
+            .await
+            .expect("a response")?;
         message.ok_or_else(|| Status::cancelled("the stream ended"))
     }
 

@@ -62,17 +62,28 @@ impl Ca {
     ///
     /// # Panics
     /// When the cryptography fails.
-    pub fn sign(&self, key: &impl PublicKeyData, name: &str, ends: SystemTime) -> CertificateDer<'static> {
+    pub fn sign(
+        &self,
+        key: &impl PublicKeyData,
+        name: &str,
+        ends: SystemTime,
+    ) -> CertificateDer<'static> {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names = vec![SanType::URI(name.try_into().expect("ASCII"))];
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
         params.use_authority_key_identifier_extension = true;
         params.not_before = (SystemTime::now() - Duration::from_secs(3600)).into();
         params.not_after = ends.into();
         let issuer = Issuer::from_ca_cert_der(&self.root, &self.key).expect("an issuer");
-        params.signed_by(key, &issuer).expect("signed").der().clone()
+        params
+            .signed_by(key, &issuer)
+            .expect("signed")
+            .der()
+            .clone()
     }
 
     /// A chain and a key for `name`.
@@ -129,7 +140,11 @@ fn pem(der: &CertificateDer<'_>) -> String {
             for i in 0..4 {
                 let index = (bits >> (18 - 6 * i)) & 63;
                 let padding = i > u32::try_from(chunk.len()).unwrap_or(3);
-                text.push(if padding { '=' } else { char::from(TABLE[index as usize]) });
+                text.push(if padding {
+                    '='
+                } else {
+                    char::from(TABLE[index as usize])
+                });
             }
         }
         text.push('\n');
@@ -159,13 +174,17 @@ pub async fn connect(
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Anyone));
     let mut config = match certified {
-        Some((chain, key)) => builder.with_client_auth_cert(chain, key).expect("a certificate"),
+        Some((chain, key)) => builder
+            .with_client_auth_cert(chain, key)
+            .expect("a certificate"),
         None => builder.with_no_client_auth(),
     };
     config.alpn_protocols = alpn.iter().map(|&protocol| protocol.to_vec()).collect();
     let tcp = TcpStream::connect(address).await.expect("connect");
     let name = ServerName::try_from("anyone").expect("a name");
-    tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, tcp).await
+    tokio_rustls::TlsConnector::from(Arc::new(config))
+        .connect(name, tcp)
+        .await
 }
 
 /// The serial number of a server's certificate.
@@ -216,6 +235,8 @@ impl ServerCertVerifier for Anyone {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider().signature_verification_algorithms.supported_schemes()
+        provider()
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }

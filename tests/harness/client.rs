@@ -25,7 +25,11 @@ pub struct Response {
 impl Response {
     /// The first value of a field.
     pub fn header(&self, name: &str) -> Option<&str> {
-        let lines = self.head.lines().skip(1).filter_map(|line| line.split_once(':'));
+        let lines = self
+            .head
+            .lines()
+            .skip(1)
+            .filter_map(|line| line.split_once(':'));
         let mut values = lines.filter(|(n, _)| n.eq_ignore_ascii_case(name));
         values.next().map(|(_, value)| value.trim())
     }
@@ -93,7 +97,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     /// # Panics
     /// When there is no answer.
     pub async fn tunnel(&mut self, authority: &str) -> Response {
-        self.send(format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n")).await;
+        self.send(format!(
+            "CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n"
+        ))
+        .await;
         self.response_to(true).await.expect("an answer")
     }
 
@@ -104,14 +111,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
 
     /// Reads a response; `None` when the connection ends first.
     pub async fn response_to(&mut self, head: bool) -> Option<Response> {
-        timeout(PATIENCE, self.read_response(head)).await.ok().flatten()
+        timeout(PATIENCE, self.read_response(head))
+            .await
+            .ok()
+            .flatten()
     }
 
     /// Whether the connection ends within `within`, without another byte.
     pub async fn is_closed_within(&mut self, within: Duration) -> bool {
         let mut byte = [0; 1];
         self.read.is_empty()
-            && matches!(timeout(within, self.stream.read(&mut byte)).await, Ok(Ok(0) | Err(_)))
+            && matches!(
+                timeout(within, self.stream.read(&mut byte)).await,
+                Ok(Ok(0) | Err(_))
+            )
     }
 
     /// Reads until the connection ends.
@@ -127,7 +140,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     /// When the connection ends first.
     pub async fn exactly(&mut self, count: usize) -> Vec<u8> {
         while self.read.len() < count {
-            assert!(self.more().await, "ended after {:?}", String::from_utf8_lossy(&self.read));
+            assert!(
+                self.more().await,
+                "ended after {:?}",
+                String::from_utf8_lossy(&self.read)
+            );
         }
         self.read.drain(..count).collect()
     }
@@ -207,5 +224,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
 /// When there is no response.
 pub async fn get(address: SocketAddr, host: &str, path: &str) -> Response {
     let mut client = Client::connect(address).await;
-    client.ask(format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n")).await
+    client
+        .ask(format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n"))
+        .await
 }

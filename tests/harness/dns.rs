@@ -46,7 +46,8 @@ impl Dns {
     /// `name` has these addresses from now on, for `ttl` seconds.
     pub fn set(&self, name: &str, addresses: &[Ipv4Addr], ttl: u32) {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.records.insert(name.to_owned(), (addresses.to_vec(), ttl));
+        held.records
+            .insert(name.to_owned(), (addresses.to_vec(), ttl));
     }
 
     /// `name` is gone.

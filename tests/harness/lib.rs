@@ -26,14 +26,22 @@ pub fn fresh_ip() -> Ipv4Addr {
     let base = *BASE.get_or_init(|| fastrand::u32(16..240));
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let octet = |n: u32| u8::try_from(n % 250 + 1).unwrap_or(1);
-    Ipv4Addr::new(127, u8::try_from(base).unwrap_or(16), octet(number / 250), octet(number))
+    Ipv4Addr::new(
+        127,
+        u8::try_from(base).unwrap_or(16),
+        octet(number / 250),
+        octet(number),
+    )
 }
 
 /// Looks again and again until `probe` gives something.
 ///
 /// # Panics
 /// When it doesn't within [`PATIENCE`].
-pub async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut probe: impl FnMut() -> F) -> T {
+pub async fn until<T, F: Future<Output = Option<T>>>(
+    what: &str,
+    mut probe: impl FnMut() -> F,
+) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(found) = probe().await {

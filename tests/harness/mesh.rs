@@ -75,7 +75,9 @@ impl Mesh {
     pub fn write(&self, file: &str, yaml: &str) {
         let path = self.bootstrap.config.join(file);
         let next = self.directory.path().join("next");
-        std::fs::write(&next, yaml).and_then(|()| std::fs::rename(next, path)).expect("written");
+        std::fs::write(&next, yaml)
+            .and_then(|()| std::fs::rename(next, path))
+            .expect("written");
     }
 
     /// Starts the control plane, again if need be, and waits until it has read everything.
@@ -88,7 +90,10 @@ impl Mesh {
         });
         let bound = bound.await;
         let mut state = bound.state.clone();
-        state.wait_for(|state| state.complete).await.expect("it reads");
+        state
+            .wait_for(|state| state.complete)
+            .await
+            .expect("it reads");
         self.control_plane = Some(bound);
     }
 
@@ -102,7 +107,13 @@ impl Mesh {
     /// What is wrong with the configuration.
     pub fn problems(&self) -> Vec<String> {
         let bound = self.control_plane.as_ref().expect("it runs");
-        bound.state.borrow().problems.iter().map(ToString::to_string).collect()
+        bound
+            .state
+            .borrow()
+            .problems
+            .iter()
+            .map(ToString::to_string)
+            .collect()
     }
 
     /// A join token.
@@ -112,7 +123,8 @@ impl Mesh {
     pub fn token(&self, account: &str) -> String {
         let ca = &self.control_plane.as_ref().expect("it runs").ca;
         let life = Duration::from_secs(600);
-        ca.token("default", account, life, 100, SystemTime::now()).expect("a token")
+        ca.token("default", account, life, 100, SystemTime::now())
+            .expect("a token")
     }
 
     /// A proxy of `account` with more flags, ready.
@@ -127,7 +139,10 @@ impl Mesh {
     /// # Panics
     /// When it can't start.
     pub fn start_proxy(&self, account: &str, flags: &str) -> Proxy {
-        let token = self.directory.path().join(format!("token-{:08x}", fastrand::u32(..)));
+        let token = self
+            .directory
+            .path()
+            .join(format!("token-{:08x}", fastrand::u32(..)));
         std::fs::write(&token, self.token(account)).expect("written");
         Proxy::start(&format!(
             "--xds-address {} --service-account {account} --token-file {} {flags}",
@@ -138,7 +153,8 @@ impl Mesh {
 
     /// The proxy of a workload at `ip` in front of `app`.
     pub async fn workload(&self, account: &str, ip: Ipv4Addr, app: SocketAddr) -> Proxy {
-        self.proxy(account, &format!("--inbound {ip}:{PORT}={app}")).await
+        self.proxy(account, &format!("--inbound {ip}:{PORT}={app}"))
+            .await
     }
 }
 
@@ -195,7 +211,9 @@ impl Proxy {
             rest.is_some_and(|rest| rest.starts_with(['{', ' ']))
         });
         let matching = lines.filter(|line| labels.iter().all(|label| line.contains(label)));
-        matching.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+        matching
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum()
     }
 
     /// Ends it.
@@ -209,7 +227,9 @@ impl Proxy {
 /// A ServiceEntry of a meshed service whose workloads are `(ip, version)`.
 pub fn service(name: &str, workloads: &[(Ipv4Addr, &str)]) -> String {
     let endpoint = |(ip, version): &(Ipv4Addr, &str)| {
-        format!("  - address: {ip}\n    labels: {{app: {name}, version: {version}}}\n    serviceAccount: {name}\n")
+        format!(
+            "  - address: {ip}\n    labels: {{app: {name}, version: {version}}}\n    serviceAccount: {name}\n"
+        )
     };
     let endpoints: String = workloads.iter().map(endpoint).collect();
     format!(

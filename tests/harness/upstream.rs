@@ -18,7 +18,11 @@ pub struct Seen {
 impl Seen {
     /// The first value of a field.
     pub fn header(&self, name: &str) -> Option<&str> {
-        let lines = self.head.lines().skip(1).filter_map(|line| line.split_once(':'));
+        let lines = self
+            .head
+            .lines()
+            .skip(1)
+            .filter_map(|line| line.split_once(':'));
         let mut values = lines.filter(|(n, _)| n.eq_ignore_ascii_case(name));
         values.next().map(|(_, value)| value.trim())
     }
@@ -49,7 +53,10 @@ pub struct Upstream {
 impl Upstream {
     /// An app that answers every request with 200 and its name.
     pub async fn named(name: &str) -> Upstream {
-        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{name}", name.len());
+        let answer = format!(
+            "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{name}",
+            name.len()
+        );
         Upstream::start(move |_| answer.clone().into_bytes()).await
     }
 
@@ -106,7 +113,11 @@ async fn serve(mut tcp: TcpStream, record: Arc<Mutex<Record>>, answer: Arc<Answe
             }
             // An answer that can only end with the connection ends it.
             let text = String::from_utf8_lossy(&response).to_lowercase();
-            if !text.contains("content-length") && !text.contains("transfer-encoding") && !text.contains(" 204 ") && !text.contains(" 304 ") {
+            if !text.contains("content-length")
+                && !text.contains("transfer-encoding")
+                && !text.contains(" 204 ")
+                && !text.contains(" 304 ")
+            {
                 return;
             }
         }
@@ -128,7 +139,10 @@ fn whole(bytes: &[u8]) -> Option<(Seen, usize)> {
     };
     let length = if seen.header("transfer-encoding").is_some() {
         let rest = &bytes[end..];
-        let last = rest.windows(5).position(|w| w == b"0\r\n\r\n").map(|at| at + 5);
+        let last = rest
+            .windows(5)
+            .position(|w| w == b"0\r\n\r\n")
+            .map(|at| at + 5);
         let with_trailers = || {
             let zero = rest.windows(3).position(|w| w == b"0\r\n")?;
             let tail = rest[zero..].windows(4).position(|w| w == b"\r\n\r\n")?;
@@ -136,7 +150,8 @@ fn whole(bytes: &[u8]) -> Option<(Seen, usize)> {
         };
         last.or_else(with_trailers)?
     } else {
-        seen.header("content-length").map_or(Some(0), |length| length.parse().ok())?
+        seen.header("content-length")
+            .map_or(Some(0), |length| length.parse().ok())?
     };
     seen.body = bytes.get(end..end + length)?.to_vec();
     Some((seen, end + length))

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use leno_tests::client::{Client, get};
+use leno_tests::fresh_ip;
 use leno_tests::mesh::{Mesh, PORT, Proxy, mtls, service};
 use leno_tests::upstream::Upstream;
-use leno_tests::fresh_ip;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, interval};
 
@@ -32,7 +32,10 @@ async fn two_versions(ttl: &str) -> (Mesh, Vec<Proxy>, [Upstream; 2]) {
     let apps = [Upstream::named("v1").await, Upstream::named("v2").await];
     let mut callees = Vec::new();
     for (ip, app) in ips.into_iter().zip(&apps) {
-        let flags = format!("--inbound {ip}:{PORT}={} --certificate-ttl {ttl}", app.address);
+        let flags = format!(
+            "--inbound {ip}:{PORT}={} --certificate-ttl {ttl}",
+            app.address
+        );
         callees.push(mesh.proxy("users", &flags).await);
     }
     (mesh, callees, apps)
@@ -46,7 +49,11 @@ struct Tally {
 }
 
 /// One request of the load; every third is a POST with an id of its own.
-async fn one(client: &mut Option<Client>, address: SocketAddr, number: usize) -> Result<(), String> {
+async fn one(
+    client: &mut Option<Client>,
+    address: SocketAddr,
+    number: usize,
+) -> Result<(), String> {
     if client.is_none() {
         *client = Some(Client::connect(address).await);
     }
@@ -60,7 +67,9 @@ async fn one(client: &mut Option<Client>, address: SocketAddr, number: usize) ->
     connection.send(request).await;
     let failed = match connection.response().await {
         None => Some("the connection ended".to_owned()),
-        Some(response) if response.status >= 500 => Some(format!("{} {}", response.status, response.why())),
+        Some(response) if response.status >= 500 => {
+            Some(format!("{} {}", response.status, response.why()))
+        }
         Some(_) => None,
     };
     match failed {
@@ -82,7 +91,10 @@ async fn nothing_is_lost_and_nothing_comes_twice_while_everything_changes() {
     let caller = mesh.proxy("web", "--certificate-ttl 13s").await;
     assert_eq!(get(caller.outbound, "users", "/").await.status, 200);
     let before: usize = apps.iter().map(|app| app.requests().len()).sum();
-    let (tally, ends) = (Arc::new(Tally::default()), Instant::now() + Duration::from_secs(SECONDS));
+    let (tally, ends) = (
+        Arc::new(Tally::default()),
+        Instant::now() + Duration::from_secs(SECONDS),
+    );
     let mut clients = Vec::new();
     for index in 0..CLIENTS {
         let (tally, address) = (Arc::clone(&tally), caller.outbound);
@@ -105,7 +117,10 @@ async fn nothing_is_lost_and_nothing_comes_twice_while_everything_changes() {
     let mut tick = interval(Duration::from_millis(2500));
     while reloads < 20 {
         tick.tick().await;
-        mesh.write("routing.yaml", &all_to(if reloads % 2 == 0 { "v2" } else { "v1" }));
+        mesh.write(
+            "routing.yaml",
+            &all_to(if reloads % 2 == 0 { "v2" } else { "v1" }),
+        );
         reloads += 1;
         if reloads == 8 {
             mesh.stop_control_plane().await;
@@ -120,21 +135,34 @@ async fn nothing_is_lost_and_nothing_comes_twice_while_everything_changes() {
     let rotations = callees[0].metric("leno_certificates_total", &[]).await;
     let mut ids = Vec::new();
     for app in &apps {
-        ids.extend(app.requests().iter().filter_map(|seen| seen.header("x-id").map(str::to_owned)));
+        ids.extend(
+            app.requests()
+                .iter()
+                .filter_map(|seen| seen.header("x-id").map(str::to_owned)),
+        );
     }
     let distinct: HashSet<&String> = ids.iter().collect();
-    let (sent, failed) = (tally.sent.load(Ordering::Relaxed), tally.failed.load(Ordering::Relaxed));
+    let (sent, failed) = (
+        tally.sent.load(Ordering::Relaxed),
+        tally.failed.load(Ordering::Relaxed),
+    );
     println!(
         "{sent} requests in {SECONDS} s, {reloads} reloads, {rotations} certificates a proxy, control plane away once: {failed} failed, {} duplicates",
         ids.len() - distinct.len()
     );
     assert!(rotations >= 4.0, "{rotations} certificates");
-    assert!(sent > 180 * SECONDS as usize, "{sent} requests: the load was not there");
+    assert!(
+        sent > 180 * SECONDS as usize,
+        "{sent} requests: the load was not there"
+    );
     assert_eq!(failed, 0);
     assert_eq!(ids.len(), distinct.len(), "an id came twice");
     let after: usize = apps.iter().map(|app| app.requests().len()).sum();
     assert_eq!(after - before, sent, "each request reached an app once");
-    assert!(apps.iter().all(|app| !app.requests().is_empty()), "the reloads moved traffic");
+    assert!(
+        apps.iter().all(|app| !app.requests().is_empty()),
+        "the reloads moved traffic"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -169,26 +197,53 @@ async fn from_rename_to_new_behaviour_takes_less_than_a_second_in_99_of_100() {
     }
     took.sort_unstable();
     let p99 = took[took.len() * 99 / 100];
-    println!("50 edits, 5 proxies: p50 {:?}, p99 {p99:?}", took[took.len() / 2]);
+    println!(
+        "50 edits, 5 proxies: p50 {:?}, p99 {p99:?}",
+        took[took.len() / 2]
+    );
     assert!(p99 <= Duration::from_secs(1), "{p99:?}");
 }
 
 /// Runs the demo with a step sabotaged; returns what it said and whether it was content.
 async fn sabotaged(step: &str) -> (String, bool) {
     let mut command = tokio::process::Command::new(env!("CARGO"));
-    command.args(["run", "--quiet", "--package", "leno-examples", "--bin", "demo", "--"]);
+    command.args([
+        "run",
+        "--quiet",
+        "--package",
+        "leno-examples",
+        "--bin",
+        "demo",
+        "--",
+    ]);
     command.args(["--once", "--break", step]).kill_on_drop(true);
     let output = command.output().await.expect("cargo runs");
     let text = [output.stdout, output.stderr].concat();
-    (String::from_utf8_lossy(&text).into_owned(), output.status.success())
+    (
+        String::from_utf8_lossy(&text).into_owned(),
+        output.status.success(),
+    )
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_demo_notices_when_a_step_does_not_hold() {
     let _alone = ALONE.lock().await;
-    for step in ["programs", "split", "mtls", "plaintext", "foreign", "denied", "reload", "rotation", "control-plane"] {
+    for step in [
+        "programs",
+        "split",
+        "mtls",
+        "plaintext",
+        "foreign",
+        "denied",
+        "reload",
+        "rotation",
+        "control-plane",
+    ] {
         let (said, content) = sabotaged(step).await;
         assert!(!content, "{step}: {said}");
-        assert!(said.contains(&format!("FAILED at step {step}: ")), "{step}: {said}");
+        assert!(
+            said.contains(&format!("FAILED at step {step}: ")),
+            "{step}: {said}"
+        );
     }
 }

@@ -91,7 +91,11 @@ async fn nothing_ambiguous_reaches_the_app() {
             assert!(refused, "{request:?} was answered with {text}");
         }
     }
-    assert!(!saw(&app, "x-evil"), "{}", String::from_utf8_lossy(&app.bytes()));
+    assert!(
+        !saw(&app, "x-evil"),
+        "{}",
+        String::from_utf8_lossy(&app.bytes())
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -105,7 +109,10 @@ async fn nor_behind_a_good_request_nor_in_two_pieces() {
         assert_eq!(first.status, 200, "{request:?}");
         client.shutdown().await;
         let rest = client.rest().await;
-        assert!(rest.is_empty() || rest.starts_with(b"HTTP/1.1 400"), "{request:?}");
+        assert!(
+            rest.is_empty() || rest.starts_with(b"HTTP/1.1 400"),
+            "{request:?}"
+        );
     }
     assert!(!saw(&app, "x-evil"));
     // Cut in two at each byte: each piece in a segment of its own.
@@ -125,7 +132,10 @@ async fn nor_behind_a_good_request_nor_in_two_pieces() {
         }
         client.shutdown().await;
         let answer = client.rest().await;
-        assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 400"), "{request:?}");
+        assert!(
+            answer.is_empty() || answer.starts_with(b"HTTP/1.1 400"),
+            "{request:?}"
+        );
     }
     assert!(!saw(&app, "x-evil"));
 }
@@ -142,11 +152,19 @@ async fn a_body_that_breaks_ends_the_request_where_it_breaks() {
         client.shutdown().await;
         let answer = String::from_utf8_lossy(&client.rest().await).into_owned();
         assert!(!answer.contains("200 OK"), "{body:?}: {answer}");
-        assert_eq!(app.requests().len(), before, "{body:?}: no whole request, and none behind it");
+        assert_eq!(
+            app.requests().len(),
+            before,
+            "{body:?}: no whole request, and none behind it"
+        );
     }
     assert!(!saw(&app, "evil"));
     let mut client = Client::connect(caller.outbound).await;
-    assert_eq!(client.ask(GOOD).await.status, 200, "the next connection is served");
+    assert_eq!(
+        client.ask(GOOD).await.status,
+        200,
+        "the next connection is served"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

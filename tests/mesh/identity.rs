@@ -16,7 +16,12 @@ async fn one_connection_lives_across_four_rotations() {
     let yaml = format!("{}{}", service("users", &[(ip, "v1")]), mtls("STRICT"));
     let mesh = Mesh::start(&yaml).await;
     let short = "--certificate-ttl 4s";
-    let callee = mesh.proxy("users", &format!("--inbound {ip}:{PORT}={} {short}", app.address)).await;
+    let callee = mesh
+        .proxy(
+            "users",
+            &format!("--inbound {ip}:{PORT}={} {short}", app.address),
+        )
+        .await;
     let caller = mesh.proxy("web", short).await;
     let mut client = Client::connect(caller.outbound).await;
     let mut serials = Vec::new();
@@ -38,15 +43,23 @@ async fn one_connection_lives_across_four_rotations() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_under_way_outlives_the_certificate_that_carried_it() {
-    let (ip, app) = (fresh_ip(), Upstream::start(|_| {
-        std::thread::sleep(Duration::from_secs(4));
-        b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nlate".to_vec()
-    }));
+    let (ip, app) = (
+        fresh_ip(),
+        Upstream::start(|_| {
+            std::thread::sleep(Duration::from_secs(4));
+            b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nlate".to_vec()
+        }),
+    );
     let app = app.await;
     let yaml = format!("{}{}", service("users", &[(ip, "v1")]), mtls("STRICT"));
     let mesh = Mesh::start(&yaml).await;
     let short = "--certificate-ttl 3s";
-    let _callee = mesh.proxy("users", &format!("--inbound {ip}:{PORT}={} {short}", app.address)).await;
+    let _callee = mesh
+        .proxy(
+            "users",
+            &format!("--inbound {ip}:{PORT}={} {short}", app.address),
+        )
+        .await;
     let caller = mesh.proxy("web", short).await;
     let mut client = Client::connect(caller.outbound).await;
     assert_eq!(client.ask(GET).await.text(), "late");
@@ -58,17 +71,33 @@ async fn who_is_revoked_is_told_and_gets_nothing_new() {
     let ca = &mesh.control_plane.as_ref().expect("runs").ca;
     ca.revoke("default/web").expect("revoked");
     let token = mesh.token("web");
-    let refused = leno_tests::ads::certificate(mesh.xds, &token).await.expect_err("refused");
-    assert!(refused.message().contains("default/web was revoked"), "{refused}");
-    let refused = leno_tests::ads::certificate(mesh.xds, "rubbish").await.expect_err("refused");
+    let refused = leno_tests::ads::certificate(mesh.xds, &token)
+        .await
+        .expect_err("refused");
+    assert!(
+        refused.message().contains("default/web was revoked"),
+        "{refused}"
+    );
+    let refused = leno_tests::ads::certificate(mesh.xds, "rubbish")
+        .await
+        .expect_err("refused");
     assert!(refused.message().contains("not a join token"), "{refused}");
-    assert!(leno_tests::ads::certificate(mesh.xds, &mesh.token("users")).await.is_ok());
+    assert!(
+        leno_tests::ads::certificate(mesh.xds, &mesh.token("users"))
+            .await
+            .is_ok()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_proxy_that_can_not_get_a_certificate_says_why() {
     let mesh = Mesh::start(&service("users", &[(fresh_ip(), "v1")])).await;
-    mesh.control_plane.as_ref().expect("runs").ca.revoke("default/web").expect("revoked");
+    mesh.control_plane
+        .as_ref()
+        .expect("runs")
+        .ca
+        .revoke("default/web")
+        .expect("revoked");
     let proxy = mesh.start_proxy("web", "");
     let answer = until("it answers", || async {
         let answer = leno_tests::client::get(proxy.admin, "admin", "/ready").await;

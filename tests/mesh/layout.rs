@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 const PROXY: [(&str, &str); 28] = [
     ("accept", "drain observe"),
     ("admin", "directory drain observe status tls"),
-    ("app", "accept admin bootstrap config connect directory drain identity inbound observe outbound snapshot status tls worker xds"),
+    (
+        "app",
+        "accept admin bootstrap config connect directory drain identity inbound observe outbound snapshot status tls worker xds",
+    ),
     ("balance", "config error observe tls"),
     ("bootstrap", "channel directory http tls"),
     ("channel", "tls"),
@@ -16,15 +19,24 @@ const PROXY: [(&str, &str); 28] = [
     ("directory", "error snapshot"),
     ("drain", ""),
     ("error", ""),
-    ("forward", "balance connect error http observe stream worker"),
+    (
+        "forward",
+        "balance connect error http observe stream worker",
+    ),
     ("http", "error stream"),
     ("identify", ""),
     ("identity", "channel drain observe tls"),
-    ("inbound", "balance connect error forward http identify observe outbound policy route snapshot stream tls worker"),
+    (
+        "inbound",
+        "balance connect error forward http identify observe outbound policy route snapshot stream tls worker",
+    ),
     ("lib", ""),
     ("main", ""),
     ("observe", "config"),
-    ("outbound", "connect error forward http identify observe route snapshot stream worker"),
+    (
+        "outbound",
+        "connect error forward http identify observe route snapshot stream worker",
+    ),
     ("policy", "config http route"),
     ("route", "config http"),
     ("snapshot", "balance config observe route tls"),
@@ -32,7 +44,10 @@ const PROXY: [(&str, &str); 28] = [
     ("stream", ""),
     ("tls", "error stream"),
     ("worker", "connect directory drain http observe tls"),
-    ("xds", "balance channel config directory drain observe snapshot status tls"),
+    (
+        "xds",
+        "balance channel config directory drain observe snapshot status tls",
+    ),
 ];
 
 const CONTROL_PLANE: [(&str, &str); 11] = [
@@ -68,7 +83,10 @@ fn sources(directory: &Path, out: &mut Vec<PathBuf>) {
 /// The code of a file before its tests.
 fn code(path: &Path) -> String {
     let text = std::fs::read_to_string(path).expect("a file");
-    text.split("#[cfg(test)]").next().unwrap_or_default().to_owned()
+    text.split("#[cfg(test)]")
+        .next()
+        .unwrap_or_default()
+        .to_owned()
 }
 
 /// What a file imports of its own crate, by first name.
@@ -78,7 +96,9 @@ fn imports(text: &str) -> BTreeSet<String> {
         let rest = &text[at + "crate::".len()..];
         if let Some(list) = rest.strip_prefix('{') {
             let list = list.split('}').next().unwrap_or_default();
-            let names = list.split(',').map(|name| name.trim().split("::").next().unwrap_or(""));
+            let names = list
+                .split(',')
+                .map(|name| name.trim().split("::").next().unwrap_or(""));
             found.extend(names.filter(|name| !name.is_empty()).map(str::to_owned));
         } else {
             let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_');
@@ -95,7 +115,12 @@ fn check(source: &str, table: &[(&str, &str)]) {
     let mut wrong = Vec::new();
     for file in files {
         let relative = file.strip_prefix(&directory).expect("inside");
-        let first = relative.components().next().expect("a name").as_os_str().to_string_lossy();
+        let first = relative
+            .components()
+            .next()
+            .expect("a name")
+            .as_os_str()
+            .to_string_lossy();
         let module = first.trim_end_matches(".rs").to_owned();
         if relative.ends_with("tests.rs") {
             continue;
@@ -130,11 +155,24 @@ fn the_path_names_neither_hypers_http1_nor_xds_nor_grpc() {
     let mut files = Vec::new();
     for name in path.split(' ') {
         let at = root().join("proxy/src").join(name);
-        if at.is_dir() { sources(&at, &mut files) } else { files.push(at) }
+        if at.is_dir() {
+            sources(&at, &mut files)
+        } else {
+            files.push(at)
+        }
     }
     for file in files {
         let text = code(&file);
-        for word in ["hyper::", "hyper_util", "tonic", "prost", "leno_proto", "HeaderMap", "crate::xds", "crate::bootstrap"] {
+        for word in [
+            "hyper::",
+            "hyper_util",
+            "tonic",
+            "prost",
+            "leno_proto",
+            "HeaderMap",
+            "crate::xds",
+            "crate::bootstrap",
+        ] {
             assert!(!text.contains(word), "{} names {word}", file.display());
         }
     }
@@ -149,7 +187,10 @@ fn neither_side_links_the_other() {
         let text = std::fs::read_to_string(root().join(manifest)).expect("a manifest");
         assert!(!text.contains(other), "{manifest} depends on {other}");
     }
-    for (test, other) in [("xds_client.rs", "mesh::Mesh"), ("xds_server.rs", "mesh::Proxy")] {
+    for (test, other) in [
+        ("xds_client.rs", "mesh::Mesh"),
+        ("xds_server.rs", "mesh::Proxy"),
+    ] {
         let text = std::fs::read_to_string(root().join("tests/mesh").join(test)).expect("a test");
         assert!(!text.contains(other), "{test} uses {other}");
     }

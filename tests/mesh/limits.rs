@@ -65,7 +65,9 @@ async fn the_number_of_connections() {
     let app = Upstream::named("users").await;
     let (mesh, _wide, _callee, _) = pair(app.address, "", "").await;
     for workers in [1, 2] {
-        let caller = mesh.proxy("web", &format!("--max-connections 3 --workers {workers}")).await;
+        let caller = mesh
+            .proxy("web", &format!("--max-connections 3 --workers {workers}"))
+            .await;
         let mut held = Vec::new();
         for _ in 0..3 {
             let mut client = Client::connect(caller.outbound).await;
@@ -95,28 +97,48 @@ async fn the_number_of_requests_that_wait_for_the_control_plane() {
     let mut waiting = Vec::new();
     for i in 0..2 {
         let mut client = Client::connect(proxy.outbound).await;
-        client.send(format!("GET / HTTP/1.1\r\nHost: a{i}\r\n\r\n")).await;
+        client
+            .send(format!("GET / HTTP/1.1\r\nHost: a{i}\r\n\r\n"))
+            .await;
         let name = format!("a{i}:80");
-        stream.request_that(|r| r.resource_names_subscribe.contains(&name)).await;
+        stream
+            .request_that(|r| r.resource_names_subscribe.contains(&name))
+            .await;
         waiting.push(client);
     }
     let response = get(proxy.outbound, "a2", "/").await;
     assert_eq!(response.status, 503);
-    assert!(response.why().contains("2 requests wait"), "{}", response.why());
+    assert!(
+        response.why().contains("2 requests wait"),
+        "{}",
+        response.why()
+    );
     assert_eq!(response.header("x-envoy-overloaded"), Some("true"));
     for client in &mut waiting {
         let response = client.response().await.expect("answered in time");
-        assert!(response.why().contains("no answer for a"), "{}", response.why());
+        assert!(
+            response.why().contains("no answer for a"),
+            "{}",
+            response.why()
+        );
     }
     let response = get(proxy.outbound, "a3", "/").await;
-    assert!(response.why().contains("no answer for a3:80 after 2s"), "{}", response.why());
+    assert!(
+        response.why().contains("no answer for a3:80 after 2s"),
+        "{}",
+        response.why()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_number_of_names() {
     let ips = [fresh_ip(), fresh_ip(), fresh_ip()];
     let app = Upstream::named("app").await;
-    let yaml: String = ["a", "b", "c"].iter().zip(ips).map(|(n, ip)| service(n, &[(ip, "v1")])).collect();
+    let yaml: String = ["a", "b", "c"]
+        .iter()
+        .zip(ips)
+        .map(|(n, ip)| service(n, &[(ip, "v1")]))
+        .collect();
     let mesh = Mesh::start(&yaml).await;
     let _a = mesh.workload("a", ips[0], app.address).await;
     let _b = mesh.workload("b", ips[1], app.address).await;
@@ -126,7 +148,11 @@ async fn the_number_of_names() {
     assert_eq!(get(caller.outbound, "b", "/").await.status, 200);
     let response = get(caller.outbound, "c", "/").await;
     assert_eq!(response.status, 503);
-    assert!(response.why().contains("3 authorities are in use"), "{}", response.why());
+    assert!(
+        response.why().contains("3 authorities are in use"),
+        "{}",
+        response.why()
+    );
     // What isn't used is given back, and makes room.
     until("a name is given back", || async {
         let response = get(caller.outbound, "c", "/").await;
@@ -142,7 +168,10 @@ async fn the_size_of_a_message_of_the_control_plane() {
     let narrow = mesh.start_proxy("web", "--max-xds-message 100 --config-wait 500ms");
     until("the message is refused", || async {
         let config = narrow.config().await;
-        config["control_plane"]["detail"].as_str()?.contains("message").then_some(())
+        config["control_plane"]["detail"]
+            .as_str()?
+            .contains("message")
+            .then_some(())
     })
     .await;
     let wide = mesh.proxy("web", "--max-xds-message 100000").await;
@@ -157,7 +186,9 @@ async fn the_size_of_a_message_of_a_proxy() {
     let mesh = Mesh::with(&yaml, |bootstrap| bootstrap.max_xds_message = 1000).await;
     let node = "sidecar~127.0.0.9~web.default~default.svc.cluster.local";
     for (size, accepted) in [(700, true), (1000, false), (700, true)] {
-        let certified = certificate(mesh.xds, &mesh.token("web")).await.expect("a certificate");
+        let certified = certificate(mesh.xds, &mesh.token("web"))
+            .await
+            .expect("a certificate");
         let name = "x".repeat(size);
         let first = subscribe(LISTENER, &[&name], Some(node));
         let answer = match ClientStream::open(mesh.xds, Some(certified), first).await {
@@ -176,9 +207,15 @@ async fn the_size_of_yaml() {
     assert!(mesh.problems().is_empty(), "{:?}", mesh.problems());
     mesh.write("mesh.yaml", &padded(2001));
     until("the file is refused", || async {
-        mesh.problems().first().filter(|p| p.contains("at most 2000")).map(drop)
+        mesh.problems()
+            .first()
+            .filter(|p| p.contains("at most 2000"))
+            .map(drop)
     })
     .await;
     mesh.write("mesh.yaml", &padded(1999));
-    until("the next is read", || async { mesh.problems().is_empty().then_some(()) }).await;
+    until("the next is read", || async {
+        mesh.problems().is_empty().then_some(())
+    })
+    .await;
 }

@@ -15,13 +15,23 @@ async fn the_app_sees_both_identities_and_cannot_be_lied_to() {
     let app = Upstream::named("users").await;
     let (_mesh, caller, _callee, _) = pair(app.address, &mtls("STRICT"), "").await;
     let mut client = Client::connect(caller.outbound).await;
-    let forged = "GET / HTTP/1.1\r\nHost: users\r\nX-Forwarded-For: 9.9.9.9\r\ntraceparent: rubbish\r\n\r\n";
+    let forged =
+        "GET / HTTP/1.1\r\nHost: users\r\nX-Forwarded-For: 9.9.9.9\r\ntraceparent: rubbish\r\n\r\n";
     assert_eq!(client.ask(forged).await.status, 200);
     let seen = app.requests().pop().expect("one");
     let cert = seen.header("x-forwarded-client-cert").expect("XFCC");
-    assert!(cert.starts_with("By=spiffe://cluster.local/ns/default/sa/users;Hash="), "{cert}");
-    assert!(cert.ends_with(";Subject=\"\";URI=spiffe://cluster.local/ns/default/sa/web"), "{cert}");
-    assert!(seen.header("x-forwarded-for").is_some_and(|v| v.starts_with("9.9.9.9, 127.")));
+    assert!(
+        cert.starts_with("By=spiffe://cluster.local/ns/default/sa/users;Hash="),
+        "{cert}"
+    );
+    assert!(
+        cert.ends_with(";Subject=\"\";URI=spiffe://cluster.local/ns/default/sa/web"),
+        "{cert}"
+    );
+    assert!(
+        seen.header("x-forwarded-for")
+            .is_some_and(|v| v.starts_with("9.9.9.9, 127."))
+    );
     assert_eq!(seen.header("x-forwarded-proto"), Some("http"));
     assert_eq!(seen.header("traceparent").map(str::len), Some(55));
     assert_eq!(seen.header("x-request-id").map(str::len), Some(36));
@@ -29,22 +39,41 @@ async fn the_app_sees_both_identities_and_cannot_be_lied_to() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_mode_lets_in_whom_it_should() {
-    for (mode, plaintext, mutual) in
-        [("STRICT", false, true), ("PERMISSIVE", true, true), ("DISABLE", true, true)]
-    {
+    for (mode, plaintext, mutual) in [
+        ("STRICT", false, true),
+        ("PERMISSIVE", true, true),
+        ("DISABLE", true, true),
+    ] {
         let app = Upstream::named("users").await;
         let (_mesh, caller, _callee, ip) = pair(app.address, &mtls(mode), "").await;
-        assert_eq!(get(caller.outbound, "users", "/").await.status == 200, mutual, "{mode}");
-        let by_tls = app.requests()[0].header("x-forwarded-client-cert").is_some();
-        assert_eq!(by_tls, mode != "DISABLE", "{mode}: auto mTLS follows the mode");
+        assert_eq!(
+            get(caller.outbound, "users", "/").await.status == 200,
+            mutual,
+            "{mode}"
+        );
+        let by_tls = app.requests()[0]
+            .header("x-forwarded-client-cert")
+            .is_some();
+        assert_eq!(
+            by_tls,
+            mode != "DISABLE",
+            "{mode}: auto mTLS follows the mode"
+        );
         let mut client = Client::connect((ip, PORT).into()).await;
         let forged = "GET / HTTP/1.1\r\nHost: users\r\nX-Forwarded-Client-Cert: By=me\r\nX-Envoy-Retry-On: 5xx\r\n\r\n";
         client.send(forged).await;
-        let answered = client.response().await.is_some_and(|response| response.status == 200);
+        let answered = client
+            .response()
+            .await
+            .is_some_and(|response| response.status == 200);
         assert_eq!(answered, plaintext, "{mode}");
         if plaintext {
             let seen = app.requests().pop().expect("two");
-            assert_eq!(seen.header("x-forwarded-client-cert"), None, "nobody proved it");
+            assert_eq!(
+                seen.header("x-forwarded-client-cert"),
+                None,
+                "nobody proved it"
+            );
             assert_eq!(seen.header("x-envoy-retry-on"), None);
         }
     }
@@ -70,8 +99,16 @@ async fn an_endpoint_that_is_not_who_it_should_be_gets_nothing() {
     let caller = mesh.proxy("web", "").await;
     let response = get(caller.outbound, "users", "/").await;
     assert_eq!(response.status, 503);
-    assert!(response.why().contains("tls_certificate_error"), "{}", response.why());
-    assert!(response.why().contains("sa/thief is not one of"), "{}", response.why());
+    assert!(
+        response.why().contains("tls_certificate_error"),
+        "{}",
+        response.why()
+    );
+    assert!(
+        response.why().contains("sa/thief is not one of"),
+        "{}",
+        response.why()
+    );
     assert!(app.bytes().is_empty());
 }
 
@@ -90,8 +127,16 @@ async fn a_wrong_expired_or_foreign_certificate_is_refused() {
         ("none", None, false),
         ("self-made", Some(own.certify(web, hour())), false),
         ("expired", Some(stolen.certify(web, past)), false),
-        ("foreign domain", Some(stolen.certify("spiffe://other/ns/default/sa/web", hour())), false),
-        ("no SPIFFE ID", Some(stolen.certify("https://cluster.local/web", hour())), false),
+        (
+            "foreign domain",
+            Some(stolen.certify("spiffe://other/ns/default/sa/web", hour())),
+            false,
+        ),
+        (
+            "no SPIFFE ID",
+            Some(stolen.certify("https://cluster.local/web", hour())),
+            false,
+        ),
         ("good", Some(stolen.certify(web, hour())), true),
     ] {
         let answered = match ca::connect((ip, PORT).into(), certified, &[b"istio-http/1.1"]).await {
@@ -99,7 +144,10 @@ async fn a_wrong_expired_or_foreign_certificate_is_refused() {
             Ok(tls) => {
                 let mut client = Client::over(tls);
                 client.send(GET).await;
-                client.response().await.is_some_and(|response| response.status == 200)
+                client
+                    .response()
+                    .await
+                    .is_some_and(|response| response.status == 200)
             }
         };
         assert_eq!(answered, let_in, "{what}");
@@ -110,7 +158,9 @@ async fn a_wrong_expired_or_foreign_certificate_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn bytes_that_are_not_http_travel_by_mutual_tls_too() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("bound");
     let app = listener.local_addr().expect("bound");
     tokio::spawn(async move {
         while let Ok((mut tcp, _)) = listener.accept().await {
@@ -151,5 +201,8 @@ async fn a_mode_that_changes_reaches_connections_that_are_open() {
     })
     .await;
     client.send(GET).await;
-    assert!(client.response().await.is_none(), "the open connection is judged anew");
+    assert!(
+        client.response().await.is_none(),
+        "the open connection is judged anew"
+    );
 }

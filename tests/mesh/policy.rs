@@ -18,9 +18,14 @@ async fn rules_decide_and_the_refusal_names_the_nearest() {
     let app = Upstream::named("users").await;
     let allow = policy(
         "readers",
-        &format!("{{selector: {{matchLabels: {{app: users}}}}, rules: [{{from: [{{source: {{principals: [{WEB}]}}}}], to: [{{operation: {{methods: [GET], paths: [/users/*, '*.css', /exact]}}}}]}}]}}"),
+        &format!(
+            "{{selector: {{matchLabels: {{app: users}}}}, rules: [{{from: [{{source: {{principals: [{WEB}]}}}}], to: [{{operation: {{methods: [GET], paths: [/users/*, '*.css', /exact]}}}}]}}]}}"
+        ),
     );
-    let deny = policy("secrets", "{action: DENY, rules: [{to: [{operation: {paths: [/users/secret*]}}]}]}");
+    let deny = policy(
+        "secrets",
+        "{action: DENY, rules: [{to: [{operation: {paths: [/users/secret*]}}]}]}",
+    );
     let yaml = format!("{}{allow}{deny}", mtls("STRICT"));
     let (_mesh, caller, _callee, _) = pair(app.address, &yaml, "").await;
     let mut client = Client::connect(caller.outbound).await;
@@ -36,12 +41,17 @@ async fn rules_decide_and_the_refusal_names_the_nearest() {
         ("GET", "/users/../admin", 403),
         ("GET", "/x/../users/1", 200),
     ] {
-        let request = format!("{method} {path} HTTP/1.1\r\nHost: users\r\nContent-Length: 0\r\n\r\n");
+        let request =
+            format!("{method} {path} HTTP/1.1\r\nHost: users\r\nContent-Length: 0\r\n\r\n");
         let response = client.ask(request).await;
         assert_eq!(response.status, status, "{method} {path}");
         if status == 403 {
             assert_eq!(response.text(), "RBAC: access denied");
-            assert!(response.why().contains("ns[default]-policy["), "{}", response.why());
+            assert!(
+                response.why().contains("ns[default]-policy["),
+                "{}",
+                response.why()
+            );
         }
     }
     assert_eq!(app.requests().len(), 4);
@@ -50,9 +60,18 @@ async fn rules_decide_and_the_refusal_names_the_nearest() {
 #[tokio::test(flavor = "multi_thread")]
 async fn namespaces_and_an_empty_policy() {
     for (spec, allowed) in [
-        ("{rules: [{from: [{source: {namespaces: [default]}}]}]}", true),
-        ("{rules: [{from: [{source: {namespaces: ['def*']}}]}]}", true),
-        ("{rules: [{from: [{source: {namespaces: [other]}}]}]}", false),
+        (
+            "{rules: [{from: [{source: {namespaces: [default]}}]}]}",
+            true,
+        ),
+        (
+            "{rules: [{from: [{source: {namespaces: ['def*']}}]}]}",
+            true,
+        ),
+        (
+            "{rules: [{from: [{source: {namespaces: [other]}}]}]}",
+            false,
+        ),
         ("{rules: [{from: [{source: {principals: ['*']}}]}]}", true),
         ("{rules: [{}]}", true),
         ("{}", false),
@@ -72,13 +91,38 @@ async fn a_broken_policy_denies_and_one_that_breaks_stays_as_it_was() {
     let status = || async { get(caller.outbound, "users", "/").await.status };
     assert_eq!(status().await, 200);
     // Never good: it fails closed, for whom it selects.
-    mesh.write("policy.yaml", &policy("one", "{selector: {matchLabels: {app: users}}, rules: [{when: [{key: x}]}]}"));
-    until("the broken policy denies", || async { (status().await == 403).then_some(()) }).await;
-    assert!(mesh.problems()[0].contains("policy.yaml:5:"), "{:?}", mesh.problems());
-    mesh.write("policy.yaml", &policy("one", "{rules: [{to: [{operation: {methods: [GET]}}]}]}"));
-    until("the mended policy allows", || async { (status().await == 200).then_some(()) }).await;
+    mesh.write(
+        "policy.yaml",
+        &policy(
+            "one",
+            "{selector: {matchLabels: {app: users}}, rules: [{when: [{key: x}]}]}",
+        ),
+    );
+    until("the broken policy denies", || async {
+        (status().await == 403).then_some(())
+    })
+    .await;
+    assert!(
+        mesh.problems()[0].contains("policy.yaml:5:"),
+        "{:?}",
+        mesh.problems()
+    );
+    mesh.write(
+        "policy.yaml",
+        &policy("one", "{rules: [{to: [{operation: {methods: [GET]}}]}]}"),
+    );
+    until("the mended policy allows", || async {
+        (status().await == 200).then_some(())
+    })
+    .await;
     // Good once: it stays as it was.
-    mesh.write("policy.yaml", &policy("one", "{rules: [{to: [{operation: {methodz: [PUT]}}]}]}"));
-    until("the mistake is told", || async { (!mesh.problems().is_empty()).then_some(()) }).await;
+    mesh.write(
+        "policy.yaml",
+        &policy("one", "{rules: [{to: [{operation: {methodz: [PUT]}}]}]}"),
+    );
+    until("the mistake is told", || async {
+        (!mesh.problems().is_empty()).then_some(())
+    })
+    .await;
     assert_eq!(status().await, 200);
 }

@@ -18,7 +18,11 @@ async fn bodies_of_every_framing_arrive_whole() {
     let app = Upstream::start(|seen| {
         let mut response = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
         response.extend(format!("{:x}\r\n", seen.body.len().max(1)).into_bytes());
-        response.extend(if seen.body.is_empty() { b"-".to_vec() } else { seen.body.clone() });
+        response.extend(if seen.body.is_empty() {
+            b"-".to_vec()
+        } else {
+            seen.body.clone()
+        });
         response.extend(b"\r\n0\r\nX-Sum: 7\r\n\r\n");
         response
     });
@@ -26,14 +30,20 @@ async fn bodies_of_every_framing_arrive_whole() {
     let (_mesh, caller, _callee, _) = pair(app.address, &mtls("STRICT"), "").await;
     let mut client = Client::connect(caller.outbound).await;
     let large = "x".repeat(3_000_000);
-    let fixed = format!("POST / HTTP/1.1\r\nHost: users\r\nContent-Length: {}\r\n\r\n{large}", large.len());
+    let fixed = format!(
+        "POST / HTTP/1.1\r\nHost: users\r\nContent-Length: {}\r\n\r\n{large}",
+        large.len()
+    );
     let response = client.ask(fixed).await;
     assert_eq!(response.body.len(), large.len());
     assert_eq!(response.trailers, "X-Sum: 7\n");
     let chunked = "POST / HTTP/1.1\r\nHost: users\r\nTE: trailers\r\nTransfer-Encoding: chunked\r\n\r\n5;ext\r\nhello\r\n0\r\nX-T: 1\r\n\r\n";
     client.ask(chunked).await;
     let seen = app.requests().pop().expect("two");
-    assert_eq!(String::from_utf8_lossy(&seen.body), "5\r\nhello\r\n0\r\nX-T: 1\r\n\r\n");
+    assert_eq!(
+        String::from_utf8_lossy(&seen.body),
+        "5\r\nhello\r\n0\r\nX-T: 1\r\n\r\n"
+    );
     assert_eq!(seen.header("te"), Some("trailers"));
     assert_eq!(app.connections(), 1, "the connection is kept");
 }
@@ -43,23 +53,44 @@ async fn header_case_and_order_are_kept() {
     let app = answers(b"HTTP/1.1 200 Fine\r\nX-CamelCase: 1\r\nContent-Length: 2\r\n\r\nok").await;
     let (_mesh, caller, _callee, _) = pair(app.address, "", "").await;
     let mut client = Client::connect(caller.outbound).await;
-    let response = client.ask("GET / HTTP/1.1\r\nHOST: users\r\nX-LoUd: Yes\r\n\r\n").await;
-    assert!(response.head.starts_with("HTTP/1.1 200 Fine\nX-CamelCase: 1\n"), "{}", response.head);
-    assert!(app.requests()[0].head.contains("HOST: users\r\nX-LoUd: Yes"));
+    let response = client
+        .ask("GET / HTTP/1.1\r\nHOST: users\r\nX-LoUd: Yes\r\n\r\n")
+        .await;
+    assert!(
+        response
+            .head
+            .starts_with("HTTP/1.1 200 Fine\nX-CamelCase: 1\n"),
+        "{}",
+        response.head
+    );
+    assert!(
+        app.requests()[0]
+            .head
+            .contains("HOST: users\r\nX-LoUd: Yes")
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pipelined_requests_are_answered_in_order() {
     let app = Upstream::start(|seen| {
         let target = seen.target().to_owned();
-        format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{target}", target.len()).into_bytes()
+        format!(
+            "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{target}",
+            target.len()
+        )
+        .into_bytes()
     });
     let (_mesh, caller, _callee, _) = pair(app.await.address, "", "").await;
     let mut client = Client::connect(caller.outbound).await;
-    let all: String = (0..20).map(|i| format!("GET /{i} HTTP/1.1\r\nHost: users\r\n\r\n")).collect();
+    let all: String = (0..20)
+        .map(|i| format!("GET /{i} HTTP/1.1\r\nHost: users\r\n\r\n"))
+        .collect();
     client.send(all).await;
     for i in 0..20 {
-        assert_eq!(client.response().await.expect("answered").text(), format!("/{i}"));
+        assert_eq!(
+            client.response().await.expect("answered").text(),
+            format!("/{i}")
+        );
     }
 }
 
@@ -69,7 +100,13 @@ async fn old_clients_are_served() {
     let (_mesh, caller, _callee, _) = pair(answers(chunked).await.address, "", "").await;
     let mut client = Client::connect(caller.outbound).await;
     let response = client.ask("GET / HTTP/1.0\r\nHost: users\r\n\r\n").await;
-    assert_eq!((response.header("transfer-encoding"), response.text().as_str()), (None, "ok"));
+    assert_eq!(
+        (
+            response.header("transfer-encoding"),
+            response.text().as_str()
+        ),
+        (None, "ok")
+    );
     let fixed = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
     let (_mesh, caller, _callee, _) = pair(answers(fixed).await.address, "", "").await;
     let mut client = Client::connect(caller.outbound).await;
@@ -89,9 +126,19 @@ async fn responses_without_a_body_have_none() {
     });
     let (_mesh, caller, _callee, _) = pair(app.await.address, "", "").await;
     let mut client = Client::connect(caller.outbound).await;
-    for (method, target) in [("GET", "/204"), ("GET", "/304"), ("HEAD", "/"), ("GET", "/204")] {
-        client.send(format!("{method} {target} HTTP/1.1\r\nHost: users\r\n\r\n")).await;
-        let response = client.response_to(method == "HEAD").await.expect("answered");
+    for (method, target) in [
+        ("GET", "/204"),
+        ("GET", "/304"),
+        ("HEAD", "/"),
+        ("GET", "/204"),
+    ] {
+        client
+            .send(format!("{method} {target} HTTP/1.1\r\nHost: users\r\n\r\n"))
+            .await;
+        let response = client
+            .response_to(method == "HEAD")
+            .await
+            .expect("answered");
         assert!(response.body.is_empty());
     }
 }
@@ -107,16 +154,22 @@ async fn informational_responses_pass_and_a_body_may_wait_for_one() {
             tcp.read_buf(&mut read).await.expect("a head");
         }
         assert!(String::from_utf8_lossy(&read).contains("Expect: 100-continue"));
-        tcp.write_all(b"HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n").await.expect("sent");
+        tcp.write_all(b"HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n")
+            .await
+            .expect("sent");
         let mut body = [0; 5];
         tcp.read_exact(&mut body).await.expect("a body");
-        tcp.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n").await.expect("sent");
+        tcp.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n")
+            .await
+            .expect("sent");
         tcp.write_all(&body).await.expect("sent");
         let _ = tcp.read(&mut body).await;
     });
     let (_mesh, caller, _callee, _) = pair(app, "", "").await;
     let mut client = Client::connect(caller.outbound).await;
-    client.send("POST / HTTP/1.1\r\nHost: users\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n").await;
+    client
+        .send("POST / HTTP/1.1\r\nHost: users\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n")
+        .await;
     let hints = client.response().await.expect("103");
     assert_eq!((hints.status, hints.header("link")), (103, Some("a")));
     assert_eq!(client.response().await.expect("100").status, 100);
@@ -141,7 +194,9 @@ async fn an_early_answer_reaches_a_client_that_still_sends() {
     });
     let (_mesh, caller, _callee, _) = pair(app, "", "").await;
     let mut client = Client::connect(caller.outbound).await;
-    client.send("POST / HTTP/1.1\r\nHost: users\r\nContent-Length: 100000000\r\n\r\nstart").await;
+    client
+        .send("POST / HTTP/1.1\r\nHost: users\r\nContent-Length: 100000000\r\n\r\nstart")
+        .await;
     let response = client.response().await.expect("answered");
     assert_eq!((response.status, response.text().as_str()), (413, "big"));
 }
@@ -156,7 +211,9 @@ async fn both_directions_stream_at_once() {
         while !read.ends_with(b"\r\n\r\n") {
             tcp.read_buf(&mut read).await.expect("a head");
         }
-        tcp.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await.expect("sent");
+        tcp.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+            .await
+            .expect("sent");
         for _ in 0..3 {
             // "1\r\nx\r\n" in, the same out.
             let mut chunk = [0; 6];
@@ -168,7 +225,9 @@ async fn both_directions_stream_at_once() {
     });
     let (_mesh, caller, _callee, _) = pair(app, "", "").await;
     let mut client = Client::connect(caller.outbound).await;
-    client.send("POST / HTTP/1.1\r\nHost: users\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+    client
+        .send("POST / HTTP/1.1\r\nHost: users\r\nTransfer-Encoding: chunked\r\n\r\n")
+        .await;
     let head = client.exactly(15).await;
     assert_eq!(head, b"HTTP/1.1 200 OK");
     for letter in ["a", "b", "c"] {
@@ -186,11 +245,21 @@ async fn both_directions_stream_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_app_that_breaks_http_is_a_502_that_says_how() {
     for (bytes, words) in [
-        (&b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"[..], "together"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab", "more than one"),
+        (
+            &b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+                [..],
+            "together",
+        ),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+            "more than one",
+        ),
         (b"HTTP/1.1 200 OK\nContent-Length: 1\r\n\r\na", "CR LF"),
         (b"rubbish\r\n\r\n", "not acceptable"),
-        (b"HTTP/1.1 101 Switching Protocols\r\ncontent-length: 0\r\n\r\n", "not asked for"),
+        (
+            b"HTTP/1.1 101 Switching Protocols\r\ncontent-length: 0\r\n\r\n",
+            "not asked for",
+        ),
     ] {
         let (_mesh, caller, _callee, _) = pair(answers(bytes).await.address, "", "").await;
         let mut client = Client::connect(caller.outbound).await;
@@ -238,7 +307,9 @@ async fn a_response_that_is_cut_short_is_not_passed_off_as_whole() {
     tokio::spawn(async move {
         while let Ok((mut tcp, _)) = listener.accept().await {
             let _ = tcp.read(&mut [0; 1024]).await;
-            let _ = tcp.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf").await;
+            let _ = tcp
+                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
+                .await;
             // Long enough that the half has gone down before the end comes.
             tokio::time::sleep(Duration::from_millis(300)).await;
         }

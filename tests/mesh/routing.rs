@@ -47,7 +47,10 @@ async fn two_versions(rules: &str) -> (Mesh, Proxy, [Proxy; 2], [Upstream; 2]) {
     let ips: [Ipv4Addr; 2] = [fresh_ip(), fresh_ip()];
     let yaml = service("users", &[(ips[0], "v1"), (ips[1], "v2")]);
     let mesh = Mesh::start(&format!("{yaml}{rules}")).await;
-    let apps = [Upstream::start(slow_or("v1")).await, Upstream::named("v2").await];
+    let apps = [
+        Upstream::start(slow_or("v1")).await,
+        Upstream::named("v2").await,
+    ];
     let callees = [
         mesh.workload("users", ips[0], apps[0].address).await,
         mesh.workload("users", ips[1], apps[1].address).await,
@@ -62,7 +65,11 @@ fn slow_or(name: &'static str) -> impl Fn(&leno_tests::upstream::Seen) -> Vec<u8
         if seen.target().starts_with("/slow") {
             std::thread::sleep(Duration::from_millis(600));
         }
-        format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{name}", name.len()).into_bytes()
+        format!(
+            "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{name}",
+            name.len()
+        )
+        .into_bytes()
     }
 }
 
@@ -72,19 +79,41 @@ async fn the_first_rule_that_matches_is_taken() {
     let mut client = Client::connect(caller.outbound).await;
     for (request, expected) in [
         ("GET /v1 HTTP/1.1\r\nhost: users\r\n", "v1"),
-        ("GET /v1 HTTP/1.1\r\nhost: users\r\nuser-agent: a Mobile b\r\n", "v2"),
-        ("GET /v1 HTTP/1.1\r\nhost: users\r\nuser-agent: a mobile b\r\n", "v1"),
+        (
+            "GET /v1 HTTP/1.1\r\nhost: users\r\nuser-agent: a Mobile b\r\n",
+            "v2",
+        ),
+        (
+            "GET /v1 HTTP/1.1\r\nhost: users\r\nuser-agent: a mobile b\r\n",
+            "v1",
+        ),
         ("GET /v2 HTTP/1.1\r\nhost: users\r\n", "v2"),
         ("GET /v2?x HTTP/1.1\r\nhost: users\r\n", "v2"),
         ("GET /new/x HTTP/1.1\r\nhost: users\r\n", "v2"),
         ("GET /123 HTTP/1.1\r\nhost: users\r\n", "v2"),
-        ("PUT /v1?a&to=v2 HTTP/1.1\r\nhost: users\r\nx-any: 1\r\ncontent-length: 0\r\n", "v2"),
-        ("PUT /v1?to=v2 HTTP/1.1\r\nhost: users\r\ncontent-length: 0\r\n", "v1"),
-        ("PUT /v1?to=v3 HTTP/1.1\r\nhost: users\r\nx-any: 1\r\ncontent-length: 0\r\n", "v1"),
-        ("GET /a/../v2 HTTP/1.1\r\nhost: users.default.svc.cluster.local:80\r\n", "v2"),
+        (
+            "PUT /v1?a&to=v2 HTTP/1.1\r\nhost: users\r\nx-any: 1\r\ncontent-length: 0\r\n",
+            "v2",
+        ),
+        (
+            "PUT /v1?to=v2 HTTP/1.1\r\nhost: users\r\ncontent-length: 0\r\n",
+            "v1",
+        ),
+        (
+            "PUT /v1?to=v3 HTTP/1.1\r\nhost: users\r\nx-any: 1\r\ncontent-length: 0\r\n",
+            "v1",
+        ),
+        (
+            "GET /a/../v2 HTTP/1.1\r\nhost: users.default.svc.cluster.local:80\r\n",
+            "v2",
+        ),
     ] {
         let response = client.ask(format!("{request}\r\n")).await;
-        assert_eq!((response.status, response.text().as_str()), (200, expected), "{request}");
+        assert_eq!(
+            (response.status, response.text().as_str()),
+            (200, expected),
+            "{request}"
+        );
     }
 }
 
@@ -92,17 +121,50 @@ async fn the_first_rule_that_matches_is_taken() {
 async fn what_can_not_be_routed_says_which_rule_and_why() {
     let (_mesh, caller, _callees, _apps) = two_versions(RULES).await;
     for (host, path, status, words) in [
-        ("users", "/undefined", 503, "default/users DestinationRule defines no subset v7; it has none, v1, v2 (default/users VirtualService http[3])"),
-        ("users", "/empty", 503, "has no endpoints (default/users VirtualService http[4] -> default/users DestinationRule subset none (version=v9))"),
-        ("users", "/nowhere", 404, "no route of users:80 matches /nowhere"),
-        ("users:81", "/", 404, "default/users ServiceEntry has no port 81; it has 80"),
-        ("userz", "/", 404, "did you mean users.default.svc.cluster.local?"),
+        (
+            "users",
+            "/undefined",
+            503,
+            "default/users DestinationRule defines no subset v7; it has none, v1, v2 (default/users VirtualService http[3])",
+        ),
+        (
+            "users",
+            "/empty",
+            503,
+            "has no endpoints (default/users VirtualService http[4] -> default/users DestinationRule subset none (version=v9))",
+        ),
+        (
+            "users",
+            "/nowhere",
+            404,
+            "no route of users:80 matches /nowhere",
+        ),
+        (
+            "users:81",
+            "/",
+            404,
+            "default/users ServiceEntry has no port 81; it has 80",
+        ),
+        (
+            "userz",
+            "/",
+            404,
+            "did you mean users.default.svc.cluster.local?",
+        ),
     ] {
         let response = get(caller.outbound, host, path).await;
         assert_eq!(response.status, status, "{host}{path}: {}", response.why());
-        assert!(response.why().contains(words), "{host}{path}: {}", response.why());
+        assert!(
+            response.why().contains(words),
+            "{host}{path}: {}",
+            response.why()
+        );
         assert_eq!(response.header("server"), Some("leno"));
-        assert!(response.header("x-request-id").is_some_and(|id| id.len() == 36));
+        assert!(
+            response
+                .header("x-request-id")
+                .is_some_and(|id| id.len() == 36)
+        );
     }
     let own = caller.outbound.to_string();
     assert_eq!(get(caller.outbound, &own, "/").await.status, 508);
@@ -125,17 +187,28 @@ async fn any_client_that_knows_proxies_works() {
     let absolute = "GET http://users/v2?q HTTP/1.1\r\nHost: elsewhere\r\n\r\n";
     assert_eq!(client.ask(absolute).await.text(), "v2");
     let seen = apps[1].requests().pop().expect("one");
-    assert_eq!((seen.target(), seen.header("host")), ("/v2?q", Some("users")));
+    assert_eq!(
+        (seen.target(), seen.header("host")),
+        ("/v2?q", Some("users"))
+    );
 
     let response = client.tunnel("users:80").await;
     assert_eq!(response.status, 200);
     let inside = "GET /v2 HTTP/1.1\r\nHost: whatever\r\n\r\n";
-    assert_eq!(client.ask(inside).await.text(), "v2", "an unknown Host means the tunnel's end");
+    assert_eq!(
+        client.ask(inside).await.text(),
+        "v2",
+        "an unknown Host means the tunnel's end"
+    );
 
     let mut client = Client::connect(caller.outbound).await;
     let response = client.tunnel("nobody:80").await;
     assert_eq!(response.status, 404);
-    assert!(response.why().contains("no service nobody"), "{}", response.why());
+    assert!(
+        response.why().contains("no service nobody"),
+        "{}",
+        response.why()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -147,7 +220,13 @@ async fn weights_are_kept_and_counted() {
     let (_mesh, caller, callees, apps) = two_versions(&rules).await;
     let mut client = Client::connect(caller.outbound).await;
     for _ in 0..400 {
-        assert_eq!(client.ask("GET /x HTTP/1.1\r\nhost: users\r\n\r\n").await.status, 200);
+        assert_eq!(
+            client
+                .ask("GET /x HTTP/1.1\r\nhost: users\r\n\r\n")
+                .await
+                .status,
+            200
+        );
     }
     let v2 = apps[1].requests().len();
     // Five standard deviations of 400 draws at one in four.
@@ -158,11 +237,20 @@ async fn weights_are_kept_and_counted() {
         (counted >= 400.0).then_some(counted)
     });
     assert!((counted.await - 400.0).abs() < 0.5);
-    let labels = ["reporter=\"destination\"", "destination_version=\"v2\"", "mutual_tls"];
+    let labels = [
+        "reporter=\"destination\"",
+        "destination_version=\"v2\"",
+        "mutual_tls",
+    ];
     let received = callees[1].metric("istio_requests_total", &labels).await;
     assert!((received - v2 as f64).abs() < 0.5, "{received} {v2}");
-    let parsed = callees[1].metric("leno_http1_requests_parsed_total", &[]).await;
-    assert!((parsed - v2 as f64).abs() < 0.5, "our own parser read them all: {parsed}");
+    let parsed = callees[1]
+        .metric("leno_http1_requests_parsed_total", &[])
+        .await;
+    assert!(
+        (parsed - v2 as f64).abs() < 0.5,
+        "our own parser read them all: {parsed}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -183,7 +271,9 @@ async fn least_request_avoids_the_busy_instance() {
     let mut held = Vec::new();
     while apps[0].requests().is_empty() {
         let mut client = Client::connect(caller.outbound).await;
-        client.send("GET /stuck HTTP/1.1\r\nhost: users\r\n\r\n").await;
+        client
+            .send("GET /stuck HTTP/1.1\r\nhost: users\r\n\r\n")
+            .await;
         client.exactly(12).await;
         held.push(client);
     }
@@ -192,5 +282,9 @@ async fn least_request_avoids_the_busy_instance() {
     for _ in 0..20 {
         client.ask("GET / HTTP/1.1\r\nhost: users\r\n\r\n").await;
     }
-    assert_eq!(apps[0].requests().len(), before, "the busy instance gets nothing more");
+    assert_eq!(
+        apps[0].requests().len(),
+        before,
+        "the busy instance gets nothing more"
+    );
 }

@@ -23,10 +23,10 @@ use leno_proto::pb::envoy::extensions::filters::http::router::v3::Router;
 use leno_proto::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, HttpFilter, Rds, http_connection_manager::RouteSpecifier, http_filter,
 };
-use leno_proto::pb::envoy::r#type::matcher::v3::RegexMatcher;
 use leno_proto::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource,
 };
+use leno_proto::pb::envoy::r#type::matcher::v3::RegexMatcher;
 use leno_proto::pb::google::protobuf::{BoolValue, Duration as WireDuration, UInt32Value};
 use leno_proto::type_url::{CLUSTER, ENDPOINTS, LISTENER, ROUTE};
 use leno_proto::{Any, pack};
@@ -48,7 +48,9 @@ fn ads_source() -> Option<ConfigSource> {
 fn listener(name: &str, routes: &str) -> Listener {
     let router = HttpFilter {
         name: "router".to_owned(),
-        config_type: Some(http_filter::ConfigType::TypedConfig(pack(&Router::default()))),
+        config_type: Some(http_filter::ConfigType::TypedConfig(pack(
+            &Router::default(),
+        ))),
         ..HttpFilter::default()
     };
     let manager = HttpConnectionManager {
@@ -140,12 +142,34 @@ async fn serving(app: &Upstream) -> (Ads, ServerStream, Proxy) {
     let mut stream = ads.stream().await;
     let outbound = proxy.outbound;
     let first = tokio::spawn(async move { get(outbound, "a", "/").await });
-    stream.request_that(|r| r.resource_names_subscribe.contains(&"a:80".to_owned())).await;
-    accepted(stream.send(CLUSTER, vec![("c", "1", pack(&cluster("c")))]).await);
-    accepted(stream.send(ENDPOINTS, vec![("c", "1", pack(&endpoints("c", app)))]).await);
-    accepted(stream.send(LISTENER, vec![("a:80", "1", pack(&listener("a:80", "r")))]).await);
-    accepted(stream.send(ROUTE, vec![("r", "1", pack(&routes("r", "c")))]).await);
-    assert_eq!(first.await.expect("no panic").status, 200, "the first request waited");
+    stream
+        .request_that(|r| r.resource_names_subscribe.contains(&"a:80".to_owned()))
+        .await;
+    accepted(
+        stream
+            .send(CLUSTER, vec![("c", "1", pack(&cluster("c")))])
+            .await,
+    );
+    accepted(
+        stream
+            .send(ENDPOINTS, vec![("c", "1", pack(&endpoints("c", app)))])
+            .await,
+    );
+    accepted(
+        stream
+            .send(LISTENER, vec![("a:80", "1", pack(&listener("a:80", "r")))])
+            .await,
+    );
+    accepted(
+        stream
+            .send(ROUTE, vec![("r", "1", pack(&routes("r", "c")))])
+            .await,
+    );
+    assert_eq!(
+        first.await.expect("no panic").status,
+        200,
+        "the first request waited"
+    );
     (ads, stream, proxy)
 }
 
@@ -171,14 +195,15 @@ async fn ten_kinds_of_bad_resources_are_refused_beside_good_ones_and_change_noth
     let mut unknown_field = listener("a:80", "r");
     unknown_field.transparent = Some(BoolValue { value: true });
     let mut no_router = listener("a:80", "r");
-    no_router.filter_chains[0].filters[0].config_type =
-        Some(filter::ConfigType::TypedConfig(pack(&HttpConnectionManager {
+    no_router.filter_chains[0].filters[0].config_type = Some(filter::ConfigType::TypedConfig(
+        pack(&HttpConnectionManager {
             route_specifier: Some(RouteSpecifier::Rds(Rds {
                 config_source: ads_source(),
                 route_config_name: "r".to_owned(),
             })),
             ..HttpConnectionManager::default()
-        })));
+        }),
+    ));
     let mut regex = routes("r", "c");
     regex.virtual_hosts[0].routes[0].r#match = Some(RouteMatch {
         path_specifier: Some(PathSpecifier::SafeRegex(RegexMatcher {
@@ -214,10 +239,30 @@ async fn ten_kinds_of_bad_resources_are_refused_beside_good_ones_and_change_noth
         (CLUSTER, "c", pack(&static_type), "type"),
         (CLUSTER, "c", pack(&cluster("other")), "name"),
         (LISTENER, "a:80", pack(&unknown_field), "transparent"),
-        (LISTENER, "a:80", pack(&no_router), "filter_chains[0].filters[0].typed_config.http_filters"),
-        (ROUTE, "r", pack(&regex), "virtual_hosts[0].routes[0].match.safe_regex.regex"),
-        (ROUTE, "r", pack(&weightless), "virtual_hosts[0].routes[0].route.weighted_clusters"),
-        (ENDPOINTS, "c", pack(&no_address), "endpoints[0].lb_endpoints[0].endpoint"),
+        (
+            LISTENER,
+            "a:80",
+            pack(&no_router),
+            "filter_chains[0].filters[0].typed_config.http_filters",
+        ),
+        (
+            ROUTE,
+            "r",
+            pack(&regex),
+            "virtual_hosts[0].routes[0].match.safe_regex.regex",
+        ),
+        (
+            ROUTE,
+            "r",
+            pack(&weightless),
+            "virtual_hosts[0].routes[0].route.weighted_clusters",
+        ),
+        (
+            ENDPOINTS,
+            "c",
+            pack(&no_address),
+            "endpoints[0].lb_endpoints[0].endpoint",
+        ),
         (ENDPOINTS, "c", pack(&twice), "endpoints"),
     ];
     for (i, (type_url, name, resource, field)) in bad.into_iter().enumerate() {
@@ -228,19 +273,40 @@ async fn ten_kinds_of_bad_resources_are_refused_beside_good_ones_and_change_noth
             _ => pack(&endpoints("good", &app)),
         };
         let version = format!("good{i}");
-        let resources = vec![(name, "bad", resource), ("good", version.as_str(), neighbour)];
+        let resources = vec![
+            (name, "bad", resource),
+            ("good", version.as_str(), neighbour),
+        ];
         let answer = stream.send(type_url, resources).await;
         let status = answer.error_detail.expect("a NACK");
-        let details: Vec<Refused> =
-            status.details.iter().map(|any| leno_proto::unpack(any).expect("ours")).collect();
+        let details: Vec<Refused> = status
+            .details
+            .iter()
+            .map(|any| leno_proto::unpack(any).expect("ours"))
+            .collect();
         assert_eq!(details.len(), 1, "{field}: only the bad one");
-        assert_eq!((details[0].name.as_str(), details[0].field.as_str()), (name, field));
-        assert_eq!(get(proxy.outbound, "a", "/").await.text(), "app", "{field}: the last serves");
+        assert_eq!(
+            (details[0].name.as_str(), details[0].field.as_str()),
+            (name, field)
+        );
+        assert_eq!(
+            get(proxy.outbound, "a", "/").await.text(),
+            "app",
+            "{field}: the last serves"
+        );
         let config = proxy.config().await;
         let refused = config["refused"].as_array().expect("a list");
-        assert!(refused.iter().any(|r| r["name"] == name && r["field"] == field), "{config:#}");
+        assert!(
+            refused
+                .iter()
+                .any(|r| r["name"] == name && r["field"] == field),
+            "{config:#}"
+        );
         let good = config["resources"].as_array().expect("a list").iter();
-        assert!({ good }.any(|r| r["name"] == "good" && r["version"] == version), "the good lives");
+        assert!(
+            { good }.any(|r| r["name"] == "good" && r["version"] == version),
+            "the good lives"
+        );
     }
 }
 
@@ -248,7 +314,11 @@ async fn ten_kinds_of_bad_resources_are_refused_beside_good_ones_and_change_noth
 async fn a_cluster_that_comes_late_fails_no_request() {
     let (old, new) = (Upstream::named("old").await, Upstream::named("new").await);
     let (_ads, mut stream, proxy) = serving(&old).await;
-    accepted(stream.send(ROUTE, vec![("r", "2", pack(&routes("r", "late")))]).await);
+    accepted(
+        stream
+            .send(ROUTE, vec![("r", "2", pack(&routes("r", "late")))])
+            .await,
+    );
     let outbound = proxy.outbound;
     let load = tokio::spawn(async move {
         let mut client = Client::connect(outbound).await;
@@ -261,10 +331,23 @@ async fn a_cluster_that_comes_late_fails_no_request() {
         }
         texts.len()
     });
-    stream.request_that(|r| r.resource_names_subscribe.contains(&"late".to_owned())).await;
+    stream
+        .request_that(|r| r.resource_names_subscribe.contains(&"late".to_owned()))
+        .await;
     tokio::time::sleep(Duration::from_secs(2)).await;
-    accepted(stream.send(CLUSTER, vec![("late", "1", pack(&cluster("late")))]).await);
-    accepted(stream.send(ENDPOINTS, vec![("late", "1", pack(&endpoints("late", &new)))]).await);
+    accepted(
+        stream
+            .send(CLUSTER, vec![("late", "1", pack(&cluster("late")))])
+            .await,
+    );
+    accepted(
+        stream
+            .send(
+                ENDPOINTS,
+                vec![("late", "1", pack(&endpoints("late", &new)))],
+            )
+            .await,
+    );
     assert!(load.await.expect("none failed") > 50);
 }
 
@@ -274,12 +357,24 @@ async fn a_negative_answer_is_given_at_once_with_its_reason_and_may_change() {
     let (_ads, mut stream, proxy) = serving(&app).await;
     let outbound = proxy.outbound;
     let asked = tokio::spawn(async move { get(outbound, "b", "/").await });
-    stream.request_that(|r| r.resource_names_subscribe.contains(&"b:80".to_owned())).await;
-    stream.send_missing(LISTENER, "b:80", "no service b; did you mean a?").await;
+    stream
+        .request_that(|r| r.resource_names_subscribe.contains(&"b:80".to_owned()))
+        .await;
+    stream
+        .send_missing(LISTENER, "b:80", "no service b; did you mean a?")
+        .await;
     let response = asked.await.expect("no panic");
     assert_eq!(response.status, 404);
-    assert!(response.why().contains("no service b; did you mean a?"), "{}", response.why());
-    accepted(stream.send(LISTENER, vec![("b:80", "1", pack(&listener("b:80", "r")))]).await);
+    assert!(
+        response.why().contains("no service b; did you mean a?"),
+        "{}",
+        response.why()
+    );
+    accepted(
+        stream
+            .send(LISTENER, vec![("b:80", "1", pack(&listener("b:80", "r")))])
+            .await,
+    );
     until("it is served", || async {
         (get(proxy.outbound, "b", "/").await.status == 200).then_some(())
     })
@@ -290,13 +385,26 @@ async fn a_negative_answer_is_given_at_once_with_its_reason_and_may_change() {
 async fn rubbish_and_repetition_are_survived() {
     let app = Upstream::named("app").await;
     let (_ads, mut stream, proxy) = serving(&app).await;
-    let twice = vec![("c", "2", pack(&cluster("c"))), ("c", "3", pack(&cluster("c")))];
+    let twice = vec![
+        ("c", "2", pack(&cluster("c"))),
+        ("c", "3", pack(&cluster("c"))),
+    ];
     let answer = stream.send(CLUSTER, twice).await;
-    assert!(answer.error_detail.is_some_and(|status| status.message.contains("twice")));
+    assert!(
+        answer
+            .error_detail
+            .is_some_and(|status| status.message.contains("twice"))
+    );
     for _ in 0..3 {
-        accepted(stream.send(CLUSTER, vec![("c", "2", pack(&cluster("c")))]).await);
+        accepted(
+            stream
+                .send(CLUSTER, vec![("c", "2", pack(&cluster("c")))])
+                .await,
+        );
     }
-    let answer = stream.send("type.googleapis.com/no.such.Type", vec![]).await;
+    let answer = stream
+        .send("type.googleapis.com/no.such.Type", vec![])
+        .await;
     assert!(answer.error_detail.is_some());
     let empty = DeltaDiscoveryResponse {
         type_url: CLUSTER.to_owned(),
@@ -326,7 +434,11 @@ async fn a_new_stream_begins_with_what_is_held() {
     }
     assert_eq!(nodes, 1);
     for name in ["a:80", "r", "c"] {
-        assert_eq!(held.get(name).map(String::as_str), Some("1"), "{name}: {held:?}");
+        assert_eq!(
+            held.get(name).map(String::as_str),
+            Some("1"),
+            "{name}: {held:?}"
+        );
     }
     assert_eq!(get(proxy.outbound, "a", "/").await.text(), "app");
 }
@@ -339,11 +451,29 @@ async fn names_that_are_not_used_are_given_back() {
     let mut stream = ads.stream().await;
     let outbound = proxy.outbound;
     let first = tokio::spawn(async move { get(outbound, "a", "/").await });
-    stream.request_that(|r| r.resource_names_subscribe.contains(&"a:80".to_owned())).await;
-    accepted(stream.send(LISTENER, vec![("a:80", "1", pack(&listener("a:80", "r")))]).await);
-    accepted(stream.send(ROUTE, vec![("r", "1", pack(&routes("r", "c")))]).await);
-    accepted(stream.send(CLUSTER, vec![("c", "1", pack(&cluster("c")))]).await);
-    accepted(stream.send(ENDPOINTS, vec![("c", "1", pack(&endpoints("c", &app)))]).await);
+    stream
+        .request_that(|r| r.resource_names_subscribe.contains(&"a:80".to_owned()))
+        .await;
+    accepted(
+        stream
+            .send(LISTENER, vec![("a:80", "1", pack(&listener("a:80", "r")))])
+            .await,
+    );
+    accepted(
+        stream
+            .send(ROUTE, vec![("r", "1", pack(&routes("r", "c")))])
+            .await,
+    );
+    accepted(
+        stream
+            .send(CLUSTER, vec![("c", "1", pack(&cluster("c")))])
+            .await,
+    );
+    accepted(
+        stream
+            .send(ENDPOINTS, vec![("c", "1", pack(&endpoints("c", &app)))])
+            .await,
+    );
     assert_eq!(first.await.expect("no panic").status, 200);
     let gone = |name: &'static str| {
         move |r: &DeltaDiscoveryRequest| r.resource_names_unsubscribe.contains(&name.to_owned())

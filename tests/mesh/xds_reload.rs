@@ -1,11 +1,11 @@
 //! A change of the YAML reaches the proxies, live.
 
-use std::net::Ipv4Addr;
 use leno_tests::client::get;
 use leno_tests::dns::Dns;
 use leno_tests::mesh::{Mesh, Proxy, mtls, service};
 use leno_tests::upstream::Upstream;
 use leno_tests::{fresh_ip, until};
+use std::net::Ipv4Addr;
 
 fn all_to(subset: &str) -> String {
     format!(
@@ -34,7 +34,10 @@ async fn what_is_broken_keeps_its_last_good_form_and_is_told() {
     assert_eq!(get(caller.outbound, "users", "/").await.text(), "v1");
     mesh.write("routing.yaml", &all_to("v2").replace("http:", "htpp:"));
     until("the mistake is told", || async {
-        mesh.problems().first().filter(|p| p.contains("routing.yaml:7:3")).map(drop)
+        mesh.problems()
+            .first()
+            .filter(|p| p.contains("routing.yaml:7:3"))
+            .map(drop)
     })
     .await;
     assert_eq!(get(caller.outbound, "users", "/").await.text(), "v1");
@@ -54,7 +57,10 @@ async fn the_mesh_goes_on_without_a_control_plane_and_takes_up_what_changed() {
     assert_eq!(get(caller.outbound, "users", "/").await.text(), "v1");
     until("an unknown name says why", || async {
         let response = get(caller.outbound, "others", "/").await;
-        response.why().contains("control plane unreachable since").then_some(())
+        response
+            .why()
+            .contains("control plane unreachable since")
+            .then_some(())
     })
     .await;
     mesh.write("routing.yaml", &all_to("v2"));
@@ -71,7 +77,10 @@ async fn a_new_service_is_found_by_who_asked_for_it_before() {
     let caller = mesh.proxy("web", "").await;
     assert_eq!(get(caller.outbound, "late", "/").await.status, 404);
     let (ip, app) = (fresh_ip(), Upstream::named("late").await);
-    mesh.write("mesh.yaml", &format!("{yaml}{}", service("late", &[(ip, "v1")])));
+    mesh.write(
+        "mesh.yaml",
+        &format!("{yaml}{}", service("late", &[(ip, "v1")])),
+    );
     let _late = mesh.workload("late", ip, app.address).await;
     until("it is found", || async {
         (get(caller.outbound, "late", "/").await.text() == "late").then_some(())
@@ -93,15 +102,25 @@ async fn names_are_resolved_when_they_are_used_and_kept_when_they_vanish() {
     let asked = dns.asked("api.example.com");
     assert!(asked > 0 && dns.asked("unused.example.com") == 0, "{asked}");
     dns.set("api.example.com", &[Ipv4Addr::LOCALHOST], 1);
-    until("the name is found", || async { (status().await == 200).then_some(()) }).await;
+    until("the name is found", || async {
+        (status().await == 200).then_some(())
+    })
+    .await;
     let again = dns.asked("api.example.com") + 1;
     dns.forget("api.example.com");
     until("it is asked for again", || async {
         (dns.asked("api.example.com") > again).then_some(())
     })
     .await;
-    assert_eq!(status().await, 200, "what can't be resolved keeps its addresses");
+    assert_eq!(
+        status().await,
+        200,
+        "what can't be resolved keeps its addresses"
+    );
     let other = fresh_ip();
     dns.set("api.example.com", &[other], 1);
-    until("the new address is used", || async { (status().await == 503).then_some(()) }).await;
+    until("the new address is used", || async {
+        (status().await == 503).then_some(())
+    })
+    .await;
 }

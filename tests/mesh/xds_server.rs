@@ -14,9 +14,13 @@ const NODE: &str = "sidecar~127.0.0.9~web.default~default.svc.cluster.local";
 const QUIET: Duration = Duration::from_millis(700);
 
 async fn open(mesh: &Mesh, names: &[&str]) -> ClientStream {
-    let certified = certificate(mesh.xds, &mesh.token("web")).await.expect("a certificate");
+    let certified = certificate(mesh.xds, &mesh.token("web"))
+        .await
+        .expect("a certificate");
     let first = subscribe(LISTENER, names, Some(NODE));
-    ClientStream::open(mesh.xds, Some(certified), first).await.expect("a stream")
+    ClientStream::open(mesh.xds, Some(certified), first)
+        .await
+        .expect("a stream")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -74,11 +78,16 @@ async fn nobody_gets_a_stream_without_an_identity_or_with_anothers() {
     };
     assert_eq!(refused.code(), Code::Unauthenticated, "{refused}");
     for (node, code) in [
-        (Some("sidecar~127.0.0.9~web.other~other.svc.cluster.local"), Code::PermissionDenied),
+        (
+            Some("sidecar~127.0.0.9~web.other~other.svc.cluster.local"),
+            Code::PermissionDenied,
+        ),
         (Some("rubbish"), Code::InvalidArgument),
         (None, Code::InvalidArgument),
     ] {
-        let certified = certificate(mesh.xds, &mesh.token("web")).await.expect("a certificate");
+        let certified = certificate(mesh.xds, &mesh.token("web"))
+            .await
+            .expect("a certificate");
         let first = subscribe(LISTENER, &["users:80"], node);
         let refused = match ClientStream::open(mesh.xds, Some(certified), first).await {
             Err(status) => status,
@@ -113,13 +122,13 @@ async fn a_refused_version_is_shown_and_not_sent_again_until_it_changes() {
     });
     stream.send(nack).await;
     assert!(stream.is_quiet(QUIET).await);
-    let status = leno_tests::client::get(
-        (mesh.xds.ip(), 15014).into(),
-        "monitoring",
-        "/debug/status",
-    );
+    let status =
+        leno_tests::client::get((mesh.xds.ip(), 15014).into(), "monitoring", "/debug/status");
     let text = status.await.text();
-    assert!(text.contains("not today") && text.contains("lb_policy"), "{text}");
+    assert!(
+        text.contains("not today") && text.contains("lb_policy"),
+        "{text}"
+    );
     // Its endpoints change; it doesn't.
     mesh.write("mesh.yaml", &service("users", &[(ip, "v1"), (more, "v1")]));
     let response = stream.response().await.expect("endpoints");
@@ -135,15 +144,26 @@ async fn what_does_not_exist_is_said_at_once_with_the_nearest_name() {
     let error = &response.resource_errors[0];
     let detail = error.error_detail.as_ref().expect("explained");
     assert_eq!(detail.code, 5);
-    assert!(detail.message.contains("did you mean users.default"), "{}", detail.message);
+    assert!(
+        detail.message.contains("did you mean users.default"),
+        "{}",
+        detail.message
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_roots_come_by_the_stream() {
     let mesh = Mesh::start(&service("users", &[(fresh_ip(), "v1")])).await;
-    let certified = certificate(mesh.xds, &mesh.token("web")).await.expect("a certificate");
+    let certified = certificate(mesh.xds, &mesh.token("web"))
+        .await
+        .expect("a certificate");
     let first = subscribe(SECRET, &["ROOTCA"], Some(NODE));
-    let mut stream = ClientStream::open(mesh.xds, Some(certified), first).await.expect("a stream");
+    let mut stream = ClientStream::open(mesh.xds, Some(certified), first)
+        .await
+        .expect("a stream");
     let response = stream.response().await.expect("a secret");
-    assert_eq!((short(&response.type_url), response.resources.len()), ("Secret", 1));
+    assert_eq!(
+        (short(&response.type_url), response.resources.len()),
+        ("Secret", 1)
+    );
 }

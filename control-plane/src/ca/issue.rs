@@ -28,7 +28,9 @@ impl Ca {
     /// When the request isn't one, or doesn't prove that its sender holds the key.
     pub fn issue(&self, id: &str, csr: &str, ttl: Duration) -> Result<Issued, String> {
         if csr.len() > MAX_CSR {
-            return Err(format!("the signing request is larger than {MAX_CSR} bytes"));
+            return Err(format!(
+                "the signing request is larger than {MAX_CSR} bytes"
+            ));
         }
         let request = CertificateSigningRequestParams::from_pem(csr)
             .map_err(|error| format!("not a signing request that proves its key: {error}"))?;
@@ -74,16 +76,22 @@ pub(super) fn sign(
     let mut params = CertificateParams::default();
     // An empty subject makes the name critical, as X.509-SVID wants it.
     params.distinguished_name = DistinguishedName::new();
-    let uri = id.try_into().map_err(|error: rcgen::Error| error.to_string())?;
+    let uri = id
+        .try_into()
+        .map_err(|error: rcgen::Error| error.to_string())?;
     params.subject_alt_names = vec![SanType::URI(uri)];
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages =
-        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.extended_key_usages = vec![
+        ExtendedKeyUsagePurpose::ServerAuth,
+        ExtendedKeyUsagePurpose::ClientAuth,
+    ];
     params.use_authority_key_identifier_extension = true;
     params.not_before = (now - BACKDATE).into();
     params.not_after = (now + ttl).min(ends(root.der())?).into();
-    let signed = params.signed_by(key, &root.issuer()?).map_err(|error| error.to_string())?;
+    let signed = params
+        .signed_by(key, &root.issuer()?)
+        .map_err(|error| error.to_string())?;
     let leaf = signed.der().clone();
     check(root, &leaf, id, ttl, now)?;
     Ok(leaf)
@@ -100,7 +108,9 @@ fn check(
     let wrong = |what: &str| format!("the signed certificate is wrong: {what}");
     let anchor = webpki::anchor_from_trusted_cert(root.der()).map_err(|e| wrong(&e.to_string()))?;
     let cert = EndEntityCert::try_from(leaf).map_err(|error| wrong(&error.to_string()))?;
-    let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let since = now
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
     cert.verify_for_usage(
         provider().signature_verification_algorithms.all,
         &[anchor],
@@ -134,6 +144,12 @@ fn ends(cert: &CertificateDer<'_>) -> Result<SystemTime, String> {
 fn pem(der: &CertificateDer<'_>) -> String {
     use base64::Engine;
     let text = base64::engine::general_purpose::STANDARD.encode(der);
-    let lines: Vec<&str> = (0..text.len()).step_by(64).filter_map(|at| text.get(at..(at + 64).min(text.len()))).collect();
-    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
+    let lines: Vec<&str> = (0..text.len())
+        .step_by(64)
+        .filter_map(|at| text.get(at..(at + 64).min(text.len())))
+        .collect();
+    format!(
+        "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n",
+        lines.join("\n")
+    )
 }

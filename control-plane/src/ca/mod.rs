@@ -53,9 +53,15 @@ impl Identity {
         let [id] = names.as_slice() else {
             return Err(format!("holds {} SPIFFE IDs, not one", names.len()));
         };
-        let parts: Vec<&str> = id.strip_prefix("spiffe://").unwrap_or_default().split('/').collect();
+        let parts: Vec<&str> = id
+            .strip_prefix("spiffe://")
+            .unwrap_or_default()
+            .split('/')
+            .collect();
         let [domain, "ns", namespace, "sa", account] = parts.as_slice() else {
-            return Err(format!("{id} is not spiffe://<domain>/ns/<ns>/sa/<account>"));
+            return Err(format!(
+                "{id} is not spiffe://<domain>/ns/<ns>/sa/<account>"
+            ));
         };
         let (_, parsed) = X509Certificate::from_der(leaf).map_err(|error| error.to_string())?;
         let ends = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0);
@@ -142,7 +148,13 @@ impl Ca {
     /// When it can't be signed.
     pub fn renew_own(&self) -> Result<(), String> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|e| e.to_string())?;
-        let leaf = issue::sign(&self.root, &key, &self.own_id, self.max_ttl, SystemTime::now())?;
+        let leaf = issue::sign(
+            &self.root,
+            &key,
+            &self.own_id,
+            self.max_ttl,
+            SystemTime::now(),
+        )?;
         let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         // The root goes along: at first contact a proxy knows only its fingerprint.
         let chain = vec![leaf, self.root.der().clone()];

@@ -26,7 +26,9 @@ pub struct Root {
 
 impl std::fmt::Debug for Root {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Root").field("fingerprint", &self.fingerprint()).finish()
+        f.debug_struct("Root")
+            .field("fingerprint", &self.fingerprint())
+            .finish()
     }
 }
 
@@ -36,7 +38,10 @@ impl Root {
     /// # Errors
     /// When a file can't be read or written, or others may read the key.
     pub fn open(directory: &Path, trust_domain: &str) -> Result<Root, String> {
-        let (key, cert) = (directory.join("root-key.pem"), directory.join("root-cert.pem"));
+        let (key, cert) = (
+            directory.join("root-key.pem"),
+            directory.join("root-cert.pem"),
+        );
         fs::create_dir_all(directory).map_err(|error| at(directory, &error))?;
         // `leno serve` and a first `leno token` may start at once: one of them makes the root.
         let lock = directory.join("lock");
@@ -48,10 +53,16 @@ impl Root {
             fs::write(&cert, pem).map_err(|error| at(&cert, &error))?;
             tracing::info!(directory = %directory.display(), "root created");
         }
-        let mode = fs::metadata(&key).map_err(|error| at(&key, &error))?.permissions().mode();
+        let mode = fs::metadata(&key)
+            .map_err(|error| at(&key, &error))?
+            .permissions()
+            .mode();
         if mode & 0o077 != 0 {
             let path = key.display();
-            return Err(format!("{path}: others may read it (mode {:o}); it must be 0600", mode & 0o777));
+            return Err(format!(
+                "{path}: others may read it (mode {:o}); it must be 0600",
+                mode & 0o777
+            ));
         }
         let key_pem = fs::read_to_string(&key).map_err(|error| at(&key, &error))?;
         let pem = fs::read_to_string(&cert).map_err(|error| at(&cert, &error))?;
@@ -75,7 +86,11 @@ impl Root {
     /// SHA-256 of the certificate, in hexadecimal.
     pub fn fingerprint(&self) -> String {
         let digest = digest(&SHA256, &self.der);
-        digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+        digest
+            .as_ref()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
     }
 
     /// What signs certificates.
@@ -94,14 +109,20 @@ fn create(trust_domain: &str) -> Result<(String, String), String> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|e| e.to_string())?;
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::OrganizationName, trust_domain);
-    params.distinguished_name.push(DnType::CommonName, "Leno root");
+    params
+        .distinguished_name
+        .push(DnType::OrganizationName, trust_domain);
+    params
+        .distinguished_name
+        .push(DnType::CommonName, "Leno root");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let now = SystemTime::now();
     params.not_before = (now - super::issue::BACKDATE).into();
     params.not_after = (now + LIFE).into();
-    let cert = params.self_signed(&key).map_err(|error| error.to_string())?;
+    let cert = params
+        .self_signed(&key)
+        .map_err(|error| error.to_string())?;
     Ok((key.serialize_pem(), cert.pem()))
 }
 
@@ -110,7 +131,11 @@ pub(super) fn write_secret(path: &Path, text: &str) -> Result<(), String> {
     let next = path.with_extension("next");
     let written = || {
         let _ = fs::remove_file(&next);
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&next)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&next)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&next, path)

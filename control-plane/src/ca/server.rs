@@ -30,7 +30,10 @@ impl Certificates {
         request: &Request<IstioCertificateRequest>,
         key: &[u8],
     ) -> Result<(String, String), String> {
-        let peer = request.extensions().get::<Peer>().and_then(|peer| peer.identity.clone());
+        let peer = request
+            .extensions()
+            .get::<Peer>()
+            .and_then(|peer| peer.identity.clone());
         if let Some(identity) = peer {
             self.ca.welcome(&identity.namespace, &identity.account)?;
             return Ok((identity.namespace, identity.account));
@@ -56,7 +59,10 @@ impl IstioCertificateService for Certificates {
             tracing::warn!(reason, "no certificate");
             Status::unauthenticated(reason)
         })?;
-        let id = format!("spiffe://{}/ns/{namespace}/sa/{account}", self.ca.trust_domain());
+        let id = format!(
+            "spiffe://{}/ns/{namespace}/sa/{account}",
+            self.ca.trust_domain()
+        );
         let seconds = u64::try_from(request.get_ref().validity_duration).unwrap_or(0);
         let issued = self.ca.issue(&id, csr, Duration::from_secs(seconds));
         let issued = issued.map_err(Status::invalid_argument)?;

@@ -32,7 +32,10 @@ fn csr(name: &str) -> String {
     let mut params = CertificateParams::default();
     params.subject_alt_names = vec![SanType::URI(name.try_into().expect("ASCII"))];
     params.is_ca = rcgen::IsCa::NoCa;
-    params.serialize_request(&key).and_then(|request| request.pem()).expect("a request")
+    params
+        .serialize_request(&key)
+        .and_then(|request| request.pem())
+        .expect("a request")
 }
 
 fn leaf(issued: &issue::Issued) -> Identity {
@@ -45,7 +48,10 @@ fn leaf(issued: &issue::Issued) -> Identity {
 fn the_ca_decides_the_name_whatever_the_request_asks() {
     let directory = Temporary::new();
     let csr = csr("spiffe://cluster.local/ns/kube-system/sa/admin");
-    let issued = directory.ca().issue(ID, &csr, Duration::ZERO).expect("issued");
+    let issued = directory
+        .ca()
+        .issue(ID, &csr, Duration::ZERO)
+        .expect("issued");
     assert_eq!(leaf(&issued).id, ID);
     assert_eq!(issued.chain.len(), 2);
 }
@@ -55,8 +61,13 @@ fn a_life_is_what_was_asked_for_within_bounds() {
     let directory = Temporary::new();
     let ca = directory.ca();
     for (asked, granted) in [(0, 86_400), (30, 30), (10_000_000, 86_400), (1, 2)] {
-        let issued = ca.issue(ID, &csr(ID), Duration::from_secs(asked)).expect("issued");
-        let left = leaf(&issued).not_after.duration_since(SystemTime::now()).unwrap_or_default();
+        let issued = ca
+            .issue(ID, &csr(ID), Duration::from_secs(asked))
+            .expect("issued");
+        let left = leaf(&issued)
+            .not_after
+            .duration_since(SystemTime::now())
+            .unwrap_or_default();
         assert!(left.as_secs().abs_diff(granted) <= 1, "{asked}: {left:?}");
     }
 }
@@ -91,19 +102,40 @@ fn a_root_survives_a_restart_and_its_key_is_its_owners() {
 fn a_token_is_for_one_identity_one_key_and_a_while() {
     let directory = Temporary::new();
     let (ca, now) = (directory.ca(), SystemTime::now());
-    let token = ca.token("default", "web", Duration::from_secs(60), 1, now).expect("a token");
+    let token = ca
+        .token("default", "web", Duration::from_secs(60), 1, now)
+        .expect("a token");
     let payload = ca.redeem(&token, b"key", now).expect("good");
-    assert_eq!((payload.namespace.as_str(), payload.service_account.as_str()), ("default", "web"));
-    assert!(ca.redeem(&token, b"key", now).is_ok(), "a lost answer can be asked for again");
-    assert!(ca.redeem(&token, b"other", now).is_err_and(|e| e.contains("used already")));
+    assert_eq!(
+        (payload.namespace.as_str(), payload.service_account.as_str()),
+        ("default", "web")
+    );
+    assert!(
+        ca.redeem(&token, b"key", now).is_ok(),
+        "a lost answer can be asked for again"
+    );
+    assert!(
+        ca.redeem(&token, b"other", now)
+            .is_err_and(|e| e.contains("used already"))
+    );
     let restarted = directory.ca();
-    assert!(restarted.redeem(&token, b"other", now).is_err_and(|e| e.contains("used already")));
+    assert!(
+        restarted
+            .redeem(&token, b"other", now)
+            .is_err_and(|e| e.contains("used already"))
+    );
     let late = now + Duration::from_secs(61);
-    assert!(ca.redeem(&token, b"key", late).is_err_and(|e| e.contains("expired")));
+    assert!(
+        ca.redeem(&token, b"key", late)
+            .is_err_and(|e| e.contains("expired"))
+    );
     let mut forged = token.clone();
     forged.replace_range(0..1, "f");
     assert!(ca.redeem(&forged, b"key", now).is_err());
-    assert!(Temporary::new().ca().redeem(&token, b"key", now).is_err(), "another mesh's");
+    assert!(
+        Temporary::new().ca().redeem(&token, b"key", now).is_err(),
+        "another mesh's"
+    );
     assert!(ca.token("a/b", "web", Duration::ZERO, 1, now).is_err());
 }
 
@@ -111,11 +143,16 @@ fn a_token_is_for_one_identity_one_key_and_a_while() {
 fn what_is_revoked_gets_nothing_any_more() {
     let directory = Temporary::new();
     let (ca, now) = (directory.ca(), SystemTime::now());
-    let token = ca.token("default", "web", Duration::from_secs(60), 5, now).expect("a token");
+    let token = ca
+        .token("default", "web", Duration::from_secs(60), 5, now)
+        .expect("a token");
     assert!(ca.redeem(&token, b"a", now).is_ok());
     // Another process, beside the control plane that runs.
     directory.ca().revoke(&token).expect("revoked");
-    assert!(ca.redeem(&token, b"b", now).is_err_and(|e| e.contains("revoked")));
+    assert!(
+        ca.redeem(&token, b"b", now)
+            .is_err_and(|e| e.contains("revoked"))
+    );
     assert!(ca.welcome("default", "web").is_ok());
     directory.ca().revoke("default/web").expect("revoked");
     assert!(ca.welcome("default", "web").is_err());

@@ -71,7 +71,10 @@ impl Ca {
         let text = URL_SAFE_NO_PAD.encode(json);
         let signature = self.signer()?.sign(&SystemRandom::new(), text.as_bytes());
         let signature = signature.map_err(|_| "the root key can't sign".to_owned())?;
-        Ok(format!("{text}.{}", URL_SAFE_NO_PAD.encode(signature.as_ref())))
+        Ok(format!(
+            "{text}.{}",
+            URL_SAFE_NO_PAD.encode(signature.as_ref())
+        ))
     }
 
     /// Whose token it is, if it is one of ours, in time, not used up and not revoked. A use is a (token, key): a proxy
@@ -84,7 +87,10 @@ impl Ca {
         if seconds(now) >= payload.expires {
             return Err("the join token has expired".to_owned());
         }
-        let mut ledger = self.ledger.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut ledger = self
+            .ledger
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         ledger.refresh()?;
         ledger.check(&payload.namespace, &payload.service_account)?;
         ledger.redeem(&payload, key, now)?;
@@ -96,7 +102,10 @@ impl Ca {
     /// # Errors
     /// Why it may not.
     pub fn welcome(&self, namespace: &str, account: &str) -> Result<(), String> {
-        let mut ledger = self.ledger.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut ledger = self
+            .ledger
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         ledger.refresh()?;
         ledger.check(namespace, account)
     }
@@ -106,7 +115,10 @@ impl Ca {
     /// # Errors
     /// When the ledger can't be written.
     pub fn revoke(&self, what: &str) -> Result<String, String> {
-        let mut ledger = self.ledger.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut ledger = self
+            .ledger
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         ledger.refresh()?;
         let said = match what.split_once('/') {
             Some((namespace, account)) if is_name(namespace) && is_name(account) => {
@@ -151,7 +163,9 @@ impl Ca {
 }
 
 fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+    time.duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
 }
 
 /// What was used, and what isn't welcome, on disk: `leno token` works on it beside a control plane that runs.
@@ -211,7 +225,8 @@ impl Ledger {
         self.held.used.retain(|_, (expires, _)| *expires > now);
         let entry = self.held.used.entry(payload.id.clone());
         let (_, keys) = entry.or_insert_with(|| (payload.expires, BTreeSet::new()));
-        let key = URL_SAFE_NO_PAD.encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, key));
+        let key =
+            URL_SAFE_NO_PAD.encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, key));
         if keys.contains(&key) {
             return Ok(());
         }

@@ -23,7 +23,11 @@ pub struct Args {
     #[arg(long, env = "LENO_XDS_ADDRESS", default_value = "127.0.0.1:15012")]
     pub xds_address: SocketAddr,
     /// Where /ready, /metrics and /debug/status are.
-    #[arg(long, env = "LENO_MONITORING_ADDRESS", default_value = "127.0.0.1:15014")]
+    #[arg(
+        long,
+        env = "LENO_MONITORING_ADDRESS",
+        default_value = "127.0.0.1:15014"
+    )]
     pub monitoring_address: SocketAddr,
     /// Trust domain of the mesh.
     #[arg(long, env = "LENO_TRUST_DOMAIN", default_value = "cluster.local")]

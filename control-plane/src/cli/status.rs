@@ -12,7 +12,11 @@ use tokio::time::timeout;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The control plane's monitoring address.
-    #[arg(long, env = "LENO_MONITORING_ADDRESS", default_value = "127.0.0.1:15014")]
+    #[arg(
+        long,
+        env = "LENO_MONITORING_ADDRESS",
+        default_value = "127.0.0.1:15014"
+    )]
     pub monitoring_address: SocketAddr,
 }
 
@@ -30,11 +34,18 @@ pub async fn run(args: Args) -> Result<bool, String> {
 }
 
 async fn ask(address: SocketAddr) -> Result<Value, String> {
-    let mut tcp = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
+    let mut tcp = TcpStream::connect(address)
+        .await
+        .map_err(|error| error.to_string())?;
     let request = format!("GET /debug/status HTTP/1.0\r\nhost: {address}\r\n\r\n");
-    tcp.write_all(request.as_bytes()).await.map_err(|error| error.to_string())?;
+    tcp.write_all(request.as_bytes())
+        .await
+        .map_err(|error| error.to_string())?;
     let mut answer = String::new();
-    tcp.take(64 * 1024 * 1024).read_to_string(&mut answer).await.map_err(|e| e.to_string())?;
+    tcp.take(64 * 1024 * 1024)
+        .read_to_string(&mut answer)
+        .await
+        .map_err(|e| e.to_string())?;
     let (_, body) = answer.split_once("\r\n\r\n").ok_or("it is no HTTP")?;
     serde_json::from_str(body).map_err(|error| error.to_string())
 }
@@ -48,7 +59,11 @@ fn print(status: &Value) -> bool {
         for refused in proxy["refused"].as_array().into_iter().flatten() {
             good = false;
             let (kind, name) = (text(refused, "type"), text(refused, "name"));
-            println!("  refuses {kind} {name}: {}: {}", text(refused, "field"), text(refused, "reason"));
+            println!(
+                "  refuses {kind} {name}: {}: {}",
+                text(refused, "field"),
+                text(refused, "reason")
+            );
         }
     }
     for problem in list("problems") {

@@ -11,10 +11,20 @@ use crate::ca::{Ca, DEFAULT_TTL};
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Directory of the CA, as given to `leno serve`.
-    #[arg(long, env = "LENO_STATE_DIR", default_value = "leno-state", global = true)]
+    #[arg(
+        long,
+        env = "LENO_STATE_DIR",
+        default_value = "leno-state",
+        global = true
+    )]
     pub state_dir: PathBuf,
     /// Trust domain of the mesh.
-    #[arg(long, env = "LENO_TRUST_DOMAIN", default_value = "cluster.local", global = true)]
+    #[arg(
+        long,
+        env = "LENO_TRUST_DOMAIN",
+        default_value = "cluster.local",
+        global = true
+    )]
     pub trust_domain: String,
     /// What to do with tokens.
     #[command(subcommand)]
@@ -53,9 +63,18 @@ pub enum Action {
 pub fn run(args: Args) -> Result<(), String> {
     let ca = Ca::open(&args.state_dir, &args.trust_domain, DEFAULT_TTL)?;
     let said = match args.action {
-        Action::Create { namespace, service_account, expires, uses } => {
-            ca.token(&namespace, &service_account, expires, uses, SystemTime::now())?
-        }
+        Action::Create {
+            namespace,
+            service_account,
+            expires,
+            uses,
+        } => ca.token(
+            &namespace,
+            &service_account,
+            expires,
+            uses,
+            SystemTime::now(),
+        )?,
         Action::Revoke { what } => ca.revoke(&what)?,
     };
     println!("{said}");

@@ -245,8 +245,14 @@ fn read_document(
     limits: &Limits,
 ) -> Result<Object, Problem> {
     // The header is read leniently: who an object is should be known even when it says something twice.
-    let header: Result<Header, Problem> =
-        parse_with(file, line, document, None, limits, DuplicateKeyPolicy::FirstWins);
+    let header: Result<Header, Problem> = parse_with(
+        file,
+        line,
+        document,
+        None,
+        limits,
+        DuplicateKeyPolicy::FirstWins,
+    );
     let header = header.map_err(|mut problem| {
         problem.key = guess_security(document);
         problem
@@ -259,7 +265,10 @@ fn read_document(
     }
     let key = Key {
         kind: header.kind.clone(),
-        namespace: header.metadata.namespace.unwrap_or_else(|| "default".to_owned()),
+        namespace: header
+            .metadata
+            .namespace
+            .unwrap_or_else(|| "default".to_owned()),
         name: header.metadata.name,
     };
     let place = Place {
@@ -267,29 +276,47 @@ fn read_document(
         line: line + first,
         column: 1,
     };
-    let of = DocumentOf { file, line, document, key: &key, limits };
+    let of = DocumentOf {
+        file,
+        line,
+        document,
+        key: &key,
+        limits,
+    };
     let spec = match (header.api_version.as_str(), header.kind.as_str()) {
         ("v1", "Service") => Spec::Service(of.spec()?),
-        ("networking.istio.io/v1" | "networking.istio.io/v1beta1" | "networking.istio.io/v1alpha3", kind) => {
-            match kind {
-                "ServiceEntry" => Spec::ServiceEntry(of.spec()?),
-                "WorkloadEntry" => Spec::WorkloadEntry(of.spec()?),
-                "VirtualService" => Spec::VirtualService(of.spec()?),
-                "DestinationRule" => Spec::DestinationRule(of.spec()?),
-                _ => return Err(of.not_used()),
-            }
-        }
+        (
+            "networking.istio.io/v1"
+            | "networking.istio.io/v1beta1"
+            | "networking.istio.io/v1alpha3",
+            kind,
+        ) => match kind {
+            "ServiceEntry" => Spec::ServiceEntry(of.spec()?),
+            "WorkloadEntry" => Spec::WorkloadEntry(of.spec()?),
+            "VirtualService" => Spec::VirtualService(of.spec()?),
+            "DestinationRule" => Spec::DestinationRule(of.spec()?),
+            _ => return Err(of.not_used()),
+        },
         ("security.istio.io/v1" | "security.istio.io/v1beta1", "PeerAuthentication") => {
             Spec::PeerAuthentication(of.security_spec()?)
         }
         ("security.istio.io/v1" | "security.istio.io/v1beta1", "AuthorizationPolicy") => {
             Spec::AuthorizationPolicy(of.security_spec()?)
         }
-        (version, "Service" | "ServiceEntry" | "WorkloadEntry" | "VirtualService" | "DestinationRule") => {
-            return Err(fail(Some(key.clone()), format!("apiVersion {version:?} is not read")));
+        (
+            version,
+            "Service" | "ServiceEntry" | "WorkloadEntry" | "VirtualService" | "DestinationRule",
+        ) => {
+            return Err(fail(
+                Some(key.clone()),
+                format!("apiVersion {version:?} is not read"),
+            ));
         }
         (version, "PeerAuthentication" | "AuthorizationPolicy" | "RequestAuthentication") => {
-            let mut problem = fail(Some(key.clone()), format!("apiVersion {version:?} is not read"));
+            let mut problem = fail(
+                Some(key.clone()),
+                format!("apiVersion {version:?} is not read"),
+            );
             problem.selector = of.selector();
             return Err(problem);
         }
@@ -297,7 +324,13 @@ fn read_document(
     };
     let labels = header.metadata.labels;
     let text = document.into();
-    Ok(Object { key, place, labels, spec, text })
+    Ok(Object {
+        key,
+        place,
+        labels,
+        spec,
+        text,
+    })
 }
 
 /// What a document that can't be parsed seems to be, when that is something that protects: it must not open what it
@@ -309,7 +342,11 @@ fn guess_security(document: &str) -> Option<Key> {
         found.map(|value| value.trim().trim_matches(['"', '\'']).to_owned())
     };
     let kind = value("kind")?;
-    let protects = ["PeerAuthentication", "AuthorizationPolicy", "RequestAuthentication"];
+    let protects = [
+        "PeerAuthentication",
+        "AuthorizationPolicy",
+        "RequestAuthentication",
+    ];
     protects.contains(&kind.as_str()).then(|| Key {
         kind,
         namespace: value("namespace").unwrap_or_else(|| "default".to_owned()),
@@ -328,8 +365,13 @@ struct DocumentOf<'a> {
 
 impl DocumentOf<'_> {
     fn spec<S: DeserializeOwned + Default>(&self) -> Result<S, Problem> {
-        let framed: Framed<S> =
-            parse(self.file, self.line, self.document, Some(self.key), self.limits)?;
+        let framed: Framed<S> = parse(
+            self.file,
+            self.line,
+            self.document,
+            Some(self.key),
+            self.limits,
+        )?;
         Ok(framed.spec.unwrap_or_default())
     }
 

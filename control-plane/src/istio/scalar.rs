@@ -20,7 +20,9 @@ impl TryFrom<String> for Period {
             return Err(form());
         }
         while !rest.is_empty() {
-            let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(form)?;
+            let digits = rest
+                .find(|c: char| !c.is_ascii_digit() && c != '.')
+                .ok_or_else(form)?;
             let number: f64 = rest[..digits].parse().map_err(|_| form())?;
             let unit_end = rest[digits..].find(|c: char| c.is_ascii_digit());
             let end = unit_end.map_or(rest.len(), |end| digits + end);
@@ -50,7 +52,9 @@ impl TryFrom<String> for Pattern {
     type Error = String;
 
     fn try_from(text: String) -> Result<Pattern, String> {
-        let compiled = regex::RegexBuilder::new(&text).size_limit(256 * 1024).build();
+        let compiled = regex::RegexBuilder::new(&text)
+            .size_limit(256 * 1024)
+            .build();
         match compiled {
             Ok(_) => Ok(Pattern(text)),
             Err(error) => {
@@ -124,9 +128,13 @@ mod tests {
 
     #[test]
     fn durations_are_read_as_go_writes_them() {
-        for (text, milliseconds) in
-            [("30s", 30_000), ("1m30s", 90_000), ("250ms", 250), ("1.5s", 1500), ("0s", 0)]
-        {
+        for (text, milliseconds) in [
+            ("30s", 30_000),
+            ("1m30s", 90_000),
+            ("250ms", 250),
+            ("1.5s", 1500),
+            ("0s", 0),
+        ] {
             let period = Period::try_from(text.to_owned()).expect(text);
             assert_eq!(period.0, Duration::from_millis(milliseconds));
         }
@@ -137,7 +145,10 @@ mod tests {
 
     #[test]
     fn hosts_are_names() {
-        assert_eq!(Host::try_from("API.Stripe.com.".to_owned()), Ok(Host("api.stripe.com".to_owned())));
+        assert_eq!(
+            Host::try_from("API.Stripe.com.".to_owned()),
+            Ok(Host("api.stripe.com".to_owned()))
+        );
         for text in ["", "a..b", "a b", "*.a", "a/b", "-".repeat(64).as_str()] {
             assert!(Host::try_from(text.to_owned()).is_err(), "{text}");
         }

@@ -84,15 +84,24 @@ spec:
 
 #[test]
 fn the_guides_objects_are_read_as_they_stand() {
-    let objects: Vec<_> = read_text(GUIDE).into_iter().map(|o| o.expect("valid")).collect();
+    let objects: Vec<_> = read_text(GUIDE)
+        .into_iter()
+        .map(|o| o.expect("valid"))
+        .collect();
     assert_eq!(objects.len(), 3);
-    assert_eq!(objects[0].key.to_string(), "default/user-service VirtualService");
+    assert_eq!(
+        objects[0].key.to_string(),
+        "default/user-service VirtualService"
+    );
     assert_eq!(objects[1].place.to_string(), "a.yaml:29:1");
     let Spec::VirtualService(rules) = &objects[0].spec else {
         panic!("{objects:?}");
     };
     let mobile = &rules.http[0].matches[0].headers["user-agent"];
-    assert_eq!(*mobile, virtual_service::StringMatch::Regex(".*Mobile.*".to_owned()));
+    assert_eq!(
+        *mobile,
+        virtual_service::StringMatch::Regex(".*Mobile.*".to_owned())
+    );
     let Spec::DestinationRule(rule) = &objects[1].spec else {
         panic!("{objects:?}");
     };
@@ -105,8 +114,16 @@ fn the_guides_objects_are_read_as_they_stand() {
 fn a_mistake_is_told_with_its_place_and_its_object() {
     let header = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata:\n  name: a\n";
     for (spec, place, words) in [
-        ("spec:\n  hosts: [b]\n  http:\n  - retries: {attempts: 3}\n", "a.yaml:8:5", "retries"),
-        ("spec:\n  hosts: [b]\n  http:\n  - timeout: 5\n", "a.yaml:8:14", "not a duration"),
+        (
+            "spec:\n  hosts: [b]\n  http:\n  - retries: {attempts: 3}\n",
+            "a.yaml:8:5",
+            "retries",
+        ),
+        (
+            "spec:\n  hosts: [b]\n  http:\n  - timeout: 5\n",
+            "a.yaml:8:14",
+            "not a duration",
+        ),
         ("spec:\n  hosts: ['*.b']\n", "a.yaml:6:11", "wildcard"),
         (
             "spec:\n  hosts: [b]\n  http:\n  - match:\n    - uri: {regex: '('}\n",
@@ -118,7 +135,11 @@ fn a_mistake_is_told_with_its_place_and_its_object() {
             "a.yaml:9:",
             "exclude each other",
         ),
-        ("spec:\n  hosts: [b]\n  hosts: [c]\n", "a.yaml:7:3", "duplicate"),
+        (
+            "spec:\n  hosts: [b]\n  hosts: [c]\n",
+            "a.yaml:7:3",
+            "duplicate",
+        ),
     ] {
         let problem = only(&format!("{header}{spec}")).expect_err(spec);
         let text = problem.to_string();
@@ -139,21 +160,32 @@ fn a_forgotten_separator_is_guessed() {
 
 #[test]
 fn a_broken_document_leaves_its_neighbours_alone() {
-    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {ports: [{port: 80}]}\n";
-    let all = read_text(&format!("{service}---\nkind: [\n---\n# nothing\n---\n{service}"));
+    let service =
+        "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {ports: [{port: 80}]}\n";
+    let all = read_text(&format!(
+        "{service}---\nkind: [\n---\n# nothing\n---\n{service}"
+    ));
     assert_eq!(all.len(), 3);
-    assert!(all[0].is_ok() && all[1].is_err() && all[2].is_ok(), "{all:?}");
+    assert!(
+        all[0].is_ok() && all[1].is_err() && all[2].is_ok(),
+        "{all:?}"
+    );
     assert_eq!(all[2].as_ref().expect("ok").place.line, 10);
 }
 
 #[test]
 fn other_kinds_are_a_notice_but_what_protects_is_an_error() {
     let of = |version: &str, kind: &str| {
-        only(&format!("apiVersion: {version}\nkind: {kind}\nmetadata: {{name: a}}\n"))
-            .expect_err("not used")
+        only(&format!(
+            "apiVersion: {version}\nkind: {kind}\nmetadata: {{name: a}}\n"
+        ))
+        .expect_err("not used")
     };
     assert_eq!(of("apps/v1", "Deployment").severity, Severity::Notice);
-    assert_eq!(of("networking.istio.io/v1", "Gateway").severity, Severity::Notice);
+    assert_eq!(
+        of("networking.istio.io/v1", "Gateway").severity,
+        Severity::Notice
+    );
     let request = of("security.istio.io/v1", "RequestAuthentication");
     assert_eq!(request.severity, Severity::Error);
 }
@@ -174,13 +206,19 @@ fn yaml_is_bounded() {
     let file = Arc::new(PathBuf::from("a.yaml"));
     let with = |limits: Limits, text: &str| read(&file, text, &limits).remove(0);
     let service = "apiVersion: v1\nkind: Service\nmetadata: {name: a}\n";
-    let bytes = |bytes| Limits { bytes, ..Limits::default() };
+    let bytes = |bytes| Limits {
+        bytes,
+        ..Limits::default()
+    };
     assert!(with(bytes(service.len()), service).is_ok());
     let error = with(bytes(service.len() - 1), service).expect_err("too large");
     assert!(error.message.contains("at most"), "{error}");
 
     let nested = |depth: usize| format!("{service}x: {}{}\n", "[".repeat(depth), "]".repeat(depth));
-    let depth = |depth| Limits { depth, ..Limits::default() };
+    let depth = |depth| Limits {
+        depth,
+        ..Limits::default()
+    };
     let within = with(depth(9), &nested(8)).expect_err("x is no field");
     assert!(within.message.contains("unknown field"), "{within}");
     let error = with(depth(9), &nested(9)).expect_err("too deep");
@@ -190,7 +228,10 @@ fn yaml_is_bounded() {
         let list = ["*a"].repeat(count).join(", ");
         format!("x: &a 1\ny: [{list}]\n{service}")
     };
-    let limits = Limits { aliases: 3, ..Limits::default() };
+    let limits = Limits {
+        aliases: 3,
+        ..Limits::default()
+    };
     let error = with(limits, &aliases(4)).expect_err("too many");
     assert!(error.message.to_lowercase().contains("alias"), "{error}");
     let within = with(limits, &aliases(3)).expect_err("x is no field");

@@ -76,9 +76,17 @@ impl Mesh {
         }
         let shorts = self.services.keys();
         let near = shorts
-            .map(|known| (distance(host, known).min(distance(host, first_label(known))), known))
+            .map(|known| {
+                (
+                    distance(host, known).min(distance(host, first_label(known))),
+                    known,
+                )
+            })
             .min();
-        Found::Nothing(near.filter(|(d, _)| *d <= host.len() / 3 + 1).map(|(_, n)| n.as_str()))
+        Found::Nothing(
+            near.filter(|(d, _)| *d <= host.len() / 3 + 1)
+                .map(|(_, n)| n.as_str()),
+        )
     }
 
     /// Endpoints that are the workload of `node`, each with its service.
@@ -120,7 +128,9 @@ impl Mesh {
                 best = Some((rank, object, mode));
             }
         }
-        best.map_or((Mode::Permissive, None), |(_, object, mode)| (mode, Some(object)))
+        best.map_or((Mode::Permissive, None), |(_, object, mode)| {
+            (mode, Some(object))
+        })
     }
 
     /// Policies that are for a workload.
@@ -168,7 +178,9 @@ impl Mesh {
         }
         for (host, service) in &next.services {
             if let Endpoints::Dns(names) = &service.endpoints
-                && names.iter().any(|n| self.resolved.get(&n.name) != next.resolved.get(&n.name))
+                && names
+                    .iter()
+                    .any(|n| self.resolved.get(&n.name) != next.resolved.get(&n.name))
             {
                 touched.hosts.insert(host.clone());
             }
@@ -179,13 +191,18 @@ impl Mesh {
 
 /// Whether a workload has every label of a selector.
 pub fn selects(wanted: &BTreeMap<String, String>, labels: &BTreeMap<String, String>) -> bool {
-    wanted.iter().all(|(name, value)| labels.get(name) == Some(value))
+    wanted
+        .iter()
+        .all(|(name, value)| labels.get(name) == Some(value))
 }
 
 /// What a name may stand for, the closest first. Short names are of the caller's namespace.
 fn candidates(host: &str, namespace: &str) -> Vec<String> {
     match host.matches('.').count() {
-        0 => vec![format!("{host}.{namespace}.svc.cluster.local"), host.to_owned()],
+        0 => vec![
+            format!("{host}.{namespace}.svc.cluster.local"),
+            host.to_owned(),
+        ],
         1 => vec![host.to_owned(), format!("{host}.svc.cluster.local")],
         2 if host.ends_with(".svc") => vec![format!("{host}.cluster.local"), host.to_owned()],
         _ => vec![host.to_owned()],
@@ -232,8 +249,18 @@ mod tests {
         let objects = vec![
             object("istio-system", None, Mode::Strict, &[]),
             object("a", None, Mode::Permissive, &[]),
-            object("a", Some(labels(&[("app", "x")])), Mode::Unset, &[(81, Mode::Disable)]),
-            object("a", Some(labels(&[("app", "y")])), Mode::Strict, &[(81, Mode::Unset)]),
+            object(
+                "a",
+                Some(labels(&[("app", "x")])),
+                Mode::Unset,
+                &[(81, Mode::Disable)],
+            ),
+            object(
+                "a",
+                Some(labels(&[("app", "y")])),
+                Mode::Strict,
+                &[(81, Mode::Unset)],
+            ),
         ];
         Mesh {
             root_namespace: "istio-system".to_owned(),
@@ -257,7 +284,10 @@ mod tests {
             let (mode, _) = mesh.mode(namespace, &labels, Some(port));
             assert_eq!(mode, expected, "{namespace} {app} {port}");
         }
-        assert_eq!(Mesh::default().mode("a", &labels(&[]), None).0, Mode::Permissive);
+        assert_eq!(
+            Mesh::default().mode("a", &labels(&[]), None).0,
+            Mode::Permissive
+        );
     }
 
     #[test]
@@ -267,15 +297,31 @@ mod tests {
             let service = Service::empty(host, "default");
             mesh.services.insert(host.to_owned(), Arc::new(service));
         }
-        for host in ["user-service", "user-service.default", "user-service.default.svc"] {
-            assert!(matches!(mesh.find(host, "default"), Found::Service(_)), "{host}");
+        for host in [
+            "user-service",
+            "user-service.default",
+            "user-service.default.svc",
+        ] {
+            assert!(
+                matches!(mesh.find(host, "default"), Found::Service(_)),
+                "{host}"
+            );
         }
-        assert!(matches!(mesh.find("api.stripe.com", "x"), Found::Service(_)));
+        assert!(matches!(
+            mesh.find("api.stripe.com", "x"),
+            Found::Service(_)
+        ));
         let Found::Nothing(near) = mesh.find("user-servise", "default") else {
             panic!("found");
         };
         assert_eq!(near, Some("user-service.default.svc.cluster.local"));
-        assert!(matches!(mesh.find("user-service", "other"), Found::Nothing(_)));
-        assert!(matches!(mesh.find("zzzzzzzz", "default"), Found::Nothing(None)));
+        assert!(matches!(
+            mesh.find("user-service", "other"),
+            Found::Nothing(_)
+        ));
+        assert!(matches!(
+            mesh.find("zzzzzzzz", "default"),
+            Found::Nothing(None)
+        ));
     }
 }

@@ -109,6 +109,8 @@ impl Service {
     /// The rule for callers in `namespace`: their own, else the service's, else the mesh's.
     pub fn rule(&self, namespace: &str, root: &str) -> Option<&DestinationRule> {
         let order = [namespace, &self.namespace, root];
-        order.into_iter().find_map(|namespace| self.rules.get(namespace))
+        order
+            .into_iter()
+            .find_map(|namespace| self.rules.get(namespace))
     }
 }

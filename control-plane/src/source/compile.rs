@@ -49,7 +49,9 @@ pub fn compile(
     compiler.rules(objects);
     compiler.security(objects, broken);
     let services = compiler.services.into_iter();
-    compiler.mesh.services = services.map(|(host, service)| (host, Arc::new(service))).collect();
+    compiler.mesh.services = services
+        .map(|(host, service)| (host, Arc::new(service)))
+        .collect();
     (compiler.mesh, compiler.problems)
 }
 
@@ -84,7 +86,10 @@ impl Compiler<'_> {
             .collect();
         for (object, entry) in &workloads {
             if entry.address.parse::<IpAddr>().is_err() {
-                self.error(object, format!("address {:?} is not an IP address", entry.address));
+                self.error(
+                    object,
+                    format!("address {:?} is not an IP address", entry.address),
+                );
             }
         }
         for object in objects {
@@ -122,10 +127,24 @@ impl Compiler<'_> {
             same && !said.selector.is_empty() && selects(&said.selector, &labels)
         });
         let endpoints = selected.filter_map(|(workload, entry)| {
-            endpoint(entry, &labels_of(workload, entry), &workload.key, &ports, true)
+            endpoint(
+                entry,
+                &labels_of(workload, entry),
+                &workload.key,
+                &ports,
+                true,
+            )
         });
-        self.notice_protocols(object, said.ports.iter().map(|p| p.app_protocol.as_deref().unwrap_or(&p.name)));
-        let host = format!("{}.{}.svc.cluster.local", object.key.name, object.key.namespace);
+        self.notice_protocols(
+            object,
+            said.ports
+                .iter()
+                .map(|p| p.app_protocol.as_deref().unwrap_or(&p.name)),
+        );
+        let host = format!(
+            "{}.{}.svc.cluster.local",
+            object.key.name, object.key.namespace
+        );
         let endpoints = Endpoints::Static(endpoints.collect());
         self.add(object, host, &ports, endpoints);
     }
@@ -157,9 +176,7 @@ impl Compiler<'_> {
                     let text = "resolution NONE is not supported yet; use STATIC or DNS";
                     return self.error(object, text);
                 }
-                Resolution::Dns => {
-                    Endpoints::Dns(names(&host, said, &ports))
-                }
+                Resolution::Dns => Endpoints::Dns(names(&host, said, &ports)),
                 Resolution::Static => {
                     match self.static_endpoints(object, said, workloads, &ports, internal) {
                         Some(endpoints) => Endpoints::Static(endpoints),
@@ -182,8 +199,12 @@ impl Compiler<'_> {
     ) -> Option<Vec<Endpoint>> {
         let mut endpoints = Vec::new();
         for (i, entry) in said.endpoints.iter().enumerate() {
-            let Some(endpoint) = endpoint(entry, &entry.labels, &object.key, ports, internal) else {
-                let text = format!("endpoints[{i}].address {:?} is not an IP address", entry.address);
+            let Some(endpoint) = endpoint(entry, &entry.labels, &object.key, ports, internal)
+            else {
+                let text = format!(
+                    "endpoints[{i}].address {:?} is not an IP address",
+                    entry.address
+                );
                 self.error(object, text);
                 return None;
             };
@@ -195,7 +216,13 @@ impl Compiler<'_> {
                     && selects(&selector.labels, &labels_of(workload, entry))
             });
             endpoints.extend(selected.filter_map(|(workload, entry)| {
-                endpoint(entry, &labels_of(workload, entry), &workload.key, ports, internal)
+                endpoint(
+                    entry,
+                    &labels_of(workload, entry),
+                    &workload.key,
+                    ports,
+                    internal,
+                )
             }));
         }
         Some(endpoints)
@@ -204,7 +231,11 @@ impl Compiler<'_> {
     /// Says which ports carry what the proxy can't speak yet.
     fn notice_protocols<'p>(&mut self, object: &Object, names: impl Iterator<Item = &'p str>) {
         for name in names {
-            let word = name.split('-').next().unwrap_or_default().to_ascii_lowercase();
+            let word = name
+                .split('-')
+                .next()
+                .unwrap_or_default()
+                .to_ascii_lowercase();
             let text = match word.as_str() {
                 "http2" | "grpc" => "this version of leno-proxy speaks HTTP/1 only",
                 "udp" => "UDP is not carried",
@@ -261,7 +292,11 @@ impl Compiler<'_> {
                 return self.error(object, format!("subset {} stands there twice", subset.name));
             }
         }
-        if said.traffic_policy.iter().any(|p| p.connection_pool.is_some() || p.outlier_detection.is_some()) {
+        if said
+            .traffic_policy
+            .iter()
+            .any(|p| p.connection_pool.is_some() || p.outlier_detection.is_some())
+        {
             let text = "connectionPool limits and outlierDetection are sent to the proxies, \
                         but this version of leno-proxy does not enforce them yet";
             self.problem(object, Severity::Notice, text.to_owned());
@@ -332,7 +367,11 @@ impl Compiler<'_> {
                     name: object.key.name.clone(),
                     selector: said.selector.as_ref().map(|s| s.match_labels.clone()),
                     denies: said.action == authz::Action::Deny,
-                    rules: said.rules.iter().map(|rule| self.policy_rule(rule)).collect(),
+                    rules: said
+                        .rules
+                        .iter()
+                        .map(|rule| self.policy_rule(rule))
+                        .collect(),
                 }),
                 _ => {}
             }
@@ -354,7 +393,12 @@ impl Compiler<'_> {
     fn policy_rule(&self, said: &authz::Rule) -> PolicyRule {
         let domain = &self.settings.trust_domain;
         let from = said.from.iter().flatten().map(|from| Source {
-            principals: from.source.principals.iter().map(|p| principal(p)).collect(),
+            principals: from
+                .source
+                .principals
+                .iter()
+                .map(|p| principal(p))
+                .collect(),
             namespaces: (from.source.namespaces.iter())
                 .map(|namespace| namespace_match(namespace, domain))
                 .collect(),
@@ -422,12 +466,17 @@ fn endpoint(
     ports: &[NamedPort],
     internal: bool,
 ) -> Option<Endpoint> {
-    let off = labels.get("security.istio.io/tlsMode").is_some_and(|mode| mode == "disabled");
+    let off = labels
+        .get("security.istio.io/tlsMode")
+        .is_some_and(|mode| mode == "disabled");
     let account = entry.service_account.clone();
     let canonical = labels.get("app").cloned();
     Some(Endpoint {
         address: entry.address.parse().ok()?,
-        ports: ports.iter().map(|port| (port.number, port.of(entry))).collect(),
+        ports: ports
+            .iter()
+            .map(|port| (port.number, port.of(entry)))
+            .collect(),
         labels: labels.clone(),
         weight: entry.weight.map_or(1, |weight| weight.0.max(1)),
         meshed: internal && account.is_some() && !off,
@@ -449,7 +498,10 @@ fn names(host: &str, said: &istio::ServiceEntry, ports: &[NamedPort]) -> Vec<Nam
     };
     let name = |entry: &istio::WorkloadEntry| Name {
         name: entry.address.clone(),
-        ports: ports.iter().map(|port| (port.number, port.of(entry))).collect(),
+        ports: ports
+            .iter()
+            .map(|port| (port.number, port.of(entry)))
+            .collect(),
         labels: entry.labels.clone(),
         weight: entry.weight.map_or(1, |weight| weight.0.max(1)),
     };
@@ -459,7 +511,11 @@ fn names(host: &str, said: &istio::ServiceEntry, ports: &[NamedPort]) -> Vec<Nam
 /// What a port carries, by Istio's protocol names: the prefix up to a dash, or the whole. What isn't named is told from
 /// its first bytes.
 fn protocol(name: &str) -> Protocol {
-    let word = name.split('-').next().unwrap_or_default().to_ascii_lowercase();
+    let word = name
+        .split('-')
+        .next()
+        .unwrap_or_default()
+        .to_ascii_lowercase();
     match word.as_str() {
         "tcp" | "tls" | "https" | "mongo" | "mysql" | "redis" | "udp" => Protocol::Tcp,
         "http" | "http2" | "grpc" => Protocol::Http,
@@ -501,9 +557,16 @@ fn rule(object: &Object, index: usize, said: &vs::HttpRoute) -> Result<Rule, Str
     Ok(Rule {
         object: format!("{} http[{index}]{name}", object.key),
         file: file_and_line(&object.place),
-        matches: said.matches.iter().map(http_match).collect::<Result<_, _>>()?,
+        matches: said
+            .matches
+            .iter()
+            .map(http_match)
+            .collect::<Result<_, _>>()?,
         targets,
-        timeout: said.timeout.map(|timeout| timeout.0).filter(|timeout| !timeout.is_zero()),
+        timeout: said
+            .timeout
+            .map(|timeout| timeout.0)
+            .filter(|timeout| !timeout.is_zero()),
     })
 }
 
@@ -524,8 +587,16 @@ fn http_match(said: &vs::HttpMatch) -> Result<Match, String> {
         other => Ok(other.as_ref().map(convert)),
     };
     let all = |said: &BTreeMap<String, vs::StringMatch>, lower: bool| {
-        let name = |name: &String| if lower { name.to_ascii_lowercase() } else { name.clone() };
-        said.iter().map(|(n, value)| (name(n), convert(value))).collect()
+        let name = |name: &String| {
+            if lower {
+                name.to_ascii_lowercase()
+            } else {
+                name.clone()
+            }
+        };
+        said.iter()
+            .map(|(n, value)| (name(n), convert(value)))
+            .collect()
     };
     Ok(Match {
         uri: part("uri", &said.uri)?,
@@ -549,7 +620,10 @@ fn policy(said: Option<&dr::TrafficPolicy>, host: Option<&Policy>) -> Policy {
         };
     }
     if let Some(pool) = &said.connection_pool {
-        let (tcp, http) = (pool.tcp.clone().unwrap_or_default(), pool.http.clone().unwrap_or_default());
+        let (tcp, http) = (
+            pool.tcp.clone().unwrap_or_default(),
+            pool.http.clone().unwrap_or_default(),
+        );
         // 0 always means the default.
         let limit = |limit: Option<u32>| limit.filter(|limit| *limit > 0);
         policy.connect_timeout = tcp.connect_timeout.map(|timeout| timeout.0);

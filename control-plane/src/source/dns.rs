@@ -112,7 +112,10 @@ type Answer = (String, Option<Vec<IpAddr>>, Duration);
 
 /// The sorted addresses of a name, or `None` when it can't be resolved now; and for how long that holds.
 async fn look_up(resolver: TokioResolver, name: String) -> Answer {
-    match resolver.lookup_ip(format!("{}.", name.trim_end_matches('.'))).await {
+    match resolver
+        .lookup_ip(format!("{}.", name.trim_end_matches('.')))
+        .await
+    {
         Ok(found) => {
             let mut addresses: Vec<IpAddr> = found.iter().collect();
             addresses.sort_unstable();
@@ -131,9 +134,9 @@ async fn look_up(resolver: TokioResolver, name: String) -> Answer {
 /// How long a name that doesn't exist stays so, as its zone says.
 fn negative_ttl(error: &NetError) -> Option<Duration> {
     match error {
-        NetError::Dns(DnsError::NoRecordsFound(none)) => {
-            none.negative_ttl.map(|seconds| Duration::from_secs(u64::from(seconds)))
-        }
+        NetError::Dns(DnsError::NoRecordsFound(none)) => none
+            .negative_ttl
+            .map(|seconds| Duration::from_secs(u64::from(seconds))),
         _ => None,
     }
 }

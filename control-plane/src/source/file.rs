@@ -59,7 +59,10 @@ pub struct Source {
 impl Source {
     /// A source; what was good before a restart is read back.
     pub fn new(options: Options) -> Source {
-        let restored = options.last_good.as_deref().map(|path| restore(path, &options.limits));
+        let restored = options
+            .last_good
+            .as_deref()
+            .map(|path| restore(path, &options.limits));
         Source {
             last: LastGood::restore(restored.unwrap_or_default()),
             options,
@@ -132,7 +135,10 @@ impl Source {
             }
         };
         let (mesh, problems) = self.last.apply(&self.options.settings, reading);
-        for problem in problems.iter().filter(|problem| !self.problems.contains(problem)) {
+        for problem in problems
+            .iter()
+            .filter(|problem| !self.problems.contains(problem))
+        {
             match problem.severity {
                 Severity::Error => tracing::error!("{problem}"),
                 Severity::Notice => tracing::info!("{problem}"),
@@ -179,7 +185,10 @@ impl Source {
             return istio::read(file, text, &self.options.limits);
         }
         let held_something = self.held.get(&path).copied().unwrap_or(false);
-        let since = *self.emptied.entry(path.clone()).or_insert_with(Instant::now);
+        let since = *self
+            .emptied
+            .entry(path.clone())
+            .or_insert_with(Instant::now);
         if held_something && since.elapsed() < EMPTY {
             held.insert(path, true);
             let message = "is empty; what it held runs on for a moment".to_owned();
@@ -224,7 +233,9 @@ impl Source {
         let written = std::fs::write(&next, &text).and_then(|()| std::fs::rename(&next, path));
         match written {
             Ok(()) => self.saved = text,
-            Err(error) => tracing::warn!(path = %path.display(), %error, "last good forms not kept"),
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "last good forms not kept")
+            }
         }
     }
 }
@@ -243,7 +254,10 @@ fn restore(path: &Path, limits: &Limits) -> Vec<Object> {
         let file = Arc::new(from.map_or_else(|| path.to_owned(), PathBuf::from));
         istio::read(&file, document, &everything)
     };
-    text.split("\n---\n").flat_map(read).filter_map(Result::ok).collect()
+    text.split("\n---\n")
+        .flat_map(read)
+        .filter_map(Result::ok)
+        .collect()
 }
 
 fn watch_directory(
@@ -258,7 +272,9 @@ fn watch_directory(
         }
     })
     .map_err(failed)?;
-    watcher.watch(directory, RecursiveMode::NonRecursive).map_err(failed)?;
+    watcher
+        .watch(directory, RecursiveMode::NonRecursive)
+        .map_err(failed)?;
     Ok(watcher)
 }
 
@@ -270,13 +286,18 @@ async fn settle(changed: &mut mpsc::UnboundedReceiver<()>) {
 
 /// Hidden files are editors' and ConfigMaps' own.
 fn is_yaml(path: &Path) -> bool {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let name = path
+        .file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default();
     let extension = path.extension().and_then(|extension| extension.to_str());
     !name.starts_with('.') && matches!(extension, Some("yaml" | "yml")) && path.is_file()
 }
 
 fn read_file(path: &Path, limit: usize) -> Result<String, String> {
-    let size = std::fs::metadata(path).map_err(|error| error.to_string())?.len();
+    let size = std::fs::metadata(path)
+        .map_err(|error| error.to_string())?
+        .len();
     if size > limit as u64 {
         return Err(format!("{size} bytes; at most {limit} are read"));
     }

@@ -21,7 +21,9 @@ pub struct LastGood {
 impl LastGood {
     /// Begins with what was good before a restart.
     pub fn restore(objects: impl IntoIterator<Item = Object>) -> LastGood {
-        let keyed = objects.into_iter().map(|object| (object.key.clone(), Arc::new(object)));
+        let keyed = objects
+            .into_iter()
+            .map(|object| (object.key.clone(), Arc::new(object)));
         LastGood {
             good: keyed.collect(),
         }
@@ -46,19 +48,29 @@ impl LastGood {
             .collect();
         if !failed.is_empty() {
             // What contradicts itself only when it is put together falls back as well, once.
-            used = used.iter().filter_map(|object| self.fallback(object, &failed)).collect();
+            used = used
+                .iter()
+                .filter_map(|object| self.fallback(object, &failed))
+                .collect();
             let (again, more) = compile(settings, &used, &now.broken);
             mesh = again;
             let known = problems.clone();
             problems.extend(more.into_iter().filter(|problem| !known.contains(problem)));
         }
-        self.good = used.into_iter().map(|object| (object.key.clone(), object)).collect();
+        self.good = used
+            .into_iter()
+            .map(|object| (object.key.clone(), object))
+            .collect();
         now.problems.extend(problems);
         now.problems.sort_by(|a, b| a.place.cmp(&b.place));
         (mesh, now.problems)
     }
 
-    fn fallback(&self, object: &Arc<Object>, failed: &BTreeMap<Key, Problem>) -> Option<Arc<Object>> {
+    fn fallback(
+        &self,
+        object: &Arc<Object>,
+        failed: &BTreeMap<Key, Problem>,
+    ) -> Option<Arc<Object>> {
         if !failed.contains_key(&object.key) {
             return Some(Arc::clone(object));
         }
@@ -106,7 +118,9 @@ impl Now {
         if unnamed {
             let held = good.values().filter(|object| object.place.file == *file);
             for object in held.filter(|object| !named.contains(&object.key)) {
-                self.objects.entry(object.key.clone()).or_insert_with(|| Arc::clone(object));
+                self.objects
+                    .entry(object.key.clone())
+                    .or_insert_with(|| Arc::clone(object));
             }
         }
     }
@@ -157,7 +171,8 @@ mod tests {
         (mesh, problems.iter().map(ToString::to_string).collect())
     }
 
-    const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {ports: [{port: 80}]}\n";
+    const SERVICE: &str =
+        "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {ports: [{port: 80}]}\n";
     const STRICT: &str = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: p}\nspec: {mtls: {mode: STRICT}}\n";
     const HOST: &str = "a.default.svc.cluster.local";
 
@@ -166,7 +181,11 @@ mod tests {
         let mut last = LastGood::default();
         let (mesh, problems) = apply(&mut last, &[("s.yaml", SERVICE)]);
         assert!(mesh.services.contains_key(HOST) && problems.is_empty());
-        for broken in [&SERVICE.replace("80", "80000"), "kind: [", &SERVICE.replace("spec", "spek")] {
+        for broken in [
+            &SERVICE.replace("80", "80000"),
+            "kind: [",
+            &SERVICE.replace("spec", "spek"),
+        ] {
             let (mesh, problems) = apply(&mut last, &[("s.yaml", broken)]);
             assert_eq!(mesh.services[HOST].ports[0].number, 80, "{broken}");
             assert_eq!(problems.len(), 1, "{broken}");
@@ -180,25 +199,43 @@ mod tests {
     #[test]
     fn what_contradicts_itself_falls_back_as_well() {
         let rule = |subsets: &str| {
-            format!("{SERVICE}---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: r}}\nspec: {{host: a, subsets: [{subsets}]}}\n")
+            format!(
+                "{SERVICE}---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: r}}\nspec: {{host: a, subsets: [{subsets}]}}\n"
+            )
         };
         let mut last = LastGood::default();
         apply(&mut last, &[("s.yaml", &rule("{name: v1}"))]);
         let (mesh, problems) = apply(&mut last, &[("s.yaml", &rule("{name: v2}, {name: v2}"))]);
         let rule = mesh.services[HOST].rule("default", "x").expect("kept");
         assert!(rule.subsets.contains_key("v1"));
-        assert!(problems[0].contains("s.yaml:6:1") && problems[0].contains("twice"), "{problems:?}");
+        assert!(
+            problems[0].contains("s.yaml:6:1") && problems[0].contains("twice"),
+            "{problems:?}"
+        );
     }
 
     #[test]
     fn a_security_object_without_a_good_form_fails_closed() {
         let mut last = LastGood::default();
-        let (mesh, _) = apply(&mut last, &[("p.yaml", &STRICT.replace("STRICT", "STRIKT"))]);
+        let (mesh, _) = apply(
+            &mut last,
+            &[("p.yaml", &STRICT.replace("STRICT", "STRIKT"))],
+        );
         assert_eq!(mesh.mode("default", &BTreeMap::new(), None).0, Mode::Strict);
-        assert_eq!(mesh.mode("other", &BTreeMap::new(), None).0, Mode::Permissive);
+        assert_eq!(
+            mesh.mode("other", &BTreeMap::new(), None).0,
+            Mode::Permissive
+        );
 
-        let (mesh, _) = apply(&mut LastGood::default(), &[("p.yaml", &STRICT.replace("STRICT}", "STRICT"))]);
-        assert_eq!(mesh.mode("default", &BTreeMap::new(), None).0, Mode::Strict, "a lost bracket");
+        let (mesh, _) = apply(
+            &mut LastGood::default(),
+            &[("p.yaml", &STRICT.replace("STRICT}", "STRICT"))],
+        );
+        assert_eq!(
+            mesh.mode("default", &BTreeMap::new(), None).0,
+            Mode::Strict,
+            "a lost bracket"
+        );
 
         let policy = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p}\n\
                       spec: {selector: {matchLabels: {app: x}}, rules: [{when: []}]}\n";
@@ -214,18 +251,29 @@ mod tests {
     #[test]
     fn good_forms_survive_a_restart() {
         let mut last = LastGood::default();
-        apply(&mut last, &[("p.yaml", &STRICT.replace("STRICT", "DISABLE"))]);
+        apply(
+            &mut last,
+            &[("p.yaml", &STRICT.replace("STRICT", "DISABLE"))],
+        );
         let objects: Vec<Object> = last.objects().map(|object| (**object).clone()).collect();
         let mut restarted = LastGood::restore(objects);
-        let (mesh, problems) = apply(&mut restarted, &[("p.yaml", &STRICT.replace("STRICT", "?"))]);
-        assert_eq!(mesh.mode("default", &BTreeMap::new(), None).0, Mode::Disable);
+        let (mesh, problems) = apply(
+            &mut restarted,
+            &[("p.yaml", &STRICT.replace("STRICT", "?"))],
+        );
+        assert_eq!(
+            mesh.mode("default", &BTreeMap::new(), None).0,
+            Mode::Disable
+        );
         assert_eq!(problems.len(), 1);
     }
 
     #[test]
     fn an_object_that_stands_twice_names_both_places() {
-        let (_, problems) =
-            apply(&mut LastGood::default(), &[("a.yaml", SERVICE), ("b.yaml", SERVICE)]);
+        let (_, problems) = apply(
+            &mut LastGood::default(),
+            &[("a.yaml", SERVICE), ("b.yaml", SERVICE)],
+        );
         assert!(problems[0].starts_with("b.yaml:1:1") && problems[0].contains("a.yaml:1:1"));
     }
 }

@@ -5,7 +5,6 @@ pub mod dns;
 pub mod file;
 pub mod last_good;
 
-
 use std::sync::Arc;
 
 use crate::istio::Problem;

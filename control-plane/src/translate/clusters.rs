@@ -3,9 +3,13 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use leno_proto::pack;
 use leno_proto::pb::envoy::config::cluster::v3::{
-    CircuitBreakers, Cluster, OutlierDetection, circuit_breakers::Thresholds,
-    cluster::{ClusterDiscoveryType, DiscoveryType, EdsClusterConfig, LbPolicy, TransportSocketMatch},
+    CircuitBreakers, Cluster, OutlierDetection,
+    circuit_breakers::Thresholds,
+    cluster::{
+        ClusterDiscoveryType, DiscoveryType, EdsClusterConfig, LbPolicy, TransportSocketMatch,
+    },
 };
 use leno_proto::pb::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
 use leno_proto::pb::envoy::extensions::transport_sockets::tls::v3::{
@@ -13,7 +17,6 @@ use leno_proto::pb::envoy::extensions::transport_sockets::tls::v3::{
     common_tls_context::{CombinedCertificateValidationContext, ValidationContextType},
     subject_alt_name_matcher::SanType,
 };
-use leno_proto::pack;
 use leno_proto::type_url::CLUSTER;
 
 use super::{Answer, ClusterName, ROOTS, present, wire};
@@ -36,10 +39,16 @@ pub fn outbound(mesh: &Mesh, node: &Node, name: &str) -> Answer {
         (Some(rule), "") => (&rule.policy, service.object.clone()),
         (Some(rule), subset) => match rule.subsets.get(subset) {
             Some(of) => {
-                let labels: Vec<String> =
-                    of.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+                let labels: Vec<String> = of
+                    .labels
+                    .iter()
+                    .map(|(name, value)| format!("{name}={value}"))
+                    .collect();
                 let labels = labels.join(",");
-                (&of.policy, format!("{} subset {subset} ({labels})", rule.object))
+                (
+                    &of.policy,
+                    format!("{} subset {subset} ({labels})", rule.object),
+                )
             }
             None => (&default, service.object.clone()),
         },
@@ -71,7 +80,8 @@ type Parts<'a> = (&'a Service, ClusterName<'a>, Option<&'a DestinationRule>);
 
 /// The service, and the rule, that a cluster's name stands for.
 pub(super) fn find<'a>(mesh: &'a Mesh, node: &Node, name: &'a str) -> Result<Parts<'a>, String> {
-    let parsed = ClusterName::parse(name).ok_or_else(|| format!("{name:?} is no cluster's name"))?;
+    let parsed =
+        ClusterName::parse(name).ok_or_else(|| format!("{name:?} is no cluster's name"))?;
     let service = mesh.services.get(parsed.host);
     let service = service.ok_or_else(|| format!("there is no service {}", parsed.host))?;
     if service.port(parsed.port).is_none() {
@@ -83,7 +93,10 @@ pub(super) fn find<'a>(mesh: &'a Mesh, node: &Node, name: &'a str) -> Result<Par
     }
     let subset = parsed.subset;
     Err(match rule {
-        None => format!("no DestinationRule defines subset {subset} of {}", parsed.host),
+        None => format!(
+            "no DestinationRule defines subset {subset} of {}",
+            parsed.host
+        ),
         Some(rule) => {
             let known: Vec<&str> = rule.subsets.keys().map(String::as_str).collect();
             let known = known.join(", ");
@@ -102,7 +115,11 @@ fn sockets(mesh: &Mesh, service: &Service, name: &ClusterName<'_>) -> Vec<Transp
     if identities.is_empty() {
         return Vec::new();
     }
-    let subset = if name.subset.is_empty() { "_" } else { &format!("{}_", name.subset) };
+    let subset = if name.subset.is_empty() {
+        "_"
+    } else {
+        &format!("{}_", name.subset)
+    };
     let context = UpstreamTlsContext {
         sni: format!("outbound_.{}_.{subset}.{}", name.port, name.host),
         common_tls_context: Some(CommonTlsContext {
@@ -123,7 +140,10 @@ fn sockets(mesh: &Mesh, service: &Service, name: &ClusterName<'_>) -> Vec<Transp
         ..UpstreamTlsContext::default()
     };
     let tls = wire::socket("envoy.transport_sockets.tls", pack(&context));
-    let raw = wire::socket("envoy.transport_sockets.raw_buffer", pack(&RawBuffer::default()));
+    let raw = wire::socket(
+        "envoy.transport_sockets.raw_buffer",
+        pack(&RawBuffer::default()),
+    );
     vec![
         TransportSocketMatch {
             name: "tlsMode-istio".to_owned(),
@@ -166,7 +186,10 @@ fn ejection(policy: &Policy) -> Option<OutlierDetection> {
         // 0 switches it off, which Envoy says by enforcing it never.
         consecutive_5xx: said.consecutive_5xx.filter(|n| *n > 0).map(wire::number),
         enforcing_consecutive_5xx: (said.consecutive_5xx == Some(0)).then(|| wire::number(0)),
-        consecutive_gateway_failure: said.consecutive_gateway.filter(|n| *n > 0).map(wire::number),
+        consecutive_gateway_failure: said
+            .consecutive_gateway
+            .filter(|n| *n > 0)
+            .map(wire::number),
         enforcing_consecutive_gateway_failure: said
             .consecutive_gateway
             .map(|n| wire::number(if n > 0 { 100 } else { 0 })),

@@ -31,7 +31,11 @@ pub fn assignment(mesh: &Mesh, node: &Node, name: &str) -> Answer {
     match &service.endpoints {
         Endpoints::Static(list) => {
             for endpoint in list.iter().filter(|e| selects(labels, &e.labels)) {
-                let port = endpoint.ports.get(&parsed.port).copied().unwrap_or(parsed.port);
+                let port = endpoint
+                    .ports
+                    .get(&parsed.port)
+                    .copied()
+                    .unwrap_or(parsed.port);
                 if seen.insert((endpoint.address, port)) {
                     endpoints.push(meshed(mesh, endpoint, port));
                 }
@@ -50,7 +54,9 @@ pub fn assignment(mesh: &Mesh, node: &Node, name: &str) -> Answer {
                 let port = name.ports.get(&parsed.port).copied().unwrap_or(parsed.port);
                 let own: Vec<IpAddr> = name.name.parse().into_iter().collect();
                 let resolved = mesh.resolved.get(&name.name).unwrap_or(&own);
-                let fresh = resolved.iter().filter(|address| seen.insert((**address, port)));
+                let fresh = resolved
+                    .iter()
+                    .filter(|address| seen.insert((**address, port)));
                 endpoints.extend(fresh.map(|address| plain(*address, port, name.weight)));
             }
         }
@@ -104,7 +110,9 @@ fn meshed(mesh: &Mesh, endpoint: &Endpoint, port: u16) -> LbEndpoint {
 
 fn add_tls(metadata: &mut Metadata) {
     let matched = wire::texts(&[("tlsMode", "istio")]);
-    metadata.filter_metadata.insert("envoy.transport_socket_match".to_owned(), matched);
+    metadata
+        .filter_metadata
+        .insert("envoy.transport_socket_match".to_owned(), matched);
 }
 
 fn label<'a>(endpoint: &'a Endpoint, name: &str) -> &'a str {

@@ -3,12 +3,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use leno_proto::pack;
 use leno_proto::pb::envoy::config::cluster::v3::{
     Cluster,
     cluster::{ClusterDiscoveryType, DiscoveryType, LbPolicy},
 };
 use leno_proto::pb::envoy::config::core::v3::{HttpProtocolOptions as Common, TrafficDirection};
-use leno_proto::pb::envoy::config::listener::v3::{Filter, FilterChain, FilterChainMatch, Listener};
+use leno_proto::pb::envoy::config::listener::v3::{
+    Filter, FilterChain, FilterChainMatch, Listener,
+};
 use leno_proto::pb::envoy::config::rbac::v3::Rbac;
 use leno_proto::pb::envoy::config::route::v3::{
     Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, route,
@@ -27,10 +30,9 @@ use leno_proto::pb::envoy::extensions::transport_sockets::tls::v3::{
 };
 use leno_proto::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
 use leno_proto::pb::google::protobuf::BoolValue;
-use leno_proto::pack;
 use leno_proto::type_url::CLUSTER;
 
-use super::{Answer, INBOUND, ROOTS, clusters, present, policies, wire};
+use super::{Answer, INBOUND, ROOTS, clusters, policies, present, wire};
 use crate::mesh::policy::Mode;
 use crate::mesh::service::Protocol;
 use crate::mesh::{Mesh, Node};
@@ -64,7 +66,11 @@ impl Workload {
             workload.name.clone_from(&endpoint.workload);
             let rule = service.rule(&service.namespace, &mesh.root_namespace);
             for port in &service.ports {
-                let own = endpoint.ports.get(&port.number).copied().unwrap_or(port.number);
+                let own = endpoint
+                    .ports
+                    .get(&port.number)
+                    .copied()
+                    .unwrap_or(port.number);
                 let known = workload.ports.entry(own).or_default();
                 // Of several services on one port the strictest reading holds.
                 known.protocol = match (known.protocol, port.protocol) {
@@ -89,7 +95,13 @@ pub(super) fn listener(mesh: &Mesh, node: &Node) -> Listener {
     for (port, known) in &workload.ports {
         chains.extend(port_chains(mesh, node, &workload, Some(*port), known));
     }
-    chains.extend(port_chains(mesh, node, &workload, None, &WorkloadPort::default()));
+    chains.extend(port_chains(
+        mesh,
+        node,
+        &workload,
+        None,
+        &WorkloadPort::default(),
+    ));
     Listener {
         name: INBOUND.to_owned(),
         traffic_direction: TrafficDirection::Inbound.into(),
@@ -101,7 +113,11 @@ pub(super) fn listener(mesh: &Mesh, node: &Node) -> Listener {
 /// The clusters that the inbound Listener names.
 pub(super) fn cluster_names(mesh: &Mesh, node: &Node) -> BTreeSet<String> {
     let ports = Workload::of(mesh, node).ports;
-    ports.keys().map(|port| format!("inbound|{port}||")).chain([passthrough()]).collect()
+    ports
+        .keys()
+        .map(|port| format!("inbound|{port}||"))
+        .chain([passthrough()])
+        .collect()
 }
 
 /// The cluster of what the registry doesn't know, under Istio's name.
@@ -111,7 +127,9 @@ fn passthrough() -> String {
 
 /// The cluster `inbound|PORT||`: the app behind a workload port.
 pub(super) fn cluster(mesh: &Mesh, node: &Node, name: &str) -> Answer {
-    let port = name.strip_prefix("inbound|").and_then(|rest| rest.strip_suffix("||"));
+    let port = name
+        .strip_prefix("inbound|")
+        .and_then(|rest| rest.strip_suffix("||"));
     let Some(port) = port.and_then(|port| port.parse::<u16>().ok()) else {
         return Answer::Missing(format!("{name:?} is no cluster's name"));
     };
@@ -134,7 +152,9 @@ pub(super) fn cluster(mesh: &Mesh, node: &Node, name: &str) -> Answer {
     });
     let cluster = Cluster {
         name: name.to_owned(),
-        cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::OriginalDst.into())),
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(
+            DiscoveryType::OriginalDst.into(),
+        )),
         connect_timeout: Some(wire::duration(clusters::CONNECT)),
         lb_policy: LbPolicy::ClusterProvided.into(),
         typed_extension_protocol_options: options.collect(),
@@ -164,7 +184,10 @@ fn port_chains(
         ("workload", &workload.name),
         ("namespace", &node.namespace),
         ("app", workload.labels.get("app").map_or("", String::as_str)),
-        ("version", workload.labels.get("version").map_or("", String::as_str)),
+        (
+            "version",
+            workload.labels.get("version").map_or("", String::as_str),
+        ),
     ]);
     let chain = |filters: &Vec<Filter>, transport: &str, alpn: &[&str], tls: bool| FilterChain {
         name: format!("{cluster}{transport} {}", alpn.join(",")),
@@ -179,13 +202,21 @@ fn port_chains(
         metadata: Some(metadata.clone()),
         ..FilterChain::default()
     };
-    let declared = if protocol == Protocol::Tcp { &tcp } else { &http };
+    let declared = if protocol == Protocol::Tcp {
+        &tcp
+    } else {
+        &http
+    };
     let terminates = mode != Mode::Disable;
     let mut chains = Vec::new();
     if protocol == Protocol::Auto {
         if terminates {
             chains.push(chain(&http, "tls", &[SIDECAR[0], HTTP[0]], true));
-            let rest: &[&str] = if mode == Mode::Strict { &[] } else { &SIDECAR[1..] };
+            let rest: &[&str] = if mode == Mode::Strict {
+                &[]
+            } else {
+                &SIDECAR[1..]
+            };
             chains.push(chain(&tcp, "tls", rest, true));
         }
         if mode != Mode::Strict {
@@ -224,7 +255,10 @@ fn http_filters(rbac: &[Rbac], cluster: &str) -> Vec<Filter> {
         normalize_path: Some(BoolValue { value: true }),
         ..HttpConnectionManager::default()
     };
-    vec![wire::filter("envoy.filters.network.http_connection_manager", &manager)]
+    vec![wire::filter(
+        "envoy.filters.network.http_connection_manager",
+        &manager,
+    )]
 }
 
 fn tcp_filters(rbac: &[Rbac], cluster: &str) -> Vec<Filter> {

@@ -93,7 +93,10 @@ pub fn chain(world: World<'_>, node: &Node, listener: &str) -> Vec<(&'static str
         INBOUND => inbound::cluster_names(world.mesh, node),
         name => listeners::cluster_names(world.mesh, node, name),
     };
-    let mut chain: Vec<_> = clusters.iter().map(|name| (CLUSTER, name.clone())).collect();
+    let mut chain: Vec<_> = clusters
+        .iter()
+        .map(|name| (CLUSTER, name.clone()))
+        .collect();
     if listener != INBOUND {
         chain.extend(clusters.into_iter().map(|name| (ENDPOINTS, name)));
     }
@@ -105,7 +108,9 @@ pub fn chain(world: World<'_>, node: &Node, listener: &str) -> Vec<(&'static str
 /// The host that a name is about, as the caller in `namespace` means it; for telling whether a change touches it.
 pub fn host_of<'a>(mesh: &'a Mesh, node: &Node, type_url: &str, name: &'a str) -> Option<&'a str> {
     match type_url {
-        LISTENER => find(mesh, node, name).ok().map(|(service, _)| service.host.as_str()),
+        LISTENER => find(mesh, node, name)
+            .ok()
+            .map(|(service, _)| service.host.as_str()),
         ROUTE => name.rsplit_once(':').map(|(host, _)| host),
         CLUSTER | ENDPOINTS => ClusterName::parse(name).map(|name| name.host),
         _ => None,
@@ -125,15 +130,24 @@ fn find<'a>(
     match mesh.find(host, &node.namespace) {
         Found::Nothing(near) => {
             let hint = near.map_or(String::new(), |near| format!("; did you mean {near}?"));
-            Err(format!("no service {host} is known in namespace {}{hint}", node.namespace))
+            Err(format!(
+                "no service {host} is known in namespace {}{hint}",
+                node.namespace
+            ))
         }
         Found::Service(service) => match service.port(number) {
             Some(port) => Ok((service, port)),
             None => {
-                let ports: Vec<String> =
-                    service.ports.iter().map(|port| port.number.to_string()).collect();
+                let ports: Vec<String> = service
+                    .ports
+                    .iter()
+                    .map(|port| port.number.to_string())
+                    .collect();
                 let ports = ports.join(", ");
-                Err(format!("{} has no port {number}; it has {ports}", service.object))
+                Err(format!(
+                    "{} has no port {number}; it has {ports}",
+                    service.object
+                ))
             }
         },
     }
@@ -142,10 +156,12 @@ fn find<'a>(
 fn roots(pem: &str) -> Secret {
     Secret {
         name: ROOTS.to_owned(),
-        r#type: Some(secret::Type::ValidationContext(CertificateValidationContext {
-            trusted_ca: Some(wire::inline(pem)),
-            ..CertificateValidationContext::default()
-        })),
+        r#type: Some(secret::Type::ValidationContext(
+            CertificateValidationContext {
+                trusted_ca: Some(wire::inline(pem)),
+                ..CertificateValidationContext::default()
+            },
+        )),
     }
 }
 

@@ -73,14 +73,16 @@ fn identifier(identifier: principal::Identifier) -> Principal {
 
 /// Everything that an operation names must hold.
 fn permission(operation: &Operation) -> Permission {
-    let method = |method: &StringMatch| rule(permission::Rule::Header(routes::header(":method", method)));
+    let method =
+        |method: &StringMatch| rule(permission::Rule::Header(routes::header(":method", method)));
     let path = |path: &StringMatch| match wire::string(path) {
         Some(path) => rule(permission::Rule::UrlPath(PathMatcher {
             rule: Some(path_matcher::Rule::Path(path)),
         })),
         None => any_permission(),
     };
-    let one_of = |rules: Vec<Permission>| rule(permission::Rule::OrRules(permission::Set { rules }));
+    let one_of =
+        |rules: Vec<Permission>| rule(permission::Rule::OrRules(permission::Set { rules }));
     let mut all = Vec::new();
     if !operation.methods.is_empty() {
         all.push(one_of(operation.methods.iter().map(method).collect()));
@@ -97,17 +99,22 @@ fn permission(operation: &Operation) -> Permission {
 /// Everything that a source names must hold.
 fn principal(source: &Source) -> Principal {
     let named = |name: &StringMatch| {
-        identifier(principal::Identifier::Authenticated(principal::Authenticated {
-            principal_name: wire::string(name),
-        }))
+        identifier(principal::Identifier::Authenticated(
+            principal::Authenticated {
+                principal_name: wire::string(name),
+            },
+        ))
     };
     let one_of = |names: &[StringMatch]| {
         let ids = names.iter().map(named).collect();
         identifier(principal::Identifier::OrIds(principal::Set { ids }))
     };
     let given = [&source.principals, &source.namespaces];
-    let ids: Vec<Principal> =
-        given.into_iter().filter(|names| !names.is_empty()).map(|names| one_of(names)).collect();
+    let ids: Vec<Principal> = given
+        .into_iter()
+        .filter(|names| !names.is_empty())
+        .map(|names| one_of(names))
+        .collect();
     match ids.is_empty() {
         true => any_principal(),
         false => identifier(principal::Identifier::AndIds(principal::Set { ids })),

@@ -56,20 +56,32 @@ pub(super) fn cluster_names(service: &Service, port: u16) -> BTreeSet<String> {
 }
 
 fn target_cluster(target: &Target, port: u16) -> String {
-    cluster_name(target.port.unwrap_or(port), target.subset.as_deref(), &target.host)
+    cluster_name(
+        target.port.unwrap_or(port),
+        target.subset.as_deref(),
+        &target.host,
+    )
 }
 
 fn routes(service: &Service, port: u16) -> Vec<Route> {
     match &service.routing {
         None => vec![default_route(service, port)],
-        Some(routing) => routing.rules.iter().flat_map(|rule| rule_routes(rule, port)).collect(),
+        Some(routing) => routing
+            .rules
+            .iter()
+            .flat_map(|rule| rule_routes(rule, port))
+            .collect(),
     }
 }
 
 /// A service without a VirtualService takes every request.
 fn default_route(service: &Service, port: u16) -> Route {
     let action = RouteAction {
-        cluster_specifier: Some(ClusterSpecifier::Cluster(cluster_name(port, None, &service.host))),
+        cluster_specifier: Some(ClusterSpecifier::Cluster(cluster_name(
+            port,
+            None,
+            &service.host,
+        ))),
         timeout: Some(wire::duration(Duration::ZERO)),
         ..RouteAction::default()
     };
@@ -96,7 +108,10 @@ fn rule_routes(rule: &Rule, port: u16) -> Vec<Route> {
         name: rule.object.clone(),
         r#match: Some(route_match(said)),
         action: Some(route::Action::Route(action(rule, port))),
-        metadata: Some(wire::metadata(&[("rule", &rule.object), ("file", &rule.file)])),
+        metadata: Some(wire::metadata(&[
+            ("rule", &rule.object),
+            ("file", &rule.file),
+        ])),
         ..Route::default()
     };
     matches.iter().map(route).collect()
@@ -135,13 +150,16 @@ fn route_match(said: &Match) -> RouteMatch {
     };
     let method = said.method.iter().map(|method| header(":method", method));
     let headers = said.headers.iter().map(|(name, value)| header(name, value));
-    let query = said.query.iter().map(|(name, value)| QueryParameterMatcher {
-        name: name.clone(),
-        query_parameter_match_specifier: Some(match wire::string(value) {
-            Some(value) => QueryParameterMatchSpecifier::StringMatch(value),
-            None => QueryParameterMatchSpecifier::PresentMatch(true),
-        }),
-    });
+    let query = said
+        .query
+        .iter()
+        .map(|(name, value)| QueryParameterMatcher {
+            name: name.clone(),
+            query_parameter_match_specifier: Some(match wire::string(value) {
+                Some(value) => QueryParameterMatchSpecifier::StringMatch(value),
+                None => QueryParameterMatchSpecifier::PresentMatch(true),
+            }),
+        });
     RouteMatch {
         path_specifier: Some(path),
         headers: method.chain(headers).collect(),

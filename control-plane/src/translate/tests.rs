@@ -22,7 +22,10 @@ fn text(message: &str, mut bytes: &[u8], indent: usize, out: &mut String) {
     let mut entries = Vec::new();
     while bytes.has_remaining() {
         let (number, wire) = decode_key(&mut bytes).expect("well-formed");
-        let field = fields.iter().find(|field| field.number == number).expect("in the table");
+        let field = fields
+            .iter()
+            .find(|field| field.number == number)
+            .expect("in the table");
         if wire == WireType::Varint {
             let value = decode_varint(&mut bytes).expect("well-formed");
             writeln!(out, "{pad}{}: {value}", field.name).expect("a string");
@@ -34,7 +37,9 @@ fn text(message: &str, mut bytes: &[u8], indent: usize, out: &mut String) {
         let mut inside = String::new();
         match field.inside {
             None => {
-                let plain = std::str::from_utf8(value).ok().filter(|v| !v.chars().any(char::is_control));
+                let plain = std::str::from_utf8(value)
+                    .ok()
+                    .filter(|v| !v.chars().any(char::is_control));
                 let shown = plain.map_or_else(|| format!("{value:02x?}"), str::to_owned);
                 writeln!(out, "{pad}{}: {shown}", field.name).expect("a string");
                 continue;
@@ -76,10 +81,17 @@ fn told(yaml: &str) -> String {
     for problem in problems {
         writeln!(out, "# {problem}").expect("a string");
     }
-    let world = World { mesh: &mesh, roots: "PEM" };
+    let world = World {
+        mesh: &mesh,
+        roots: "PEM",
+    };
     let lines = |word: &'static str| yaml.lines().filter_map(move |line| line.strip_prefix(word));
     let node = Node {
-        ip: lines("# node: ").next().unwrap_or("127.0.0.9").parse().expect("an address"),
+        ip: lines("# node: ")
+            .next()
+            .unwrap_or("127.0.0.9")
+            .parse()
+            .expect("an address"),
         namespace: "default".to_owned(),
         account: "users".to_owned(),
     };
@@ -118,7 +130,12 @@ fn yaml_becomes_what_the_golden_files_say() {
         }
         let wanted = std::fs::read_to_string(&golden).unwrap_or_default();
         let differs = got.lines().zip(wanted.lines()).position(|(a, b)| a != b);
-        assert!(got == wanted, "{}: line {:?} differs; LENO_REWRITE=1 writes it anew", golden.display(), differs.map(|at| at + 1));
+        assert!(
+            got == wanted,
+            "{}: line {:?} differs; LENO_REWRITE=1 writes it anew",
+            golden.display(),
+            differs.map(|at| at + 1)
+        );
     }
     assert!(seen >= 4, "{seen} golden files");
 }
@@ -134,7 +151,10 @@ fn a_hundred_translations_have_one_version() {
             namespace: "default".to_owned(),
             account: "users".to_owned(),
         };
-        let world = World { mesh: &mesh, roots: "PEM" };
+        let world = World {
+            mesh: &mesh,
+            roots: "PEM",
+        };
         match resource(world, &node, LISTENER, INBOUND) {
             Answer::Present(_, version) => version,
             other => panic!("{other:?}"),

@@ -25,7 +25,9 @@ use crate::mesh::route::StringMatch;
 pub(super) fn ads() -> ConfigSource {
     ConfigSource {
         resource_api_version: ApiVersion::V3.into(),
-        config_source_specifier: Some(ConfigSourceSpecifier::Ads(AggregatedConfigSource::default())),
+        config_source_specifier: Some(
+            ConfigSourceSpecifier::Ads(AggregatedConfigSource::default()),
+        ),
         ..ConfigSource::default()
     }
 }
@@ -57,10 +59,13 @@ pub(super) fn inline(text: &str) -> DataSource {
 
 /// Texts under the name of a filter.
 pub(super) fn texts(pairs: &[(&str, &str)]) -> Struct {
-    let fields = pairs.iter().filter(|(_, text)| !text.is_empty()).map(|(name, text)| {
-        let kind = Some(Kind::StringValue((*text).to_owned()));
-        ((*name).to_owned(), Value { kind })
-    });
+    let fields = pairs
+        .iter()
+        .filter(|(_, text)| !text.is_empty())
+        .map(|(name, text)| {
+            let kind = Some(Kind::StringValue((*text).to_owned()));
+            ((*name).to_owned(), Value { kind })
+        });
     Struct {
         fields: fields.collect(),
     }

@@ -93,7 +93,9 @@ impl Connection {
     pub fn changed(&mut self, lookup: &dyn Lookup) -> Vec<DeltaDiscoveryResponse> {
         let mut names = BTreeSet::new();
         for (type_url, subscribed) in &self.subscribed {
-            let touched = subscribed.keys().filter(|name| lookup.touches(type_url, name));
+            let touched = subscribed
+                .keys()
+                .filter(|name| lookup.touches(type_url, name));
             names.extend(touched.map(|name| (*type_url, name.clone())));
         }
         let names = self.with_chains(names, lookup);
@@ -115,17 +117,28 @@ impl Connection {
         let Some(sent) = self.sent.remove(&request.response_nonce) else {
             return;
         };
-        let details = request.error_detail.as_ref().map_or(&[][..], |status| &status.details);
-        let refused: Vec<Refused> =
-            details.iter().filter_map(|any| leno_proto::unpack(any).ok()).collect();
+        let details = request
+            .error_detail
+            .as_ref()
+            .map_or(&[][..], |status| &status.details);
+        let refused: Vec<Refused> = details
+            .iter()
+            .filter_map(|any| leno_proto::unpack(any).ok())
+            .collect();
         if request.error_detail.is_some() && refused.is_empty() {
             return self.take_blunt_refusal(sent);
         }
         for (type_url, name, version) in sent {
             let key = (type_url.to_owned(), name.clone());
-            match refused.iter().find(|r| r.name == name && r.r#type == type_url) {
+            match refused
+                .iter()
+                .find(|r| r.name == name && r.r#type == type_url)
+            {
                 Some(refusal) => {
-                    let refusal = Refused { version, ..refusal.clone() };
+                    let refusal = Refused {
+                        version,
+                        ..refusal.clone()
+                    };
                     self.refused.insert(key, refusal);
                 }
                 None => drop(self.refused.remove(&key)),
@@ -144,17 +157,23 @@ impl Connection {
                 reason: "refused without a reason".to_owned(),
                 ..Refused::default()
             };
-            self.refused.insert(((*type_url).to_owned(), name.clone()), refusal);
+            self.refused
+                .insert(((*type_url).to_owned(), name.clone()), refusal);
             return;
         }
-        self.alone.extend(sent.into_iter().map(|(type_url, name, _)| (type_url, name)));
+        self.alone
+            .extend(sent.into_iter().map(|(type_url, name, _)| (type_url, name)));
     }
 
     /// Sends what must go alone, a response each.
     fn send_alone(&mut self, lookup: &dyn Lookup) -> Vec<DeltaDiscoveryResponse> {
         let mut responses = Vec::new();
         for (type_url, name) in std::mem::take(&mut self.alone) {
-            if let Some(said) = self.subscribed.get_mut(type_url).and_then(|n| n.get_mut(&name)) {
+            if let Some(said) = self
+                .subscribed
+                .get_mut(type_url)
+                .and_then(|n| n.get_mut(&name))
+            {
                 *said = Said::Nothing;
                 responses.extend(self.respond(&BTreeSet::from([(type_url, name)]), lookup));
             }
@@ -168,7 +187,10 @@ impl Connection {
         mut names: BTreeSet<(&'static str, String)>,
         lookup: &dyn Lookup,
     ) -> BTreeSet<(&'static str, String)> {
-        let listeners = self.subscribed.get(LISTENER).map(|names| names.keys().cloned());
+        let listeners = self
+            .subscribed
+            .get(LISTENER)
+            .map(|names| names.keys().cloned());
         let listeners: Vec<String> = listeners.into_iter().flatten().collect();
         for listener in listeners {
             let asked = names.contains(&(LISTENER, listener.clone()));
@@ -200,7 +222,13 @@ impl Connection {
             };
             let mut sent = Vec::new();
             for (_, name) in names.iter().filter(|(of, _)| *of == type_url) {
-                self.say(type_url, name, lookup.resource(type_url, name), &mut response, &mut sent);
+                self.say(
+                    type_url,
+                    name,
+                    lookup.resource(type_url, name),
+                    &mut response,
+                    &mut sent,
+                );
             }
             if response.resources.is_empty() && response.resource_errors.is_empty() {
                 continue;
@@ -221,7 +249,10 @@ impl Connection {
         response: &mut DeltaDiscoveryResponse,
         sent: &mut Vec<(&'static str, String, String)>,
     ) {
-        let Some(said) = self.subscribed.get_mut(type_url).and_then(|names| names.get_mut(name))
+        let Some(said) = self
+            .subscribed
+            .get_mut(type_url)
+            .and_then(|names| names.get_mut(name))
         else {
             return;
         };
@@ -278,14 +309,18 @@ mod tests {
 
     impl World {
         fn set(&self, type_url: &'static str, name: &str, version: &'static str) {
-            self.versions.borrow_mut().insert((type_url, name.to_owned()), version);
+            self.versions
+                .borrow_mut()
+                .insert((type_url, name.to_owned()), version);
         }
     }
 
     impl Lookup for World {
         fn resource(&self, type_url: &str, name: &str) -> Answer {
             let versions = self.versions.borrow();
-            let found = versions.iter().find(|((t, n), _)| *t == type_url && n == name);
+            let found = versions
+                .iter()
+                .find(|((t, n), _)| *t == type_url && n == name);
             match found {
                 Some((_, &"?")) => Answer::Pending(vec![name.to_owned()]),
                 Some((_, version)) => Answer::Present(Any::default(), (*version).to_owned()),
@@ -294,7 +329,9 @@ mod tests {
         }
 
         fn chain(&self, listener: &str) -> Vec<(&'static str, String)> {
-            [CLUSTER, ENDPOINTS, LISTENER, ROUTE].map(|t| (t, listener.to_owned())).to_vec()
+            [CLUSTER, ENDPOINTS, LISTENER, ROUTE]
+                .map(|t| (t, listener.to_owned()))
+                .to_vec()
         }
 
         fn touches(&self, _type_url: &str, _name: &str) -> bool {
@@ -319,16 +356,27 @@ mod tests {
     }
 
     fn types(responses: &[DeltaDiscoveryResponse]) -> Vec<&str> {
-        responses.iter().map(|r| leno_proto::type_url::short(&r.type_url)).collect()
+        responses
+            .iter()
+            .map(|r| leno_proto::type_url::short(&r.type_url))
+            .collect()
     }
 
     #[test]
     fn a_listener_is_answered_with_its_whole_chain_in_order() {
         let mut connection = Connection::default();
         let responses = connection.request(&subscribe(&["a"]), &world());
-        let expected = ["Cluster", "ClusterLoadAssignment", "Listener", "RouteConfiguration"];
+        let expected = [
+            "Cluster",
+            "ClusterLoadAssignment",
+            "Listener",
+            "RouteConfiguration",
+        ];
         assert_eq!(types(&responses), expected);
-        assert!(connection.changed(&world()).is_empty(), "nothing is sent twice");
+        assert!(
+            connection.changed(&world()).is_empty(),
+            "nothing is sent twice"
+        );
     }
 
     #[test]
@@ -345,7 +393,9 @@ mod tests {
     fn what_is_held_already_is_not_sent_after_a_reconnect() {
         let mut connection = Connection::default();
         let mut request = subscribe(&["a"]);
-        request.initial_resource_versions.insert("a".to_owned(), "1".to_owned());
+        request
+            .initial_resource_versions
+            .insert("a".to_owned(), "1".to_owned());
         let responses = connection.request(&request, &world());
         assert!(!types(&responses).contains(&"Listener"));
     }
@@ -373,7 +423,10 @@ mod tests {
         assert!(connection.request(&nack, &world).is_empty());
         assert!(connection.changed(&world).is_empty());
         let shown: Vec<_> = connection.refused().collect();
-        assert_eq!((shown[0].version.as_str(), shown[0].field.as_str()), ("1", "filter_chains"));
+        assert_eq!(
+            (shown[0].version.as_str(), shown[0].field.as_str()),
+            ("1", "filter_chains")
+        );
         world.set(LISTENER, "a", "2");
         let responses = connection.changed(&world);
         assert_eq!(types(&responses), ["Listener"]);
@@ -402,7 +455,11 @@ mod tests {
         let alone = connection.request(&nack(&responses[0].nonce), &world);
         assert_eq!(types(&alone), ["Cluster", "Cluster"]);
         assert!(alone.iter().all(|response| response.resources.len() == 1));
-        assert!(connection.request(&nack(&alone[1].nonce), &world).is_empty());
+        assert!(
+            connection
+                .request(&nack(&alone[1].nonce), &world)
+                .is_empty()
+        );
         let refused: Vec<_> = connection.refused().map(|r| r.name.as_str()).collect();
         assert_eq!(refused, ["b"]);
     }
@@ -411,7 +468,10 @@ mod tests {
     fn a_name_without_anything_is_answered_once_and_stays_subscribed() {
         let (mut connection, world) = (Connection::default(), world());
         let responses = connection.request(&subscribe(&["b"]), &world);
-        let listener = responses.iter().find(|r| r.type_url == LISTENER).expect("answered");
+        let listener = responses
+            .iter()
+            .find(|r| r.type_url == LISTENER)
+            .expect("answered");
         let error = &listener.resource_errors[0];
         let detail = error.error_detail.as_ref().expect("explained");
         assert_eq!((detail.code, detail.message.as_str()), (NOT_FOUND, "no b"));
@@ -425,9 +485,15 @@ mod tests {
         let (mut connection, world) = (Connection::default(), world());
         world.set(ENDPOINTS, "a", "?");
         let responses = connection.request(&subscribe(&["a"]), &world);
-        assert_eq!(types(&responses), ["Cluster", "Listener", "RouteConfiguration"]);
+        assert_eq!(
+            types(&responses),
+            ["Cluster", "Listener", "RouteConfiguration"]
+        );
         world.set(ENDPOINTS, "a", "1");
-        assert_eq!(types(&connection.changed(&world)), ["ClusterLoadAssignment"]);
+        assert_eq!(
+            types(&connection.changed(&world)),
+            ["ClusterLoadAssignment"]
+        );
     }
 
     #[test]

@@ -53,11 +53,17 @@ impl Hub {
         });
         let refused: Vec<Value> = refused.collect();
         let shown = json!({"node": node, "names": connection.names(), "refused": refused});
-        self.proxies.lock().unwrap_or_else(PoisonError::into_inner).insert(stream, shown);
+        self.proxies
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(stream, shown);
     }
 
     pub(super) fn forget(&self, stream: u64) {
-        self.proxies.lock().unwrap_or_else(PoisonError::into_inner).remove(&stream);
+        self.proxies
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&stream);
     }
 
     /// How one proxy looks at a mesh, of which `touched` has changed; all of it when nothing is said.

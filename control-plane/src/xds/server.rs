@@ -59,14 +59,19 @@ impl AggregatedDiscoveryService for Ads {
         &self,
         _request: Request<Streaming<DiscoveryRequest>>,
     ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
-        Err(Status::unimplemented("this version serves the delta variant: DeltaAggregatedResources"))
+        Err(Status::unimplemented(
+            "this version serves the delta variant: DeltaAggregatedResources",
+        ))
     }
 
     async fn delta_aggregated_resources(
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let identity = request.extensions().get::<Peer>().and_then(|peer| peer.identity.clone());
+        let identity = request
+            .extensions()
+            .get::<Peer>()
+            .and_then(|peer| peer.identity.clone());
         let peer = identity.ok_or_else(|| {
             Status::unauthenticated("the stream needs a client certificate of this mesh")
         })?;
@@ -95,7 +100,11 @@ struct Pump {
 impl Pump {
     async fn run(self, mut requests: Streaming<DeltaDiscoveryRequest>) {
         self.metrics.connected.inc();
-        let life = self.peer.not_after.duration_since(SystemTime::now()).unwrap_or_default();
+        let life = self
+            .peer
+            .not_after
+            .duration_since(SystemTime::now())
+            .unwrap_or_default();
         // Whoever held this certificate must show a newer one by then.
         let served = tokio::time::timeout(life, self.serve(&mut requests)).await;
         if let Ok(Err(status)) = served {
@@ -123,7 +132,10 @@ impl Pump {
             if let Some(mesh) = usable(&state.borrow_and_update()) {
                 break mesh;
             }
-            state.changed().await.map_err(|_| Status::unavailable("the control plane ends"))?;
+            state
+                .changed()
+                .await
+                .map_err(|_| Status::unavailable("the control plane ends"))?;
         };
         let view = self.hub.view(&mesh, &node, None);
         let responses = connection.request(&first, &view);
@@ -167,7 +179,11 @@ impl Pump {
     fn count(&self, request: &DeltaDiscoveryRequest) {
         if let Some(status) = &request.error_detail {
             self.metrics.rejects.inc();
-            tracing::warn!(peer = self.peer.id, reason = status.message, "a resource was refused");
+            tracing::warn!(
+                peer = self.peer.id,
+                reason = status.message,
+                "a resource was refused"
+            );
         }
     }
 
@@ -198,7 +214,10 @@ impl Pump {
         let ip: IpAddr = ip.parse().map_err(|_| form())?;
         let (_, namespace) = workload.rsplit_once('.').ok_or_else(form)?;
         if namespace != self.peer.namespace {
-            let text = format!("the node is of namespace {namespace}, the certificate {}", self.peer.id);
+            let text = format!(
+                "the node is of namespace {namespace}, the certificate {}",
+                self.peer.id
+            );
             return Err(Status::permission_denied(text));
         }
         Ok(Node {

@@ -205,7 +205,9 @@ mod tests {
     fn requests_in_flight_send_the_next_one_elsewhere() {
         let cluster = cluster(Balance::LeastRequest, &[1, 1, 1]);
         let mut rng = fastrand::Rng::with_seed(1);
-        let leases: Vec<_> = (0..9).map(|_| cluster.pick(|| rng.u32(..)).expect("one")).collect();
+        let leases: Vec<_> = (0..9)
+            .map(|_| cluster.pick(|| rng.u32(..)).expect("one"))
+            .collect();
         for endpoint in cluster.endpoints().endpoints() {
             assert_eq!(endpoint.in_flight(), 3);
         }
@@ -227,7 +229,10 @@ mod tests {
 
     #[test]
     fn round_robin_takes_turns() {
-        assert_eq!(counts(&cluster(Balance::RoundRobin, &[1, 1, 1]), 9), [3, 3, 3]);
+        assert_eq!(
+            counts(&cluster(Balance::RoundRobin, &[1, 1, 1]), 9),
+            [3, 3, 3]
+        );
     }
 
     #[test]

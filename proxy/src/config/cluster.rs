@@ -13,8 +13,8 @@ use leno_proto::pb::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuf
 use leno_proto::pb::envoy::extensions::transport_sockets::tls::v3::{
     CommonTlsContext, UpstreamTlsContext, common_tls_context::ValidationContextType,
 };
-use leno_proto::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use leno_proto::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
+use leno_proto::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use leno_proto::pb::google::protobuf::value::Kind;
 use leno_proto::prost::Name;
 
@@ -109,7 +109,9 @@ impl Resource for Cluster {
             pending: Pending {
                 circuit_breakers: message.circuit_breakers,
                 outlier_detection: message.outlier_detection,
-                max_requests_per_connection: max_requests(&message.typed_extension_protocol_options)?,
+                max_requests_per_connection: max_requests(
+                    &message.typed_extension_protocol_options,
+                )?,
             },
             rule: rule.unwrap_or_else(|| message.name.clone()),
             name: message.name,
@@ -123,7 +125,10 @@ fn max_requests(options: &HashMap<String, Any>) -> Result<Option<u32>, Invalid> 
         let options: HttpProtocolOptions = super::typed(any)
             .map_err(|e| e.within(&format!("typed_extension_protocol_options[{name}]")))?;
         let common = options.common_http_protocol_options.unwrap_or_default();
-        max = common.max_requests_per_connection.map(|max| max.value).or(max);
+        max = common
+            .max_requests_per_connection
+            .map(|max| max.value)
+            .or(max);
     }
     Ok(max)
 }
@@ -172,13 +177,17 @@ fn tls(matches: &[TransportSocketMatch]) -> Result<Option<Tls>, Invalid> {
             }
         };
         let socket = super::required(socket.transport_socket.as_ref(), "transport_socket");
-        let parsed = socket.and_then(|s| {
-            upstream_tls(s).map_err(|invalid| invalid.within("transport_socket"))
-        });
+        let parsed = socket
+            .and_then(|s| upstream_tls(s).map_err(|invalid| invalid.within("transport_socket")));
         match (wants_tls, parsed.map_err(within)?) {
             (true, Some(context)) => tls = Some(context),
             (false, None) => {}
-            _ => return Err(within(Invalid::new("match", "must be TLS for tlsMode: istio only"))),
+            _ => {
+                return Err(within(Invalid::new(
+                    "match",
+                    "must be TLS for tlsMode: istio only",
+                )));
+            }
         }
     }
     Ok(tls)

@@ -105,13 +105,17 @@ impl Resource for Assignment {
 impl Endpoint {
     /// The endpoint, or `None` when its health says that it takes no requests.
     fn validate(message: LbEndpoint) -> Result<Option<Endpoint>, Invalid> {
-        let weight = message.load_balancing_weight.map_or(1, |weight| weight.value);
+        let weight = message
+            .load_balancing_weight
+            .map_or(1, |weight| weight.value);
         if weight == 0 {
             return Err(Invalid::new("load_balancing_weight", "must be at least 1"));
         }
         let address = match super::required(message.host_identifier, "endpoint")? {
-            HostIdentifier::Endpoint(endpoint) => super::required(endpoint.address, "endpoint.address")
-                .and_then(|a| socket_address(&a).map_err(|e| e.within("endpoint.address")))?,
+            HostIdentifier::Endpoint(endpoint) => {
+                super::required(endpoint.address, "endpoint.address")
+                    .and_then(|a| socket_address(&a).map_err(|e| e.within("endpoint.address")))?
+            }
             HostIdentifier::EndpointName(_) => {
                 return Err(Invalid::new("endpoint_name", "is not supported"));
             }
@@ -152,7 +156,10 @@ fn socket_address(message: &Address) -> Result<SocketAddr, Invalid> {
     };
     match port {
         Some(port) if port > 0 => Ok(SocketAddr::new(ip, port)),
-        _ => Err(Invalid::new("socket_address.port_value", "must be 1 to 65535")),
+        _ => Err(Invalid::new(
+            "socket_address.port_value",
+            "must be 1 to 65535",
+        )),
     }
 }
 

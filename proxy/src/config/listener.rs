@@ -126,15 +126,23 @@ impl Listener {
             return Err(Invalid::new("filter_chains", "is required"));
         }
         for (i, chain) in self.chains.iter().enumerate() {
-            let earlier = self.chains[..i].iter().position(|c| c.matches == chain.matches);
+            let earlier = self.chains[..i]
+                .iter()
+                .position(|c| c.matches == chain.matches);
             if let Some(earlier) = earlier {
                 let field = format!("filter_chains[{i}].filter_chain_match");
-                return Err(Invalid::new(field, format!("equals filter_chains[{earlier}]'s")));
+                return Err(Invalid::new(
+                    field,
+                    format!("equals filter_chains[{earlier}]'s"),
+                ));
             }
         }
         let one_plain = self.chains.len() == 1 && self.default_chain.is_none();
         if self.direction == Direction::Outbound && !one_plain {
-            return Err(Invalid::new("filter_chains", "an outbound Listener has exactly one"));
+            return Err(Invalid::new(
+                "filter_chains",
+                "an outbound Listener has exactly one",
+            ));
         }
         Ok(())
     }
@@ -152,7 +160,10 @@ impl Chain {
         let (rule, service) = (leno("rule"), leno("service"));
         let workload = Workload::of(metadata);
         let matches = message.filter_chain_match.map(chain_match).transpose();
-        let tls = match message.transport_socket.and_then(|socket| socket.config_type) {
+        let tls = match message
+            .transport_socket
+            .and_then(|socket| socket.config_type)
+        {
             None => false,
             Some(transport_socket::ConfigType::TypedConfig(any)) => {
                 let within = |e: Invalid| e.within("transport_socket");
@@ -193,7 +204,12 @@ fn chain_match(message: FilterChainMatch) -> Result<ChainMatch, Invalid> {
         "" => None,
         "tls" => Some(true),
         "raw_buffer" => Some(false),
-        _ => return Err(Invalid::new("transport_protocol", "must be tls or raw_buffer")),
+        _ => {
+            return Err(Invalid::new(
+                "transport_protocol",
+                "must be tls or raw_buffer",
+            ));
+        }
     };
     Ok(ChainMatch {
         port: port.map_err(|_| Invalid::new("destination_port", "must be at most 65535"))?,
@@ -220,17 +236,26 @@ fn filters(messages: Vec<FilterMessage>) -> Result<(Filter, Vec<Rbac>), Invalid>
             continue;
         }
         if i != last {
-            return Err(within(Invalid::new("typed_config", "must be the last filter")));
+            return Err(within(Invalid::new(
+                "typed_config",
+                "must be the last filter",
+            )));
         }
         if any.type_url == TcpProxy::type_url() {
-            return Ok((tcp(super::typed(&any).map_err(within)?).map_err(within)?, policies));
+            return Ok((
+                tcp(super::typed(&any).map_err(within)?).map_err(within)?,
+                policies,
+            ));
         }
         let (filter, more) = http(super::typed(&any).map_err(within)?)
             .map_err(|e| within(e.within("typed_config")))?;
         policies.extend(more);
         return Ok((filter, policies));
     }
-    Err(Invalid::new("filters", "must end with an HTTP connection manager or a TCP proxy"))
+    Err(Invalid::new(
+        "filters",
+        "must end with an HTTP connection manager or a TCP proxy",
+    ))
 }
 
 fn tcp(message: TcpProxy) -> Result<Filter, Invalid> {

@@ -42,9 +42,7 @@ impl StringMatch {
             P::SafeRegex(regex) => Ok(StringMatch::Regex(
                 full_match(&regex.regex).map_err(|invalid| invalid.within("safe_regex"))?,
             )),
-            P::Contains(_) | P::Custom(_) => {
-                Err(Invalid::new("match_pattern", "is not supported"))
-            }
+            P::Contains(_) | P::Custom(_) => Err(Invalid::new("match_pattern", "is not supported")),
         }
     }
 }
@@ -73,7 +71,8 @@ impl HeaderMatch {
     pub(super) fn validate(message: HeaderMatcher) -> Result<HeaderMatch, Invalid> {
         use header_matcher::HeaderMatchSpecifier as S;
         super::named(&message.name)?;
-        let (value, absent) = match super::required(message.header_match_specifier, "string_match")? {
+        let (value, absent) = match super::required(message.header_match_specifier, "string_match")?
+        {
             S::StringMatch(value) => {
                 let value = StringMatch::validate(value);
                 (Some(value.map_err(|e| e.within("string_match"))?), false)

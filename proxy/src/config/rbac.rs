@@ -1,8 +1,8 @@
 //! `envoy.config.rbac.v3.RBAC`: what an AuthorizationPolicy becomes on the wire.
 
 use leno_proto::pb::envoy::config::rbac::v3::{
-    Permission as PermissionMessage, Principal as PrincipalMessage, Rbac as RbacMessage, permission,
-    principal, rbac::Action as ActionMessage,
+    Permission as PermissionMessage, Principal as PrincipalMessage, Rbac as RbacMessage,
+    permission, principal, rbac::Action as ActionMessage,
 };
 use leno_proto::pb::envoy::r#type::matcher::v3::path_matcher;
 
@@ -109,7 +109,11 @@ fn permission(message: PermissionMessage) -> Result<Permission, Invalid> {
     use permission::Rule as R;
     match super::required(message.rule, "rule")? {
         R::Any(true) => Ok(Permission::Any),
-        R::AndRules(set) => Ok(Permission::All(convert(set.rules, "and_rules", permission)?)),
+        R::AndRules(set) => Ok(Permission::All(convert(
+            set.rules,
+            "and_rules",
+            permission,
+        )?)),
         R::OrRules(set) => Ok(Permission::One(convert(set.rules, "or_rules", permission)?)),
         R::Header(header) => {
             let header = HeaderMatch::validate(header).map_err(|e| e.within("header"))?;

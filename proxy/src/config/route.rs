@@ -100,7 +100,10 @@ fn check_domains(hosts: &[VirtualHost]) -> Result<(), Invalid> {
         for domain in &host.domains {
             if !seen.insert(domain) {
                 let field = format!("virtual_hosts[{i}].domains");
-                return Err(Invalid::new(field, format!("{domain:?} stands there twice")));
+                return Err(Invalid::new(
+                    field,
+                    format!("{domain:?} stands there twice"),
+                ));
             }
         }
     }
@@ -171,7 +174,10 @@ fn validate_action(action: RouteAction) -> Result<Action, Invalid> {
     match sum {
         0 => Err(Invalid::new("weighted_clusters", "the weights add up to 0")),
         1..=0xffff_ffff => Ok((targets, timeout)),
-        _ => Err(Invalid::new("weighted_clusters", "the weights add up to too much")),
+        _ => Err(Invalid::new(
+            "weighted_clusters",
+            "the weights add up to too much",
+        )),
     }
 }
 

@@ -127,12 +127,30 @@ mod tests {
         let valid: &[u8] = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
         for (value, kept) in [
             (valid, true),
-            (b"cc-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more", true),
-            (b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more", false),
-            (b"ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", false),
-            (b"00-00000000000000000000000000000000-00f067aa0ba902b7-01", false),
-            (b"00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01", false),
-            (b"00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01", false),
+            (
+                b"cc-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more",
+                true,
+            ),
+            (
+                b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more",
+                false,
+            ),
+            (
+                b"ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+                false,
+            ),
+            (
+                b"00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+                false,
+            ),
+            (
+                b"00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
+                false,
+            ),
+            (
+                b"00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
+                false,
+            ),
             (b"rubbish", false),
         ] {
             let mut head = Head::request("GET", "/");
@@ -151,7 +169,10 @@ mod tests {
         head.add("X-Forwarded-For", b"1.1.1.1");
         head.add("X-Forwarded-For", b"2.2.2.2");
         forwarded_for(&mut head, IpAddr::from([3, 3, 3, 3]));
-        assert_eq!(head.get(Known::ForwardedFor), Some(&b"1.1.1.1, 2.2.2.2, 3.3.3.3"[..]));
+        assert_eq!(
+            head.get(Known::ForwardedFor),
+            Some(&b"1.1.1.1, 2.2.2.2, 3.3.3.3"[..])
+        );
         assert_eq!(head.get_all(Known::ForwardedFor).count(), 1);
     }
 }

@@ -95,11 +95,7 @@ impl Exchange<'_> {
         Poll::Ready(head.map_err(|broken| no_response(&broken)))
     }
 
-    async fn response_body(
-        &mut self,
-        upload: &mut Transfer,
-        length: Length,
-    ) -> Result<(), Error> {
+    async fn response_body(&mut self, upload: &mut Transfer, length: Length) -> Result<(), Error> {
         let mut download = Transfer::default();
         poll_fn(|cx| {
             let sent = upload.poll(cx, self.down.conn(), self.up.conn());
@@ -179,9 +175,10 @@ fn no_response(broken: &Broken) -> Error {
     match broken {
         Broken::Syntax(invalid) => protocol(invalid),
         Broken::Closed => Error::up(Kind::Reset, "the connection was closed before a response"),
-        Broken::Io(error) => {
-            Error::up(Kind::Reset, format!("the connection broke before a response: {error}"))
-        }
+        Broken::Io(error) => Error::up(
+            Kind::Reset,
+            format!("the connection broke before a response: {error}"),
+        ),
     }
 }
 
@@ -198,7 +195,10 @@ fn protocol(invalid: &Invalid) -> Error {
 }
 
 fn protocol_error(text: &str) -> Error {
-    Error::up(Kind::Protocol, format!("the response is not acceptable: {text}"))
+    Error::up(
+        Kind::Protocol,
+        format!("the response is not acceptable: {text}"),
+    )
 }
 
 /// Removes from a request what a proxy must not pass on.

@@ -21,9 +21,14 @@ impl Key {
     /// The signing request for it, in PEM. The CA decides the name; it is in the request for whoever reads it.
     pub(super) fn request(&self, id: &SpiffeId) -> Result<String, String> {
         let mut params = CertificateParams::default();
-        let uri = id.as_str().try_into().map_err(|error: rcgen::Error| error.to_string())?;
+        let uri = id
+            .as_str()
+            .try_into()
+            .map_err(|error: rcgen::Error| error.to_string())?;
         params.subject_alt_names = vec![SanType::URI(uri)];
-        let request = params.serialize_request(&self.0).and_then(|request| request.pem());
+        let request = params
+            .serialize_request(&self.0)
+            .and_then(|request| request.pem());
         request.map_err(|error| error.to_string())
     }
 

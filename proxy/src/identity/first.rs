@@ -97,17 +97,24 @@ async fn read(path: &Path) -> Result<String, Error> {
         path: path.to_owned(),
         reason,
     };
-    let size = tokio::fs::metadata(path).await.map_err(|error| failed(error.to_string()))?.len();
+    let size = tokio::fs::metadata(path)
+        .await
+        .map_err(|error| failed(error.to_string()))?
+        .len();
     if size > MAX_FILE {
         return Err(failed(format!("larger than {MAX_FILE} bytes")));
     }
-    tokio::fs::read_to_string(path).await.map_err(|error| failed(error.to_string()))
+    tokio::fs::read_to_string(path)
+        .await
+        .map_err(|error| failed(error.to_string()))
 }
 
 /// The roots that a token pins. Its signature is the CA's business.
 fn pins(token: &str) -> Result<Vec<String>, String> {
     let (payload, _) = token.split_once('.').ok_or("is not a join token")?;
-    let json = URL_SAFE_NO_PAD.decode(payload).map_err(|_| "is not a join token")?;
+    let json = URL_SAFE_NO_PAD
+        .decode(payload)
+        .map_err(|_| "is not a join token")?;
     let payload: Payload = serde_json::from_slice(&json).map_err(|_| "is not a join token")?;
     match payload.roots.is_empty() {
         true => Err("pins no root; give --ca-root".to_owned()),
@@ -131,7 +138,9 @@ impl Verifier {
                 store.add_parsable_certificates(roots.iter().cloned());
             }
             Trust::Pins(pins) => {
-                let pinned = presented.iter().filter(|cert| pins.contains(&fingerprint(cert)));
+                let pinned = presented
+                    .iter()
+                    .filter(|cert| pins.contains(&fingerprint(cert)));
                 store.add_parsable_certificates(pinned.cloned());
             }
         }
@@ -141,7 +150,11 @@ impl Verifier {
 
 fn fingerprint(cert: &CertificateDer<'_>) -> String {
     let digest = digest(&SHA256, cert);
-    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    digest
+        .as_ref()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 impl ServerCertVerifier for Verifier {

@@ -173,7 +173,9 @@ impl Renewal {
             return Err(Error::Unusable("the chain has no leaf and root".to_owned()));
         };
         if self.credentials.identity().is_none() {
-            self.credentials.set_roots(std::slice::from_ref(root)).map_err(Error::Unusable)?;
+            self.credentials
+                .set_roots(std::slice::from_ref(root))
+                .map_err(Error::Unusable)?;
         }
         let allowed = [self.options.id.clone()];
         self.credentials
@@ -181,10 +183,14 @@ impl Renewal {
             .map_err(|error| unusable(&error))?;
         let (not_before, not_after) = verify::validity(leaf).map_err(|error| unusable(&error))?;
         let serial = verify::serial(leaf).map_err(|error| unusable(&error))?;
-        let lives = not_after.duration_since(SystemTime::now()).unwrap_or_default();
+        let lives = not_after
+            .duration_since(SystemTime::now())
+            .unwrap_or_default();
         let key = key.certified(certificates).map_err(Error::Unusable)?;
         tracing::info!(id = %self.options.id, serial, lives = ?lives, "certificate obtained");
-        let expiry = not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let expiry = not_after
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
         self.metrics.certificate_expiry.set(expiry.as_secs_f64());
         self.metrics.rotations.inc();
         self.credentials.set_identity(Identity {

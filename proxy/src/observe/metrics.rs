@@ -6,7 +6,9 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use prometheus::{Encoder, Gauge, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
+use prometheus::{
+    Encoder, Gauge, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+};
 
 use crate::config::endpoints::Workload;
 
@@ -96,9 +98,17 @@ impl Labels {
             values[at + 2] = known(party.principal.as_deref().unwrap_or_default());
             values[at + 3] = known(&workload.app);
             values[at + 4] = known(&workload.version);
-            let canonical = if workload.app.is_empty() { &workload.name } else { &workload.app };
+            let canonical = if workload.app.is_empty() {
+                &workload.name
+            } else {
+                &workload.app
+            };
             values[at + 5] = known(canonical);
-            let revision = if workload.version.is_empty() { "latest" } else { &workload.version };
+            let revision = if workload.version.is_empty() {
+                "latest"
+            } else {
+                &workload.version
+            };
             values[at + 6] = revision.to_owned();
             values[at + 7] = "Kubernetes".to_owned();
         }
@@ -232,7 +242,13 @@ mod tests {
     fn a_request_is_counted_under_istios_name_and_labels() {
         let metrics = Metrics::new().expect("valid names");
         let source = Party::default();
-        let labels = Labels::new("source", &source, &source, "a.b.svc.cluster.local", "unknown");
+        let labels = Labels::new(
+            "source",
+            &source,
+            &source,
+            "a.b.svc.cluster.local",
+            "unknown",
+        );
         let series = metrics.series(labels);
         series.count(200, "-");
         series.count(503, "UH");
@@ -240,8 +256,13 @@ mod tests {
         let text = metrics.render();
         let line = |code: &str| {
             let wanted = format!("response_code=\"{code}\"");
-            let lines = text.lines().filter(|l| l.starts_with("istio_requests_total{"));
-            lines.filter(|l| l.contains(&wanted)).collect::<Vec<_>>().join("\n")
+            let lines = text
+                .lines()
+                .filter(|l| l.starts_with("istio_requests_total{"));
+            lines
+                .filter(|l| l.contains(&wanted))
+                .collect::<Vec<_>>()
+                .join("\n")
         };
         assert!(line("200").ends_with("} 1"), "{}", line("200"));
         assert!(line("503").ends_with("} 2") && line("503").contains("response_flags=\"UH\""));
@@ -258,7 +279,9 @@ mod tests {
             metrics.series(labels).count(200, "-");
         }
         let text = metrics.render();
-        let lines = text.lines().filter(|l| l.starts_with("istio_requests_total{"));
+        let lines = text
+            .lines()
+            .filter(|l| l.starts_with("istio_requests_total{"));
         assert_eq!(lines.count(), MAX_SERIES + 1);
     }
 }

@@ -47,7 +47,12 @@ pub fn verdict<'a>(
 /// The same for a connection that carries no HTTP. Rules that look at HTTP never allow it, and always deny it.
 pub fn verdict_tcp<'a>(policies: &'a [Rbac], caller: Caller<'_>) -> Verdict<'a> {
     let of = |action| policies.iter().filter(move |rbac| rbac.action == action);
-    let asks = |policy: &Policy| policy.permissions.iter().any(|p| matches!(p, Permission::Any));
+    let asks = |policy: &Policy| {
+        policy
+            .permissions
+            .iter()
+            .any(|p| matches!(p, Permission::Any))
+    };
     let mut denying = of(Action::Deny).flat_map(|rbac| &rbac.policies);
     if let Some(policy) = denying.find(|policy| is_one(&policy.principals, caller)) {
         return Verdict::DeniedBy(&policy.name);
@@ -120,7 +125,11 @@ mod tests {
     /// The policy of the guide: only order-service, GET, /users/*.
     fn guide() -> Rbac {
         let path = Permission::Path(StringMatch::Prefix("/users/".to_owned()));
-        rbac(Action::Allow, Permission::All(vec![method("GET"), path]), order())
+        rbac(
+            Action::Allow,
+            Permission::All(vec![method("GET"), path]),
+            order(),
+        )
     }
 
     #[test]
@@ -131,12 +140,25 @@ mod tests {
             ("GET", "/users/1?x=/y", Some(ORDER), true),
             ("GET", "/users", Some(ORDER), false),
             ("POST", "/users/1", Some(ORDER), false),
-            ("GET", "/users/1", Some("spiffe://cluster.local/ns/default/sa/web"), false),
+            (
+                "GET",
+                "/users/1",
+                Some("spiffe://cluster.local/ns/default/sa/web"),
+                false,
+            ),
             ("GET", "/users/1", None, false),
         ] {
             let head = Head::request(method, path);
-            let got = verdict(&policies, Caller { principal }, &RequestView::new(&head, "h"));
-            assert_eq!(got == Verdict::Allowed, allowed, "{method} {path} {principal:?}");
+            let got = verdict(
+                &policies,
+                Caller { principal },
+                &RequestView::new(&head, "h"),
+            );
+            assert_eq!(
+                got == Verdict::Allowed,
+                allowed,
+                "{method} {path} {principal:?}"
+            );
         }
     }
 
@@ -144,17 +166,30 @@ mod tests {
     fn deny_wins_and_an_empty_allow_denies_everything() {
         let head = Head::request("GET", "/users/1");
         let view = RequestView::new(&head, "h");
-        let caller = Caller { principal: Some(ORDER) };
+        let caller = Caller {
+            principal: Some(ORDER),
+        };
         let deny = rbac(Action::Deny, method("GET"), Principal::Any);
-        assert_eq!(verdict(&[guide(), deny], caller, &view), Verdict::DeniedBy("rule"));
-        let nothing = Rbac { action: Action::Allow, policies: Vec::new() };
-        assert_eq!(verdict(&[nothing], caller, &view), Verdict::NotAllowed(None));
+        assert_eq!(
+            verdict(&[guide(), deny], caller, &view),
+            Verdict::DeniedBy("rule")
+        );
+        let nothing = Rbac {
+            action: Action::Allow,
+            policies: Vec::new(),
+        };
+        assert_eq!(
+            verdict(&[nothing], caller, &view),
+            Verdict::NotAllowed(None)
+        );
         assert_eq!(verdict(&[], caller, &view), Verdict::Allowed);
     }
 
     #[test]
     fn a_rule_about_http_never_allows_bytes_and_always_denies_them() {
-        let caller = Caller { principal: Some(ORDER) };
+        let caller = Caller {
+            principal: Some(ORDER),
+        };
         let allow = rbac(Action::Allow, method("GET"), order());
         assert_ne!(verdict_tcp(&[allow], caller), Verdict::Allowed);
         let deny = rbac(Action::Deny, method("GET"), order());

@@ -38,7 +38,10 @@ impl<'a> RequestView<'a> {
 pub fn matches(wanted: &RouteMatch, request: &RequestView<'_>) -> bool {
     wanted.path.matches(request.path)
         && wanted.headers.iter().all(|h| header_matches(h, request))
-        && wanted.query.iter().all(|(name, value)| query_matches(name, value.as_ref(), request))
+        && wanted
+            .query
+            .iter()
+            .all(|(name, value)| query_matches(name, value.as_ref(), request))
 }
 
 /// Whether a header is as wanted. Several values are compared one by one, and joined by commas as one, which is how a
@@ -54,7 +57,10 @@ pub fn header_matches(wanted: &HeaderMatch, request: &RequestView<'_>) -> bool {
 }
 
 fn value_matches(wanted: &HeaderMatch, value: &[u8]) -> bool {
-    wanted.value.as_ref().is_none_or(|match_| match_.matches(value))
+    wanted
+        .value
+        .as_ref()
+        .is_none_or(|match_| match_.matches(value))
 }
 
 fn any_matches(wanted: &HeaderMatch, head: &Head, name: &str) -> bool {
@@ -115,7 +121,11 @@ mod tests {
             (":authority", exact("h"), false, true),
         ] {
             let name = name.to_owned();
-            let wanted = HeaderMatch { name, value, invert };
+            let wanted = HeaderMatch {
+                name,
+                value,
+                invert,
+            };
             assert_eq!(header_matches(&wanted, &view), expected, "{wanted:?}");
         }
     }

@@ -76,7 +76,10 @@ fn domain_rank(domain: &str, authority: &str) -> Option<usize> {
         None => domain.eq_ignore_ascii_case(authority).then_some(usize::MAX),
         Some("") => Some(0),
         Some(suffix) => {
-            let start = authority.len().checked_sub(suffix.len()).filter(|&n| n > 0)?;
+            let start = authority
+                .len()
+                .checked_sub(suffix.len())
+                .filter(|&n| n > 0)?;
             let tail = authority.get(start..)?;
             tail.eq_ignore_ascii_case(suffix).then_some(suffix.len())
         }
@@ -116,7 +119,10 @@ mod tests {
                 host(&["*"], &[("any", "/")]),
                 host(&["*.shop"], &[("shop", "/")]),
                 host(&["*.eu.shop"], &[("eu", "/")]),
-                host(&["a.shop"], &[("users", "/users"), ("late", "/users/1"), ("rest", "/b")]),
+                host(
+                    &["a.shop"],
+                    &[("users", "/users"), ("late", "/users/1"), ("rest", "/b")],
+                ),
             ],
         };
         let router = Router::new(&config, |route| route.rule.clone());

@@ -29,7 +29,9 @@ impl<T> Split<T> {
             return Some(only);
         }
         let scaled = (u64::from(dice) * u64::from(self.total)) >> 32;
-        let at = self.choices.partition_point(|(sum, _)| u64::from(*sum) <= scaled);
+        let at = self
+            .choices
+            .partition_point(|(sum, _)| u64::from(*sum) <= scaled);
         self.choices.get(at).map(|(_, choice)| choice)
     }
 

@@ -44,7 +44,9 @@ impl SpiffeId {
         let parts: Vec<&str> = rest.split('/').collect();
         match parts.as_slice() {
             [domain, "ns", namespace, "sa", account]
-                if [domain, namespace, account].iter().all(|part| is_name(part)) =>
+                if [domain, namespace, account]
+                    .iter()
+                    .all(|part| is_name(part)) =>
             {
                 Ok(SpiffeId(text.into()))
             }
@@ -178,7 +180,15 @@ impl Credentials {
         let (leaf, intermediates) = chain.split_first().ok_or_else(empty)?;
         let (roots, now) = (self.roots.load(), UnixTime::now());
         let usage = KeyUsage::client_auth();
-        verify::verify(leaf, intermediates, &roots, usage, now, &self.trust_domain, allowed)
+        verify::verify(
+            leaf,
+            intermediates,
+            &roots,
+            usage,
+            now,
+            &self.trust_domain,
+            allowed,
+        )
     }
 
     /// The trust domain that peers must belong to.

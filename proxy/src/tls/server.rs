@@ -51,7 +51,9 @@ impl Acceptor {
             .with_client_cert_verifier(verifier)
             .with_cert_resolver(Arc::new(Current(Arc::clone(credentials))));
         // `http/1.1` last: STRICT terminates every TLS, and a foreign client's refusal should be about its certificate.
-        config.alpn_protocols = [alpn::HTTP1, alpn::TCP, b"http/1.1"].map(Vec::from).to_vec();
+        config.alpn_protocols = [alpn::HTTP1, alpn::TCP, b"http/1.1"]
+            .map(Vec::from)
+            .to_vec();
         // A resumed session would skip the verifier and keep an identity beyond its certificate's life.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;

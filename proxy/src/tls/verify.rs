@@ -65,8 +65,16 @@ pub fn verify(
     let chain = |error: webpki::Error| Rejected::Chain(error.to_string());
     let cert = EndEntityCert::try_from(leaf).map_err(chain)?;
     let algorithms = provider().signature_verification_algorithms;
-    cert.verify_for_usage(algorithms.all, &roots.roots, intermediates, now, usage, None, None)
-        .map_err(chain)?;
+    cert.verify_for_usage(
+        algorithms.all,
+        &roots.roots,
+        intermediates,
+        now,
+        usage,
+        None,
+        None,
+    )
+    .map_err(chain)?;
     let id = spiffe_id(&cert)?;
     if id.trust_domain() != domain {
         return Err(Rejected::ForeignDomain {
@@ -97,8 +105,7 @@ fn spiffe_id(cert: &EndEntityCert<'_>) -> Result<SpiffeId, Rejected> {
 /// # Errors
 /// When the leaf holds no SPIFFE ID, or can't be read.
 pub fn peer(leaf: &CertificateDer<'_>) -> Result<Peer, Rejected> {
-    let cert =
-        EndEntityCert::try_from(leaf).map_err(|error| Rejected::Chain(error.to_string()))?;
+    let cert = EndEntityCert::try_from(leaf).map_err(|error| Rejected::Chain(error.to_string()))?;
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, leaf);
     let hash = digest.as_ref().iter().map(|byte| format!("{byte:02x}"));
     Ok(Peer {

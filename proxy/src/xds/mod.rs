@@ -176,8 +176,13 @@ impl Client {
 
     async fn open(
         &mut self,
-    ) -> Result<(mpsc::Sender<DeltaDiscoveryRequest>, Streaming<DeltaDiscoveryResponse>), String>
-    {
+    ) -> Result<
+        (
+            mpsc::Sender<DeltaDiscoveryRequest>,
+            Streaming<DeltaDiscoveryResponse>,
+        ),
+        String,
+    > {
         let channel: Channel = Endpoint::from_static("http://control-plane")
             .http2_keep_alive_interval(Duration::from_secs(30))
             .keep_alive_while_idle(true)
@@ -191,7 +196,9 @@ impl Client {
             // The channel is empty and has room for one request a type.
             let _ = requests.try_send(request);
         }
-        let stream = client.delta_aggregated_resources(ReceiverStream::new(receiver)).await;
+        let stream = client
+            .delta_aggregated_resources(ReceiverStream::new(receiver))
+            .await;
         let stream = stream.map_err(|status| words(&status))?;
         self.metrics.connected.set(1);
         let words = format!("connected since {}", Shown::now());
@@ -215,7 +222,9 @@ impl Client {
                 "refused"
             );
         }
-        let answer = self.session.answer(&response.type_url, &response.nonce, &applied.refused);
+        let answer = self
+            .session
+            .answer(&response.type_url, &response.nonce, &applied.refused);
         let mut outgoing = vec![answer];
         if response.type_url == SECRET {
             self.take_roots();
@@ -236,7 +245,9 @@ impl Client {
     /// Subscribes to what the resources lead to.
     fn follow(&mut self) -> Vec<DeltaDiscoveryRequest> {
         let needed = self.store.needed().into_iter();
-        needed.filter_map(|(type_url, names)| self.session.subscribe(type_url, names)).collect()
+        needed
+            .filter_map(|(type_url, names)| self.session.subscribe(type_url, names))
+            .collect()
     }
 
     /// Gives back what no resource leads to. Only what had no use at the last sweep either: the clusters of a new route
@@ -246,7 +257,9 @@ impl Client {
         let mut unneeded = BTreeSet::new();
         for (type_url, needed) in self.store.needed() {
             let subscribed = self.session.subscribed(type_url);
-            let unused = subscribed.difference(&needed).map(|name| (type_url, name.clone()));
+            let unused = subscribed
+                .difference(&needed)
+                .map(|name| (type_url, name.clone()));
             unneeded.extend(unused);
         }
         for (type_url, name) in unneeded.intersection(&self.unneeded) {
@@ -263,7 +276,9 @@ impl Client {
         let idle = self.options.idle_names.as_secs();
         let now = self.directory.clock();
         let snapshot = self.directory.snapshot();
-        let unused = snapshot.uses().filter(|(_, used)| now.saturating_sub(*used) > idle);
+        let unused = snapshot
+            .uses()
+            .filter(|(_, used)| now.saturating_sub(*used) > idle);
         let mut unused: BTreeSet<String> = unused.map(|(name, _)| name.to_owned()).collect();
         // A name that was never answered has no use to look at: it is given back at the second sweep without an answer.
         let subscribed = self.session.subscribed(LISTENER).iter();
@@ -293,7 +308,8 @@ impl Client {
             let names = self.session.subscribed(LISTENER).len();
             self.directory.publish(snapshot, names);
         }
-        self.shown.set_resources(&self.store, self.builder.clusters());
+        self.shown
+            .set_resources(&self.store, self.builder.clusters());
     }
 }
 

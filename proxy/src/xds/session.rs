@@ -106,12 +106,20 @@ impl Session {
     }
 
     /// The ACK of a response, or its NACK with each refused resource named; what isn't named was accepted.
-    pub fn answer(&self, type_url: &str, nonce: &str, refused: &[Refused]) -> DeltaDiscoveryRequest {
+    pub fn answer(
+        &self,
+        type_url: &str,
+        nonce: &str,
+        refused: &[Refused],
+    ) -> DeltaDiscoveryRequest {
         let error_detail = refused.first().map(|first| Status {
             code: INVALID_ARGUMENT,
             message: match refused.len() {
                 1 => format!("{}: {}: {}", first.name, first.field, first.reason),
-                more => format!("{more} resources refused, the first: {}: {}", first.name, first.reason),
+                more => format!(
+                    "{more} resources refused, the first: {}: {}",
+                    first.name, first.reason
+                ),
             },
             details: refused.iter().map(pack).collect(),
         });
@@ -144,11 +152,15 @@ mod tests {
     #[test]
     fn only_what_is_new_is_asked_for_and_only_what_was_is_given_back() {
         let mut session = session();
-        let request = session.subscribe(LISTENER, names(&["a:80", "b:80"])).expect("new");
+        let request = session
+            .subscribe(LISTENER, names(&["a:80", "b:80"]))
+            .expect("new");
         assert_eq!(request.resource_names_subscribe, names(&["a:80", "b:80"]));
         assert!(request.node.is_none());
         assert!(session.subscribe(LISTENER, names(&["a:80"])).is_none());
-        let request = session.unsubscribe(LISTENER, names(&["a:80", "c:80"])).expect("was");
+        let request = session
+            .unsubscribe(LISTENER, names(&["a:80", "c:80"]))
+            .expect("was");
         assert_eq!(request.resource_names_unsubscribe, names(&["a:80"]));
         assert!(session.unsubscribe(LISTENER, names(&["a:80"])).is_none());
     }
@@ -163,7 +175,10 @@ mod tests {
         assert_eq!(requests.len(), 2);
         assert_eq!(requests.iter().filter(|r| r.node.is_some()).count(), 1);
         assert!(requests[0].node.is_some());
-        let listener = requests.iter().find(|r| r.type_url == LISTENER).expect("asked");
+        let listener = requests
+            .iter()
+            .find(|r| r.type_url == LISTENER)
+            .expect("asked");
         assert_eq!(listener.resource_names_subscribe, names(&["a:80", "b:80"]));
         assert_eq!(listener.initial_resource_versions.len(), 1);
         assert_eq!(listener.initial_resource_versions["a:80"], "v-a:80");

@@ -42,7 +42,9 @@ pub struct Applied {
 impl Store {
     /// The version held of a resource.
     pub fn version(&self, type_url: &str, name: &str) -> Option<String> {
-        let key = leno_proto::type_url::ALL.into_iter().find(|t| *t == type_url)?;
+        let key = leno_proto::type_url::ALL
+            .into_iter()
+            .find(|t| *t == type_url)?;
         self.versions.get(&(key, name.to_owned())).cloned()
     }
 
@@ -65,7 +67,9 @@ impl Store {
             .find(|t| *t == response.type_url)
         else {
             let invalid = Invalid::new("type_url", "is not one that Leno asks for");
-            applied.refused.push(refused(&response.type_url, "", "", invalid));
+            applied
+                .refused
+                .push(refused(&response.type_url, "", "", invalid));
             return applied;
         };
         let mut seen = BTreeSet::new();
@@ -195,10 +199,12 @@ impl Store {
                 named(config, &mut clusters);
             }
         }
-        let present = clusters.iter().filter_map(|name| match self.resources.clusters.get(name) {
-            Some(Answer::Present(cluster)) => eds_name(cluster),
-            _ => None,
-        });
+        let present = clusters
+            .iter()
+            .filter_map(|name| match self.resources.clusters.get(name) {
+                Some(Answer::Present(cluster)) => eds_name(cluster),
+                _ => None,
+            });
         let endpoints = present.collect();
         BTreeMap::from([(ROUTE, routes), (CLUSTER, clusters), (ENDPOINTS, endpoints)])
     }

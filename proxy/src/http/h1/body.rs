@@ -54,9 +54,9 @@ impl Decoder {
     /// How many bytes at the front of `input` are data.
     pub fn available(&self, input: &[u8]) -> usize {
         match self.state {
-            State::Fixed(left) | State::Data(left) => usize::try_from(left)
-                .unwrap_or(usize::MAX)
-                .min(input.len()),
+            State::Fixed(left) | State::Data(left) => {
+                usize::try_from(left).unwrap_or(usize::MAX).min(input.len())
+            }
             State::UntilClose => input.len(),
             _ => 0,
         }
@@ -259,7 +259,11 @@ mod tests {
     use super::*;
 
     /// Decodes `input` in pieces of `piece` bytes; returns the data and what was left over.
-    fn decode(input: &[u8], length: Length, piece: usize) -> Result<(Vec<u8>, usize, Option<Head>), Invalid> {
+    fn decode(
+        input: &[u8],
+        length: Length,
+        piece: usize,
+    ) -> Result<(Vec<u8>, usize, Option<Head>), Invalid> {
         let mut decoder = Decoder::new(length, Limits::default());
         let (mut data, mut at, mut end) = (Vec::new(), 0, 0);
         while !decoder.is_done() && end < input.len() {
@@ -312,7 +316,10 @@ mod tests {
             "5\r\nhel",
             "0\r\n",
         ] {
-            assert!(decode(input.as_bytes(), Length::Chunked, 3).is_err(), "{input:?}");
+            assert!(
+                decode(input.as_bytes(), Length::Chunked, 3).is_err(),
+                "{input:?}"
+            );
         }
         let long = format!("1;{}\r\na\r\n0\r\n\r\n", "e".repeat(MAX_EXTENSION + 1));
         assert!(decode(long.as_bytes(), Length::Chunked, 7).is_err());
@@ -321,7 +328,10 @@ mod tests {
     #[test]
     fn a_trailer_section_is_bounded() {
         let with = |bytes: usize| {
-            let limits = Limits { head_bytes: 64, headers: 2 };
+            let limits = Limits {
+                head_bytes: 64,
+                headers: 2,
+            };
             let mut decoder = Decoder::new(Length::Chunked, limits);
             let input = format!("0\r\nA: {}\r\n\r\n", "b".repeat(bytes));
             decoder.advance(input.as_bytes()).map(|_| decoder.is_done())

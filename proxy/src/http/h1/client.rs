@@ -55,11 +55,7 @@ impl ClientHalf {
     ///
     /// # Errors
     /// [`Broken`] when the peer left first, or what it sent isn't an acceptable response.
-    pub fn poll_head(
-        &mut self,
-        cx: &mut Context<'_>,
-        head: &mut Head,
-    ) -> Poll<Result<(), Broken>> {
+    pub fn poll_head(&mut self, cx: &mut Context<'_>, head: &mut Head) -> Poll<Result<(), Broken>> {
         loop {
             let limit = self.conn.limits().head_bytes;
             let unread = self.conn.unread();

@@ -92,11 +92,17 @@ mod tests {
         assert_eq!(request(&[]), Ok(Length::Empty));
         assert_eq!(request(&[("content-length", "0")]), Ok(Length::Fixed(0)));
         assert_eq!(request(&[("Content-Length", "12")]), Ok(Length::Fixed(12)));
-        assert_eq!(request(&[("Transfer-Encoding", "Chunked")]), Ok(Length::Chunked));
+        assert_eq!(
+            request(&[("Transfer-Encoding", "Chunked")]),
+            Ok(Length::Chunked)
+        );
         for fields in [
             &[("content-length", "1"), ("content-length", "1")][..],
             &[("content-length", "1"), ("transfer-encoding", "chunked")],
-            &[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")],
+            &[
+                ("transfer-encoding", "chunked"),
+                ("transfer-encoding", "chunked"),
+            ],
             &[("transfer-encoding", "gzip, chunked")],
             &[("transfer-encoding", "identity")],
             &[("transfer-encoding", "xchunked")],
@@ -124,6 +130,9 @@ mod tests {
         }
         assert_eq!(of(200, true), Ok(Length::Empty));
         assert_eq!(of(200, false), Ok(Length::Fixed(5)));
-        assert_eq!(response_length(&Head::response(200), false), Ok(Length::UntilClose));
+        assert_eq!(
+            response_length(&Head::response(200), false),
+            Ok(Length::UntilClose)
+        );
     }
 }

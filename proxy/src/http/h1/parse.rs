@@ -102,8 +102,8 @@ fn request<'b>(
     head: &mut Head,
 ) -> Result<(), httparse::Error> {
     let mut request = httparse::Request::new(&mut []);
-    let status = ParserConfig::default()
-        .parse_request_with_uninit_headers(&mut request, bytes, room)?;
+    let status =
+        ParserConfig::default().parse_request_with_uninit_headers(&mut request, bytes, room)?;
     let (Status::Complete(_), Some(method), Some(target)) = (status, request.method, request.path)
     else {
         return Err(httparse::Error::Token);
@@ -123,8 +123,8 @@ fn response<'b>(
     head: &mut Head,
 ) -> Result<(), httparse::Error> {
     let mut response = httparse::Response::new(&mut []);
-    let status = ParserConfig::default()
-        .parse_response_with_uninit_headers(&mut response, bytes, room)?;
+    let status =
+        ParserConfig::default().parse_response_with_uninit_headers(&mut response, bytes, room)?;
     let (Status::Complete(_), Some(code)) = (status, response.code) else {
         return Err(httparse::Error::Status);
     };
@@ -229,7 +229,9 @@ fn check_target(head: &Head) -> Result<(), Invalid> {
     };
     match fits {
         true => Ok(()),
-        false => Err(Invalid::Syntax("the target is neither a path nor an http:// URI")),
+        false => Err(Invalid::Syntax(
+            "the target is neither a path nor an http:// URI",
+        )),
     }
 }
 
@@ -317,7 +319,10 @@ mod tests {
     #[test]
     fn the_number_of_fields_is_bounded_exactly() {
         for (limit, room) in [(2, 2), (150, 150)] {
-            let limits = Limits { headers: limit, ..Limits::default() };
+            let limits = Limits {
+                headers: limit,
+                ..Limits::default()
+            };
             let with = |count: usize| {
                 let mut head = Head::default();
                 let extra = "A: b\r\n".repeat(count - 1);
@@ -336,7 +341,11 @@ mod tests {
         for cut in 0..=text.len() {
             let first = find_end(&text[..cut], 0);
             assert_eq!(first.is_some(), cut >= 27, "{cut}");
-            assert_eq!(find_end(text, if first.is_some() { 0 } else { cut }), Some(27), "{cut}");
+            assert_eq!(
+                find_end(text, if first.is_some() { 0 } else { cut }),
+                Some(27),
+                "{cut}"
+            );
         }
     }
 

@@ -1,0 +1,292 @@
+//! The demo's mesh, small, for measuring: one user-service, its sidecar B, order-service's sidecar A, and a client that
+//! sends one request after the other on one connection. Static release builds, one worker each, the demo's YAML.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+/// The platform that a static build is for.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// Addresses of this lab's own.
+const XDS: &str = "127.0.7.1:15012";
+const MONITORING: &str = "127.0.7.1:15014";
+/// Where A takes requests, and shows itself.
+pub const A: (&str, &str) = ("127.0.7.2:15001", "127.0.7.2:15000");
+/// Where B takes requests, and shows itself.
+pub const B: (&str, &str) = ("127.0.7.3:15001", "127.0.7.3:15000");
+
+/// A process, ended when it is dropped.
+#[derive(Debug)]
+pub struct Process(pub Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Process {
+    /// Asks it to end, and waits until it has.
+    ///
+    /// # Errors
+    /// When it can't be asked.
+    pub fn end(mut self) -> Result<()> {
+        let pid = self.0.id().to_string();
+        ensure!(
+            Command::new("kill")
+                .args(["-TERM", &pid])
+                .status()?
+                .success(),
+            "kill {pid}"
+        );
+        self.0.wait()?;
+        Ok(())
+    }
+}
+
+/// The mesh.
+#[derive(Debug)]
+pub struct Lab {
+    /// The caller's sidecar.
+    pub a: Process,
+    /// The callee's sidecar.
+    pub b: Process,
+    directory: PathBuf,
+    _others: Vec<Process>,
+}
+
+/// Which sidecar runs under a tool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Side {
+    A,
+    B,
+}
+
+/// Builds the programs, static, and says where they are.
+///
+/// # Errors
+/// When the build fails.
+pub fn build() -> Result<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command
+        .args(["build", "--release", "--bins", "--target", TARGET])
+        .current_dir(&root);
+    for package in ["leno-proxy", "leno-control-plane", "leno-examples"] {
+        command.args(["--package", package]);
+    }
+    command.env("RUSTFLAGS", "-C target-feature=+crt-static");
+    ensure!(command.status()?.success(), "the build failed");
+    let own = std::env::current_exe()?;
+    let target = own.ancestors().nth(2).context("a target directory")?;
+    Ok(target.join(TARGET).join("release"))
+}
+
+impl Lab {
+    /// Starts the mesh; `tool` is put before the program of one side.
+    ///
+    /// # Errors
+    /// When something doesn't start, or isn't ready in time.
+    pub fn start(programs: &Path, tool: Option<(Side, Vec<String>)>) -> Result<Lab> {
+        let directory = std::env::temp_dir().join(format!("leno-lab-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&directory);
+        let yaml = directory.join("yaml");
+        fs::create_dir_all(&yaml)?;
+        let shop = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/shop");
+        for entry in fs::read_dir(shop)? {
+            let path = entry?.path();
+            let text = fs::read_to_string(&path)?;
+            // One instance serves as either version: the demo's rules, on one endpoint.
+            let text = text
+                .replace("127.0.1.4", "127.0.7.3")
+                .replace("version: v2}", "version: v1}");
+            let text = text
+                .replace("version: v2\n", "version: v1\n")
+                .replace("127.0.2.1", "127.0.7.2");
+            let text: String = one_endpoint(&text);
+            fs::write(yaml.join(path.file_name().context("a file")?), text)?;
+        }
+        let state = directory.join("state");
+        let mut others = Vec::new();
+        let mut serve = Command::new(programs.join("leno"));
+        serve.args([
+            "serve",
+            "--xds-address",
+            XDS,
+            "--monitoring-address",
+            MONITORING,
+        ]);
+        serve
+            .arg("--config")
+            .arg(&yaml)
+            .arg("--state-dir")
+            .arg(&state);
+        others.push(Process(quiet(serve).spawn()?));
+        ready(MONITORING)?;
+        let mut app = Command::new(programs.join("shop"));
+        app.args(["--service", "user-service", "--log"])
+            .arg(directory.join("app.log"));
+        let mut app = quiet(app).stdout(Stdio::piped()).spawn()?;
+        let mut address = String::new();
+        BufReader::new(app.stdout.take().context("a pipe")?).read_line(&mut address)?;
+        others.push(Process(app));
+        let inbound = format!("127.0.7.3:3001={}", address.trim());
+        let sidecar =
+            |side: Side, account: &str, (outbound, admin): (&str, &str), more: &[&str]| {
+                let token = directory.join(format!("{account}.token"));
+                let mut make = Command::new(programs.join("leno"));
+                make.args([
+                    "token",
+                    "create",
+                    "--service-account",
+                    account,
+                    "--state-dir",
+                ])
+                .arg(&state);
+                fs::write(&token, make.output()?.stdout)?;
+                let program = programs.join("leno-proxy");
+                let mut command = match &tool {
+                    Some((of, words)) if *of == side => {
+                        let mut command = Command::new(&words[0]);
+                        command.args(&words[1..]).arg(program);
+                        command
+                    }
+                    _ => Command::new(program),
+                };
+                command.args(["run", "--xds-address", XDS, "--service-account", account]);
+                command.args(["--outbound-address", outbound, "--admin-address", admin]);
+                command.args(more).arg("--token-file").arg(token);
+                let process = Process(quiet(command).spawn()?);
+                ready(admin)?;
+                anyhow::Ok(process)
+            };
+        let b = sidecar(Side::B, "user-service", B, &["--inbound", &inbound])?;
+        let a = sidecar(Side::A, "order-service", A, &["--ip", "127.0.7.2"])?;
+        Ok(Lab {
+            a,
+            b,
+            directory,
+            _others: others,
+        })
+    }
+
+    /// Sends `count` requests to user-service through both sidecars, one after the other.
+    ///
+    /// # Errors
+    /// When one of them isn't answered with 200.
+    pub fn send(&self, count: usize) -> Result<()> {
+        let mut tcp = TcpStream::connect(A.0)?;
+        tcp.set_nodelay(true)?;
+        tcp.set_read_timeout(Some(Duration::from_secs(30)))?;
+        let mut buffer = vec![0; 16 * 1024];
+        for _ in 0..count {
+            let request = "GET /users/1 HTTP/1.1\r\nHost: user-service\r\nUser-Agent: curl/8\r\nAccept: */*\r\n\r\n";
+            tcp.write_all(request.as_bytes())?;
+            let mut answer = String::new();
+            while !answer.ends_with("}\n") {
+                let read = tcp.read(&mut buffer)?;
+                ensure!(read > 0, "closed after {answer:?}");
+                answer.push_str(&String::from_utf8_lossy(&buffer[..read]));
+            }
+            ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        }
+        Ok(())
+    }
+
+    /// Asserts that the app saw `count` requests with a trace context and both identities, and that both sidecars
+    /// counted as many.
+    ///
+    /// # Errors
+    /// What isn't so.
+    pub fn check(&self, count: usize) -> Result<()> {
+        let log = fs::read_to_string(self.directory.join("app.log"))?;
+        let lines: Vec<&str> = log.lines().collect();
+        ensure!(
+            lines.len() == count,
+            "the app saw {} of {count} requests",
+            lines.len()
+        );
+        for line in lines {
+            let seen: serde_json::Value = serde_json::from_str(line)?;
+            let text = |name: &str| seen[name].as_str().unwrap_or_default().to_owned();
+            ensure!(text("traceparent").len() == 55, "no traceparent: {line}");
+            let cert = text("x-forwarded-client-cert");
+            ensure!(
+                cert.ends_with("URI=spiffe://cluster.local/ns/default/sa/order-service"),
+                "{cert}"
+            );
+        }
+        for (side, admin) in [("source", A.1), ("destination", B.1)] {
+            let metrics = page(admin, "/metrics")?;
+            let reporter = format!("reporter=\"{side}\"");
+            let lines = metrics
+                .lines()
+                .filter(|line| line.starts_with("istio_requests_total{"));
+            let counted: f64 = lines
+                .filter(|line| line.contains(&reporter) && line.contains("response_code=\"200\""))
+                .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+                .sum();
+            ensure!(
+                (counted - count as f64).abs() < 0.5,
+                "{side} counted {counted} of {count}"
+            );
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// Keeps of each registry entry only the endpoints of this lab.
+fn one_endpoint(text: &str) -> String {
+    let (mut out, mut skipping) = (String::new(), false);
+    for line in text.lines() {
+        if line.trim_start().starts_with("- address: ") {
+            skipping = !line.contains("127.0.7.");
+        } else if !line.starts_with("    ") {
+            skipping = false;
+        }
+        if !skipping {
+            out.push_str(line);
+            out.push('\n');
+        }
+    }
+    out
+}
+
+fn quiet(mut command: Command) -> Command {
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command
+}
+
+fn page(address: &str, path: &str) -> Result<String> {
+    let mut tcp = TcpStream::connect(address)?;
+    write!(tcp, "GET {path} HTTP/1.0\r\nhost: {address}\r\n\r\n")?;
+    let mut answer = String::new();
+    tcp.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+fn ready(address: &str) -> Result<()> {
+    for _ in 0..1200 {
+        if page(address, "/ready").is_ok_and(|answer| answer.contains(" 200 ")) {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    bail!("{address} is not ready after a minute")
+}

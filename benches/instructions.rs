@@ -1,15 +1,13 @@
 //! User instructions per request of one sidecar, by callgrind: A (outbound), then B (inbound). Two runs with different
 //! numbers of requests each; the difference leaves start-up and background work out.
 
-mod lab;
-
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use clap::Parser;
 
-use lab::{Lab, Side};
+use leno_benches::{Lab, Process, Side, build};
 
 /// Instructions per request.
 #[derive(Debug, Parser)]
@@ -27,7 +25,7 @@ struct Args {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let programs = lab::build()?;
+    let programs = build()?;
     for side in [Side::A, Side::B] {
         let few = collect(&programs, side, args.few)?;
         let many = collect(&programs, side, args.many)?;
@@ -55,8 +53,8 @@ fn collect(programs: &Path, side: Side, count: usize) -> Result<u64> {
     lab.check(count)?;
     let none = std::process::Command::new("true").spawn()?;
     let measured = match side {
-        Side::A => std::mem::replace(&mut lab.a, lab::Process(none)),
-        Side::B => std::mem::replace(&mut lab.b, lab::Process(none)),
+        Side::A => std::mem::replace(&mut lab.a, Process(none)),
+        Side::B => std::mem::replace(&mut lab.b, Process(none)),
     };
     measured.end()?;
     let text = fs::read_to_string(&out).context("valgrind wrote nothing; is it installed?")?;

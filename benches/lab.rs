@@ -99,22 +99,7 @@ impl Lab {
         let _ = fs::remove_dir_all(&directory);
         let yaml = directory.join("yaml");
         fs::create_dir_all(&yaml)?;
-        let shop = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/shop");
-        for entry in fs::read_dir(shop)? {
-            let path = entry?.path();
-            let text = fs::read_to_string(&path)?;
-            // One instance serves as either version: the demo's rules, on one endpoint.
-            let text = text
-                .replace("127.0.1.4", "127.0.7.3")
-                .replace("version: v2}", "version: v1}");
-            let text = text
-                .replace("version: v2\n", "version: v1\n")
-                .replace("127.0.2.1", "127.0.7.2");
-            let text: String = one_endpoint(&text);
-            fs::write(yaml.join(path.file_name().context("a file")?), text)?;
-        }
-        let state = directory.join("state");
-        let mut others = Vec::new();
+        write_yaml(&yaml)?;
         let mut serve = Command::new(programs.join("leno"));
         serve.args([
             "serve",
@@ -123,12 +108,9 @@ impl Lab {
             "--monitoring-address",
             MONITORING,
         ]);
-        serve
-            .arg("--config")
-            .arg(&yaml)
-            .arg("--state-dir")
-            .arg(&state);
-        others.push(Process(quiet(serve).spawn()?));
+        serve.arg("--config").arg(&yaml);
+        serve.arg("--state-dir").arg(directory.join("state"));
+        let control_plane = Process(quiet(serve).spawn()?);
         ready(MONITORING)?;
         let mut app = Command::new(programs.join("shop"));
         app.args(["--service", "user-service", "--log"])
@@ -136,44 +118,17 @@ impl Lab {
         let mut app = quiet(app).stdout(Stdio::piped()).spawn()?;
         let mut address = String::new();
         BufReader::new(app.stdout.take().context("a pipe")?).read_line(&mut address)?;
-        others.push(Process(app));
         let inbound = format!("127.0.7.3:3001={}", address.trim());
-        let sidecar =
-            |side: Side, account: &str, (outbound, admin): (&str, &str), more: &[&str]| {
-                let token = directory.join(format!("{account}.token"));
-                let mut make = Command::new(programs.join("leno"));
-                make.args([
-                    "token",
-                    "create",
-                    "--service-account",
-                    account,
-                    "--state-dir",
-                ])
-                .arg(&state);
-                fs::write(&token, make.output()?.stdout)?;
-                let program = programs.join("leno-proxy");
-                let mut command = match &tool {
-                    Some((of, words)) if *of == side => {
-                        let mut command = Command::new(&words[0]);
-                        command.args(&words[1..]).arg(program);
-                        command
-                    }
-                    _ => Command::new(program),
-                };
-                command.args(["run", "--xds-address", XDS, "--service-account", account]);
-                command.args(["--outbound-address", outbound, "--admin-address", admin]);
-                command.args(more).arg("--token-file").arg(token);
-                let process = Process(quiet(command).spawn()?);
-                ready(admin)?;
-                anyhow::Ok(process)
-            };
-        let b = sidecar(Side::B, "user-service", B, &["--inbound", &inbound])?;
-        let a = sidecar(Side::A, "order-service", A, &["--ip", "127.0.7.2"])?;
+        let sidecar = |side, account, addresses, flags: [&str; 2]| {
+            let of = tool.as_ref().filter(|(of, _)| *of == side);
+            let words = of.map_or(&[][..], |(_, words)| words);
+            sidecar(programs, &directory, words, account, addresses, flags)
+        };
         Ok(Lab {
-            a,
-            b,
+            b: sidecar(Side::B, "user-service", B, ["--inbound", &inbound])?,
+            a: sidecar(Side::A, "order-service", A, ["--ip", "127.0.7.2"])?,
+            _others: vec![control_plane, Process(app)],
             directory,
-            _others: others,
         })
     }
 
@@ -246,6 +201,63 @@ impl Drop for Lab {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.directory);
     }
+}
+
+/// The demo's YAML with one endpoint a service, on this lab's addresses; one instance serves as either version.
+fn write_yaml(directory: &Path) -> Result<()> {
+    let shop = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/shop");
+    for entry in fs::read_dir(shop)? {
+        let path = entry?.path();
+        let mut text = fs::read_to_string(&path)?;
+        for (before, after) in [
+            ("127.0.1.4", "127.0.7.3"),
+            ("127.0.2.1", "127.0.7.2"),
+            ("version: v2}", "version: v1}"),
+            ("version: v2\n", "version: v1\n"),
+        ] {
+            text = text.replace(before, after);
+        }
+        let name = path.file_name().context("a file")?;
+        fs::write(directory.join(name), one_endpoint(&text))?;
+    }
+    Ok(())
+}
+
+/// Starts a sidecar of `account` behind the words of a tool, and waits until it is ready.
+fn sidecar(
+    programs: &Path,
+    directory: &Path,
+    tool: &[String],
+    account: &str,
+    (outbound, admin): (&str, &str),
+    flags: [&str; 2],
+) -> Result<Process> {
+    let token = directory.join(format!("{account}.token"));
+    let mut make = Command::new(programs.join("leno"));
+    make.args([
+        "token",
+        "create",
+        "--service-account",
+        account,
+        "--state-dir",
+    ])
+    .arg(directory.join("state"));
+    fs::write(&token, make.output()?.stdout)?;
+    let program = programs.join("leno-proxy");
+    let mut command = match tool {
+        [] => Command::new(program),
+        [first, rest @ ..] => {
+            let mut command = Command::new(first);
+            command.args(rest).arg(program);
+            command
+        }
+    };
+    command.args(["run", "--xds-address", XDS, "--service-account", account]);
+    command.args(["--outbound-address", outbound, "--admin-address", admin]);
+    command.args(flags).arg("--token-file").arg(token);
+    let process = Process(quiet(command).spawn()?);
+    ready(admin)?;
+    Ok(process)
 }
 
 /// Keeps of each registry entry only the endpoints of this lab.

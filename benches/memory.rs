@@ -1,13 +1,11 @@
 //! Resident memory of a static release build: idle, and after 1,000 requests.
 
-mod lab;
-
 use std::fs;
 
 use anyhow::{Context, Result};
 use clap::Parser;
 
-use lab::Lab;
+use leno_benches::{Lab, build};
 
 /// Resident memory.
 #[derive(Debug, Parser)]
@@ -22,7 +20,7 @@ struct Args {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let lab = Lab::start(&lab::build()?, None)?;
+    let lab = Lab::start(&build()?, None)?;
     let pids = [("A", lab.a.0.id()), ("B", lab.b.0.id())];
     let idle = pids.map(|(_, pid)| resident(pid));
     lab.send(args.requests)?;

@@ -12,7 +12,7 @@ use axum::http::StatusCode;
 use axum::routing::get;
 use leno_proto::ca::istio_certificate_service_server::IstioCertificateServiceServer;
 use leno_proto::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
-use leno_proto::tonic::transport::Server;
+use leno_proto::tonic::{self, transport::Server};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -119,21 +119,11 @@ pub async fn run(bootstrap: Bootstrap) -> Result<Bound> {
         limits: bootstrap.limits,
     });
     tasks.spawn(async move { source.run(publish, addresses).await.map_err(|e| anyhow!(e)) });
-    let incoming = auth::accept(xds, &ca, ending.clone())?;
-    let ads =
-        AggregatedDiscoveryServiceServer::new(Ads::new(Arc::clone(&hub), Arc::clone(&metrics)))
-            .max_decoding_message_size(bootstrap.max_xds_message);
-    let certificates = Certificates::new(Arc::clone(&ca), Arc::clone(&metrics));
-    let certificates = IstioCertificateServiceServer::new(certificates);
+    let incoming = auth::accept(xds, &ca, ending)?;
+    let services = services(&hub, &ca, &metrics, bootstrap.max_xds_message);
     tasks.spawn(async move {
-        Server::builder()
-            .http2_keepalive_interval(Some(Duration::from_secs(30)))
-            .http2_keepalive_timeout(Some(Duration::from_secs(20)))
-            .add_service(ads)
-            .add_service(certificates)
-            .serve_with_incoming(incoming)
-            .await
-            .context("xDS service")
+        let serving = services.serve_with_incoming(incoming);
+        serving.await.context("xDS service")
     });
     let shown = Arc::new(Shown { hub, metrics });
     tasks.spawn(async move {
@@ -154,6 +144,23 @@ pub async fn run(bootstrap: Bootstrap) -> Result<Bound> {
         ended,
         tasks,
     })
+}
+
+/// The gRPC services.
+fn services(
+    hub: &Arc<Hub>,
+    ca: &Arc<Ca>,
+    metrics: &Arc<Metrics>,
+    max_message: usize,
+) -> tonic::transport::server::Router {
+    let ads = Ads::new(Arc::clone(hub), Arc::clone(metrics));
+    let ads = AggregatedDiscoveryServiceServer::new(ads).max_decoding_message_size(max_message);
+    let certificates = Certificates::new(Arc::clone(ca), Arc::clone(metrics));
+    Server::builder()
+        .http2_keepalive_interval(Some(Duration::from_secs(30)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(20)))
+        .add_service(ads)
+        .add_service(IstioCertificateServiceServer::new(certificates))
 }
 
 /// What the monitoring port shows.

@@ -13,6 +13,7 @@ use anyhow::{Context, Result};
 use leno_proto::pb::envoy::config::core::v3::{Node, node::UserAgentVersionType};
 use tokio::net::TcpListener;
 use tokio::runtime::Builder as RuntimeBuilder;
+use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 use tokio::time::Instant;
 
@@ -72,71 +73,87 @@ pub fn run(bootstrap: Bootstrap) -> Result<Bound> {
     let metrics = Metrics::new()?;
     let credentials = Credentials::new(bootstrap.id.trust_domain());
     let (directory, asked) = Directory::new(bootstrap.directory);
-    let me = Party {
-        workload: Workload {
-            name: bootstrap.workload.clone(),
-            namespace: bootstrap.id.namespace().to_owned(),
-            ..Workload::default()
-        },
-        principal: Some(bootstrap.id.to_string()),
-    };
-    let unknown = Labels::new("source", &me, &Party::default(), "", "unknown");
+    let unknown = Labels::new(
+        "source",
+        &party(&bootstrap),
+        &Party::default(),
+        "",
+        "unknown",
+    );
     let shared = Arc::new(Shared {
         acceptor: Acceptor::new(&credentials, bootstrap.handshake)?,
         unknown: metrics.series(unknown),
-        directory: Arc::clone(&directory),
-        metrics: Arc::clone(&metrics),
-        credentials: Arc::clone(&credentials),
-        watch: watch.clone(),
+        directory,
+        metrics,
+        credentials,
+        watch,
         limits: bootstrap.limits,
         timeouts: bootstrap.timeouts,
         detection: bootstrap.detection,
-        me: me.clone(),
+        me: party(&bootstrap),
         own_addresses: sockets.addresses()?,
     });
-    let bound_inbound = local_addresses(&sockets.inbound)?;
-    let apps: HashMap<u16, SocketAddr> = bound_inbound
-        .iter()
-        .zip(&bootstrap.inbound)
-        .map(|(bound, inbound)| (bound.port(), inbound.app))
-        .collect();
     let mut bound = Bound {
         outbound: sockets.outbound.local_addr()?,
-        inbound: bound_inbound,
+        inbound: local_addresses(&sockets.inbound)?,
         admin: sockets.admin.local_addr()?,
         signal,
         drain: bootstrap.drain,
         threads: Vec::new(),
     };
-    let gate = Gate::new(bootstrap.max_connections, &metrics);
+    let gate = Gate::new(bootstrap.max_connections, &shared.metrics);
     for number in 0..bootstrap.workers {
         let worker = start_worker(number, &shared, &sockets, &gate, bootstrap.upstream_idle)?;
         bound.threads.push(worker);
     }
+    let ports = bound.inbound.iter().map(SocketAddr::port);
+    let apps = ports
+        .zip(bootstrap.inbound.iter().map(|inbound| inbound.app))
+        .collect();
+    let control = start_control(&bootstrap, &shared, sockets.admin, asked, apps)?;
+    bound.threads.push(control);
+    Ok(bound)
+}
+
+/// The thread beside the workers: the stream, the identity, the admin port.
+fn start_control(
+    bootstrap: &Bootstrap,
+    shared: &Arc<Shared>,
+    listener: StdListener,
+    asked: mpsc::UnboundedReceiver<String>,
+    apps: HashMap<u16, SocketAddr>,
+) -> Result<JoinHandle<()>> {
     let status = Arc::new(Status::default());
-    let builder = Builder::new(Arc::clone(&credentials), Arc::clone(&metrics), me, apps);
+    let credentials = Arc::clone(&shared.credentials);
+    let metrics = Arc::clone(&shared.metrics);
+    let builder = Builder::new(
+        Arc::clone(&credentials),
+        Arc::clone(&metrics),
+        shared.me.clone(),
+        apps,
+    );
     let client = xds::Client::new(
-        xds_options(&bootstrap),
+        xds_options(bootstrap),
         builder,
-        Arc::clone(&directory),
+        Arc::clone(&shared.directory),
         Arc::clone(&credentials),
         Arc::clone(&metrics),
         Arc::clone(&status),
     );
     let renewal = Renewal {
-        options: identity_options(&bootstrap),
+        options: identity_options(bootstrap),
         credentials: Arc::clone(&credentials),
         metrics: Arc::clone(&metrics),
     };
     let admin = Admin {
-        node: node_id(&bootstrap),
-        directory,
+        node: node_id(bootstrap),
+        directory: Arc::clone(&shared.directory),
         credentials: Arc::clone(&credentials),
         metrics,
         status,
     };
-    let listener = sockets.admin;
-    bound.threads.push(spawn("control", move || async move {
+    let watch = shared.watch.clone();
+    spawn("control", move || async move {
         let Ok(listener) = TcpListener::from_std(listener) else {
             return tracing::error!("the admin socket can't be registered");
         };
@@ -148,8 +165,19 @@ pub fn run(bootstrap: Bootstrap) -> Result<Bound> {
             }
         };
         tokio::join!(admin, renewal.run(watch.clone()), stream);
-    })?);
-    Ok(bound)
+    })
+}
+
+/// Who we are, for metrics.
+fn party(bootstrap: &Bootstrap) -> Party {
+    Party {
+        workload: Workload {
+            name: bootstrap.workload.clone(),
+            namespace: bootstrap.id.namespace().to_owned(),
+            ..Workload::default()
+        },
+        principal: Some(bootstrap.id.to_string()),
+    }
 }
 
 /// Waits for the first certificate; false at the end.

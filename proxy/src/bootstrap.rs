@@ -200,6 +200,17 @@ pub struct Bootstrap {
 }
 
 impl RunArgs {
+    fn target(&self) -> Result<Target, String> {
+        let identity = match &self.xds_identity {
+            Some(text) => SpiffeId::parse(text).map_err(|e| format!("--xds-identity: {e}"))?,
+            None => SpiffeId::of(&self.trust_domain, "leno-system", "leno")?,
+        };
+        Ok(Target {
+            address: self.xds_address.clone(),
+            identity,
+        })
+    }
+
     /// Checks the flags.
     ///
     /// # Errors
@@ -212,10 +223,7 @@ impl RunArgs {
         let domain = &self.trust_domain;
         let id = SpiffeId::of(domain, &self.namespace, &self.service_account);
         let id = id.map_err(|e| format!("--trust-domain, --namespace, --service-account: {e}"))?;
-        let identity = match &self.xds_identity {
-            Some(text) => SpiffeId::parse(text).map_err(|e| format!("--xds-identity: {e}"))?,
-            None => SpiffeId::of(domain, "leno-system", "leno")?,
-        };
+        let target = self.target()?;
         let ip = self
             .ip
             .or(self.inbound.first().map(|inbound| inbound.listen.ip()));
@@ -225,10 +233,7 @@ impl RunArgs {
         };
         let local = IpAddr::from(Ipv4Addr::LOCALHOST);
         Ok(Bootstrap {
-            target: Target {
-                address: self.xds_address.clone(),
-                identity,
-            },
+            target,
             workload: self
                 .workload
                 .unwrap_or_else(|| self.service_account.clone()),

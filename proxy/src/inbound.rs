@@ -107,6 +107,12 @@ impl Connection {
         }
     }
 
+    /// Answers a request that failed, and counts it.
+    fn refuse(&self, down: &mut ServerHalf, outcome: &mut Outcome, error: &Error, id: &[u8]) {
+        outcome.answered(error.answer().status, error.answer().flag);
+        answer::refuse(down, error, id, self.audience());
+    }
+
     /// Where requests on this connection are counted.
     fn series(&self, worker: &Worker, chain: &InboundChain) -> Arc<Series> {
         let source = Party {
@@ -152,8 +158,7 @@ async fn serve_http(worker: &Worker, connection: &Connection, stream: Stream) {
         let mut outcome = Outcome::begun(&series);
         known = Some((Arc::clone(&plan), series));
         if let Err(error) = read {
-            outcome.answered(error.answer().status, error.answer().flag);
-            answer::refuse(&mut down, &error, &[], connection.audience());
+            connection.refuse(&mut down, &mut outcome, &error, &[]);
             return down.close().await;
         }
         shared.metrics.parsed.inc();
@@ -172,15 +177,12 @@ async fn serve_http(worker: &Worker, connection: &Connection, stream: Stream) {
                 tracing::debug!(%error, "response cut short");
                 return;
             }
-            Err(error) => {
-                outcome.answered(error.answer().status, error.answer().flag);
-                answer::refuse(&mut down, &error, &id, connection.audience());
-                if poll_fn(|cx| down.conn().poll_flush(cx)).await.is_err() {
-                    return;
-                }
-            }
+            Err(error) => connection.refuse(&mut down, &mut outcome, &error, &id),
         }
         drop(outcome);
+        if poll_fn(|cx| down.conn().poll_flush(cx)).await.is_err() {
+            return;
+        }
         if !down.keeps_alive() {
             return down.close().await;
         }

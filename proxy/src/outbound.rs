@@ -53,76 +53,66 @@ async fn serve_http(
     mut down: ServerHalf,
     inside: Option<&Arc<OutboundPlan>>,
 ) -> Option<Tunnel> {
+    let shared = &worker.shared;
     let (mut request, mut response) = (Head::default(), Head::default());
     loop {
         // Phase 1: nothing is known of the request yet; what can't be read is answered, and counted under no service.
-        let shared = &worker.shared;
         let read = tokio::select! {
             read = down.read_request(&mut request, &shared.timeouts) => read,
             () = shared.watch.ended(), if down.conn_ref().unread().is_empty() => return None,
         };
         let arrived = Instant::now();
-        match read {
-            Ok(Read::Request) => shared.metrics.parsed.inc(),
-            Ok(Read::Closed) => return None,
-            Err(error) => {
-                Outcome::begun(&shared.unknown)
-                    .answered(error.answer().status, error.answer().flag);
-                answer::refuse(&mut down, &error, &[], Audience::Trusted);
-                down.close().await;
-                return None;
-            }
+        if matches!(read, Ok(Read::Closed)) {
+            return None;
         }
         let mut outcome = Outcome::begun(&shared.unknown);
-        if request.method() == b"CONNECT" && inside.is_none() {
-            match connect(worker, &mut down, &mut request, &mut outcome).await {
-                Some(plan) => {
-                    let conn = down.into_conn();
-                    return Some(Tunnel { conn, plan });
-                }
-                None if down.keeps_alive() => continue,
-                None => {
-                    down.close().await;
-                    return None;
-                }
-            }
+        if let Err(error) = read {
+            refuse(&mut down, &mut outcome, &error, &[]);
+            down.close().await;
+            return None;
         }
-        // Phase 2: the request has an id; every failure is answered with its reason.
-        let id = worker.random(|rng| headers::request_id(&mut request, rng));
-        let served = forward(
-            Attempt {
+        shared.metrics.parsed.inc();
+        if request.method() == b"CONNECT" && inside.is_none() {
+            if let Some(plan) = connect(worker, &mut down, &mut request, &mut outcome).await {
+                let conn = down.into_conn();
+                return Some(Tunnel { conn, plan });
+            }
+        } else {
+            // Phase 2: the request has an id; every failure is answered with its reason.
+            let id = worker.random(|rng| headers::request_id(&mut request, rng));
+            let attempt = Attempt {
                 worker,
                 down: &mut down,
                 request: &mut request,
                 response: &mut response,
                 outcome: &mut outcome,
-            },
-            inside,
-            &id,
-            arrived,
-        );
-        match served.await {
-            Ok(()) => outcome.answered(response.status(), "-"),
-            Err(error) if error.progress == Progress::Answered => {
-                // The head is out: cutting the body short is the only way left to say that it isn't whole.
-                outcome.answered(response.status(), error.answer().flag);
-                tracing::debug!(%error, "response cut short");
-                return None;
-            }
-            Err(error) => {
-                outcome.answered(error.answer().status, error.answer().flag);
-                answer::refuse(&mut down, &error, &id, Audience::Trusted);
-                if poll_fn(|cx| down.conn().poll_flush(cx)).await.is_err() {
+            };
+            match forward(attempt, inside, &id, arrived).await {
+                Ok(()) => outcome.answered(response.status(), "-"),
+                Err(error) if error.progress == Progress::Answered => {
+                    // The head is out: cutting the body short is the only way left to say that it isn't whole.
+                    outcome.answered(response.status(), error.answer().flag);
+                    tracing::debug!(%error, "response cut short");
                     return None;
                 }
+                Err(error) => refuse(&mut down, &mut outcome, &error, &id),
             }
         }
         drop(outcome);
+        if poll_fn(|cx| down.conn().poll_flush(cx)).await.is_err() {
+            return None;
+        }
         if !down.keeps_alive() {
             down.close().await;
             return None;
         }
     }
+}
+
+/// Answers a request that failed, and counts it.
+fn refuse(down: &mut ServerHalf, outcome: &mut Outcome, error: &Error, id: &[u8]) {
+    outcome.answered(error.answer().status, error.answer().flag);
+    answer::refuse(down, error, id, Audience::Trusted);
 }
 
 /// Phase 3: from a request with an id to its response.
@@ -236,25 +226,19 @@ async fn connect(
         Ok(()) => find_plan(worker, &authority, None).await,
         Err(error) => Err(error),
     };
-    let plan = match plan {
+    match plan {
         Ok(plan) => {
             outcome.toward(&plan.series);
             outcome.answered(200, "-");
             answer::plain(down, 200);
-            Some(plan)
+            let flushed = poll_fn(|cx| down.conn().poll_flush(cx)).await;
+            flushed.is_ok().then_some(plan)
         }
         Err(error) => {
-            outcome.answered(error.answer().status, error.answer().flag);
-            answer::refuse(down, &error, &[], Audience::Trusted);
+            refuse(down, outcome, &error, &[]);
             None
         }
-    };
-    let flushed = poll_fn(|cx| down.conn().poll_flush(cx)).await;
-    if flushed.is_err() {
-        down.close_after();
-        return None;
     }
-    plan
 }
 
 /// Carries what comes through a tunnel: HTTP by the mesh's routes, anything else as bytes.

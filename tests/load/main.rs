@@ -1,4 +1,5 @@
 //! What takes the whole machine: run one after the other, apart from the tests of behaviour.
+#![allow(clippy::too_many_lines)]
 
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddr};

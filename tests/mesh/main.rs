@@ -1,4 +1,5 @@
 //! The whole mesh in-process, a test a behaviour.
+#![allow(clippy::too_many_lines)]
 
 mod hostile;
 mod identity;

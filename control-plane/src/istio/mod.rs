@@ -26,6 +26,15 @@ pub use service::Service;
 pub use service_entry::{ServiceEntry, WorkloadEntry};
 pub use virtual_service::VirtualService;
 
+/// Versions of routing objects that are read.
+const NETWORKING: [&str; 3] = [
+    "networking.istio.io/v1",
+    "networking.istio.io/v1beta1",
+    "networking.istio.io/v1alpha3",
+];
+/// Versions of security objects that are read.
+const SECURITY: [&str; 2] = ["security.istio.io/v1", "security.istio.io/v1beta1"];
+
 /// Bounds on YAML.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -283,45 +292,7 @@ fn read_document(
         key: &key,
         limits,
     };
-    let spec = match (header.api_version.as_str(), header.kind.as_str()) {
-        ("v1", "Service") => Spec::Service(of.spec()?),
-        (
-            "networking.istio.io/v1"
-            | "networking.istio.io/v1beta1"
-            | "networking.istio.io/v1alpha3",
-            kind,
-        ) => match kind {
-            "ServiceEntry" => Spec::ServiceEntry(of.spec()?),
-            "WorkloadEntry" => Spec::WorkloadEntry(of.spec()?),
-            "VirtualService" => Spec::VirtualService(of.spec()?),
-            "DestinationRule" => Spec::DestinationRule(of.spec()?),
-            _ => return Err(of.not_used()),
-        },
-        ("security.istio.io/v1" | "security.istio.io/v1beta1", "PeerAuthentication") => {
-            Spec::PeerAuthentication(of.security_spec()?)
-        }
-        ("security.istio.io/v1" | "security.istio.io/v1beta1", "AuthorizationPolicy") => {
-            Spec::AuthorizationPolicy(of.security_spec()?)
-        }
-        (
-            version,
-            "Service" | "ServiceEntry" | "WorkloadEntry" | "VirtualService" | "DestinationRule",
-        ) => {
-            return Err(fail(
-                Some(key.clone()),
-                format!("apiVersion {version:?} is not read"),
-            ));
-        }
-        (version, "PeerAuthentication" | "AuthorizationPolicy" | "RequestAuthentication") => {
-            let mut problem = fail(
-                Some(key.clone()),
-                format!("apiVersion {version:?} is not read"),
-            );
-            problem.selector = of.selector();
-            return Err(problem);
-        }
-        _ => return Err(of.not_used()),
-    };
+    let spec = of.spec_of(&header.api_version)?;
     let labels = header.metadata.labels;
     let text = document.into();
     Ok(Object {
@@ -364,6 +335,35 @@ struct DocumentOf<'a> {
 }
 
 impl DocumentOf<'_> {
+    /// What the object says, if its kind and version are read.
+    fn spec_of(&self, version: &str) -> Result<Spec, Problem> {
+        let known = match self.key.kind.as_str() {
+            "Service" => &["v1"][..],
+            "ServiceEntry" | "WorkloadEntry" | "VirtualService" | "DestinationRule" => &NETWORKING,
+            "PeerAuthentication" | "AuthorizationPolicy" => &SECURITY,
+            _ => return Err(self.not_used()),
+        };
+        if !known.contains(&version) {
+            let message = format!(
+                "apiVersion {version:?} is not read; {} is",
+                known.join(", ")
+            );
+            let line = self.line + first_line(self.document);
+            let mut problem = problem(self.file, line, 1, Some(self.key.clone()), message);
+            problem.selector = self.selector();
+            return Err(problem);
+        }
+        Ok(match self.key.kind.as_str() {
+            "Service" => Spec::Service(self.spec()?),
+            "ServiceEntry" => Spec::ServiceEntry(self.spec()?),
+            "WorkloadEntry" => Spec::WorkloadEntry(self.spec()?),
+            "VirtualService" => Spec::VirtualService(self.spec()?),
+            "DestinationRule" => Spec::DestinationRule(self.spec()?),
+            "PeerAuthentication" => Spec::PeerAuthentication(self.security_spec()?),
+            _ => Spec::AuthorizationPolicy(self.security_spec()?),
+        })
+    }
+
     fn spec<S: DeserializeOwned + Default>(&self) -> Result<S, Problem> {
         let framed: Framed<S> = parse(
             self.file,

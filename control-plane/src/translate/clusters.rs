@@ -128,7 +128,10 @@ fn sockets(mesh: &Mesh, service: &Service, name: &ClusterName<'_>) -> Vec<Transp
             validation_context_type: Some(ValidationContextType::CombinedValidationContext(
                 CombinedCertificateValidationContext {
                     default_validation_context: Some(CertificateValidationContext {
-                        match_typed_subject_alt_names: identities.iter().map(san).collect(),
+                        match_typed_subject_alt_names: identities
+                            .iter()
+                            .map(|id| san(id))
+                            .collect(),
                         ..CertificateValidationContext::default()
                     }),
                     validation_context_sds_secret_config: Some(wire::secret(ROOTS)),
@@ -158,10 +161,10 @@ fn sockets(mesh: &Mesh, service: &Service, name: &ClusterName<'_>) -> Vec<Transp
     ]
 }
 
-fn san(identity: &String) -> SubjectAltNameMatcher {
+fn san(identity: &str) -> SubjectAltNameMatcher {
     SubjectAltNameMatcher {
         san_type: SanType::Uri.into(),
-        matcher: wire::string(&StringMatch::Exact(identity.clone())),
+        matcher: wire::string(&StringMatch::Exact(identity.to_owned())),
         ..SubjectAltNameMatcher::default()
     }
 }

@@ -8,7 +8,9 @@ use leno_proto::pb::envoy::config::cluster::v3::{
     Cluster,
     cluster::{ClusterDiscoveryType, DiscoveryType, LbPolicy},
 };
-use leno_proto::pb::envoy::config::core::v3::{HttpProtocolOptions as Common, TrafficDirection};
+use leno_proto::pb::envoy::config::core::v3::{
+    HttpProtocolOptions as Common, Metadata, TrafficDirection,
+};
 use leno_proto::pb::envoy::config::listener::v3::{
     Filter, FilterChain, FilterChainMatch, Listener,
 };
@@ -178,17 +180,7 @@ fn port_chains(
     let (http, tcp) = (http_filters(&rbac, &cluster), tcp_filters(&rbac, &cluster));
     let protocol = known.protocol.unwrap_or(Protocol::Auto);
     let rule = object.map_or("mesh default: PERMISSIVE", |object| &object.object);
-    let metadata = wire::metadata(&[
-        ("rule", rule),
-        ("service", &known.service),
-        ("workload", &workload.name),
-        ("namespace", &node.namespace),
-        ("app", workload.labels.get("app").map_or("", String::as_str)),
-        (
-            "version",
-            workload.labels.get("version").map_or("", String::as_str),
-        ),
-    ]);
+    let metadata = describe(rule, node, workload, known);
     let chain = |filters: &Vec<Filter>, transport: &str, alpn: &[&str], tls: bool| FilterChain {
         name: format!("{cluster}{transport} {}", alpn.join(",")),
         filter_chain_match: Some(FilterChainMatch {
@@ -235,6 +227,19 @@ fn port_chains(
         chains.push(chain(&tcp, "tls", &[], false));
     }
     chains
+}
+
+/// What explanations and metrics say of a chain.
+fn describe(rule: &str, node: &Node, workload: &Workload, known: &WorkloadPort) -> Metadata {
+    let label = |name: &str| workload.labels.get(name).map_or("", String::as_str);
+    wire::metadata(&[
+        ("rule", rule),
+        ("service", &known.service),
+        ("workload", &workload.name),
+        ("namespace", &node.namespace),
+        ("app", label("app")),
+        ("version", label("version")),
+    ])
 }
 
 fn http_filters(rbac: &[Rbac], cluster: &str) -> Vec<Filter> {

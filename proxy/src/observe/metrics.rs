@@ -63,7 +63,7 @@ pub struct Metrics {
     pub rotations: IntCounter,
 }
 
-/// Values of [`FIXED`].
+/// Values of the labels that a series fixes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Labels([String; 22]);
 

@@ -2,7 +2,7 @@
 //! numbers of requests each; the difference leaves start-up and background work out.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -13,22 +13,25 @@ use leno_benches::{Lab, Process, Side, build};
 #[derive(Debug, Parser)]
 struct Args {
     /// Requests of the shorter run.
-    #[arg(long, default_value_t = 500)]
+    #[arg(long, default_value_t = 1000)]
     few: usize,
     /// Requests of the longer run.
-    #[arg(long, default_value_t = 2500)]
+    #[arg(long, default_value_t = 9000)]
     many: usize,
     /// Fails when a side takes more than this.
     #[arg(long)]
     at_most: Option<u64>,
+    /// Keeps callgrind's files in this directory, for `callgrind_annotate`.
+    #[arg(long)]
+    keep: Option<PathBuf>,
 }
 
 fn main() -> Result<()> {
     let args = Args::parse();
     let programs = build()?;
     for side in [Side::A, Side::B] {
-        let few = collect(&programs, side, args.few)?;
-        let many = collect(&programs, side, args.many)?;
+        let few = collect(&programs, side, args.few, args.keep.as_deref())?;
+        let many = collect(&programs, side, args.many, args.keep.as_deref())?;
         let each = (many - few) / (args.many - args.few) as u64;
         println!(
             "{side:?}: {each} user instructions per request ({few} for {}, {many} for {})",
@@ -42,7 +45,7 @@ fn main() -> Result<()> {
 }
 
 /// All user instructions of `side` for `count` requests.
-fn collect(programs: &Path, side: Side, count: usize) -> Result<u64> {
+fn collect(programs: &Path, side: Side, count: usize, keep: Option<&Path>) -> Result<u64> {
     let out = std::env::temp_dir().join(format!("leno-callgrind-{}", std::process::id()));
     let file = format!("--callgrind-out-file={}", out.display());
     let tool = ["valgrind", "--tool=callgrind", "--quiet", &file]
@@ -58,6 +61,9 @@ fn collect(programs: &Path, side: Side, count: usize) -> Result<u64> {
     };
     measured.end()?;
     let text = fs::read_to_string(&out).context("valgrind wrote nothing; is it installed?")?;
+    if let Some(directory) = keep {
+        fs::copy(&out, directory.join(format!("{side:?}-{count}")))?;
+    }
     fs::remove_file(out)?;
     let totals = text.lines().find_map(|line| line.strip_prefix("totals: "));
     let total = totals

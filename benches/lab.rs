@@ -1,5 +1,5 @@
-//! The demo's mesh, small, for measuring: one user-service, its sidecar B, order-service's sidecar A, and a client that
-//! sends one request after the other on one connection. Static release builds, one worker each, the demo's YAML.
+//! The demo's mesh, small, for measuring: one user-service, its sidecar B, order-service's sidecar A, and a client with a
+//! few keep-alive connections. Static release builds, one worker each, the demo's YAML.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -19,6 +19,12 @@ const MONITORING: &str = "127.0.7.1:15014";
 pub const A: (&str, &str) = ("127.0.7.2:15001", "127.0.7.2:15000");
 /// Where B takes requests, and shows itself.
 pub const B: (&str, &str) = ("127.0.7.3:15001", "127.0.7.3:15000");
+
+/// Connections that requests come on.
+const CONNECTIONS: usize = 16;
+/// What is sent on each.
+const REQUEST: &str =
+    "GET /users/1 HTTP/1.1\r\nHost: user-service\r\nUser-Agent: curl/8\r\nAccept: */*\r\n\r\n";
 
 /// A process, ended when it is dropped.
 #[derive(Debug)]
@@ -132,25 +138,29 @@ impl Lab {
         })
     }
 
-    /// Sends `count` requests to user-service through both sidecars, one after the other.
+    /// Sends `count` requests to user-service through both sidecars, on `CONNECTIONS` keep-alive connections in turns: a
+    /// request on each, then the answers.
     ///
     /// # Errors
     /// When one of them isn't answered with 200.
     pub fn send(&self, count: usize) -> Result<()> {
-        let mut tcp = TcpStream::connect(A.0)?;
-        tcp.set_nodelay(true)?;
-        tcp.set_read_timeout(Some(Duration::from_secs(30)))?;
-        let mut buffer = vec![0; 16 * 1024];
-        for _ in 0..count {
-            let request = "GET /users/1 HTTP/1.1\r\nHost: user-service\r\nUser-Agent: curl/8\r\nAccept: */*\r\n\r\n";
-            tcp.write_all(request.as_bytes())?;
-            let mut answer = String::new();
-            while !answer.ends_with("}\n") {
-                let read = tcp.read(&mut buffer)?;
-                ensure!(read > 0, "closed after {answer:?}");
-                answer.push_str(&String::from_utf8_lossy(&buffer[..read]));
+        let mut connections = Vec::new();
+        for _ in 0..CONNECTIONS {
+            let tcp = TcpStream::connect(A.0)?;
+            tcp.set_nodelay(true)?;
+            tcp.set_read_timeout(Some(Duration::from_secs(30)))?;
+            connections.push(tcp);
+        }
+        let mut left = count;
+        while left > 0 {
+            let round = left.min(CONNECTIONS);
+            for tcp in &mut connections[..round] {
+                tcp.write_all(REQUEST.as_bytes())?;
             }
-            ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+            for tcp in &mut connections[..round] {
+                read_answer(tcp)?;
+            }
+            left -= round;
         }
         Ok(())
     }
@@ -201,6 +211,17 @@ impl Drop for Lab {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.directory);
     }
+}
+
+fn read_answer(tcp: &mut TcpStream) -> Result<()> {
+    let (mut buffer, mut answer) = ([0; 4096], String::new());
+    while !answer.ends_with("}\n") {
+        let read = tcp.read(&mut buffer)?;
+        ensure!(read > 0, "closed after {answer:?}");
+        answer.push_str(&String::from_utf8_lossy(&buffer[..read]));
+    }
+    ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    Ok(())
 }
 
 /// The demo's YAML with one endpoint a service, on this lab's addresses; one instance serves as either version.

@@ -13,6 +13,7 @@ use tokio::time::sleep;
 
 use crate::drain::{Guard, Watch};
 use crate::observe::metrics::Metrics;
+use crate::stream::tune;
 
 /// Connections that the kernel keeps until they are accepted.
 const BACKLOG: i32 = 1024;
@@ -109,7 +110,7 @@ pub async fn accept<F>(
                     _pass: pass,
                     _guard: watch.guard(),
                 };
-                let _ = tcp.set_nodelay(true);
+                tune(&tcp);
                 let serving = serve(tcp, peer);
                 tokio::task::spawn_local(async move {
                     serving.await;

@@ -140,6 +140,11 @@ impl Directory {
         }
     }
 
+    /// How long somebody waits for configuration.
+    pub fn patience(&self) -> Duration {
+        self.limits.wait
+    }
+
     /// Whether connections to the app have a plan.
     pub fn has_inbound(&self) -> bool {
         self.snapshot.load().inbound.is_some()

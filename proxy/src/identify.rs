@@ -48,8 +48,8 @@ pub fn sniff(bytes: &[u8]) -> Option<Protocol> {
         [] => None,
         [0x16] => None,
         [0x16, 3, ..] => sniff_tls(bytes),
-        _ if PREFACE.starts_with(bytes) => None,
         _ if bytes.starts_with(PREFACE) => Some(Protocol::Http2),
+        _ if PREFACE.starts_with(bytes) => None,
         _ => sniff_http1(bytes),
     }
 }

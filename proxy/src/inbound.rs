@@ -2,10 +2,12 @@
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use crate::connect::{Carries, dial};
 use crate::error::{Error, Kind, Progress};
@@ -45,7 +47,15 @@ pub async fn serve(worker: Rc<Worker>, mut tcp: TcpStream, address: SocketAddr, 
     // Phase 1: nothing is known; without a plan it waits, never passes.
     let shared = &worker.shared;
     let (protocol, read) = identify(&mut tcp, shared.detection).await;
-    let plan = shared.directory.inbound().await;
+    // Nor for ever: whoever waits may have left, and each takes one of --max-connections.
+    let plan = tokio::select! {
+        plan = timeout(shared.directory.patience(), shared.directory.inbound()) => plan,
+        () = shared.watch.ended() => return,
+    };
+    let Ok(plan) = plan else {
+        tracing::info!(%address, port, "closed: there is no inbound configuration yet");
+        return;
+    };
     let mut connection = Connection {
         port,
         tls: matches!(protocol, Protocol::Tls(_)),
@@ -94,6 +104,10 @@ impl Connection {
         plan.find(self.port, self.tls, &self.offers)
     }
 
+    fn is_current(&self) -> bool {
+        self.peer.as_ref().is_none_or(Peer::is_current)
+    }
+
     fn caller(&self) -> Caller<'_> {
         Caller {
             principal: self.peer.as_ref().map(|peer| peer.id.as_str()),
@@ -134,13 +148,16 @@ async fn serve_http(worker: &Worker, connection: &Connection, stream: Stream) {
     let mut down = ServerHalf::new(Conn::new(stream, Vec::new(), shared.limits));
     let (mut request, mut response) = (Head::default(), Head::default());
     let mut known: Option<(Arc<InboundPlan>, Arc<Series>)> = None;
+    let mut ended = pin!(shared.watch.ended());
+    let mut expired = pin!(expired(connection));
     loop {
         let read = tokio::select! {
             read = down.read_request(&mut request, &shared.timeouts) => read,
-            () = shared.watch.ended(), if down.conn_ref().unread().is_empty() => return,
-            () = expired(connection), if connection.peer.is_some() => return,
+            () = &mut ended, if down.conn_ref().unread().is_empty() => return,
+            () = &mut expired, if connection.peer.is_some() => return,
         };
-        if matches!(read, Ok(Read::Closed)) {
+        // A request that was pipelined before the peer's certificate ended is not served after it.
+        if matches!(read, Ok(Read::Closed)) || !connection.is_current() {
             return;
         }
         // The plan may have changed since the last request: each one is judged by what runs now.

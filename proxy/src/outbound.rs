@@ -5,6 +5,7 @@
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -55,11 +56,12 @@ async fn serve_http(
 ) -> Option<Tunnel> {
     let shared = &worker.shared;
     let (mut request, mut response) = (Head::default(), Head::default());
+    let mut ended = pin!(shared.watch.ended());
     loop {
         // Phase 1: nothing is known of the request yet; what can't be read is answered, and counted under no service.
         let read = tokio::select! {
             read = down.read_request(&mut request, &shared.timeouts) => read,
-            () = shared.watch.ended(), if down.conn_ref().unread().is_empty() => return None,
+            () = &mut ended, if down.conn_ref().unread().is_empty() => return None,
         };
         let arrived = Instant::now();
         if matches!(read, Ok(Read::Closed)) {
@@ -235,6 +237,8 @@ async fn connect(
             flushed.is_ok().then_some(plan)
         }
         Err(error) => {
+            // What was sent ahead of the answer was meant for the tunnel: it must not be read as requests.
+            down.close_after();
             refuse(down, outcome, &error, &[]);
             None
         }

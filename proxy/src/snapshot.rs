@@ -199,9 +199,17 @@ pub struct Builder {
     me: Party,
     apps: HashMap<u16, SocketAddr>,
     clusters: HashMap<String, Running>,
-    endpoints: HashMap<(String, SocketAddr), (endpoints::Endpoint, Arc<Endpoint>)>,
+    endpoints: HashMap<(String, SocketAddr), Known>,
     connectors: HashMap<(String, Vec<SpiffeId>), Arc<Connectors>>,
     warming: HashMap<String, Instant>,
+}
+
+/// An endpoint that runs, with what it was made from.
+#[derive(Debug)]
+struct Known {
+    said: endpoints::Endpoint,
+    tls: Option<cluster::Tls>,
+    endpoint: Arc<Endpoint>,
 }
 
 /// A cluster that runs, with what it was made from.
@@ -483,10 +491,11 @@ impl Builder {
         said: &endpoints::Endpoint,
     ) -> Arc<Endpoint> {
         let key = (cluster.to_owned(), said.address);
-        if let Some((before, endpoint)) = self.endpoints.get(&key)
-            && before == said
+        if let Some(known) = self.endpoints.get(&key)
+            && known.said == *said
+            && known.tls == config.tls
         {
-            return Arc::clone(endpoint);
+            return Arc::clone(&known.endpoint);
         }
         let tls = match (&config.tls, said.tls) {
             (Some(tls), true) => self.connectors(tls, &said.identities),
@@ -505,11 +514,13 @@ impl Builder {
         let workload = said.workload.clone();
         let endpoint = Endpoint::new(said.address, said.weight, tls, workload, series);
         let endpoint = Arc::new(endpoint);
-        let old = self
-            .endpoints
-            .insert(key, (said.clone(), Arc::clone(&endpoint)));
-        if let Some((_, old)) = old {
-            old.retire();
+        let known = Known {
+            said: said.clone(),
+            tls: config.tls.clone(),
+            endpoint: Arc::clone(&endpoint),
+        };
+        if let Some(old) = self.endpoints.insert(key, known) {
+            old.endpoint.retire();
         }
         endpoint
     }
@@ -551,11 +562,12 @@ impl Builder {
             named || apps.keys().any(|port| *name == inbound_cluster(*port))
         });
         let clusters = &self.clusters;
-        self.endpoints.retain(|(cluster, _), (said, endpoint)| {
+        self.endpoints.retain(|(cluster, _), known| {
             let running = clusters.get(cluster).and_then(|r| r.assignment.as_ref());
-            let named = running.is_some_and(|assignment| assignment.endpoints.contains(said));
+            let named =
+                running.is_some_and(|assignment| assignment.endpoints.contains(&known.said));
             if !named {
-                endpoint.retire();
+                known.endpoint.retire();
             }
             named
         });

@@ -5,9 +5,24 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+
+/// A peer that is gone without a word is noticed after this, and a few more tries.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// Sets what every connection of ours has: messages are written whole, so waiting to fill a segment would only delay
+/// them; and a peer that vanished is noticed, however long nothing is said.
+pub fn tune(tcp: &TcpStream) {
+    let _ = tcp.set_nodelay(true);
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE)
+        .with_interval(KEEPALIVE / 4);
+    let _ = SockRef::from(tcp).set_tcp_keepalive(&keepalive);
+}
 
 /// A TCP connection of which the first bytes may have been read already, to tell what it carries.
 #[derive(Debug)]

@@ -115,27 +115,18 @@ async fn nor_behind_a_good_request_nor_in_two_pieces() {
         );
     }
     assert!(!saw(&app, "x-evil"));
-    // Cut in two at each byte: each piece in a segment of its own.
-    let request = SMUGGLING[0];
-    for cut in 1..request.len() {
-        let mut client = Client::connect(caller.outbound).await;
-        client.send(&request.as_bytes()[..cut]).await;
-        tokio::task::yield_now().await;
-        client.send(&request.as_bytes()[cut..]).await;
-        let response = client.response().await.expect("answered");
-        assert_eq!(response.status, 400, "cut at {cut}");
-    }
-    for request in SMUGGLING.iter().step_by(5) {
-        let mut client = Client::connect(caller.outbound).await;
-        for byte in request.bytes() {
-            client.send([byte]).await;
+    // Cut in two at each byte, each piece in a segment of its own.
+    for request in SMUGGLING {
+        for cut in 1..request.len() {
+            let mut client = Client::connect(caller.outbound).await;
+            client.send(&request.as_bytes()[..cut]).await;
+            tokio::task::yield_now().await;
+            client.send(&request.as_bytes()[cut..]).await;
+            client.shutdown().await;
+            let answer = client.rest().await;
+            let refused = answer.is_empty() || answer.starts_with(b"HTTP/1.1 400");
+            assert!(refused, "{request:?} cut at {cut}");
         }
-        client.shutdown().await;
-        let answer = client.rest().await;
-        assert!(
-            answer.is_empty() || answer.starts_with(b"HTTP/1.1 400"),
-            "{request:?}"
-        );
     }
     assert!(!saw(&app, "x-evil"));
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// A module of the proxy, and the modules of ours that it may import.
 const PROXY: [(&str, &str); 28] = [
-    ("accept", "drain observe"),
+    ("accept", "drain observe stream"),
     ("admin", "directory drain observe status tls"),
     (
         "app",

@@ -183,9 +183,9 @@ async fn the_size_of_a_message_of_a_proxy() {
     use leno_proto::type_url::LISTENER;
     use leno_tests::ads::{ClientStream, certificate, subscribe};
     let yaml = service("users", &[(fresh_ip(), "v1")]);
-    let mesh = Mesh::with(&yaml, |bootstrap| bootstrap.max_xds_message = 1000).await;
+    let mesh = Mesh::with(&yaml, |bootstrap| bootstrap.max_xds_message = 600).await;
     let node = "sidecar~127.0.0.9~web.default~default.svc.cluster.local";
-    for (size, accepted) in [(700, true), (1000, false), (700, true)] {
+    for (size, accepted) in [(400, true), (600, false), (400, true)] {
         let certified = certificate(mesh.xds, &mesh.token("web"))
             .await
             .expect("a certificate");

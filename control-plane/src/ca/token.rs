@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::rand::SystemRandom;
@@ -87,10 +88,7 @@ impl Ca {
         if seconds(now) >= payload.expires {
             return Err("the join token has expired".to_owned());
         }
-        let mut ledger = self
-            .ledger
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let (mut ledger, _alone) = self.ledger()?;
         ledger.refresh()?;
         ledger.check(&payload.namespace, &payload.service_account)?;
         ledger.redeem(&payload, key, now)?;
@@ -102,10 +100,7 @@ impl Ca {
     /// # Errors
     /// Why it may not.
     pub fn welcome(&self, namespace: &str, account: &str) -> Result<(), String> {
-        let mut ledger = self
-            .ledger
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let (mut ledger, _alone) = self.ledger()?;
         ledger.refresh()?;
         ledger.check(namespace, account)
     }
@@ -115,10 +110,7 @@ impl Ca {
     /// # Errors
     /// When the ledger can't be written.
     pub fn revoke(&self, what: &str) -> Result<String, String> {
-        let mut ledger = self
-            .ledger
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let (mut ledger, _alone) = self.ledger()?;
         ledger.refresh()?;
         let said = match what.split_once('/') {
             Some((namespace, account)) if is_name(namespace) && is_name(account) => {
@@ -137,6 +129,15 @@ impl Ca {
         };
         ledger.save()?;
         Ok(said)
+    }
+
+    /// The ledger, with the lock that other processes hold it by.
+    fn ledger(&self) -> Result<(MutexGuard<'_, Ledger>, fs::File), String> {
+        let ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = self.directory().join("lock");
+        let held = fs::File::create(&path).and_then(|file| file.lock().map(|()| file));
+        let held = held.map_err(|error| format!("{}: {error}", path.display()))?;
+        Ok((ledger, held))
     }
 
     fn read_token(&self, token: &str) -> Result<Payload, String> {

@@ -9,15 +9,15 @@ use crate::source::file::{Options, Source};
 /// Flags of `validate`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Directories of YAML.
+    /// Files, or directories of YAML.
     #[arg(required = true)]
-    pub directories: Vec<PathBuf>,
+    pub paths: Vec<PathBuf>,
 }
 
 /// Prints what is wrong; true when nothing is.
 pub fn run(args: Args) -> bool {
     let mut good = true;
-    for directory in args.directories {
+    for directory in args.paths {
         let settings = Settings {
             trust_domain: "cluster.local".to_owned(),
             root_namespace: "istio-system".to_owned(),

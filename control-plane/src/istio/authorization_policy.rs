@@ -32,14 +32,51 @@ pub enum Action {
 
 /// One rule: a source and an operation must match.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "SaidRule")]
 pub struct Rule {
     /// Who; anyone when absent.
-    #[serde(default)]
     pub from: Option<Vec<From>>,
     /// What; anything when absent.
-    #[serde(default)]
     pub to: Option<Vec<To>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SaidRule {
+    from: Option<Vec<From>>,
+    to: Option<Vec<To>>,
+}
+
+impl TryFrom<SaidRule> for Rule {
+    type Error = String;
+
+    /// A list that is there and empty would mean anyone, or anything: a template that renders to nothing must not open
+    /// what it was written to close.
+    fn try_from(said: SaidRule) -> Result<Rule, String> {
+        let empty = |name: &str| Err(format!("{name} is empty; leave it out to mean any"));
+        if said.from.as_ref().is_some_and(Vec::is_empty) {
+            return empty("from");
+        }
+        if said.to.as_ref().is_some_and(Vec::is_empty) {
+            return empty("to");
+        }
+        let mut sources = said.from.iter().flatten().map(|from| &from.source);
+        if sources.any(|source| *source == Source::default()) {
+            return empty("source");
+        }
+        let mut operations = said.to.iter().flatten().map(|to| &to.operation);
+        if operations.any(|operation| *operation == Operation::default()) {
+            return empty("operation");
+        }
+        let mut paths = said.to.iter().flatten().flat_map(|to| &to.operation.paths);
+        match paths.find(|path| path.contains(['{', '}'])) {
+            Some(path) => Err(format!("path {path:?}: templates are not supported yet")),
+            None => Ok(Rule {
+                from: said.from,
+                to: said.to,
+            }),
+        }
+    }
 }
 
 /// One source of a rule.

@@ -270,7 +270,7 @@ fn read_document(
     let fail = |key: Option<Key>, message: String| problem(file, line + first, 1, key, message);
     if header.kind.is_empty() || header.metadata.name.is_empty() {
         let message = "kind and metadata.name are required".to_owned();
-        return Err(fail(None, message));
+        return Err(fail(guess_security(document), message));
     }
     let key = Key {
         kind: header.kind.clone(),
@@ -306,21 +306,25 @@ fn read_document(
 
 /// What a document that can't be parsed seems to be, when that is something that protects: it must not open what it
 /// closes just because a bracket is missing. Anything else stays unknown.
+///
+/// The namespace is empty when it can't be told: the object then closes the whole mesh.
 fn guess_security(document: &str) -> Option<Key> {
     let value = |name: &str| {
-        let mut lines = document.lines().map(str::trim);
-        let found = lines.find_map(|line| line.strip_prefix(name)?.trim_start().strip_prefix(':'));
-        found.map(|value| value.trim().trim_matches(['"', '\'']).to_owned())
+        let lines = document.lines().map(str::trim);
+        let mut found =
+            lines.filter_map(|line| line.strip_prefix(name)?.trim_start().strip_prefix(':'));
+        let value = found.next()?.split(" #").next().unwrap_or_default();
+        Some(value.trim().trim_matches(['"', '\'']).to_owned())
     };
-    let kind = value("kind")?;
     let protects = [
         "PeerAuthentication",
         "AuthorizationPolicy",
         "RequestAuthentication",
     ];
-    protects.contains(&kind.as_str()).then(|| Key {
-        kind,
-        namespace: value("namespace").unwrap_or_else(|| "default".to_owned()),
+    let kind = protects.into_iter().find(|kind| document.contains(kind))?;
+    Some(Key {
+        kind: kind.to_owned(),
+        namespace: value("namespace").unwrap_or_default(),
         name: value("name").unwrap_or_default(),
     })
 }

@@ -202,6 +202,28 @@ fn a_broken_policy_still_says_whom_it_is_for() {
 }
 
 #[test]
+fn a_rule_that_renders_to_nothing_does_not_mean_everyone() {
+    let policy = |rules: &str| {
+        only(&format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: a}}\nspec: {{rules: [{rules}]}}\n"
+        ))
+    };
+    for rules in [
+        "{from: []}",
+        "{from: [{}]}",
+        "{from: [{source: {}}]}",
+        "{from: [{source: {principals: []}}]}",
+        "{to: []}",
+        "{to: [{operation: {methods: []}}]}",
+        "{to: [{operation: {paths: ['/a/{*}/b']}}]}",
+    ] {
+        assert!(policy(rules).is_err(), "{rules}");
+    }
+    assert!(policy("{}").is_ok());
+    assert!(policy("{from: [{source: {namespaces: [a]}}]}").is_ok());
+}
+
+#[test]
 fn yaml_is_bounded() {
     let file = Arc::new(PathBuf::from("a.yaml"));
     let with = |limits: Limits, text: &str| read(&file, text, &limits).remove(0);

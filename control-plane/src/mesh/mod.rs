@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use policy::{AuthorizationPolicy, Mode, PeerAuthentication};
-use service::{Endpoint, Endpoints, Service};
+use service::{Endpoint, Endpoints, Service, Workload};
 
 /// Everything that the operator means.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -22,6 +22,8 @@ pub struct Mesh {
     pub root_namespace: String,
     /// Services by host.
     pub services: BTreeMap<String, Arc<Service>>,
+    /// Workloads that stand in the registry by themselves.
+    pub workloads: Arc<Vec<Workload>>,
     /// Who must prove who they are.
     pub peer_authentications: Arc<Vec<PeerAuthentication>>,
     /// Who may do what.
@@ -106,6 +108,41 @@ impl Mesh {
         })
     }
 
+    /// Labels of the workload of `node`, from wherever the registry has it.
+    pub fn labels_of(&self, node: &Node) -> BTreeMap<String, String> {
+        let mut labels = BTreeMap::new();
+        for workload in self.workloads.iter() {
+            let same = workload.address == node.ip
+                && workload.namespace == node.namespace
+                && workload.account.as_deref() == Some(&node.account);
+            if same {
+                labels.extend(workload.labels.clone());
+            }
+        }
+        for (_, endpoint) in self.endpoints_of(node) {
+            labels.extend(endpoint.labels.clone());
+        }
+        labels
+    }
+
+    /// Workload ports that an object for this workload has a mode for.
+    pub fn ports_with_modes(
+        &self,
+        namespace: &str,
+        labels: &BTreeMap<String, String>,
+    ) -> BTreeSet<u16> {
+        let objects = self.peer_authentications.iter().filter(|object| {
+            let selected = object
+                .selector
+                .as_ref()
+                .is_some_and(|wanted| selects(wanted, labels));
+            object.namespace == namespace && selected
+        });
+        objects
+            .flat_map(|object| object.ports.keys().copied())
+            .collect()
+    }
+
     /// The mode of a workload's port, and the object that decides on it: workload over namespace over mesh.
     pub fn mode(
         &self,
@@ -121,8 +158,17 @@ impl Mesh {
                 None if object.namespace == self.root_namespace => 0,
                 _ => continue,
             };
-            let on_port = port.and_then(|port| object.ports.get(&port)).copied();
-            let mode = on_port.unwrap_or(object.mode);
+            if object.broken {
+                return (Mode::Strict, Some(object));
+            }
+            // Single ports are for an object that selects workloads; one that is left open is as the object.
+            let on_port = port
+                .filter(|_| rank == 2)
+                .and_then(|port| object.ports.get(&port));
+            let mode = on_port
+                .copied()
+                .filter(|mode| *mode != Mode::Unset)
+                .unwrap_or(object.mode);
             // An object that leaves it open leaves it to the next wider one; of several, the first by name decides.
             if mode != Mode::Unset && best.is_none_or(|(before, ..)| rank > before) {
                 best = Some((rank, object, mode));
@@ -164,6 +210,7 @@ impl Mesh {
         let mut touched = Touched {
             hosts: BTreeSet::new(),
             all: self.trust_domain != next.trust_domain
+                || self.workloads != next.workloads
                 || self.peer_authentications != next.peer_authentications
                 || self.policies != next.policies,
         };
@@ -241,6 +288,7 @@ mod tests {
     fn mesh() -> Mesh {
         let object = |namespace: &str, selector, mode, ports: &[(u16, Mode)]| PeerAuthentication {
             object: format!("{namespace} {mode:?}"),
+            broken: false,
             namespace: namespace.to_owned(),
             selector,
             mode,
@@ -278,7 +326,7 @@ mod tests {
             ("a", "x", 80, Mode::Permissive),
             ("a", "x", 81, Mode::Disable),
             ("a", "y", 80, Mode::Strict),
-            ("a", "y", 81, Mode::Permissive),
+            ("a", "y", 81, Mode::Strict),
         ] {
             let labels = labels(&[("app", app)]);
             let (mode, _) = mesh.mode(namespace, &labels, Some(port));

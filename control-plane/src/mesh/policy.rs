@@ -9,6 +9,8 @@ use super::route::StringMatch;
 pub struct PeerAuthentication {
     /// Which object it is.
     pub object: String,
+    /// Whether it stands for one that can't be read: it is STRICT, whatever others say.
+    pub broken: bool,
     /// Its namespace.
     pub namespace: String,
     /// Labels of the workloads that it is for; all of the namespace otherwise.

@@ -87,6 +87,19 @@ pub struct Endpoint {
     pub workload: String,
 }
 
+/// A workload of the registry, whether or not a service is served by it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Workload {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its service account.
+    pub account: Option<String>,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+}
+
 impl Service {
     /// A service without ports, endpoints or rules.
     pub fn empty(host: &str, namespace: &str) -> Service {

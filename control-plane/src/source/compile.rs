@@ -1,23 +1,22 @@
 //! Objects in, a [`Mesh`] out; pure. What contradicts itself or leads nowhere becomes a problem of its object.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::convert::{
+    mode, namespace_match, policy, principal, protocol, qualified, rule, with_stars,
+};
 use crate::istio::authorization_policy as authz;
-use crate::istio::destination_rule::{self as dr, SimpleLb};
-use crate::istio::peer_authentication::Mode as SaidMode;
+use crate::istio::destination_rule as dr;
 use crate::istio::service::TargetPort;
 use crate::istio::service_entry::{Location, Resolution};
 use crate::istio::virtual_service as vs;
-use crate::istio::{self, Key, Object, Place, Problem, Severity, Spec};
+use crate::istio::{self, Key, Object, Problem, Severity, Spec};
 use crate::mesh::policy::{
     AuthorizationPolicy, Mode, Operation, PeerAuthentication, PolicyRule, Source,
 };
-use crate::mesh::route::{
-    Balance, DestinationRule, Ejection, Match, Policy, Routing, Rule, StringMatch, Subset, Target,
-};
-use crate::mesh::service::{Endpoint, Endpoints, Name, Port, Protocol, Service};
+use crate::mesh::route::{DestinationRule, Routing, Subset, Target};
+use crate::mesh::service::{Endpoint, Endpoints, Name, Port, Protocol, Service, Workload};
 use crate::mesh::{Mesh, selects};
 
 /// What holds for the whole mesh.
@@ -84,14 +83,24 @@ impl Compiler<'_> {
                 _ => None,
             })
             .collect();
+        let mut known = Vec::new();
         for (object, entry) in &workloads {
-            if entry.address.parse::<IpAddr>().is_err() {
-                self.error(
-                    object,
-                    format!("address {:?} is not an IP address", entry.address),
-                );
+            match entry.address.parse() {
+                Ok(address) => known.push(Workload {
+                    address,
+                    namespace: object.key.namespace.clone(),
+                    account: entry.service_account.clone(),
+                    labels: labels_of(object, entry),
+                }),
+                Err(_) => {
+                    self.error(
+                        object,
+                        format!("address {:?} is not an IP address", entry.address),
+                    );
+                }
             }
         }
+        self.mesh.workloads = Arc::new(known);
         for object in objects {
             match &object.spec {
                 Spec::Service(service) => self.service(object, service, &workloads),
@@ -281,12 +290,12 @@ impl Compiler<'_> {
             return self.error(object, "spec.host is required");
         };
         let host = qualified(&host.0, &object.key.namespace);
-        let policy = policy(said.traffic_policy.as_ref(), None);
+        let whole = policy(said.traffic_policy.as_ref(), None);
         let mut subsets = BTreeMap::new();
         for subset in &said.subsets {
             let own = Subset {
                 labels: subset.labels.clone(),
-                policy: self::policy(subset.traffic_policy.as_ref(), Some(&policy)),
+                policy: policy(subset.traffic_policy.as_ref(), Some(&whole)),
             };
             if subsets.insert(subset.name.clone(), own).is_some() {
                 return self.error(object, format!("subset {} stands there twice", subset.name));
@@ -303,7 +312,7 @@ impl Compiler<'_> {
         }
         let rule = DestinationRule {
             object: object.key.to_string(),
-            policy,
+            policy: whole,
             subsets,
         };
         match self.services.get_mut(&host) {
@@ -325,7 +334,12 @@ impl Compiler<'_> {
         let mut rules = Vec::new();
         for (i, route) in said.http.iter().enumerate() {
             match rule(object, i, route) {
-                Ok(rule) => rules.push(rule),
+                Ok(mut rule) => {
+                    rule.targets
+                        .iter_mut()
+                        .for_each(|target| self.default_port(target));
+                    rules.push(rule);
+                }
                 Err(message) => return self.error(object, format!("http[{i}]: {message}")),
             }
         }
@@ -349,14 +363,31 @@ impl Compiler<'_> {
         }
     }
 
+    /// A destination without a port is the one that was dialled, unless its service has just one, as in Istio.
+    fn default_port(&self, target: &mut Target) {
+        if let (None, Some(service)) = (target.port, self.services.get(&target.host))
+            && let [only] = service.ports.as_slice()
+        {
+            target.port = Some(only.number);
+        }
+    }
+
     fn security(&mut self, objects: &[Arc<Object>], broken: &[Problem]) {
         let (mut peers, mut policies) = (Vec::new(), Vec::new());
         for object in objects {
+            if let Spec::PeerAuthentication(said) = &object.spec
+                && !said.port_level_mtls.is_empty()
+                && labels(said.selector.as_ref()).is_none()
+            {
+                let text = "portLevelMtls needs a selector with labels: it has no effect without";
+                self.problem(object, Severity::Notice, text.to_owned());
+            }
             match &object.spec {
                 Spec::PeerAuthentication(said) => peers.push(PeerAuthentication {
                     object: object.key.to_string(),
+                    broken: false,
                     namespace: object.key.namespace.clone(),
-                    selector: said.selector.as_ref().map(|s| s.match_labels.clone()),
+                    selector: labels(said.selector.as_ref()),
                     mode: mode(said.mtls.unwrap_or_default().mode),
                     ports: (said.port_level_mtls.iter())
                         .map(|(port, mtls)| (*port, mode(mtls.mode)))
@@ -365,7 +396,7 @@ impl Compiler<'_> {
                 Spec::AuthorizationPolicy(said) => policies.push(AuthorizationPolicy {
                     namespace: object.key.namespace.clone(),
                     name: object.key.name.clone(),
-                    selector: said.selector.as_ref().map(|s| s.match_labels.clone()),
+                    selector: labels(said.selector.as_ref()),
                     denies: said.action == authz::Action::Deny,
                     rules: said
                         .rules
@@ -378,6 +409,12 @@ impl Compiler<'_> {
         }
         for problem in broken {
             let Some(key) = &problem.key else { continue };
+            let mut key = key.clone();
+            if key.namespace.is_empty() {
+                // Nobody knows whose it is: it closes the mesh.
+                key.namespace.clone_from(&self.settings.root_namespace);
+            }
+            let key = &key;
             match key.kind.as_str() {
                 "PeerAuthentication" => peers.push(strict(key, problem)),
                 "AuthorizationPolicy" | "RequestAuthentication" => {
@@ -414,10 +451,18 @@ impl Compiler<'_> {
     }
 }
 
+/// Labels of a selector; one without any selects everything, as no selector does.
+fn labels(selector: Option<&istio::Selector>) -> Option<BTreeMap<String, String>> {
+    selector
+        .map(|selector| selector.match_labels.clone())
+        .filter(|labels| !labels.is_empty())
+}
+
 /// A security object without a good form fails closed: for whom it selects, or for its namespace.
 fn strict(key: &Key, problem: &Problem) -> PeerAuthentication {
     PeerAuthentication {
         object: format!("{key} (broken: STRICT until it can be read)"),
+        broken: true,
         namespace: key.namespace.clone(),
         selector: problem.selector.clone().filter(|labels| !labels.is_empty()),
         mode: Mode::Strict,
@@ -506,181 +551,4 @@ fn names(host: &str, said: &istio::ServiceEntry, ports: &[NamedPort]) -> Vec<Nam
         weight: entry.weight.map_or(1, |weight| weight.0.max(1)),
     };
     entries.iter().map(name).collect()
-}
-
-/// What a port carries, by Istio's protocol names: the prefix up to a dash, or the whole. What isn't named is told from
-/// its first bytes.
-fn protocol(name: &str) -> Protocol {
-    let word = name
-        .split('-')
-        .next()
-        .unwrap_or_default()
-        .to_ascii_lowercase();
-    match word.as_str() {
-        "tcp" | "tls" | "https" | "mongo" | "mysql" | "redis" | "udp" => Protocol::Tcp,
-        "http" | "http2" | "grpc" => Protocol::Http,
-        _ => Protocol::Auto,
-    }
-}
-
-/// A host inside a rule is of the rule's namespace.
-fn qualified(host: &str, namespace: &str) -> String {
-    match host.contains('.') {
-        true => host.to_owned(),
-        false => format!("{host}.{namespace}.svc.cluster.local"),
-    }
-}
-
-fn rule(object: &Object, index: usize, said: &vs::HttpRoute) -> Result<Rule, String> {
-    if said.route.is_empty() {
-        return Err("route is required".to_owned());
-    }
-    let lone = said.route.len() == 1;
-    let target = |route: &vs::RouteDestination| Target {
-        host: qualified(&route.destination.host.0, &object.key.namespace),
-        subset: route.destination.subset.clone(),
-        port: route.destination.port.map(|port| port.number.0),
-        // A lone destination's weight doesn't matter; among several, what has none gets nothing, as in Istio.
-        weight: match (lone, route.weight) {
-            (true, _) => 1,
-            (false, weight) => weight.map_or(0, |weight| weight.0),
-        },
-    };
-    let targets: Vec<Target> = said.route.iter().map(target).collect();
-    if targets.iter().all(|target| target.weight == 0) {
-        return Err("the weights add up to 0".to_owned());
-    }
-    let name = match said.name.is_empty() {
-        true => String::new(),
-        false => format!(" ({})", said.name),
-    };
-    Ok(Rule {
-        object: format!("{} http[{index}]{name}", object.key),
-        file: file_and_line(&object.place),
-        matches: said
-            .matches
-            .iter()
-            .map(http_match)
-            .collect::<Result<_, _>>()?,
-        targets,
-        timeout: said
-            .timeout
-            .map(|timeout| timeout.0)
-            .filter(|timeout| !timeout.is_zero()),
-    })
-}
-
-fn file_and_line(place: &Place) -> String {
-    let file = place.file.file_name().unwrap_or_default().to_string_lossy();
-    format!("{file}:{}", place.line)
-}
-
-fn http_match(said: &vs::HttpMatch) -> Result<Match, String> {
-    let convert = |said: &vs::StringMatch| match said {
-        vs::StringMatch::Exact(text) => StringMatch::Exact(text.clone()),
-        vs::StringMatch::Prefix(text) => StringMatch::Prefix(text.clone()),
-        vs::StringMatch::Regex(text) => StringMatch::Regex(text.clone()),
-        vs::StringMatch::Present => StringMatch::Present,
-    };
-    let part = |name: &str, said: &Option<vs::StringMatch>| match said {
-        Some(vs::StringMatch::Present) => Err(format!("match.{name} needs exact, prefix or regex")),
-        other => Ok(other.as_ref().map(convert)),
-    };
-    let all = |said: &BTreeMap<String, vs::StringMatch>, lower: bool| {
-        let name = |name: &String| {
-            if lower {
-                name.to_ascii_lowercase()
-            } else {
-                name.clone()
-            }
-        };
-        said.iter()
-            .map(|(n, value)| (name(n), convert(value)))
-            .collect()
-    };
-    Ok(Match {
-        uri: part("uri", &said.uri)?,
-        method: part("method", &said.method)?,
-        headers: all(&said.headers, true),
-        query: all(&said.query_params, false),
-    })
-}
-
-/// A policy; what a subset doesn't say is as its host's, block by block.
-fn policy(said: Option<&dr::TrafficPolicy>, host: Option<&Policy>) -> Policy {
-    let mut policy = host.cloned().unwrap_or_default();
-    let Some(said) = said else {
-        return policy;
-    };
-    if let Some(balancer) = said.load_balancer {
-        policy.balance = match balancer.simple {
-            SimpleLb::LeastRequest => Balance::LeastRequest,
-            SimpleLb::RoundRobin => Balance::RoundRobin,
-            SimpleLb::Random => Balance::Random,
-        };
-    }
-    if let Some(pool) = &said.connection_pool {
-        let (tcp, http) = (
-            pool.tcp.clone().unwrap_or_default(),
-            pool.http.clone().unwrap_or_default(),
-        );
-        // 0 always means the default.
-        let limit = |limit: Option<u32>| limit.filter(|limit| *limit > 0);
-        policy.connect_timeout = tcp.connect_timeout.map(|timeout| timeout.0);
-        policy.max_connections = limit(tcp.max_connections);
-        policy.max_pending_requests = limit(http.http1_max_pending_requests);
-        policy.max_requests = limit(http.http2_max_requests);
-        policy.max_retries = limit(http.max_retries);
-        policy.max_requests_per_connection = limit(http.max_requests_per_connection);
-    }
-    if let Some(said) = &said.outlier_detection {
-        policy.ejection = Some(Ejection {
-            consecutive_5xx: said.consecutive_5xx_errors,
-            consecutive_gateway: said.consecutive_gateway_errors,
-            interval: said.interval.map(|period| period.0),
-            base_time: said.base_ejection_time.map(|period| period.0),
-            max_percent: said.max_ejection_percent,
-        });
-    }
-    policy
-}
-
-fn mode(said: SaidMode) -> Mode {
-    match said {
-        SaidMode::Unset => Mode::Unset,
-        SaidMode::Disable => Mode::Disable,
-        SaidMode::Permissive => Mode::Permissive,
-        SaidMode::Strict => Mode::Strict,
-    }
-}
-
-/// Istio's `*` at either end, or alone.
-fn with_stars(text: &str) -> StringMatch {
-    match (text.strip_prefix('*'), text.strip_suffix('*')) {
-        (Some(""), _) => StringMatch::Present,
-        (Some(suffix), _) => StringMatch::Suffix(suffix.to_owned()),
-        (None, Some(prefix)) => StringMatch::Prefix(prefix.to_owned()),
-        (None, None) => StringMatch::Exact(text.to_owned()),
-    }
-}
-
-/// A principal is said without `spiffe://`.
-fn principal(text: &str) -> StringMatch {
-    match with_stars(text) {
-        StringMatch::Exact(text) => StringMatch::Exact(format!("spiffe://{text}")),
-        StringMatch::Prefix(text) => StringMatch::Prefix(format!("spiffe://{text}")),
-        other => other,
-    }
-}
-
-/// A namespace, as a match on the whole identity.
-fn namespace_match(text: &str, domain: &str) -> StringMatch {
-    let domain = regex::escape(domain);
-    let part = match with_stars(text) {
-        StringMatch::Exact(text) => regex::escape(&text),
-        StringMatch::Prefix(text) => format!("{}[^/]*", regex::escape(&text)),
-        StringMatch::Suffix(text) => format!("[^/]*{}", regex::escape(&text)),
-        StringMatch::Regex(_) | StringMatch::Present => "[^/]+".to_owned(),
-    };
-    StringMatch::Regex(format!("spiffe://{domain}/ns/{part}/sa/[^/]+"))
 }

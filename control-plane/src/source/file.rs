@@ -128,6 +128,7 @@ impl Source {
             Ok(reading) => reading,
             Err(error) => {
                 // What ran goes on running.
+                self.emptied.clear();
                 let directory = self.options.directory.clone();
                 let message = format!("cannot be read: {error}");
                 self.problems = Arc::new(vec![at_file(Arc::new(directory), message)]);
@@ -153,11 +154,7 @@ impl Source {
     fn read_directory(&mut self) -> io::Result<Reading> {
         let mut reading = Reading::new();
         let mut held = BTreeMap::new();
-        for entry in std::fs::read_dir(&self.options.directory)? {
-            let path = entry?.path();
-            if !is_yaml(&path) {
-                continue;
-            }
+        for path in yaml_files(&self.options.directory)? {
             let file = Arc::new(path.clone());
             let documents = match read_file(&path, self.options.limits.bytes) {
                 Ok(text) => self.read_text(&file, &text, &mut held),
@@ -168,6 +165,7 @@ impl Source {
             };
             reading.insert(file, documents);
         }
+        self.emptied.retain(|path, _| held.contains_key(path));
         self.held = held;
         Ok(reading)
     }
@@ -282,6 +280,19 @@ fn watch_directory(
 async fn settle(changed: &mut mpsc::UnboundedReceiver<()>) {
     let quiet = async { while timeout(QUIET, changed.recv()).await.is_ok() {} };
     let _ = timeout(MAX_QUIET, quiet).await;
+}
+
+/// The YAML files directly in a directory; a path that is a file is that file.
+fn yaml_files(path: &Path) -> io::Result<Vec<PathBuf>> {
+    if path.is_file() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(path)? {
+        files.push(entry?.path());
+    }
+    files.retain(|file| is_yaml(file));
+    Ok(files)
 }
 
 /// Hidden files are editors' and ConfigMaps' own.

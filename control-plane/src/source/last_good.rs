@@ -41,6 +41,8 @@ impl LastGood {
             now.take_file(&file, documents, &self.good);
         }
         let mut used: Vec<Arc<Object>> = now.objects.into_values().collect();
+        // What runs comes first: where two objects claim the same thing, the newcomer is the one that is wrong.
+        used.sort_by_key(|object| !self.runs(object));
         let (mut mesh, mut problems) = compile(settings, &used, &now.broken);
         let failed: BTreeMap<Key, Problem> = (problems.iter())
             .filter(|problem| problem.severity == Severity::Error)
@@ -64,6 +66,11 @@ impl LastGood {
         now.problems.extend(problems);
         now.problems.sort_by(|a, b| a.place.cmp(&b.place));
         (mesh, now.problems)
+    }
+
+    fn runs(&self, object: &Object) -> bool {
+        let good = self.good.get(&object.key);
+        good.is_some_and(|good| good.spec == object.spec)
     }
 
     fn fallback(
@@ -107,6 +114,9 @@ impl Now {
                         Some(key) => {
                             named.insert(key.clone());
                             self.keep(key, &problem, good);
+                            // It may be what this file held under another name, or under one that was guessed wrongly.
+                            let is_new = !good.contains_key(key);
+                            unnamed |= is_new && problem.severity == Severity::Error;
                         }
                         // Nobody knows what it was: whatever this file held and holds no more may be it.
                         None => unnamed |= problem.severity == Severity::Error,
@@ -246,6 +256,44 @@ mod tests {
         };
         assert_eq!((of("x"), of("y")), (1, 0));
         assert!(mesh.policies[0].denies);
+    }
+
+    #[test]
+    fn a_broken_object_is_strict_whatever_others_say() {
+        let good = STRICT.replace("STRICT", "PERMISSIVE");
+        let broken = STRICT.replace("name: p", "name: q").replace("STRICT", "?");
+        let (mesh, _) = apply(
+            &mut LastGood::default(),
+            &[("a.yaml", &good), ("b.yaml", &broken)],
+        );
+        assert_eq!(mesh.mode("default", &BTreeMap::new(), None).0, Mode::Strict);
+    }
+
+    #[test]
+    fn a_syntax_error_opens_nothing_that_was_closed() {
+        let prod = STRICT.replace("{name: p}", "{name: p, namespace: prod}");
+        let mut last = LastGood::default();
+        apply(&mut last, &[("p.yaml", &prod)]);
+        let (mesh, _) = apply(&mut last, &[("p.yaml", &prod.replace("STRICT}", "STRICT"))]);
+        assert_eq!(mesh.mode("prod", &BTreeMap::new(), None).0, Mode::Strict);
+        let flow = "{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {";
+        let (mesh, _) = apply(&mut LastGood::default(), &[("p.yaml", flow)]);
+        assert_eq!(
+            mesh.mode("anywhere", &BTreeMap::new(), None).0,
+            Mode::Strict
+        );
+    }
+
+    #[test]
+    fn a_newcomer_does_not_displace_what_runs() {
+        let mut last = LastGood::default();
+        apply(&mut last, &[("s.yaml", SERVICE)]);
+        let newcomer = format!(
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: a, namespace: aaa}}\nspec: {{hosts: [{HOST}], resolution: STATIC, ports: [{{number: 99}}]}}\n"
+        );
+        let (mesh, problems) = apply(&mut last, &[("n.yaml", &newcomer), ("s.yaml", SERVICE)]);
+        assert_eq!(mesh.services[HOST].ports[0].number, 80);
+        assert!(problems[0].contains("aaa/a ServiceEntry"), "{problems:?}");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Where configuration comes from, and what is made of it: objects in, a [`Mesh`] out.
 
 pub mod compile;
+mod convert;
 pub mod dns;
 pub mod file;
 pub mod last_good;

@@ -62,9 +62,11 @@ struct Workload {
 
 impl Workload {
     fn of(mesh: &Mesh, node: &Node) -> Workload {
-        let mut workload = Workload::default();
+        let mut workload = Workload {
+            labels: mesh.labels_of(node),
+            ..Workload::default()
+        };
         for (service, endpoint) in mesh.endpoints_of(node) {
-            workload.labels.extend(endpoint.labels.clone());
             workload.name.clone_from(&endpoint.workload);
             let rule = service.rule(&service.namespace, &mesh.root_namespace);
             for port in &service.ports {
@@ -97,13 +99,13 @@ pub(super) fn listener(mesh: &Mesh, node: &Node) -> Listener {
     for (port, known) in &workload.ports {
         chains.extend(port_chains(mesh, node, &workload, Some(*port), known));
     }
-    chains.extend(port_chains(
-        mesh,
-        node,
-        &workload,
-        None,
-        &WorkloadPort::default(),
-    ));
+    let unknown = WorkloadPort::default();
+    for port in mesh.ports_with_modes(&node.namespace, &workload.labels) {
+        if !workload.ports.contains_key(&port) {
+            chains.extend(port_chains(mesh, node, &workload, Some(port), &unknown));
+        }
+    }
+    chains.extend(port_chains(mesh, node, &workload, None, &unknown));
     Listener {
         name: INBOUND.to_owned(),
         traffic_direction: TrafficDirection::Inbound.into(),
@@ -176,7 +178,8 @@ fn port_chains(
 ) -> Vec<FilterChain> {
     let (mode, object) = mesh.mode(&node.namespace, &workload.labels, port);
     let rbac = policies::filters(mesh.policies_for(&node.namespace, &workload.labels));
-    let cluster = port.map_or_else(passthrough, |port| format!("inbound|{port}||"));
+    let known_port = port.filter(|port| workload.ports.contains_key(port));
+    let cluster = known_port.map_or_else(passthrough, |port| format!("inbound|{port}||"));
     let (http, tcp) = (http_filters(&rbac, &cluster), tcp_filters(&rbac, &cluster));
     let protocol = known.protocol.unwrap_or(Protocol::Auto);
     let rule = object.map_or("mesh default: PERMISSIVE", |object| &object.object);

@@ -19,6 +19,11 @@ const NOT_FOUND: i32 = 5;
 /// Names that one proxy may subscribe to, of one type.
 const MAX_NAMES: usize = 20_000;
 
+/// Bytes of a name; a host has 253 at most.
+const MAX_NAME: usize = 512;
+/// Responses that a proxy may leave unanswered.
+const MAX_UNANSWERED: usize = 1000;
+
 /// Answers what there is under a name.
 pub trait Lookup {
     /// The resource `name` of a type.
@@ -70,8 +75,8 @@ impl Connection {
         }
         let mut fresh = BTreeSet::new();
         for name in &request.resource_names_subscribe {
-            if names.len() >= MAX_NAMES {
-                break;
+            if names.len() >= MAX_NAMES || name.len() > MAX_NAME {
+                continue;
             }
             // What the client holds already, it says at the start of a stream; a name that is asked for again is
             // answered again.
@@ -80,10 +85,7 @@ impl Connection {
             names.insert(name.clone(), said);
             fresh.insert((type_url, name.clone()));
         }
-        let fresh = match type_url {
-            LISTENER => self.with_chains(fresh, lookup),
-            _ => fresh,
-        };
+        let fresh = self.with_chains(fresh, lookup);
         let mut responses = self.send_alone(lookup);
         responses.extend(self.respond(&fresh, lookup));
         responses
@@ -181,22 +183,20 @@ impl Connection {
         responses
     }
 
+    /// Whether the proxy leaves too much unanswered to be served on.
+    pub fn is_overrun(&self) -> bool {
+        self.sent.len() > MAX_UNANSWERED
+    }
+
     /// Adds what the Listeners among `names` lead to: the client adopts what it didn't ask for.
     fn with_chains(
         &mut self,
         mut names: BTreeSet<(&'static str, String)>,
         lookup: &dyn Lookup,
     ) -> BTreeSet<(&'static str, String)> {
-        let listeners = self
-            .subscribed
-            .get(LISTENER)
-            .map(|names| names.keys().cloned());
-        let listeners: Vec<String> = listeners.into_iter().flatten().collect();
+        let listeners = names.iter().filter(|(type_url, _)| *type_url == LISTENER);
+        let listeners: Vec<String> = listeners.map(|(_, name)| name.clone()).collect();
         for listener in listeners {
-            let asked = names.contains(&(LISTENER, listener.clone()));
-            if !asked && !lookup.touches(LISTENER, &listener) {
-                continue;
-            }
             for (type_url, name) in lookup.chain(&listener) {
                 let known = self.subscribed.entry(type_url).or_default();
                 if !known.contains_key(&name) {

@@ -194,6 +194,11 @@ impl Pump {
         node: &str,
     ) -> Result<(), Status> {
         self.hub.show(self.number, node, connection);
+        if connection.is_overrun() {
+            return Err(Status::resource_exhausted(
+                "too many responses were left unanswered",
+            ));
+        }
         for response in responses {
             let sent = self.out.send(Ok(response)).await;
             sent.map_err(|_| Status::cancelled("the proxy left"))?;

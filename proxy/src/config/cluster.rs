@@ -64,7 +64,7 @@ pub enum Balance {
 }
 
 /// How a peer with a sidecar is spoken to.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tls {
     /// Server name indication: `outbound_.80_.v1_.user-service.default.svc.cluster.local`.
     pub sni: String,

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use crate::balance::Endpoint;
 use crate::error::{Error, Kind};
-use crate::stream::{Socket, Stream};
+use crate::stream::{Socket, Stream, tune};
 use crate::tls::Peer;
 
 /// What a connection will carry.
@@ -46,8 +46,7 @@ pub async fn dial(
 async fn connect(endpoint: &Endpoint, carries: Carries) -> Result<(Stream, Option<Peer>), Error> {
     let tcp = TcpStream::connect(endpoint.address).await;
     let tcp = tcp.map_err(|error| Error::up(Kind::Connect, error.to_string()))?;
-    // Messages are written whole; waiting to fill a segment would only delay them.
-    let _ = tcp.set_nodelay(true);
+    tune(&tcp);
     let Some(tls) = &endpoint.tls else {
         return Ok((Stream::Plain(Socket::new(tcp)), None));
     };

@@ -120,6 +120,7 @@ impl Renewal {
             metadata: None,
         };
         let (channel, token) = self.connect().await?;
+        let first = token.is_some();
         let mut request = Request::new(request);
         if let Some(token) = token {
             let value = MetadataValue::try_from(format!("Bearer {token}"));
@@ -138,7 +139,7 @@ impl Renewal {
             })?
             .into_inner()
             .cert_chain;
-        self.install(key, &chain)
+        self.install(key, &chain, first)
     }
 
     /// A channel that proves who we are by the current certificate, or that shows the token.
@@ -160,8 +161,8 @@ impl Renewal {
         Ok((channel, token))
     }
 
-    /// Checks that the chain is ours and good, and swaps it in.
-    fn install(&self, key: csr::Key, chain: &[String]) -> Result<Duration, Error> {
+    /// Checks that the chain is ours and good, and swaps it in. At `first` contact its root was verified a moment ago.
+    fn install(&self, key: csr::Key, chain: &[String], first: bool) -> Result<Duration, Error> {
         let unusable = |error: &dyn ToString| Error::Unusable(error.to_string());
         let mut certificates = Vec::new();
         for pem in chain {
@@ -172,7 +173,8 @@ impl Renewal {
         let [leaf, .., root] = certificates.as_slice() else {
             return Err(Error::Unusable("the chain has no leaf and root".to_owned()));
         };
-        if self.credentials.identity().is_none() {
+        // At first contact, or after too long a time without a certificate, the token said whom to trust.
+        if first {
             self.credentials
                 .set_roots(std::slice::from_ref(root))
                 .map_err(Error::Unusable)?;

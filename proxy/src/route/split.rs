@@ -50,7 +50,7 @@ mod tests {
         let split = Split::new([("v1", 90), ("none", 0), ("v2", 10)]);
         let mut counts = std::collections::HashMap::new();
         for i in 0..1000_u32 {
-            let dice = u32::try_from((u64::from(i) << 32) / 1000).expect("fits");
+            let dice = u32::try_from((u64::from(i) << 32).div_ceil(1000)).expect("fits");
             *counts.entry(*split.pick(dice).expect("one")).or_insert(0) += 1;
         }
         assert_eq!(counts.get("v1"), Some(&900));

@@ -3,7 +3,7 @@
 pub mod session;
 pub mod store;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -62,10 +62,12 @@ pub struct Client {
     metrics: Arc<Metrics>,
     shown: Arc<Shown>,
     warming: Option<Instant>,
+    /// When to look for names without use, whatever becomes of the stream until then.
+    sweep: Instant,
     /// What had no use at the last sweep.
     unneeded: BTreeSet<(&'static str, String)>,
-    /// Authorities without an answer at the last sweep.
-    silent: BTreeSet<String>,
+    /// Authorities without an answer, with since when.
+    silent: HashMap<String, Instant>,
 }
 
 impl Client {
@@ -79,6 +81,7 @@ impl Client {
         shown: Arc<Shown>,
     ) -> Client {
         let mut session = Session::new(options.node.clone());
+        let idle_names = options.idle_names;
         session.subscribe(LISTENER, [INBOUND.to_owned()]);
         session.subscribe(SECRET, [secret::ROOTS.to_owned()]);
         Client {
@@ -91,8 +94,9 @@ impl Client {
             metrics,
             shown,
             warming: None,
+            sweep: Instant::now() + idle_names / 4,
             unneeded: BTreeSet::new(),
-            silent: BTreeSet::new(),
+            silent: HashMap::new(),
         }
     }
 
@@ -148,7 +152,6 @@ impl Client {
             Ok(stream) => stream,
             Err(error) => return error,
         };
-        let mut sweep = tokio::time::interval(self.options.idle_names / 4);
         loop {
             let outgoing = tokio::select! {
                 message = responses.message() => match message {
@@ -164,7 +167,10 @@ impl Client {
                     self.publish(true);
                     Vec::new()
                 }
-                _ = sweep.tick() => self.give_back_idle(),
+                () = sleep_until(self.sweep) => {
+                    self.sweep = Instant::now() + self.options.idle_names / 4;
+                    self.give_back_idle()
+                }
             };
             for request in outgoing {
                 if requests.send(request).await.is_err() {
@@ -209,8 +215,11 @@ impl Client {
     /// Applies a response; returns what to say now.
     fn receive(&mut self, response: &DeltaDiscoveryResponse) -> Vec<DeltaDiscoveryRequest> {
         let applied = self.store.apply(response);
-        for name in &applied.names {
-            self.session.adopt(&response.type_url, name);
+        for resource in &response.resources {
+            if response.type_url != LISTENER {
+                // What is pushed along with a Listener is adopted.
+                self.session.adopt(&response.type_url, &resource.name);
+            }
         }
         for refused in &applied.refused {
             self.metrics.refused_resources.inc();
@@ -226,6 +235,15 @@ impl Client {
             .session
             .answer(&response.type_url, &response.nonce, &applied.refused);
         let mut outgoing = vec![answer];
+        if response.type_url == LISTENER {
+            // Listeners aren't pushed: one that comes unasked was given back while it was under way, and is asked for
+            // anew, so that both sides agree.
+            let names = response
+                .resources
+                .iter()
+                .map(|resource| resource.name.clone());
+            outgoing.extend(self.session.subscribe(LISTENER, names));
+        }
         if response.type_url == SECRET {
             self.take_roots();
         }
@@ -280,12 +298,17 @@ impl Client {
             .uses()
             .filter(|(_, used)| now.saturating_sub(*used) > idle);
         let mut unused: BTreeSet<String> = unused.map(|(name, _)| name.to_owned()).collect();
-        // A name that was never answered has no use to look at: it is given back at the second sweep without an answer.
+        // A name that was never answered has no use to look at: it is given back when it has been silent for as long.
         let subscribed = self.session.subscribed(LISTENER).iter();
         let silent = subscribed.filter(|name| *name != INBOUND && !snapshot.knows(name));
         let silent: BTreeSet<String> = silent.cloned().collect();
-        unused.extend(silent.intersection(&self.silent).cloned());
-        self.silent = silent;
+        self.silent.retain(|name, _| silent.contains(name));
+        for name in silent {
+            let since = *self.silent.entry(name.clone()).or_insert_with(Instant::now);
+            if since.elapsed() > self.options.idle_names {
+                unused.insert(name);
+            }
+        }
         if !unused.is_empty() {
             for name in &unused {
                 self.store.forget(LISTENER, name);

@@ -33,8 +33,6 @@ pub struct Store {
 /// What a response changed.
 #[derive(Debug, Default)]
 pub struct Applied {
-    /// Names that the response spoke of.
-    pub names: Vec<String>,
     /// What was refused.
     pub refused: Vec<Refused>,
 }
@@ -82,13 +80,11 @@ impl Store {
         }
         for name in &response.removed_resources {
             self.miss(type_url, name, "the control plane removed it");
-            applied.names.push(name.clone());
         }
         for error in &response.resource_errors {
             let name = error.resource_name.as_ref().map_or("", |name| &name.name);
             let detail = error.error_detail.as_ref();
             self.miss(type_url, name, detail.map_or("not found", |d| &d.message));
-            applied.names.push(name.to_owned());
         }
         applied
     }
@@ -100,7 +96,6 @@ impl Store {
         outcome: Result<(), Invalid>,
         applied: &mut Applied,
     ) {
-        applied.names.push(sent.name.clone());
         let key = (type_url.to_owned(), sent.name.clone());
         match outcome {
             Ok(()) => {

@@ -30,16 +30,15 @@ pub enum Invalid {
 ///
 /// `from` is how many bytes were looked at before; it makes a head that drips in byte by byte cost no more than once.
 pub(super) fn find_end(bytes: &[u8], from: usize) -> Option<usize> {
-    let mut at = from.saturating_sub(2);
-    while let Some(found) = bytes.get(at..)?.iter().position(|&b| b == b'\n') {
-        let line_feed = at + found;
+    let start = from.saturating_sub(2).min(bytes.len());
+    memchr::memchr_iter(b'\n', &bytes[start..]).find_map(|found| {
+        let line_feed = start + found;
         match bytes.get(line_feed + 1) {
-            Some(b'\n') => return Some(line_feed + 2),
-            Some(b'\r') if bytes.get(line_feed + 2) == Some(&b'\n') => return Some(line_feed + 3),
-            _ => at = line_feed + 1,
+            Some(b'\n') => Some(line_feed + 2),
+            Some(b'\r') if bytes.get(line_feed + 2) == Some(&b'\n') => Some(line_feed + 3),
+            _ => None,
         }
-    }
-    None
+    })
 }
 
 /// Parses the request head that fills `head`'s buffer.
@@ -162,7 +161,7 @@ fn version(version: Option<u8>) -> Result<Version, httparse::Error> {
 
 /// Where the second line starts, if the first ends with CR LF.
 fn after_first_line(bytes: &[u8]) -> Result<usize, httparse::Error> {
-    match bytes.iter().position(|&b| b == b'\n') {
+    match memchr::memchr(b'\n', bytes) {
         Some(at) if at > 0 && bytes[at - 1] == b'\r' => Ok(at + 1),
         _ => Err(httparse::Error::NewLine),
     }

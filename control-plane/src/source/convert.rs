@@ -1,0 +1,188 @@
+//! Istio's words as the mesh's: pure conversions that [`super::compile`] puts together.
+
+use std::collections::BTreeMap;
+
+use crate::istio::destination_rule::{self as dr, SimpleLb};
+use crate::istio::peer_authentication::Mode as SaidMode;
+use crate::istio::virtual_service as vs;
+use crate::istio::{Object, Place};
+use crate::mesh::policy::Mode;
+use crate::mesh::route::{Balance, Ejection, Match, Policy, Rule, StringMatch, Target};
+use crate::mesh::service::Protocol;
+
+/// What a port carries, by Istio's protocol names: the prefix up to a dash, or the whole. What isn't named is told from
+/// its first bytes.
+pub(super) fn protocol(name: &str) -> Protocol {
+    let word = name
+        .split('-')
+        .next()
+        .unwrap_or_default()
+        .to_ascii_lowercase();
+    match word.as_str() {
+        "tcp" | "tls" | "https" | "mongo" | "mysql" | "redis" | "udp" => Protocol::Tcp,
+        "http" | "http2" | "grpc" => Protocol::Http,
+        _ => Protocol::Auto,
+    }
+}
+
+/// A host inside a rule is of the rule's namespace.
+pub(super) fn qualified(host: &str, namespace: &str) -> String {
+    match host.contains('.') {
+        true => host.to_owned(),
+        false => format!("{host}.{namespace}.svc.cluster.local"),
+    }
+}
+
+pub(super) fn rule(object: &Object, index: usize, said: &vs::HttpRoute) -> Result<Rule, String> {
+    if said.route.is_empty() {
+        return Err("route is required".to_owned());
+    }
+    let lone = said.route.len() == 1;
+    let target = |route: &vs::RouteDestination| Target {
+        host: qualified(&route.destination.host.0, &object.key.namespace),
+        subset: route.destination.subset.clone(),
+        port: route.destination.port.map(|port| port.number.0),
+        // A lone destination's weight doesn't matter; among several, what has none gets nothing, as in Istio.
+        weight: match (lone, route.weight) {
+            (true, _) => 1,
+            (false, weight) => weight.map_or(0, |weight| weight.0),
+        },
+    };
+    let targets: Vec<Target> = said.route.iter().map(target).collect();
+    if targets.iter().all(|target| target.weight == 0) {
+        return Err("the weights add up to 0".to_owned());
+    }
+    let name = match said.name.is_empty() {
+        true => String::new(),
+        false => format!(" ({})", said.name),
+    };
+    Ok(Rule {
+        object: format!("{} http[{index}]{name}", object.key),
+        file: file_and_line(&object.place),
+        matches: said
+            .matches
+            .iter()
+            .map(http_match)
+            .collect::<Result<_, _>>()?,
+        targets,
+        timeout: said
+            .timeout
+            .map(|timeout| timeout.0)
+            .filter(|timeout| !timeout.is_zero()),
+    })
+}
+
+fn file_and_line(place: &Place) -> String {
+    let file = place.file.file_name().unwrap_or_default().to_string_lossy();
+    format!("{file}:{}", place.line)
+}
+
+fn http_match(said: &vs::HttpMatch) -> Result<Match, String> {
+    let convert = |said: &vs::StringMatch| match said {
+        vs::StringMatch::Exact(text) => StringMatch::Exact(text.clone()),
+        vs::StringMatch::Prefix(text) => StringMatch::Prefix(text.clone()),
+        vs::StringMatch::Regex(text) => StringMatch::Regex(text.clone()),
+        vs::StringMatch::Present => StringMatch::Present,
+    };
+    let part = |name: &str, said: &Option<vs::StringMatch>| match said {
+        Some(vs::StringMatch::Present) => Err(format!("match.{name} needs exact, prefix or regex")),
+        other => Ok(other.as_ref().map(convert)),
+    };
+    let all = |said: &BTreeMap<String, vs::StringMatch>, lower: bool| {
+        let name = |name: &String| {
+            if lower {
+                name.to_ascii_lowercase()
+            } else {
+                name.clone()
+            }
+        };
+        said.iter()
+            .map(|(n, value)| (name(n), convert(value)))
+            .collect()
+    };
+    Ok(Match {
+        uri: part("uri", &said.uri)?,
+        method: part("method", &said.method)?,
+        headers: all(&said.headers, true),
+        query: all(&said.query_params, false),
+    })
+}
+
+/// A policy; what a subset doesn't say is as its host's, block by block.
+pub(super) fn policy(said: Option<&dr::TrafficPolicy>, host: Option<&Policy>) -> Policy {
+    let mut policy = host.cloned().unwrap_or_default();
+    let Some(said) = said else {
+        return policy;
+    };
+    if let Some(balancer) = said.load_balancer {
+        policy.balance = match balancer.simple {
+            SimpleLb::LeastRequest => Balance::LeastRequest,
+            SimpleLb::RoundRobin => Balance::RoundRobin,
+            SimpleLb::Random => Balance::Random,
+        };
+    }
+    if let Some(pool) = &said.connection_pool {
+        let (tcp, http) = (
+            pool.tcp.clone().unwrap_or_default(),
+            pool.http.clone().unwrap_or_default(),
+        );
+        // 0 always means the default.
+        let limit = |limit: Option<u32>| limit.filter(|limit| *limit > 0);
+        policy.connect_timeout = tcp.connect_timeout.map(|timeout| timeout.0);
+        policy.max_connections = limit(tcp.max_connections);
+        policy.max_pending_requests = limit(http.http1_max_pending_requests);
+        policy.max_requests = limit(http.http2_max_requests);
+        policy.max_retries = limit(http.max_retries);
+        policy.max_requests_per_connection = limit(http.max_requests_per_connection);
+    }
+    if let Some(said) = &said.outlier_detection {
+        policy.ejection = Some(Ejection {
+            consecutive_5xx: said.consecutive_5xx_errors,
+            consecutive_gateway: said.consecutive_gateway_errors,
+            interval: said.interval.map(|period| period.0),
+            base_time: said.base_ejection_time.map(|period| period.0),
+            max_percent: said.max_ejection_percent,
+        });
+    }
+    policy
+}
+
+pub(super) fn mode(said: SaidMode) -> Mode {
+    match said {
+        SaidMode::Unset => Mode::Unset,
+        SaidMode::Disable => Mode::Disable,
+        SaidMode::Permissive => Mode::Permissive,
+        SaidMode::Strict => Mode::Strict,
+    }
+}
+
+/// Istio's `*` at either end, or alone.
+pub(super) fn with_stars(text: &str) -> StringMatch {
+    match (text.strip_prefix('*'), text.strip_suffix('*')) {
+        (Some(""), _) => StringMatch::Present,
+        (Some(suffix), _) => StringMatch::Suffix(suffix.to_owned()),
+        (None, Some(prefix)) => StringMatch::Prefix(prefix.to_owned()),
+        (None, None) => StringMatch::Exact(text.to_owned()),
+    }
+}
+
+/// A principal is said without `spiffe://`.
+pub(super) fn principal(text: &str) -> StringMatch {
+    match with_stars(text) {
+        StringMatch::Exact(text) => StringMatch::Exact(format!("spiffe://{text}")),
+        StringMatch::Prefix(text) => StringMatch::Prefix(format!("spiffe://{text}")),
+        other => other,
+    }
+}
+
+/// A namespace, as a match on the whole identity.
+pub(super) fn namespace_match(text: &str, domain: &str) -> StringMatch {
+    let domain = regex::escape(domain);
+    let part = match with_stars(text) {
+        StringMatch::Exact(text) => regex::escape(&text),
+        StringMatch::Prefix(text) => format!("{}[^/]*", regex::escape(&text)),
+        StringMatch::Suffix(text) => format!("[^/]*{}", regex::escape(&text)),
+        StringMatch::Regex(_) | StringMatch::Present => "[^/]+".to_owned(),
+    };
+    StringMatch::Regex(format!("spiffe://{domain}/ns/{part}/sa/[^/]+"))
+}

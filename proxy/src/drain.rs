@@ -62,9 +62,9 @@ impl Watch {
         let _ = ending.wait_for(|ending| *ending).await;
     }
 
-    /// Whether it has come.
+    /// Whether it has come: it was said, or whoever could say it is gone.
     pub fn is_ending(&self) -> bool {
-        *self.ending.borrow()
+        *self.ending.borrow() || self.ending.has_changed().is_err()
     }
 
     /// Waits until nobody is at work.
@@ -91,6 +91,18 @@ impl Drop for Guard {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_signal_that_is_dropped_is_an_end() {
+        let (signal, watch) = channel();
+        assert!(!watch.is_ending());
+        drop(signal);
+        watch.ended().await;
+        assert!(
+            watch.is_ending(),
+            "who asks and who waits are told the same"
+        );
+    }
 
     #[tokio::test(start_paused = true)]
     async fn the_end_waits_for_who_is_at_work_but_not_for_ever() {

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use clap::Parser;
 use leno_control_plane::app as control_plane;
 use leno_control_plane::istio::Limits;
+use leno_control_plane::source::State;
 use leno_control_plane::source::compile::Settings;
 use leno_proxy::app as proxy;
 use leno_proxy::bootstrap::{Cli, Command};
@@ -102,6 +103,16 @@ impl Mesh {
         if let Some(bound) = self.control_plane.take() {
             bound.shutdown().await;
         }
+    }
+
+    /// Waits until a VirtualService has been read.
+    ///
+    /// # Panics
+    /// When the control plane doesn't run.
+    pub async fn routed(&self) {
+        let mut state = self.control_plane.as_ref().expect("it runs").state.clone();
+        let routed = |state: &State| state.mesh.services.values().any(|s| s.routing.is_some());
+        state.wait_for(routed).await.expect("it reads");
     }
 
     /// What is wrong with the configuration.

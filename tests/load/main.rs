@@ -30,6 +30,7 @@ async fn two_versions(ttl: &str) -> (Mesh, Vec<Proxy>, [Upstream; 2]) {
     let yaml = service("users", &[(ips[0], "v1"), (ips[1], "v2")]) + &mtls("STRICT");
     let mesh = Mesh::start(&yaml).await;
     mesh.write("routing.yaml", &all_to("v1"));
+    mesh.routed().await;
     let apps = [Upstream::named("v1").await, Upstream::named("v2").await];
     let mut callees = Vec::new();
     for (ip, app) in ips.into_iter().zip(&apps) {

@@ -19,6 +19,7 @@ async fn two_versions() -> (Mesh, Vec<Proxy>, String) {
     let yaml = service("users", &[(ips[0], "v1"), (ips[1], "v2")]) + &mtls("STRICT");
     let mesh = Mesh::start(&yaml).await;
     mesh.write("routing.yaml", &all_to("v1"));
+    mesh.routed().await;
     let mut callees = Vec::new();
     for (ip, name) in ips.into_iter().zip(["v1", "v2"]) {
         let app = Upstream::named(name).await;

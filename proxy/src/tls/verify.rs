@@ -10,6 +10,38 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{Peer, SpiffeId, provider};
 
+/// What every verifier of ours does alike: the handshake's signatures, by the process's one cryptography. The methods
+/// stand in two traits of rustls that have them in common.
+macro_rules! signatures {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            message: &[u8],
+            cert: &rustls::pki_types::CertificateDer<'_>,
+            signature: &rustls::DigitallySignedStruct,
+        ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+            let algorithms = crate::tls::provider().signature_verification_algorithms;
+            rustls::crypto::verify_tls12_signature(message, cert, signature, &algorithms)
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            cert: &rustls::pki_types::CertificateDer<'_>,
+            signature: &rustls::DigitallySignedStruct,
+        ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+            let algorithms = crate::tls::provider().signature_verification_algorithms;
+            rustls::crypto::verify_tls13_signature(message, cert, signature, &algorithms)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+            let algorithms = crate::tls::provider().signature_verification_algorithms;
+            algorithms.supported_schemes()
+        }
+    };
+}
+pub(crate) use signatures;
+
 /// Why a peer's certificate isn't accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Rejected {

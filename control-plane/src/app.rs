@@ -111,6 +111,8 @@ pub async fn run(bootstrap: Bootstrap) -> Result<Bound> {
     let hub = Arc::new(Hub::new(state.clone(), ca.root_pem().to_owned(), demand));
     let mut tasks = JoinSet::new();
     let bound_xds = xds.local_addr()?;
+    ca.listens_at(bound_xds.ip())
+        .map_err(|error| anyhow!("CA: {error}"))?;
     let bound_monitoring = monitoring.local_addr()?;
     let source = Source::new(Options {
         directory: bootstrap.config,

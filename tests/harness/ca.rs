@@ -97,6 +97,22 @@ impl Ca {
         (vec![leaf, self.root.clone()], der)
     }
 
+    /// Writes a certificate for `name`, its key and the root to `cert.pem`, `key.pem` and `root.pem`, for other programs.
+    ///
+    /// # Panics
+    /// When it can't.
+    pub fn write(&self, directory: &std::path::Path, name: &str) {
+        let key = KeyPair::generate().expect("a key");
+        let leaf = self.sign(&key, name, hour());
+        for (file, text) in [
+            ("cert.pem", pem(&leaf) + &self.root_pem),
+            ("key.pem", key.serialize_pem()),
+            ("root.pem", self.root_pem.clone()),
+        ] {
+            std::fs::write(directory.join(file), text).expect("written");
+        }
+    }
+
     /// The chain in PEM for a signing request.
     ///
     /// # Panics

@@ -12,6 +12,7 @@ use leno_proxy::app as proxy;
 use leno_proxy::bootstrap::{Cli, Command};
 use serde_json::Value;
 
+use crate::ca::Ca;
 use crate::client::get;
 use crate::{Directory, fresh_ip, until};
 
@@ -113,6 +114,18 @@ impl Mesh {
         let mut state = self.control_plane.as_ref().expect("it runs").state.clone();
         let routed = |state: &State| state.mesh.services.values().any(|s| s.routing.is_some());
         state.wait_for(routed).await.expect("it reads");
+    }
+
+    /// What the control plane shows of itself, as JSON.
+    pub async fn status(&self) -> String {
+        get(self.bootstrap.monitoring, "leno", "/debug/status")
+            .await
+            .text()
+    }
+
+    /// The CA of its control plane.
+    pub fn ca(&self) -> Ca {
+        Ca::stolen(&self.bootstrap.state)
     }
 
     /// What is wrong with the configuration.

@@ -38,7 +38,14 @@ impl Ca {
             true => self.max_ttl,
             false => ttl.clamp(MIN_TTL, self.max_ttl),
         };
-        let leaf = sign(&self.root, &request.public_key, id, ttl, SystemTime::now())?;
+        let names = (id, &[][..]);
+        let leaf = sign(
+            &self.root,
+            &request.public_key,
+            names,
+            ttl,
+            SystemTime::now(),
+        )?;
         Ok(Issued {
             chain: vec![pem(&leaf), self.root.pem().to_owned()],
             public_key: request.public_key.der_bytes().to_vec(),
@@ -65,11 +72,11 @@ pub struct Issued {
     pub public_key: Vec<u8>,
 }
 
-/// Signs a certificate for `key` as `id`, and checks what was signed.
+/// Signs a certificate for `key` as `id`, reached at `hosts`, and checks what was signed.
 pub(super) fn sign(
     root: &Root,
     key: &impl PublicKeyData,
-    id: &str,
+    (id, hosts): (&str, &[SanType]),
     ttl: Duration,
     now: SystemTime,
 ) -> Result<CertificateDer<'static>, String> {
@@ -79,7 +86,7 @@ pub(super) fn sign(
     let uri = id
         .try_into()
         .map_err(|error: rcgen::Error| error.to_string())?;
-    params.subject_alt_names = vec![SanType::URI(uri)];
+    params.subject_alt_names = [&[SanType::URI(uri)], hosts].concat();
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![

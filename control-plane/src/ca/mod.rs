@@ -8,12 +8,13 @@ pub mod root;
 pub mod server;
 pub mod token;
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
-use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
+use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, SanType};
 use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -89,6 +90,8 @@ pub struct Ca {
     own_id: String,
     max_ttl: Duration,
     own: ArcSwapOption<CertifiedKey>,
+    /// Where the control plane is reached, for clients that know hosts and no SPIFFE IDs.
+    hosts: OnceLock<Vec<SanType>>,
     ledger: Mutex<Ledger>,
     directory: PathBuf,
 }
@@ -108,6 +111,7 @@ impl Ca {
             trust_domain: trust_domain.to_owned(),
             max_ttl,
             own: ArcSwapOption::empty(),
+            hosts: OnceLock::new(),
             ledger: Mutex::new(Ledger::open(directory)?),
             directory: directory.to_owned(),
         };
@@ -142,6 +146,21 @@ impl Ca {
         self.own.load_full()
     }
 
+    /// The control plane listens at `address`: its own certificate names it, beside `localhost`, for clients that know
+    /// hosts and no SPIFFE IDs, like gRPC's.
+    ///
+    /// # Errors
+    /// When the certificate can't be signed anew.
+    pub fn listens_at(&self, address: IpAddr) -> Result<(), String> {
+        let localhost = "localhost"
+            .try_into()
+            .map_err(|e: rcgen::Error| e.to_string())?;
+        let named = (!address.is_unspecified()).then_some(SanType::IpAddress(address));
+        let hosts = named.into_iter().chain([SanType::DnsName(localhost)]);
+        let _ = self.hosts.set(hosts.collect());
+        self.renew_own()
+    }
+
     /// Gives the control plane a fresh certificate of its own.
     ///
     /// # Errors
@@ -151,7 +170,7 @@ impl Ca {
         let leaf = issue::sign(
             &self.root,
             &key,
-            &self.own_id,
+            (&self.own_id, self.hosts.get().map_or(&[], Vec::as_slice)),
             self.max_ttl,
             SystemTime::now(),
         )?;

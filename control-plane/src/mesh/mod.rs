@@ -32,6 +32,30 @@ pub struct Mesh {
     pub resolved: Arc<BTreeMap<String, Vec<IpAddr>>>,
 }
 
+/// What kind of client asks: each has its own form of a Listener.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Client {
+    /// A sidecar of ours: by name, on demand, with reasons.
+    #[default]
+    Leno,
+    /// Envoy: everything there is.
+    Envoy,
+    /// An application that speaks xDS itself through gRPC's library (gRFC A27).
+    Grpc,
+}
+
+impl Client {
+    /// Tells it from `node.user_agent_name`.
+    pub fn of(user_agent_name: &str) -> Client {
+        let name = user_agent_name.to_ascii_lowercase();
+        match name.as_str() {
+            "envoy" => Client::Envoy,
+            _ if name.starts_with("grpc") => Client::Grpc,
+            _ => Client::Leno,
+        }
+    }
+}
+
 /// A proxy, as far as its identity and its node id say who it is.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Node {
@@ -41,6 +65,8 @@ pub struct Node {
     pub namespace: String,
     /// Its service account, as proven.
     pub account: String,
+    /// What kind of client it is.
+    pub client: Client,
 }
 
 /// What a change touches.

@@ -19,10 +19,10 @@ use leno_proto::pb::envoy::extensions::transport_sockets::tls::v3::{
 };
 use leno_proto::type_url::CLUSTER;
 
-use super::{Answer, ClusterName, ROOTS, present, wire};
+use super::{Answer, ClusterName, ROOTS, clients, present, wire};
 use crate::mesh::route::{Balance, DestinationRule, Policy, StringMatch};
 use crate::mesh::service::{Endpoints, Service};
-use crate::mesh::{Mesh, Node};
+use crate::mesh::{Client, Mesh, Node};
 
 /// Istio's connect timeout.
 pub(super) const CONNECT: Duration = Duration::from_secs(10);
@@ -53,6 +53,7 @@ pub fn outbound(mesh: &Mesh, node: &Node, name: &str) -> Answer {
             None => (&default, service.object.clone()),
         },
     };
+    let identities = identities(mesh, service);
     let cluster = Cluster {
         name: name.to_owned(),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into())),
@@ -67,13 +68,25 @@ pub fn outbound(mesh: &Mesh, node: &Node, name: &str) -> Answer {
             Balance::Random => LbPolicy::Random,
         }
         .into(),
-        transport_socket_matches: sockets(mesh, service, &parsed),
+        transport_socket_matches: sockets(node, &identities, &parsed),
         circuit_breakers: breakers(policy),
         outlier_detection: ejection(policy),
         metadata: Some(wire::metadata(&[("rule", &object)])),
         ..Cluster::default()
     };
-    present(CLUSTER, &cluster)
+    match node.client {
+        Client::Grpc => present(CLUSTER, &clients::grpc_cluster(cluster, &identities)),
+        Client::Leno | Client::Envoy => present(CLUSTER, &cluster),
+    }
+}
+
+/// Whom a service's endpoints with a sidecar may be.
+fn identities(mesh: &Mesh, service: &Service) -> BTreeSet<String> {
+    let Endpoints::Static(endpoints) = &service.endpoints else {
+        return BTreeSet::new();
+    };
+    let meshed = endpoints.iter().filter(|endpoint| endpoint.meshed);
+    meshed.filter_map(|e| mesh.identity(e)).collect()
 }
 
 type Parts<'a> = (&'a Service, ClusterName<'a>, Option<&'a DestinationRule>);
@@ -106,12 +119,11 @@ pub(super) fn find<'a>(mesh: &'a Mesh, node: &Node, name: &'a str) -> Result<Par
 }
 
 /// Istio's auto mTLS: endpoints that say so are spoken to by mutual TLS, the others in plaintext.
-fn sockets(mesh: &Mesh, service: &Service, name: &ClusterName<'_>) -> Vec<TransportSocketMatch> {
-    let Endpoints::Static(endpoints) = &service.endpoints else {
-        return Vec::new();
-    };
-    let meshed = endpoints.iter().filter(|endpoint| endpoint.meshed);
-    let identities: BTreeSet<String> = meshed.filter_map(|e| mesh.identity(e)).collect();
+fn sockets(
+    node: &Node,
+    identities: &BTreeSet<String>,
+    name: &ClusterName<'_>,
+) -> Vec<TransportSocketMatch> {
     if identities.is_empty() {
         return Vec::new();
     }
@@ -124,7 +136,8 @@ fn sockets(mesh: &Mesh, service: &Service, name: &ClusterName<'_>) -> Vec<Transp
         sni: format!("outbound_.{}_.{subset}.{}", name.port, name.host),
         common_tls_context: Some(CommonTlsContext {
             alpn_protocols: ["istio-http/1.1", "istio"].map(str::to_owned).to_vec(),
-            tls_certificate_sds_secret_configs: vec![wire::secret("default")],
+            tls_params: clients::tls_params(node.client),
+            tls_certificate_sds_secret_configs: vec![wire::own_certificate(node.client)],
             validation_context_type: Some(ValidationContextType::CombinedValidationContext(
                 CombinedCertificateValidationContext {
                     default_validation_context: Some(CertificateValidationContext {
@@ -161,7 +174,7 @@ fn sockets(mesh: &Mesh, service: &Service, name: &ClusterName<'_>) -> Vec<Transp
     ]
 }
 
-fn san(identity: &str) -> SubjectAltNameMatcher {
+pub(super) fn san(identity: &str) -> SubjectAltNameMatcher {
     SubjectAltNameMatcher {
         san_type: SanType::Uri.into(),
         matcher: wire::string(&StringMatch::Exact(identity.to_owned())),

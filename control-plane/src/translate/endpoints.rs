@@ -3,9 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use leno_proto::pb::envoy::config::core::v3::{
-    Address, Locality, Metadata, SocketAddress, address, socket_address::PortSpecifier,
-};
+use leno_proto::pb::envoy::config::core::v3::{Locality, Metadata};
 use leno_proto::pb::envoy::config::endpoint::v3::{
     ClusterLoadAssignment, Endpoint as EndpointMessage, LbEndpoint, LocalityLbEndpoints,
     lb_endpoint::HostIdentifier,
@@ -82,7 +80,7 @@ pub fn assignment(mesh: &Mesh, node: &Node, name: &str) -> Answer {
 fn plain(address: IpAddr, port: u16, weight: u32) -> LbEndpoint {
     LbEndpoint {
         host_identifier: Some(HostIdentifier::Endpoint(EndpointMessage {
-            address: Some(socket_address(address, port)),
+            address: Some(wire::address((&address.to_string(), port))),
             ..EndpointMessage::default()
         })),
         load_balancing_weight: Some(wire::number(weight.max(1))),
@@ -117,14 +115,4 @@ fn add_tls(metadata: &mut Metadata) {
 
 fn label<'a>(endpoint: &'a Endpoint, name: &str) -> &'a str {
     endpoint.labels.get(name).map_or("", String::as_str)
-}
-
-fn socket_address(address: IpAddr, port: u16) -> Address {
-    Address {
-        address: Some(address::Address::SocketAddress(SocketAddress {
-            address: address.to_string(),
-            port_specifier: Some(PortSpecifier::PortValue(port.into())),
-            ..SocketAddress::default()
-        })),
-    }
 }

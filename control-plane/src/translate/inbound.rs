@@ -30,14 +30,17 @@ use leno_proto::pb::envoy::extensions::filters::network::tcp_proxy::v3::{
 use leno_proto::pb::envoy::extensions::transport_sockets::tls::v3::{
     CommonTlsContext, DownstreamTlsContext, common_tls_context::ValidationContextType,
 };
-use leno_proto::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
+use leno_proto::pb::envoy::extensions::upstreams::http::v3::{
+    HttpProtocolOptions,
+    http_protocol_options::{UpstreamProtocolOptions, UseDownstreamHttpConfig},
+};
 use leno_proto::pb::google::protobuf::BoolValue;
 use leno_proto::type_url::CLUSTER;
 
 use super::{Answer, INBOUND, ROOTS, clusters, policies, present, wire};
 use crate::mesh::policy::Mode;
 use crate::mesh::service::Protocol;
-use crate::mesh::{Mesh, Node};
+use crate::mesh::{Client, Mesh, Node};
 
 /// ALPN protocols that only a sidecar offers: for HTTP, and for anything else.
 const SIDECAR: [&str; 2] = ["istio-http/1.1", "istio"];
@@ -148,6 +151,10 @@ pub(super) fn cluster(mesh: &Mesh, node: &Node, name: &str) -> Answer {
             max_requests_per_connection: Some(wire::number(max)),
             ..Common::default()
         }),
+        // Envoy demands to be told; a sidecar of ours speaks as it was spoken to.
+        upstream_protocol_options: (node.client == Client::Envoy).then(|| {
+            UpstreamProtocolOptions::UseDownstreamProtocolConfig(UseDownstreamHttpConfig::default())
+        }),
         ..HttpProtocolOptions::default()
     });
     let options = options.iter().map(|options| {
@@ -193,7 +200,7 @@ fn port_chains(
             ..FilterChainMatch::default()
         }),
         filters: filters.clone(),
-        transport_socket: tls.then(downstream_tls),
+        transport_socket: tls.then(|| downstream_tls(node.client)),
         metadata: Some(metadata.clone()),
         ..FilterChain::default()
     };
@@ -315,12 +322,12 @@ fn app_route(cluster: &str) -> RouteConfiguration {
     }
 }
 
-fn downstream_tls() -> leno_proto::pb::envoy::config::core::v3::TransportSocket {
+fn downstream_tls(client: Client) -> leno_proto::pb::envoy::config::core::v3::TransportSocket {
     let context = DownstreamTlsContext {
         require_client_certificate: Some(BoolValue { value: true }),
         common_tls_context: Some(CommonTlsContext {
             alpn_protocols: ["istio-http/1.1", "istio"].map(str::to_owned).to_vec(),
-            tls_certificate_sds_secret_configs: vec![wire::secret("default")],
+            tls_certificate_sds_secret_configs: vec![wire::own_certificate(client)],
             validation_context_type: Some(ValidationContextType::ValidationContextSdsSecretConfig(
                 wire::secret(ROOTS),
             )),

@@ -12,9 +12,9 @@ use leno_proto::pb::envoy::extensions::filters::network::tcp_proxy::v3::{
 };
 use leno_proto::type_url::LISTENER;
 
-use super::{Answer, cluster_name, find, present, routes, wire};
+use super::{Answer, clients, cluster_name, find, present, routes, wire};
 use crate::mesh::service::Protocol;
-use crate::mesh::{Mesh, Node};
+use crate::mesh::{Client, Mesh, Node};
 
 /// The Listener `authority`. It bears exactly the name that was asked for, and leads to canonical names only.
 pub fn outbound(mesh: &Mesh, node: &Node, authority: &str) -> Answer {
@@ -22,19 +22,27 @@ pub fn outbound(mesh: &Mesh, node: &Node, authority: &str) -> Answer {
         Ok(found) => found,
         Err(reason) => return Answer::Missing(reason),
     };
+    let manager = HttpConnectionManager {
+        stat_prefix: authority.to_owned(),
+        route_specifier: Some(RouteSpecifier::Rds(Rds {
+            config_source: Some(wire::ads()),
+            route_config_name: routes::name(&service.host, port.number),
+        })),
+        http_filters: vec![wire::router()],
+        ..HttpConnectionManager::default()
+    };
+    if node.client == Client::Grpc {
+        return match port.protocol {
+            Protocol::Http | Protocol::Auto => {
+                present(LISTENER, &clients::grpc_listener(authority, &manager))
+            }
+            Protocol::Tcp => Answer::Missing(format!("{authority} does not carry HTTP")),
+        };
+    }
     let filter = match port.protocol {
-        Protocol::Http | Protocol::Auto => wire::filter(
-            "envoy.filters.network.http_connection_manager",
-            &HttpConnectionManager {
-                stat_prefix: authority.to_owned(),
-                route_specifier: Some(RouteSpecifier::Rds(Rds {
-                    config_source: Some(wire::ads()),
-                    route_config_name: routes::name(&service.host, port.number),
-                })),
-                http_filters: vec![wire::router()],
-                ..HttpConnectionManager::default()
-            },
-        ),
+        Protocol::Http | Protocol::Auto => {
+            wire::filter("envoy.filters.network.http_connection_manager", &manager)
+        }
         Protocol::Tcp => wire::filter(
             "envoy.filters.network.tcp_proxy",
             &TcpProxy {

@@ -1,5 +1,6 @@
 //! `(Mesh, node, name) → resource`, pure. Names are Istio's; resources are Envoy's.
 
+mod clients;
 pub mod clusters;
 pub mod endpoints;
 mod inbound;
@@ -15,7 +16,8 @@ use leno_proto::type_url::{CLUSTER, ENDPOINTS, LISTENER, ROUTE, SECRET};
 use leno_proto::{Any, fields, pack};
 
 use crate::mesh::service::{Port, Service};
-use crate::mesh::{Found, Mesh, Node};
+use crate::mesh::{Client, Found, Mesh, Node};
+pub use clients::everything;
 
 /// The name of the one inbound Listener.
 pub const INBOUND: &str = "virtualInbound";
@@ -76,7 +78,14 @@ pub fn cluster_name(port: u16, subset: Option<&str>, host: &str) -> String {
 /// The resource `name` of a type, for `node`.
 pub fn resource(world: World<'_>, node: &Node, type_url: &str, name: &str) -> Answer {
     match type_url {
-        LISTENER if name == INBOUND => present(type_url, &inbound::listener(world.mesh, node)),
+        LISTENER if name == INBOUND => match node.client {
+            Client::Envoy => present(type_url, &clients::envoy_inbound(world.mesh, node)),
+            Client::Leno | Client::Grpc => present(type_url, &inbound::listener(world.mesh, node)),
+        },
+        LISTENER if is_envoys(node, name) => present(type_url, &clients::envoy_outbound()),
+        ROUTE if is_envoys(node, name) => {
+            present(type_url, &clients::envoy_routes(world.mesh, node))
+        }
         LISTENER => listeners::outbound(world.mesh, node, name),
         ROUTE => routes::configuration(world.mesh, name),
         CLUSTER if name.starts_with("inbound|") => inbound::cluster(world.mesh, node, name),
@@ -85,6 +94,10 @@ pub fn resource(world: World<'_>, node: &Node, type_url: &str, name: &str) -> An
         SECRET if name == ROOTS => present(type_url, &roots(world.roots)),
         _ => Answer::Missing(format!("there is no {name}")),
     }
+}
+
+fn is_envoys(node: &Node, name: &str) -> bool {
+    node.client == Client::Envoy && name == clients::OUTBOUND
 }
 
 /// Everything that a Listener leads to: type and name, in the order in which a client should have it.

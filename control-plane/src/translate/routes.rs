@@ -63,7 +63,7 @@ fn target_cluster(target: &Target, port: u16) -> String {
     )
 }
 
-fn routes(service: &Service, port: u16) -> Vec<Route> {
+pub(super) fn routes(service: &Service, port: u16) -> Vec<Route> {
     match &service.routing {
         None => vec![default_route(service, port)],
         Some(routing) => routing

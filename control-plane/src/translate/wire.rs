@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use leno_proto::pb::envoy::config::core::v3::{
-    AggregatedConfigSource, ApiVersion, ConfigSource, DataSource, Metadata, TransportSocket,
-    config_source::ConfigSourceSpecifier, data_source::Specifier, transport_socket,
+    Address, AggregatedConfigSource, ApiVersion, ConfigSource, DataSource, Metadata, SocketAddress,
+    TransportSocket, address, config_source::ConfigSourceSpecifier, data_source::Specifier,
+    socket_address::PortSpecifier, transport_socket,
 };
 use leno_proto::pb::envoy::config::listener::v3::{Filter, filter};
 use leno_proto::pb::envoy::extensions::filters::http::router::v3::Router;
@@ -19,6 +20,7 @@ use leno_proto::pb::google::protobuf::{self, Struct, Value, value::Kind};
 use leno_proto::prost::{Message, Name};
 use leno_proto::{Any, pack};
 
+use crate::mesh::Client;
 use crate::mesh::route::StringMatch;
 
 /// Where everything comes from: this stream.
@@ -29,6 +31,25 @@ pub(super) fn ads() -> ConfigSource {
             ConfigSourceSpecifier::Ads(AggregatedConfigSource::default()),
         ),
         ..ConfigSource::default()
+    }
+}
+
+/// The workload's own certificate. Envoy has it in its bootstrap, as a static secret.
+pub(super) fn own_certificate(client: Client) -> SdsSecretConfig {
+    SdsSecretConfig {
+        name: "default".to_owned(),
+        sds_config: (client != Client::Envoy).then(ads),
+    }
+}
+
+/// A socket address.
+pub(super) fn address((address, port): (&str, u16)) -> Address {
+    Address {
+        address: Some(address::Address::SocketAddress(SocketAddress {
+            address: address.to_owned(),
+            port_specifier: Some(PortSpecifier::PortValue(port.into())),
+            ..SocketAddress::default()
+        })),
     }
 }
 

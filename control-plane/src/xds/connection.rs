@@ -6,33 +6,23 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use leno_proto::leno::Refused;
+use leno_proto::pb::envoy::config::core::v3::Node;
 use leno_proto::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource, ResourceError, ResourceName,
 };
 use leno_proto::pb::google::rpc::Status;
-use leno_proto::type_url::{ALL, LISTENER};
+use leno_proto::type_url::{ALL, CLUSTER, LISTENER};
 
+use super::{Dialog, Lookup, MAX_NAME, MAX_NAMES};
+use crate::mesh::Client;
 use crate::translate::Answer;
 
+/// The name that asks for everything.
+const ANY: &str = "*";
 /// gRPC's NOT_FOUND, which a negative answer bears.
 const NOT_FOUND: i32 = 5;
-/// Names that one proxy may subscribe to, of one type.
-const MAX_NAMES: usize = 20_000;
-
-/// Bytes of a name; a host has 253 at most.
-const MAX_NAME: usize = 512;
 /// Responses that a proxy may leave unanswered.
 const MAX_UNANSWERED: usize = 1000;
-
-/// Answers what there is under a name.
-pub trait Lookup {
-    /// The resource `name` of a type.
-    fn resource(&self, type_url: &str, name: &str) -> Answer;
-    /// Everything that a Listener leads to, in the order in which a client should have it.
-    fn chain(&self, listener: &str) -> Vec<(&'static str, String)>;
-    /// Whether a change touches a name; everything, when nothing is said about what changed.
-    fn touches(&self, type_url: &str, name: &str) -> bool;
-}
 
 /// What was said last about a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +39,8 @@ enum Said {
 #[derive(Debug, Default)]
 pub struct Connection {
     subscribed: HashMap<&'static str, BTreeMap<String, Said>>,
+    /// Types of which the client asked for everything there is.
+    wildcards: BTreeSet<&'static str>,
     refused: BTreeMap<(String, String), Refused>,
     nonce: u64,
     /// What the last responses held, by nonce, until they are answered.
@@ -57,9 +49,19 @@ pub struct Connection {
     alone: Vec<(&'static str, String)>,
 }
 
-impl Connection {
-    /// Takes a request; returns what to send.
-    pub fn request(
+impl Dialog for Connection {
+    type Request = DeltaDiscoveryRequest;
+    type Response = DeltaDiscoveryResponse;
+
+    fn node(request: &DeltaDiscoveryRequest) -> Option<&Node> {
+        request.node.as_ref()
+    }
+
+    fn error(request: &DeltaDiscoveryRequest) -> Option<&Status> {
+        request.error_detail.as_ref()
+    }
+
+    fn request(
         &mut self,
         request: &DeltaDiscoveryRequest,
         lookup: &dyn Lookup,
@@ -68,21 +70,17 @@ impl Connection {
         let Some(type_url) = ALL.into_iter().find(|known| *known == request.type_url) else {
             return Vec::new();
         };
+        let mut fresh = self.take_wildcard(type_url, request, lookup);
         let names = self.subscribed.entry(type_url).or_default();
         for name in &request.resource_names_unsubscribe {
             names.remove(name);
             self.refused.remove(&(type_url.to_owned(), name.clone()));
         }
-        let mut fresh = BTreeSet::new();
         for name in &request.resource_names_subscribe {
-            if names.len() >= MAX_NAMES || name.len() > MAX_NAME {
+            if names.len() >= MAX_NAMES || name.len() > MAX_NAME || name == ANY {
                 continue;
             }
-            // What the client holds already, it says at the start of a stream; a name that is asked for again is
-            // answered again.
-            let held = request.initial_resource_versions.get(name);
-            let said = held.map_or(Said::Nothing, |version| Said::Version(version.clone()));
-            names.insert(name.clone(), said);
+            names.insert(name.clone(), held(request, name));
             fresh.insert((type_url, name.clone()));
         }
         let fresh = self.with_chains(fresh, lookup);
@@ -91,9 +89,11 @@ impl Connection {
         responses
     }
 
-    /// Something changed; returns what to send.
-    pub fn changed(&mut self, lookup: &dyn Lookup) -> Vec<DeltaDiscoveryResponse> {
+    fn changed(&mut self, lookup: &dyn Lookup) -> Vec<DeltaDiscoveryResponse> {
         let mut names = BTreeSet::new();
+        for type_url in self.wildcards.clone() {
+            names.extend(self.adopt_everything(type_url, lookup));
+        }
         for (type_url, subscribed) in &self.subscribed {
             let touched = subscribed
                 .keys()
@@ -104,14 +104,72 @@ impl Connection {
         self.respond(&names, lookup)
     }
 
-    /// What the proxy refuses now.
-    pub fn refused(&self) -> impl Iterator<Item = &Refused> {
-        self.refused.values()
+    fn refused(&self) -> Vec<&Refused> {
+        self.refused.values().collect()
     }
 
-    /// Names that are subscribed.
-    pub fn names(&self) -> usize {
+    fn names(&self) -> usize {
         self.subscribed.values().map(BTreeMap::len).sum()
+    }
+
+    fn is_overrun(&self) -> bool {
+        self.sent.len() > MAX_UNANSWERED
+    }
+}
+
+/// What the client says that it holds already, at the start of a stream. A name that is asked for again is answered again.
+fn held(request: &DeltaDiscoveryRequest, name: &str) -> Said {
+    let version = request.initial_resource_versions.get(name);
+    version.map_or(Said::Nothing, |version| Said::Version(version.clone()))
+}
+
+impl Connection {
+    /// `*`, or the first request of a type without a name, asks for all Listeners or Clusters there are, as Envoy does.
+    fn take_wildcard(
+        &mut self,
+        type_url: &'static str,
+        request: &DeltaDiscoveryRequest,
+        lookup: &dyn Lookup,
+    ) -> BTreeSet<(&'static str, String)> {
+        let is_first = !self.subscribed.contains_key(type_url);
+        let subscribe = &request.resource_names_subscribe;
+        let is_bare = is_first && subscribe.is_empty() && request.response_nonce.is_empty();
+        let is_any = |name: &String| name == ANY;
+        let is_whole = type_url == LISTENER || type_url == CLUSTER;
+        if request.resource_names_unsubscribe.iter().any(is_any) {
+            self.wildcards.remove(type_url);
+        }
+        if !is_whole || !(is_bare || subscribe.iter().any(is_any)) {
+            return BTreeSet::new();
+        }
+        self.wildcards.insert(type_url);
+        let names = self.subscribed.entry(type_url).or_default();
+        for name in request.initial_resource_versions.keys() {
+            names.insert(name.clone(), held(request, name));
+        }
+        let mut fresh = self.adopt_everything(type_url, lookup);
+        // What it holds and is there no more must be taken from it.
+        let held = request.initial_resource_versions.keys();
+        fresh.extend(held.map(|name| (type_url, name.clone())));
+        fresh
+    }
+
+    /// Subscribes to everything there is of a type; returns what is new.
+    fn adopt_everything(
+        &mut self,
+        type_url: &'static str,
+        lookup: &dyn Lookup,
+    ) -> BTreeSet<(&'static str, String)> {
+        let names = self.subscribed.entry(type_url).or_default();
+        let all = lookup.everything(type_url).into_iter();
+        let mut fresh = BTreeSet::new();
+        for name in all.take(MAX_NAMES) {
+            if !names.contains_key(&name) {
+                names.insert(name.clone(), Said::Nothing);
+                fresh.insert((type_url, name));
+            }
+        }
+        fresh
     }
 
     /// An ACK or NACK: what it doesn't name was accepted.
@@ -183,17 +241,15 @@ impl Connection {
         responses
     }
 
-    /// Whether the proxy leaves too much unanswered to be served on.
-    pub fn is_overrun(&self) -> bool {
-        self.sent.len() > MAX_UNANSWERED
-    }
-
     /// Adds what the Listeners among `names` lead to: the client adopts what it didn't ask for.
     fn with_chains(
         &mut self,
         mut names: BTreeSet<(&'static str, String)>,
         lookup: &dyn Lookup,
     ) -> BTreeSet<(&'static str, String)> {
+        if lookup.client() != Client::Leno {
+            return names;
+        }
         let listeners = names.iter().filter(|(type_url, _)| *type_url == LISTENER);
         let listeners: Vec<String> = listeners.map(|(_, name)| name.clone()).collect();
         for listener in listeners {
@@ -216,21 +272,16 @@ impl Connection {
     ) -> Vec<DeltaDiscoveryResponse> {
         let mut responses = Vec::new();
         for type_url in ALL {
-            let mut response = DeltaDiscoveryResponse {
+            let empty = DeltaDiscoveryResponse {
                 type_url: type_url.to_owned(),
                 ..DeltaDiscoveryResponse::default()
             };
+            let mut response = empty.clone();
             let mut sent = Vec::new();
             for (_, name) in names.iter().filter(|(of, _)| *of == type_url) {
-                self.say(
-                    type_url,
-                    name,
-                    lookup.resource(type_url, name),
-                    &mut response,
-                    &mut sent,
-                );
+                self.say(type_url, name, lookup, &mut response, &mut sent);
             }
-            if response.resources.is_empty() && response.resource_errors.is_empty() {
+            if response == empty {
                 continue;
             }
             self.nonce += 1;
@@ -245,7 +296,7 @@ impl Connection {
         &mut self,
         type_url: &'static str,
         name: &str,
-        answer: Answer,
+        lookup: &dyn Lookup,
         response: &mut DeltaDiscoveryResponse,
         sent: &mut Vec<(&'static str, String, String)>,
     ) {
@@ -256,7 +307,7 @@ impl Connection {
         else {
             return;
         };
-        match answer {
+        match lookup.resource(type_url, name) {
             Answer::Pending(_) => {}
             Answer::Present(any, version) => {
                 if *said == Said::Version(version.clone()) {
@@ -275,7 +326,15 @@ impl Connection {
                 if *said == Said::Missing(reason.clone()) {
                     return;
                 }
+                let was_there = matches!(said, Said::Version(_));
                 *said = Said::Missing(reason.clone());
+                if lookup.client() != Client::Leno {
+                    // Others know removals; that nothing is there, they learn from silence.
+                    if was_there {
+                        response.removed_resources.push(name.to_owned());
+                    }
+                    return;
+                }
                 response.resource_errors.push(ResourceError {
                     resource_name: Some(ResourceName {
                         name: name.to_owned(),
@@ -304,6 +363,7 @@ mod tests {
     /// A world of which the test says what there is.
     #[derive(Default)]
     struct World {
+        client: Client,
         versions: RefCell<HashMap<(&'static str, String), &'static str>>,
     }
 
@@ -316,6 +376,16 @@ mod tests {
     }
 
     impl Lookup for World {
+        fn client(&self) -> Client {
+            self.client
+        }
+
+        fn everything(&self, type_url: &str) -> BTreeSet<String> {
+            let versions = self.versions.borrow();
+            let names = versions.keys().filter(|(of, _)| *of == type_url);
+            names.map(|(_, name)| name.clone()).collect()
+        }
+
         fn resource(&self, type_url: &str, name: &str) -> Answer {
             let versions = self.versions.borrow();
             let found = versions
@@ -422,7 +492,7 @@ mod tests {
         };
         assert!(connection.request(&nack, &world).is_empty());
         assert!(connection.changed(&world).is_empty());
-        let shown: Vec<_> = connection.refused().collect();
+        let shown = connection.refused();
         assert_eq!(
             (shown[0].version.as_str(), shown[0].field.as_str()),
             ("1", "filter_chains")
@@ -436,7 +506,7 @@ mod tests {
             ..DeltaDiscoveryRequest::default()
         };
         connection.request(&ack, &world);
-        assert_eq!(connection.refused().count(), 0);
+        assert_eq!(connection.refused().len(), 0);
     }
 
     #[test]
@@ -460,7 +530,11 @@ mod tests {
                 .request(&nack(&alone[1].nonce), &world)
                 .is_empty()
         );
-        let refused: Vec<_> = connection.refused().map(|r| r.name.as_str()).collect();
+        let refused: Vec<_> = connection
+            .refused()
+            .iter()
+            .map(|r| r.name.as_str())
+            .collect();
         assert_eq!(refused, ["b"]);
     }
 

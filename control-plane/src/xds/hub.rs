@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::connection::{Connection, Lookup};
-use crate::mesh::{Mesh, Node, Touched};
+use super::{Dialog, Lookup};
+use crate::mesh::{Client, Mesh, Node, Touched};
 use crate::source::State;
 use crate::source::dns::Demand;
-use crate::translate::{Answer, World, chain, host_of, resource};
+use crate::translate::{Answer, World, chain, everything, host_of, resource};
 
 /// What every stream looks at.
 #[derive(Debug)]
@@ -43,8 +43,8 @@ impl Hub {
         proxies.values().cloned().collect()
     }
 
-    pub(super) fn show(&self, stream: u64, node: &str, connection: &Connection) {
-        let refused = connection.refused().map(|refused| {
+    pub(super) fn show(&self, stream: u64, node: &str, connection: &impl Dialog) {
+        let refused = connection.refused().into_iter().map(|refused| {
             json!({
                 "type": leno_proto::type_url::short(&refused.r#type),
                 "name": refused.name, "version": refused.version,
@@ -101,6 +101,14 @@ impl View<'_> {
 }
 
 impl Lookup for View<'_> {
+    fn client(&self) -> Client {
+        self.node.client
+    }
+
+    fn everything(&self, type_url: &str) -> BTreeSet<String> {
+        everything(self.mesh, self.node, type_url)
+    }
+
     fn resource(&self, type_url: &str, name: &str) -> Answer {
         let answer = resource(self.world(), self.node, type_url, name);
         if let Answer::Pending(names) = &answer {

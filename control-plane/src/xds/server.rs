@@ -16,11 +16,13 @@ use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::Dialog;
 use super::connection::Connection;
 use super::hub::{Hub, usable};
+use super::sotw::StateOfTheWorld;
 use crate::auth::Peer;
 use crate::ca::Identity;
-use crate::mesh::{Mesh, Node, Touched};
+use crate::mesh::{Client, Mesh, Node, Touched};
 use crate::metrics::Metrics;
 
 /// Responses on their way to one proxy; a proxy that doesn't read holds nobody else up.
@@ -29,7 +31,6 @@ const RESPONSES: usize = 64;
 const FIRST: Duration = Duration::from_secs(10);
 
 type Out<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-type Sender = mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>;
 
 /// The aggregated discovery service.
 #[derive(Debug)]
@@ -57,17 +58,24 @@ impl AggregatedDiscoveryService for Ads {
 
     async fn stream_aggregated_resources(
         &self,
-        _request: Request<Streaming<DiscoveryRequest>>,
+        request: Request<Streaming<DiscoveryRequest>>,
     ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
-        Err(Status::unimplemented(
-            "this version serves the delta variant: DeltaAggregatedResources",
-        ))
+        self.open::<StateOfTheWorld>(request)
     }
 
     async fn delta_aggregated_resources(
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        self.open::<Connection>(request)
+    }
+}
+
+impl Ads {
+    fn open<D: Dialog<Request: 'static, Response: 'static> + 'static>(
+        &self,
+        request: Request<Streaming<D::Request>>,
+    ) -> Result<Response<Out<D::Response>>, Status> {
         let identity = request
             .extensions()
             .get::<Peer>()
@@ -76,7 +84,7 @@ impl AggregatedDiscoveryService for Ads {
             Status::unauthenticated("the stream needs a client certificate of this mesh")
         })?;
         let (out, responses) = mpsc::channel(RESPONSES);
-        let pump = Pump {
+        let pump = Pump::<D> {
             hub: Arc::clone(&self.hub),
             metrics: Arc::clone(&self.metrics),
             number: self.streams.fetch_add(1, Ordering::Relaxed),
@@ -89,16 +97,16 @@ impl AggregatedDiscoveryService for Ads {
 }
 
 /// One stream.
-struct Pump {
+struct Pump<D: Dialog> {
     hub: Arc<Hub>,
     metrics: Arc<Metrics>,
     number: u64,
     peer: Identity,
-    out: Sender,
+    out: mpsc::Sender<Result<D::Response, Status>>,
 }
 
-impl Pump {
-    async fn run(self, mut requests: Streaming<DeltaDiscoveryRequest>) {
+impl<D: Dialog> Pump<D> {
+    async fn run(self, mut requests: Streaming<D::Request>) {
         self.metrics.connected.inc();
         let life = self
             .peer
@@ -115,18 +123,18 @@ impl Pump {
         self.metrics.connected.dec();
     }
 
-    async fn serve(&self, requests: &mut Streaming<DeltaDiscoveryRequest>) -> Result<(), Status> {
+    async fn serve(&self, requests: &mut Streaming<D::Request>) -> Result<(), Status> {
         let first = tokio::time::timeout(FIRST, requests.message()).await;
         let late = || Status::deadline_exceeded("no request came");
         let Some(first) = first.map_err(|_| late())?? else {
             return Ok(());
         };
         let no_node = || Status::invalid_argument("the first request must carry the node");
-        let said = first.node.as_ref().ok_or_else(no_node)?;
+        let said = D::node(&first).ok_or_else(no_node)?;
         let node = self.identify(said)?;
         tracing::info!(node = said.id, "connected");
         let mut state = self.hub.state();
-        let mut connection = Connection::default();
+        let mut connection = D::default();
         // Until the source has been read whole nothing is said, so that nothing is said to be gone.
         let mut mesh = loop {
             if let Some(mesh) = usable(&state.borrow_and_update()) {
@@ -163,11 +171,11 @@ impl Pump {
 
     fn push(
         &self,
-        connection: &mut Connection,
+        connection: &mut D,
         node: &Node,
         before: &Mesh,
         next: &Mesh,
-    ) -> Vec<DeltaDiscoveryResponse> {
+    ) -> Vec<D::Response> {
         let touched: Touched = before.diff(next);
         if touched.is_empty() {
             return Vec::new();
@@ -176,8 +184,8 @@ impl Pump {
         connection.changed(&self.hub.view(next, node, Some(&touched)))
     }
 
-    fn count(&self, request: &DeltaDiscoveryRequest) {
-        if let Some(status) = &request.error_detail {
+    fn count(&self, request: &D::Request) {
+        if let Some(status) = D::error(request) {
             self.metrics.rejects.inc();
             tracing::warn!(
                 peer = self.peer.id,
@@ -189,8 +197,8 @@ impl Pump {
 
     async fn send(
         &self,
-        responses: Vec<DeltaDiscoveryResponse>,
-        connection: &Connection,
+        responses: Vec<D::Response>,
+        connection: &D,
         node: &str,
     ) -> Result<(), Status> {
         self.hub.show(self.number, node, connection);
@@ -229,6 +237,7 @@ impl Pump {
             ip,
             namespace: self.peer.namespace.clone(),
             account: self.peer.account.clone(),
+            client: Client::of(&said.user_agent_name),
         })
     }
 }

@@ -1,0 +1,212 @@
+//! The forms of clients that aren't sidecars of ours.
+//!
+//! gRPC's library dials by name like a sidecar and takes the subset of xDS that gRFC A27 to A36 name: a Listener with an
+//! `api_listener`, Clusters that balance by turns, and TLS by the certificate providers of its bootstrap. Envoy is given
+//! everything at once: one Listener for what its app sends, with the routes of all services, and one for what others send
+//! to it. Its own certificate is the static secret `default` of its bootstrap: a key never travels over xDS.
+
+use std::collections::BTreeSet;
+
+use leno_proto::pack;
+use leno_proto::pb::envoy::config::cluster::v3::{Cluster, cluster::LbPolicy};
+use leno_proto::pb::envoy::config::core::v3::TrafficDirection;
+use leno_proto::pb::envoy::config::listener::v3::{
+    ApiListener, FilterChain, Listener, ListenerFilter, listener_filter,
+};
+use leno_proto::pb::envoy::config::route::v3::{RouteConfiguration, VirtualHost};
+use leno_proto::pb::envoy::extensions::filters::listener::{
+    http_inspector::v3::HttpInspector, original_dst::v3::OriginalDst,
+    tls_inspector::v3::TlsInspector,
+};
+use leno_proto::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
+    HttpConnectionManager, Rds, http_connection_manager::RouteSpecifier,
+};
+use leno_proto::pb::envoy::extensions::transport_sockets::tls::v3::{
+    CertificateProviderPluginInstance, CertificateValidationContext, CommonTlsContext,
+    TlsParameters, UpstreamTlsContext, common_tls_context::ValidationContextType,
+    tls_parameters::TlsProtocol,
+};
+use leno_proto::prost::{Message, Name};
+use leno_proto::type_url::{CLUSTER, LISTENER};
+
+use super::{INBOUND, ROOTS, clusters, inbound, routes, wire};
+use crate::mesh::service::{Port, Protocol, Service};
+use crate::mesh::{Client, Mesh, Node};
+
+/// Envoy's Listener for what its app sends, and the routes that it leads to; its name is Istio's.
+pub(super) const OUTBOUND: &str = "virtualOutbound";
+/// Where Envoy's two Listeners are; the ports are Istio's.
+const OUTBOUND_ADDRESS: (&str, u16) = ("127.0.0.1", 15001);
+const INBOUND_ADDRESS: (&str, u16) = ("0.0.0.0", 15006);
+
+/// Envoy's clients speak TLS 1.2 unless they are told otherwise; between sidecars it is 1.3.
+pub(super) fn tls_params(client: Client) -> Option<TlsParameters> {
+    let version = TlsProtocol::TlSv13.into();
+    (client == Client::Envoy).then(|| TlsParameters {
+        tls_minimum_protocol_version: version,
+        tls_maximum_protocol_version: version,
+        ..TlsParameters::default()
+    })
+}
+
+/// Every name of a type that Envoy is given unasked.
+pub fn everything(mesh: &Mesh, node: &Node, type_url: &str) -> BTreeSet<String> {
+    match type_url {
+        LISTENER => [INBOUND, OUTBOUND].map(str::to_owned).into(),
+        CLUSTER => {
+            let ports = http_ports(mesh);
+            let outbound = ports
+                .flat_map(|(service, port)| routes::cluster_names(service, port.number))
+                // An undefined subset is a name without a cluster.
+                .filter(|name| clusters::find(mesh, node, name).is_ok());
+            outbound.chain(inbound::cluster_names(mesh, node)).collect()
+        }
+        _ => BTreeSet::new(),
+    }
+}
+
+/// Every port of the mesh that carries HTTP: what an explicit proxy can tell apart by `Host`.
+fn http_ports(mesh: &Mesh) -> impl Iterator<Item = (&Service, &Port)> {
+    let services = mesh.services.values();
+    let ports =
+        services.flat_map(|service| service.ports.iter().map(move |port| (&**service, port)));
+    ports.filter(|(_, port)| port.protocol != Protocol::Tcp)
+}
+
+/// Envoy's outbound Listener: an explicit proxy for whoever is on the machine.
+pub(super) fn envoy_outbound() -> Listener {
+    let manager = HttpConnectionManager {
+        stat_prefix: OUTBOUND.to_owned(),
+        route_specifier: Some(RouteSpecifier::Rds(Rds {
+            config_source: Some(wire::ads()),
+            route_config_name: OUTBOUND.to_owned(),
+        })),
+        http_filters: vec![wire::router()],
+        ..HttpConnectionManager::default()
+    };
+    Listener {
+        name: OUTBOUND.to_owned(),
+        address: Some(wire::address(OUTBOUND_ADDRESS)),
+        traffic_direction: TrafficDirection::Outbound.into(),
+        filter_chains: vec![FilterChain {
+            filters: vec![wire::filter(
+                "envoy.filters.network.http_connection_manager",
+                &manager,
+            )],
+            ..FilterChain::default()
+        }],
+        ..Listener::default()
+    }
+}
+
+/// Envoy's inbound Listener: a sidecar's, with what Envoy needs to tell connections apart. It expects them to be
+/// redirected to it, as Istio does.
+pub(super) fn envoy_inbound(mesh: &Mesh, node: &Node) -> Listener {
+    Listener {
+        address: Some(wire::address(INBOUND_ADDRESS)),
+        listener_filters: vec![
+            listener_filter(
+                "envoy.filters.listener.original_dst",
+                &OriginalDst::default(),
+            ),
+            listener_filter(
+                "envoy.filters.listener.tls_inspector",
+                &TlsInspector::default(),
+            ),
+            listener_filter(
+                "envoy.filters.listener.http_inspector",
+                &HttpInspector::default(),
+            ),
+        ],
+        ..inbound::listener(mesh, node)
+    }
+}
+
+fn listener_filter<M: Message + Name>(name: &str, config: &M) -> ListenerFilter {
+    ListenerFilter {
+        name: name.to_owned(),
+        config_type: Some(listener_filter::ConfigType::TypedConfig(pack(config))),
+        ..ListenerFilter::default()
+    }
+}
+
+/// The routes of every service: what [`OUTBOUND`] leads to.
+pub(super) fn envoy_routes(mesh: &Mesh, node: &Node) -> RouteConfiguration {
+    let mut taken = BTreeSet::new();
+    let hosts = http_ports(mesh).map(|(service, port)| {
+        let domains = domains(service, port.number, &node.namespace);
+        VirtualHost {
+            name: routes::name(&service.host, port.number),
+            // A name is one service's: the first wins, as everywhere.
+            domains: domains
+                .into_iter()
+                .filter(|domain| taken.insert(domain.clone()))
+                .collect(),
+            routes: routes::routes(service, port.number),
+            ..VirtualHost::default()
+        }
+    });
+    RouteConfiguration {
+        name: OUTBOUND.to_owned(),
+        virtual_hosts: hosts.filter(|host| !host.domains.is_empty()).collect(),
+        ..RouteConfiguration::default()
+    }
+}
+
+/// Every way in which a caller in `namespace` may write a service's port.
+fn domains(service: &Service, port: u16, namespace: &str) -> Vec<String> {
+    let mut names = vec![service.host.clone()];
+    let suffixes = [".cluster.local", ".svc.cluster.local"];
+    let is_cluster = service.host.ends_with(suffixes[1]);
+    for suffix in suffixes.iter().filter(|_| is_cluster) {
+        names.extend(service.host.strip_suffix(suffix).map(str::to_owned));
+    }
+    let own = format!(".{namespace}{}", suffixes[1]);
+    names.extend(service.host.strip_suffix(&own).map(str::to_owned));
+    let bare = names.iter().filter(|_| port == 80).cloned();
+    let with_port = names.iter().map(|name| format!("{name}:{port}"));
+    bare.chain(with_port).collect()
+}
+
+/// gRPC's Listener for an authority that it dials.
+pub(super) fn grpc_listener(authority: &str, manager: &HttpConnectionManager) -> Listener {
+    Listener {
+        name: authority.to_owned(),
+        api_listener: Some(ApiListener {
+            api_listener: Some(pack(manager)),
+        }),
+        ..Listener::default()
+    }
+}
+
+/// A Cluster as gRPC takes it.
+pub(super) fn grpc_cluster(cluster: Cluster, identities: &BTreeSet<String>) -> Cluster {
+    let provider = |name: &str| CertificateProviderPluginInstance {
+        instance_name: "default".to_owned(),
+        certificate_name: name.to_owned(),
+    };
+    let context = UpstreamTlsContext {
+        common_tls_context: Some(CommonTlsContext {
+            tls_certificate_provider_instance: Some(provider("default")),
+            validation_context_type: Some(ValidationContextType::ValidationContext(
+                CertificateValidationContext {
+                    ca_certificate_provider_instance: Some(provider(ROOTS)),
+                    match_typed_subject_alt_names: identities
+                        .iter()
+                        .map(|id| clusters::san(id))
+                        .collect(),
+                    ..CertificateValidationContext::default()
+                },
+            )),
+            ..CommonTlsContext::default()
+        }),
+        ..UpstreamTlsContext::default()
+    };
+    Cluster {
+        lb_policy: LbPolicy::RoundRobin.into(),
+        transport_socket: (!identities.is_empty())
+            .then(|| wire::socket("envoy.transport_sockets.tls", pack(&context))),
+        transport_socket_matches: Vec::new(),
+        ..cluster
+    }
+}

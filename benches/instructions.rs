@@ -13,10 +13,10 @@ use leno_benches::{Lab, Process, Side, build};
 #[derive(Debug, Parser)]
 struct Args {
     /// Requests of the shorter run.
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value_t = 2000)]
     few: usize,
     /// Requests of the longer run.
-    #[arg(long, default_value_t = 9000)]
+    #[arg(long, default_value_t = 42_000)]
     many: usize,
     /// Fails when a side takes more than this.
     #[arg(long)]

@@ -21,7 +21,7 @@ pub const A: (&str, &str) = ("127.0.7.2:15001", "127.0.7.2:15000");
 pub const B: (&str, &str) = ("127.0.7.3:15001", "127.0.7.3:15000");
 
 /// Connections that requests come on.
-const CONNECTIONS: usize = 16;
+const CONNECTIONS: usize = 64;
 /// What is sent on each.
 const REQUEST: &str =
     "GET /users/1 HTTP/1.1\r\nHost: user-service\r\nUser-Agent: curl/8\r\nAccept: */*\r\n\r\n";

@@ -27,8 +27,9 @@ fn main() -> Result<()> {
     lab.check(args.requests)?;
     for ((side, pid), idle) in pids.into_iter().zip(idle) {
         let (idle, after) = (idle?, resident(pid)?);
+        let (program, own) = (field(pid, "RssFile:")?, field(pid, "RssAnon:")?);
         println!(
-            "{side}: VmRSS {idle} KiB idle, {after} KiB after {} requests",
+            "{side}: VmRSS {idle} KiB idle, {after} KiB after {} requests ({program} of the program, {own} its own)",
             args.requests
         );
         if let Some(limit) = args.at_most {
@@ -42,10 +43,15 @@ fn main() -> Result<()> {
 }
 
 fn resident(pid: u32) -> Result<u64> {
+    field(pid, "VmRSS:")
+}
+
+/// A figure of `/proc/PID/status`, in KiB.
+fn field(pid: u32, name: &str) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
     let number = line
         .and_then(|line| line.split_whitespace().next())
-        .context("a VmRSS")?;
+        .context("a figure")?;
     Ok(number.parse()?)
 }

@@ -24,6 +24,7 @@ use crate::config::endpoints::Workload;
 use crate::connect::pool::Pool;
 use crate::directory::Directory;
 use crate::drain::{self, Watch};
+use crate::http::buffers;
 use crate::identity::{self, Renewal};
 use crate::observe::metrics::{Labels, Metrics, Party};
 use crate::snapshot::Builder;
@@ -264,7 +265,10 @@ async fn work(
     let mut sweep = tokio::time::interval(SWEEP);
     while !watch.is_ending() {
         tokio::select! {
-            _ = sweep.tick() => worker.pool.sweep(Instant::now()),
+            _ = sweep.tick() => {
+                worker.pool.sweep(Instant::now());
+                buffers::trim();
+            }
             () = watch.ended() => {}
         }
     }

@@ -2,7 +2,7 @@
 //! there; the stream's side publishes what arrives.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -28,6 +28,7 @@ pub struct Limits {
 pub struct Directory {
     snapshot: ArcSwap<Snapshot>,
     changed: watch::Sender<u64>,
+    generation: AtomicU64,
     demand: mpsc::UnboundedSender<String>,
     waiting: AtomicUsize,
     names: AtomicUsize,
@@ -52,6 +53,7 @@ impl Directory {
         let directory = Directory {
             snapshot: ArcSwap::default(),
             changed: watch::Sender::new(0),
+            generation: AtomicU64::new(0),
             demand,
             waiting: AtomicUsize::new(0),
             names: AtomicUsize::new(0),
@@ -65,6 +67,11 @@ impl Directory {
     /// What runs now.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.snapshot.load_full()
+    }
+
+    /// Grows with each snapshot: what was found under one number is what runs for as long as it stays the same.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
     }
 
     /// What is done with requests for `authority`, if that is known already.
@@ -129,6 +136,9 @@ impl Directory {
 
     /// What is done with connections to the app. Until the first inbound Listener is accepted, connections wait here.
     pub async fn inbound(&self) -> Arc<InboundPlan> {
+        if let Some(plan) = &self.snapshot.load().inbound {
+            return Arc::clone(plan);
+        }
         let mut changed = self.changed.subscribe();
         loop {
             if let Some(plan) = &self.snapshot.load().inbound {
@@ -154,6 +164,7 @@ impl Directory {
     pub fn publish(&self, snapshot: Snapshot, names: usize) {
         self.names.store(names, Ordering::Relaxed);
         self.snapshot.store(Arc::new(snapshot));
+        self.generation.fetch_add(1, Ordering::Release);
         self.changed.send_modify(|count| *count += 1);
     }
 
@@ -169,7 +180,12 @@ impl Directory {
 
     /// Seconds since the start: the clock of [`Snapshot::uses`].
     pub fn clock(&self) -> u64 {
-        self.started.elapsed().as_secs()
+        self.clock_at(Instant::now())
+    }
+
+    /// The clock at `now`.
+    pub fn clock_at(&self, now: Instant) -> u64 {
+        now.duration_since(self.started).as_secs()
     }
 }
 

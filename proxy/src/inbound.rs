@@ -1,20 +1,19 @@
 //! The inbound story: what others send to the app, from their connection to the answer.
 
-use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::connect::{Carries, dial};
+use crate::deadline::Deadline;
 use crate::error::{Error, Kind, Progress};
 use crate::forward::answer::{self, Audience};
-use crate::forward::attempt::Attempt;
+use crate::forward::attempt::{Attempt, Limit};
 use crate::forward::{headers, http, tcp};
-use crate::http::Outgoing;
 use crate::http::h1::{Conn, Read, ServerHalf};
 use crate::http::head::{Head, Known};
 use crate::identify::{Protocol, identify};
@@ -38,8 +37,31 @@ struct Connection {
     /// The ALPN protocols that its client offers; for plaintext, what it was told to be.
     offers: Vec<Vec<u8>>,
     /// Who is at the other end, once TLS was terminated.
-    peer: Option<Peer>,
+    peer: Option<Authenticated>,
+    /// Its address, as `x-forwarded-for` carries it.
+    ip: String,
     address: SocketAddr,
+}
+
+/// Who is at the other end of mutual TLS, with what each of its requests needs of that.
+#[derive(Debug)]
+struct Authenticated {
+    peer: Peer,
+    /// When its certificate ends.
+    expires: Instant,
+    /// It as an element of `x-forwarded-client-cert`.
+    element: String,
+}
+
+impl Authenticated {
+    fn new(worker: &Worker, peer: Peer) -> Authenticated {
+        let me = worker.shared.me.principal.as_deref().unwrap_or_default();
+        Authenticated {
+            expires: peer.expires(),
+            element: headers::client_cert_element(me, &peer.hash, peer.id.as_str()),
+            peer,
+        }
+    }
 }
 
 /// Serves a connection to workload port `port` until it ends.
@@ -66,6 +88,7 @@ pub async fn serve(worker: Rc<Worker>, mut tcp: TcpStream, address: SocketAddr, 
             Protocol::Opaque => Vec::new(),
         },
         peer: None,
+        ip: address.ip().to_string(),
         address,
     };
     let Some(chain) = connection.chain(&plan) else {
@@ -84,7 +107,7 @@ pub async fn serve(worker: Rc<Worker>, mut tcp: TcpStream, address: SocketAddr, 
             return;
         }
     };
-    connection.peer = Some(accepted.peer);
+    connection.peer = Some(Authenticated::new(&worker, accepted.peer));
     // Phase 3: what it asks for.
     carry(&worker, connection, accepted.stream, chain.http).await;
 }
@@ -100,17 +123,13 @@ async fn carry(worker: &Worker, connection: Connection, stream: Stream, carries_
 }
 
 impl Connection {
-    fn chain<'a>(&self, plan: &'a InboundPlan) -> Option<&'a InboundChain> {
+    fn chain<'a>(&self, plan: &'a InboundPlan) -> Option<&'a Arc<InboundChain>> {
         plan.find(self.port, self.tls, &self.offers)
-    }
-
-    fn is_current(&self) -> bool {
-        self.peer.as_ref().is_none_or(Peer::is_current)
     }
 
     fn caller(&self) -> Caller<'_> {
         Caller {
-            principal: self.peer.as_ref().map(|peer| peer.id.as_str()),
+            principal: self.peer.as_ref().map(|caller| caller.peer.id.as_str()),
         }
     }
 
@@ -122,15 +141,15 @@ impl Connection {
     }
 
     /// Answers a request that failed, and counts it.
-    fn refuse(&self, down: &mut ServerHalf, outcome: &mut Outcome, error: &Error, id: &[u8]) {
+    fn refuse(&self, down: &mut ServerHalf, outcome: &mut Outcome, error: &Error, request: &Head) {
         outcome.answered(error.answer().status, error.answer().flag);
-        answer::refuse(down, error, id, self.audience());
+        answer::refuse(down, error, request, self.audience());
     }
 
     /// Where requests on this connection are counted.
     fn series(&self, worker: &Worker, chain: &InboundChain) -> Arc<Series> {
         let source = Party {
-            principal: self.peer.as_ref().map(|peer| peer.id.to_string()),
+            principal: self.peer.as_ref().map(|caller| caller.peer.id.to_string()),
             ..Party::default()
         };
         let security = match self.peer {
@@ -143,43 +162,73 @@ impl Connection {
     }
 }
 
+/// What requests on a connection are judged by, for as long as the plan stays the same.
+#[derive(Debug)]
+struct Serving {
+    plan: Arc<InboundPlan>,
+    chain: Arc<InboundChain>,
+    series: Arc<Series>,
+}
+
+impl Serving {
+    /// How HTTP on `connection` is served by `plan`, if it is.
+    fn new(worker: &Worker, connection: &Connection, plan: Arc<InboundPlan>) -> Option<Serving> {
+        let fits = |c: &&Arc<InboundChain>| c.http && c.tls == connection.peer.is_some();
+        let chain = Arc::clone(connection.chain(&plan).filter(fits)?);
+        Some(Serving {
+            series: connection.series(worker, &chain),
+            chain,
+            plan,
+        })
+    }
+}
+
+/// The plan may have changed since the last request: each one is judged by what runs now.
+async fn current<'a>(
+    worker: &Worker,
+    connection: &Connection,
+    serving: &'a mut Option<Serving>,
+) -> Option<&'a Serving> {
+    let plan = worker.shared.directory.inbound().await;
+    if !(serving.as_ref()).is_some_and(|serving| Arc::ptr_eq(&serving.plan, &plan)) {
+        *serving = Serving::new(worker, connection, plan);
+    }
+    serving.as_ref()
+}
+
 async fn serve_http(worker: &Worker, connection: &Connection, stream: Stream) {
     let shared = &worker.shared;
+    let timeouts = &shared.timeouts;
     let mut down = ServerHalf::new(Conn::new(stream, Vec::new(), shared.limits));
     let (mut request, mut response) = (Head::default(), Head::default());
-    let mut known: Option<(Arc<InboundPlan>, Arc<Series>)> = None;
+    let mut deadline = Deadline::new(timeouts.idle);
+    let mut serving: Option<Serving> = None;
+    let expires = connection.peer.as_ref().map(|caller| caller.expires);
     let mut ended = pin!(shared.watch.ended());
-    let mut expired = pin!(expired(connection));
     loop {
+        let idle = Instant::now() + timeouts.idle;
+        let idle = expires.map_or(idle, |expires| expires.min(idle));
         let read = tokio::select! {
-            read = down.read_request(&mut request, &shared.timeouts) => read,
+            biased;
+            read = down.read_request(&mut request, &mut deadline, idle, timeouts.head) => read,
             () = &mut ended, if down.conn_ref().unread().is_empty() => return,
-            () = &mut expired, if connection.peer.is_some() => return,
         };
+        let arrived = Instant::now();
         // A request that was pipelined before the peer's certificate ended is not served after it.
-        if matches!(read, Ok(Read::Closed)) || !connection.is_current() {
+        if matches!(read, Ok(Read::Closed)) || expires.is_some_and(|expires| expires <= arrived) {
             return;
         }
-        // The plan may have changed since the last request: each one is judged by what runs now.
-        let plan = shared.directory.inbound().await;
-        let Some(chain) = connection
-            .chain(&plan)
-            .filter(|c| c.http && c.tls == connection.peer.is_some())
+        let Some(Serving { chain, series, .. }) = current(worker, connection, &mut serving).await
         else {
             return;
         };
-        let series = match &known {
-            Some((same, series)) if Arc::ptr_eq(same, &plan) => Arc::clone(series),
-            _ => connection.series(worker, chain),
-        };
-        let mut outcome = Outcome::begun(&series);
-        known = Some((Arc::clone(&plan), series));
+        let mut outcome = Outcome::begun(series);
         if let Err(error) = read {
-            connection.refuse(&mut down, &mut outcome, &error, &[]);
+            connection.refuse(&mut down, &mut outcome, &error, &Head::default());
             return down.close().await;
         }
         shared.metrics.parsed.inc();
-        let id = worker.random(|rng| headers::request_id(&mut request, rng));
+        worker.random(|rng| headers::request_id(&mut request, rng));
         let attempt = Attempt {
             worker,
             down: &mut down,
@@ -187,30 +236,24 @@ async fn serve_http(worker: &Worker, connection: &Connection, stream: Stream) {
             response: &mut response,
             outcome: &mut outcome,
         };
-        match forward(attempt, connection, chain, &id).await {
+        let limit = Limit {
+            deadline: &mut deadline,
+            since: arrived,
+            at_most: None,
+        };
+        match forward(attempt, connection, chain, limit).await {
             Ok(()) => outcome.answered(response.status(), "-"),
             Err(error) if error.progress == Progress::Answered => {
-                outcome.answered(response.status(), error.answer().flag);
-                tracing::debug!(%error, "response cut short");
-                return;
+                return outcome.answered(response.status(), error.answer().flag);
             }
-            Err(error) => connection.refuse(&mut down, &mut outcome, &error, &id),
+            Err(error) => connection.refuse(&mut down, &mut outcome, &error, &request),
         }
         drop(outcome);
-        if poll_fn(|cx| down.conn().poll_flush(cx)).await.is_err() {
-            return;
-        }
-        if !down.keeps_alive() {
+        if !down.settle().await {
             return down.close().await;
         }
-    }
-}
-
-/// Waits until the peer's certificate has ended.
-async fn expired(connection: &Connection) {
-    if let Some(peer) = &connection.peer {
-        let left = peer.not_after.duration_since(std::time::SystemTime::now());
-        tokio::time::sleep(left.unwrap_or_default()).await;
+        request.rest();
+        response.rest();
     }
 }
 
@@ -219,7 +262,7 @@ async fn forward(
     mut attempt: Attempt<'_>,
     connection: &Connection,
     chain: &InboundChain,
-    id: &[u8],
+    limit: Limit<'_>,
 ) -> Result<(), Error> {
     let worker = attempt.worker;
     let request = &mut *attempt.request;
@@ -235,7 +278,7 @@ async fn forward(
     authorize(connection, chain, request)?;
 
     http::prepare(request);
-    headers::forwarded_for(request, connection.address.ip());
+    headers::forwarded_for(request, &connection.ip);
     let scheme = if connection.peer.is_some() {
         "https"
     } else {
@@ -243,17 +286,11 @@ async fn forward(
     };
     headers::forwarded_proto(request, scheme);
     worker.random(|rng| headers::traceparent(request, rng));
-    if let Some(peer) = &connection.peer {
-        let me = worker.shared.me.principal.as_deref().unwrap_or_default();
-        headers::client_cert(request, me, &peer.hash, peer.id.as_str());
+    if let Some(caller) = &connection.peer {
+        headers::client_cert(request, &caller.element);
     }
     let cluster = app(chain, connection.port)?;
-    let edit = |response: &mut Head| {
-        if response.get(Known::RequestId).is_none() {
-            response.add("x-request-id", id);
-        }
-    };
-    attempt.run(cluster, None, edit).await
+    attempt.run(cluster, limit, headers::echo_id).await
 }
 
 fn authorize(connection: &Connection, chain: &InboundChain, request: &Head) -> Result<(), Error> {

@@ -13,9 +13,10 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::connect::{Carries, dial};
+use crate::deadline::Deadline;
 use crate::error::{Error, Kind, Progress};
 use crate::forward::answer::{self, Audience};
-use crate::forward::attempt::Attempt;
+use crate::forward::attempt::{Attempt, Limit};
 use crate::forward::{headers, http, tcp};
 use crate::http::Outgoing;
 use crate::http::h1::{Conn, Read, ServerHalf};
@@ -55,12 +56,17 @@ async fn serve_http(
     inside: Option<&Arc<OutboundPlan>>,
 ) -> Option<Tunnel> {
     let shared = &worker.shared;
+    let timeouts = &shared.timeouts;
     let (mut request, mut response) = (Head::default(), Head::default());
+    let mut deadline = Deadline::new(timeouts.idle);
+    let mut last: Option<Destination> = None;
     let mut ended = pin!(shared.watch.ended());
     loop {
         // Phase 1: nothing is known of the request yet; what can't be read is answered, and counted under no service.
+        let idle = Instant::now() + timeouts.idle;
         let read = tokio::select! {
-            read = down.read_request(&mut request, &shared.timeouts) => read,
+            biased;
+            read = down.read_request(&mut request, &mut deadline, idle, timeouts.head) => read,
             () = &mut ended, if down.conn_ref().unread().is_empty() => return None,
         };
         let arrived = Instant::now();
@@ -69,7 +75,7 @@ async fn serve_http(
         }
         let mut outcome = Outcome::begun(&shared.unknown);
         if let Err(error) = read {
-            refuse(&mut down, &mut outcome, &error, &[]);
+            refuse(&mut down, &mut outcome, &error, &Head::default());
             down.close().await;
             return None;
         }
@@ -81,7 +87,7 @@ async fn serve_http(
             }
         } else {
             // Phase 2: the request has an id; every failure is answered with its reason.
-            let id = worker.random(|rng| headers::request_id(&mut request, rng));
+            worker.random(|rng| headers::request_id(&mut request, rng));
             let attempt = Attempt {
                 worker,
                 down: &mut down,
@@ -89,7 +95,7 @@ async fn serve_http(
                 response: &mut response,
                 outcome: &mut outcome,
             };
-            match forward(attempt, inside, &id, arrived).await {
+            match forward(attempt, inside, &mut last, &mut deadline, arrived).await {
                 Ok(()) => outcome.answered(response.status(), "-"),
                 Err(error) if error.progress == Progress::Answered => {
                     // The head is out: cutting the body short is the only way left to say that it isn't whole.
@@ -97,38 +103,79 @@ async fn serve_http(
                     tracing::debug!(%error, "response cut short");
                     return None;
                 }
-                Err(error) => refuse(&mut down, &mut outcome, &error, &id),
+                Err(error) => refuse(&mut down, &mut outcome, &error, &request),
             }
         }
         drop(outcome);
-        if poll_fn(|cx| down.conn().poll_flush(cx)).await.is_err() {
-            return None;
-        }
-        if !down.keeps_alive() {
+        if !down.settle().await {
             down.close().await;
             return None;
         }
+        request.rest();
+        response.rest();
     }
 }
 
+/// Where the last request of a connection went: the next one mostly goes there as well.
+#[derive(Debug)]
+struct Destination {
+    /// `Host`, as it was sent.
+    host: Vec<u8>,
+    authority: String,
+    plan: Arc<OutboundPlan>,
+    /// The generation of the configuration that it was found in, and when.
+    generation: u64,
+    since: Instant,
+}
+
+/// Where `request` goes. `last` is looked at first, and brought up to date.
+async fn destination<'a>(
+    worker: &Worker,
+    request: &mut Head,
+    inside: Option<&Arc<OutboundPlan>>,
+    last: &'a mut Option<Destination>,
+) -> Result<&'a Destination, Error> {
+    let generation = worker.shared.directory.generation();
+    let host = request.get(Known::Host).unwrap_or_default();
+    let is_same = last.as_ref().is_some_and(|last| {
+        last.generation == generation && last.host == host && request.target().starts_with(b"/")
+    });
+    if !is_same {
+        *last = None;
+        let authority = take_authority(request, inside)?;
+        check_loop(worker, &authority)?;
+        let plan = find_plan(worker, &authority, inside).await?;
+        *last = Some(Destination {
+            host: request.get(Known::Host).unwrap_or_default().to_vec(),
+            authority,
+            plan,
+            generation,
+            since: Instant::now(),
+        });
+    }
+    last.as_ref()
+        .ok_or_else(|| Error::own(Kind::NotConfigured, "no destination"))
+}
+
 /// Answers a request that failed, and counts it.
-fn refuse(down: &mut ServerHalf, outcome: &mut Outcome, error: &Error, id: &[u8]) {
+fn refuse(down: &mut ServerHalf, outcome: &mut Outcome, error: &Error, request: &Head) {
     outcome.answered(error.answer().status, error.answer().flag);
-    answer::refuse(down, error, id, Audience::Trusted);
+    answer::refuse(down, error, request, Audience::Trusted);
 }
 
 /// Phase 3: from a request with an id to its response.
 async fn forward(
     mut attempt: Attempt<'_>,
     inside: Option<&Arc<OutboundPlan>>,
-    id: &[u8],
+    last: &mut Option<Destination>,
+    deadline: &mut Deadline,
     arrived: Instant,
 ) -> Result<(), Error> {
     let worker = attempt.worker;
-    let authority = take_authority(attempt.request, inside)?;
-    check_loop(worker, &authority)?;
+    let found = destination(worker, attempt.request, inside, last).await?;
     normalise(attempt.request)?;
-    let plan = find_plan(worker, &authority, inside).await?;
+    let (plan, authority) = (&found.plan, &found.authority);
+    plan.used(worker.shared.directory.clock_at(arrived));
     attempt.outcome.toward(&plan.series);
 
     let router = match &plan.kind {
@@ -141,13 +188,10 @@ async fn forward(
             return Err(Error::own(Kind::NoRoute, detail));
         }
     };
-    let host = authority
-        .rsplit_once(':')
-        .map_or(&*authority, |(host, _)| host);
-    let view = RequestView::new(attempt.request, host);
+    let view = RequestView::new(attempt.request, host_of(authority));
     let route = router
         .find(&view)
-        .map_err(|none| no_route(none, &authority, &view))?;
+        .map_err(|none| no_route(none, authority, &view))?;
     let target = pick(route, worker)?;
     let cluster = target
         .cluster
@@ -157,14 +201,19 @@ async fn forward(
     http::prepare(attempt.request);
     headers::forwarded_proto(attempt.request, "http");
     worker.random(|rng| headers::traceparent(attempt.request, rng));
-    let edit = |response: &mut Head| {
-        let elapsed = arrived.elapsed().as_millis().to_string();
+    let edit = |request: &Head, response: &mut Head| {
+        let mut digits = itoa::Buffer::new();
+        let elapsed = digits.format(arrived.elapsed().as_millis());
         response.add("x-envoy-upstream-service-time", elapsed.as_bytes());
-        if response.get(Known::RequestId).is_none() {
-            response.add("x-request-id", id);
-        }
+        headers::echo_id(request, response);
     };
-    let outcome = attempt.run(cluster, route.timeout, edit).await;
+    let limit = Limit {
+        deadline,
+        // Waiting for the configuration is not the upstream's time.
+        since: arrived.max(found.since),
+        at_most: route.timeout,
+    };
+    let outcome = attempt.run(cluster, limit, edit).await;
     outcome.map_err(|error| explain(error, route))
 }
 
@@ -239,7 +288,7 @@ async fn connect(
         Err(error) => {
             // What was sent ahead of the answer was meant for the tunnel: it must not be read as requests.
             down.close_after();
-            refuse(down, outcome, &error, &[]);
+            refuse(down, outcome, &error, request);
             None
         }
     }

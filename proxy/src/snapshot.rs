@@ -77,6 +77,7 @@ pub struct OutboundPlan {
     pub kind: OutboundKind,
     /// Where requests are counted that reach no endpoint.
     pub series: Arc<Series>,
+    used: Arc<AtomicU64>,
 }
 
 /// What connections to an authority carry.
@@ -113,8 +114,8 @@ pub struct Target {
 /// What is done with connections to the app.
 #[derive(Debug)]
 pub struct InboundPlan {
-    chains: Vec<InboundChain>,
-    default_chain: Option<InboundChain>,
+    chains: Vec<Arc<InboundChain>>,
+    default_chain: Option<Arc<InboundChain>>,
 }
 
 /// What is done with connections to one workload port.
@@ -155,18 +156,25 @@ impl Snapshot {
     }
 }
 
+impl OutboundPlan {
+    /// The plan is being used now (in seconds of any clock that only goes forward).
+    pub fn used(&self, now: u64) {
+        self.used.store(now, Ordering::Relaxed);
+    }
+}
+
 impl InboundPlan {
     /// The chain for a connection to workload port `port` that begins with TLS or doesn't, and offers `alpn`. A chain
     /// that names more wins, in Envoy's order: port, transport, ALPN.
-    pub fn find(&self, port: u16, tls: bool, alpn: &[Vec<u8>]) -> Option<&InboundChain> {
-        let fits = |chain: &&InboundChain| {
+    pub fn find(&self, port: u16, tls: bool, alpn: &[Vec<u8>]) -> Option<&Arc<InboundChain>> {
+        let fits = |chain: &&Arc<InboundChain>| {
             let m = &chain.matches;
             let offered = |wanted: &String| alpn.iter().any(|offer| offer == wanted.as_bytes());
             m.port.is_none_or(|p| p == port)
                 && m.tls.is_none_or(|t| t == tls)
                 && (m.alpn.is_empty() || m.alpn.iter().any(offered))
         };
-        let specific = |chain: &&InboundChain| {
+        let specific = |chain: &&Arc<InboundChain>| {
             let m = &chain.matches;
             (m.port.is_some(), m.tls.is_some(), !m.alpn.is_empty())
         };
@@ -305,7 +313,10 @@ impl Builder {
         let used = old.map_or_else(Arc::default, |entry| Arc::clone(&entry.used));
         let answer = match answer {
             Answer::Missing(reason) => Err(Arc::clone(reason)),
-            Answer::Present(listener) => Ok(Arc::new(self.outbound(name, listener, resources))),
+            Answer::Present(listener) => {
+                let used = Arc::clone(&used);
+                Ok(Arc::new(self.outbound(name, listener, resources, used)))
+            }
         };
         let entry = Entry { answer, used };
         snapshot.outbound.insert(name.to_owned(), Arc::new(entry));
@@ -331,7 +342,13 @@ impl Builder {
         true
     }
 
-    fn outbound(&self, name: &str, listener: &Listener, resources: &Resources) -> OutboundPlan {
+    fn outbound(
+        &self,
+        name: &str,
+        listener: &Listener,
+        resources: &Resources,
+        used: Arc<AtomicU64>,
+    ) -> OutboundPlan {
         let kind = match listener.all_chains().next().map(|chain| &chain.filter) {
             Some(Filter::Tcp(cluster)) => OutboundKind::Tcp(self.target(cluster, resources)),
             Some(Filter::HttpInline(config)) => OutboundKind::Http(self.router(config, resources)),
@@ -349,6 +366,7 @@ impl Builder {
             authority: name.into(),
             kind,
             series: self.metrics.series(labels),
+            used,
         }
     }
 
@@ -379,19 +397,21 @@ impl Builder {
     }
 
     fn inbound(&self, listener: &Listener, resources: &Resources) -> InboundPlan {
-        let chain = |chain: &Chain| InboundChain {
-            matches: chain.matches.clone(),
-            tls: chain.tls,
-            rule: chain.rule.as_str().into(),
-            policies: chain.policies.clone(),
-            http: !matches!(chain.filter, Filter::Tcp(_)),
-            apps: self
-                .apps
-                .keys()
-                .map(|port| (*port, self.target(&inbound_cluster(*port), resources)))
-                .collect(),
-            workload: chain.workload.clone(),
-            service: chain.service.clone(),
+        let chain = |chain: &Chain| {
+            Arc::new(InboundChain {
+                matches: chain.matches.clone(),
+                tls: chain.tls,
+                rule: chain.rule.as_str().into(),
+                policies: chain.policies.clone(),
+                http: !matches!(chain.filter, Filter::Tcp(_)),
+                apps: self
+                    .apps
+                    .keys()
+                    .map(|port| (*port, self.target(&inbound_cluster(*port), resources)))
+                    .collect(),
+                workload: chain.workload.clone(),
+                service: chain.service.clone(),
+            })
         };
         InboundPlan {
             chains: listener.chains.iter().map(chain).collect(),

@@ -1,5 +1,6 @@
 //! Answers that Leno gives itself: Envoy's status and text, and `proxy-status` (RFC 9209) with the cause in words.
 
+use super::headers;
 use crate::error::{Error, Progress};
 use crate::http::Outgoing;
 use crate::http::h1::{Length, ServerHalf};
@@ -18,7 +19,7 @@ pub enum Audience {
 }
 
 /// Buffers the answer to a request that failed. Whatever of its body hasn't come makes the connection close after it.
-pub fn refuse(down: &mut ServerHalf, error: &Error, request_id: &[u8], audience: Audience) {
+pub fn refuse(down: &mut ServerHalf, error: &Error, request: &Head, audience: Audience) {
     if !down.conn_ref().has_received() {
         down.close_after();
     }
@@ -28,9 +29,7 @@ pub fn refuse(down: &mut ServerHalf, error: &Error, request_id: &[u8], audience:
     head.add("content-length", answer.text.len().to_string().as_bytes());
     head.add("server", b"leno");
     head.add("proxy-status", proxy_status(error, audience).as_bytes());
-    if !request_id.is_empty() {
-        head.add("x-request-id", request_id);
-    }
+    headers::echo_id(request, &mut head);
     if answer.flag == "UO" {
         head.add("x-envoy-overloaded", b"true");
     }

@@ -1,18 +1,20 @@
 //! One attempt at one cluster: pick an endpoint, take or make a connection, exchange, keep the connection.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::Instant;
 
 use super::http::Exchange;
 use crate::balance::Cluster;
 use crate::connect::pool::Upstream;
 use crate::connect::{Carries, dial};
+use crate::deadline::Deadline;
 use crate::error::{Error, Kind, Progress};
 use crate::http::h1::{ClientHalf, Conn, ServerHalf};
 use crate::http::head::Head;
 use crate::observe::Outcome;
+use crate::tls::expiry;
 use crate::worker::Worker;
 
 /// A request on its way to a cluster.
@@ -30,8 +32,19 @@ pub struct Attempt<'a> {
     pub outcome: &'a mut Outcome,
 }
 
+/// How long a request may take.
+#[derive(Debug)]
+pub struct Limit<'a> {
+    /// The connection's timer.
+    pub deadline: &'a mut Deadline,
+    /// When the time began.
+    pub since: Instant,
+    /// How much there is of it.
+    pub at_most: Option<Duration>,
+}
+
 impl Attempt<'_> {
-    /// Makes the attempt, within `at_most` when there is a limit. `edit` changes the response's head before it goes
+    /// Makes the attempt, within `limit` when there is a limit. `edit` changes the response's head before it goes
     /// down.
     ///
     /// # Errors
@@ -39,16 +52,18 @@ impl Attempt<'_> {
     pub async fn run(
         &mut self,
         cluster: &Arc<Cluster>,
-        at_most: Option<Duration>,
-        edit: impl FnOnce(&mut Head),
+        limit: Limit<'_>,
+        edit: impl FnOnce(&Head, &mut Head),
     ) -> Result<(), Error> {
         let mut progress = Progress::Nothing;
-        let outcome = match at_most {
-            None => self.exchange(cluster, &mut progress, edit).await,
-            Some(limit) => {
-                let exchange = self.exchange(cluster, &mut progress, edit);
-                timeout(limit, exchange).await.unwrap_or_else(|_| {
-                    let detail = format!("no complete response after {limit:?}");
+        let now = limit.since;
+        let exchange = self.exchange(cluster, now, &mut progress, edit);
+        let outcome = match limit.at_most {
+            None => exchange.await,
+            Some(at_most) => {
+                let limited = limit.deadline.limit(now + at_most, exchange).await;
+                limited.unwrap_or_else(|| {
+                    let detail = format!("no complete response after {at_most:?}");
                     Err(Error::own(Kind::Timeout, detail))
                 })
             }
@@ -59,22 +74,23 @@ impl Attempt<'_> {
     async fn exchange(
         &mut self,
         cluster: &Arc<Cluster>,
+        now: Instant,
         progress: &mut Progress,
-        edit: impl FnOnce(&mut Head),
+        edit: impl FnOnce(&Head, &mut Head),
     ) -> Result<(), Error> {
         let lease = cluster.pick(|| self.worker.dice())?;
         let endpoint = lease.endpoint();
         if let Some(series) = &endpoint.series {
             self.outcome.toward(series);
         }
-        let mut upstream = match self.worker.pool.take(endpoint) {
+        let mut upstream = match self.worker.pool.take(endpoint, now) {
             Some(upstream) => upstream,
             None => {
                 let expires = self.worker.shared.credentials.identity();
-                let expires = expires.map(|identity| identity.not_after);
+                let expires = expires.map(|identity| expiry(identity.not_after));
                 let (stream, peer) = dial(endpoint, Carries::Http, cluster.connect_timeout).await?;
                 let conn = Conn::new(stream, Vec::new(), self.worker.shared.limits);
-                let until = peer.map(|peer| earliest(peer.not_after, expires));
+                let until = peer.map(|peer| earliest(peer.expires(), expires));
                 Upstream::new(ClientHalf::new(conn), until, endpoint)
             }
         };
@@ -90,6 +106,6 @@ impl Attempt<'_> {
 }
 
 /// A connection is good while both certificates that made it are.
-fn earliest(peer: SystemTime, own: Option<SystemTime>) -> SystemTime {
+fn earliest(peer: Instant, own: Option<Instant>) -> Instant {
     own.map_or(peer, |own| own.min(peer))
 }

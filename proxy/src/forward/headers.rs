@@ -1,20 +1,25 @@
 //! Fields that a sidecar adds: request id, trace context, where the request came from.
 
-use std::net::IpAddr;
-
 use crate::http::head::{Head, Known};
 
-/// Makes sure that there is an `x-request-id`; returns it.
-pub fn request_id(request: &mut Head, rng: &mut fastrand::Rng) -> Vec<u8> {
-    if let Some(id) = request.get(Known::RequestId)
-        && !id.is_empty()
-        && id.len() <= 128
-    {
-        return id.to_vec();
+/// Longest request id that is taken from a caller.
+const MAX_ID: usize = 128;
+
+/// Makes sure that there is an `x-request-id`.
+pub fn request_id(request: &mut Head, rng: &mut fastrand::Rng) {
+    let given = request.get(Known::RequestId);
+    if !given.is_some_and(|id| !id.is_empty() && id.len() <= MAX_ID) {
+        request.set("x-request-id", Known::RequestId, &uuid(rng));
     }
-    let id = uuid(rng);
-    request.set("x-request-id", Known::RequestId, &id);
-    id.to_vec()
+}
+
+/// Tells the caller its request's id, unless whoever answered has.
+pub fn echo_id(request: &Head, response: &mut Head) {
+    if response.get(Known::RequestId).is_none()
+        && let Some(id) = request.get(Known::RequestId)
+    {
+        response.set("x-request-id", Known::RequestId, id);
+    }
 }
 
 /// A random UUID (RFC 9562, version 4).
@@ -23,20 +28,30 @@ fn uuid(rng: &mut fastrand::Rng) -> [u8; 36] {
     bytes[6] = bytes[6] & 0x0f | 0x40;
     bytes[8] = bytes[8] & 0x3f | 0x80;
     let mut out = [b'-'; 36];
-    let mut at = 0;
-    for (i, byte) in bytes.iter().enumerate() {
-        if matches!(i, 4 | 6 | 8 | 10) {
-            at += 1;
-        }
-        [out[at], out[at + 1]] = hexadecimal(*byte);
-        at += 2;
-    }
+    hexadecimal(&bytes[..4], &mut out[..8]);
+    hexadecimal(&bytes[4..6], &mut out[9..13]);
+    hexadecimal(&bytes[6..8], &mut out[14..18]);
+    hexadecimal(&bytes[8..10], &mut out[19..23]);
+    hexadecimal(&bytes[10..], &mut out[24..]);
     out
 }
 
-fn hexadecimal(byte: u8) -> [u8; 2] {
-    let digit = |nibble: u8| b"0123456789abcdef"[usize::from(nibble)];
-    [digit(byte >> 4), digit(byte & 0xf)]
+/// Each byte in hexadecimal.
+const HEXADECIMAL: [[u8; 2]; 256] = {
+    let digits = b"0123456789abcdef";
+    let mut table = [[0; 2]; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = [digits[byte >> 4], digits[byte & 0xf]];
+        byte += 1;
+    }
+    table
+};
+
+fn hexadecimal(bytes: &[u8], out: &mut [u8]) {
+    for (pair, byte) in out.chunks_exact_mut(2).zip(bytes) {
+        pair.copy_from_slice(&HEXADECIMAL[usize::from(*byte)]);
+    }
 }
 
 /// Makes sure that there is a valid `traceparent` (W3C Trace Context). One that is there is passed on as it is: Leno
@@ -48,31 +63,25 @@ pub fn traceparent(request: &mut Head, rng: &mut fastrand::Rng) {
     let mut value = *b"00-00000000000000000000000000000000-0000000000000000-00";
     let trace = (rng.u128(..) | 1).to_be_bytes();
     let span = (rng.u64(..) | 1).to_be_bytes();
-    for (i, byte) in trace.iter().enumerate() {
-        value[3 + 2 * i..5 + 2 * i].copy_from_slice(&hexadecimal(*byte));
-    }
-    for (i, byte) in span.iter().enumerate() {
-        value[36 + 2 * i..38 + 2 * i].copy_from_slice(&hexadecimal(*byte));
-    }
+    hexadecimal(&trace, &mut value[3..35]);
+    hexadecimal(&span, &mut value[36..52]);
     request.set("traceparent", Known::Traceparent, &value);
 }
 
 fn is_traceparent(value: &[u8]) -> bool {
     let hex = |part: &[u8]| part.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     let zero = |part: &[u8]| part.iter().all(|&b| b == b'0');
-    let parts: Vec<&[u8]> = value.split(|&b| b == b'-').collect();
-    match parts.as_slice() {
-        [version, trace, span, flags, rest @ ..] => {
-            version.len() == 2
-                && *version != b"ff"
-                && (rest.is_empty() || *version != b"00")
-                && (trace.len(), span.len(), flags.len()) == (32, 16, 2)
-                && [version, trace, span, flags].iter().all(|part| hex(part))
-                && !zero(trace)
-                && !zero(span)
-        }
-        _ => false,
-    }
+    let Some((known, rest)) = value.split_at_checked(55) else {
+        return false;
+    };
+    let dashes = [known[2], known[35], known[52]];
+    let (version, trace, span, flags) = (&known[..2], &known[3..35], &known[36..52], &known[53..]);
+    dashes == *b"---"
+        && version != b"ff"
+        && (rest.is_empty() || (version != b"00" && rest[0] == b'-'))
+        && [version, trace, span, flags].iter().all(|part| hex(part))
+        && !zero(trace)
+        && !zero(span)
 }
 
 /// Says by which scheme the request came, unless somebody before us did.
@@ -82,27 +91,34 @@ pub fn forwarded_proto(request: &mut Head, scheme: &str) {
     }
 }
 
-/// Appends the peer to `x-forwarded-for`.
-pub fn forwarded_for(request: &mut Head, peer: IpAddr) {
-    let mut value = Vec::new();
-    for before in request.get_all(Known::ForwardedFor) {
-        value.extend_from_slice(before);
-        value.extend_from_slice(b", ");
-    }
-    value.extend_from_slice(peer.to_string().as_bytes());
-    request.set("x-forwarded-for", Known::ForwardedFor, &value);
+/// Appends the peer's address to `x-forwarded-for`.
+pub fn forwarded_for(request: &mut Head, peer: &str) {
+    append(request, "x-forwarded-for", Known::ForwardedFor, ", ", peer);
+}
+
+/// Who called, as an element of `x-forwarded-client-cert`: `by` is our identity, `hash` and `uri` are the caller's.
+pub fn client_cert_element(by: &str, hash: &str, uri: &str) -> String {
+    format!("By={by};Hash={hash};Subject=\"\";URI={uri}")
 }
 
 /// Appends who called to `x-forwarded-client-cert`, as Istio's sidecar does (`APPEND_FORWARD`).
-pub fn client_cert(request: &mut Head, by: &str, hash: &str, uri: &str) {
-    let mut value = Vec::new();
-    for before in request.get_all(Known::ClientCert) {
-        value.extend_from_slice(before);
-        value.push(b',');
+pub fn client_cert(request: &mut Head, element: &str) {
+    let name = "x-forwarded-client-cert";
+    append(request, name, Known::ClientCert, ",", element);
+}
+
+/// Appends an element to a field that is a list.
+fn append(request: &mut Head, name: &str, known: Known, separator: &str, element: &str) {
+    if request.get(known).is_none() {
+        return request.set(name, known, element.as_bytes());
     }
-    let element = format!("By={by};Hash={hash};Subject=\"\";URI={uri}");
+    let mut value = Vec::new();
+    for before in request.get_all(known) {
+        value.extend_from_slice(before);
+        value.extend_from_slice(separator.as_bytes());
+    }
     value.extend_from_slice(element.as_bytes());
-    request.set("x-forwarded-client-cert", Known::ClientCert, &value);
+    request.set(name, known, &value);
 }
 
 #[cfg(test)]
@@ -113,13 +129,19 @@ mod tests {
     fn an_id_is_made_when_there_is_none_and_kept_when_there_is() {
         let mut rng = fastrand::Rng::with_seed(1);
         let mut head = Head::request("GET", "/");
-        let id = request_id(&mut head, &mut rng);
-        assert_eq!(id.len(), 36);
-        assert_eq!(id[14], b'4');
-        assert_eq!(request_id(&mut head, &mut rng), id);
+        request_id(&mut head, &mut rng);
+        let id = head.get(Known::RequestId).expect("set").to_vec();
+        let dashes = [8, 13, 18, 23].map(|at| id[at]);
+        assert_eq!((id.len(), dashes, id[14]), (36, *b"----", b'4'));
+        request_id(&mut head, &mut rng);
+        assert_eq!(head.get(Known::RequestId), Some(id.as_slice()));
         let mut head = Head::request("GET", "/");
         head.add("X-Request-Id", b"mine");
-        assert_eq!(request_id(&mut head, &mut rng), b"mine");
+        request_id(&mut head, &mut rng);
+        assert_eq!(head.get(Known::RequestId), Some(&b"mine"[..]));
+        let mut response = Head::response(200);
+        echo_id(&head, &mut response);
+        assert_eq!(response.get(Known::RequestId), Some(&b"mine"[..]));
     }
 
     #[test]
@@ -168,7 +190,7 @@ mod tests {
         let mut head = Head::request("GET", "/");
         head.add("X-Forwarded-For", b"1.1.1.1");
         head.add("X-Forwarded-For", b"2.2.2.2");
-        forwarded_for(&mut head, IpAddr::from([3, 3, 3, 3]));
+        forwarded_for(&mut head, "3.3.3.3");
         assert_eq!(
             head.get(Known::ForwardedFor),
             Some(&b"1.1.1.1, 2.2.2.2, 3.3.3.3"[..])

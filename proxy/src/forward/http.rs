@@ -34,7 +34,7 @@ impl Exchange<'_> {
         &mut self,
         request: &mut Head,
         response: &mut Head,
-        edit: impl FnOnce(&mut Head),
+        edit: impl FnOnce(&Head, &mut Head),
     ) -> Result<(), Error> {
         let length = self.down.body_length();
         self.up.request(request, length);
@@ -45,7 +45,7 @@ impl Exchange<'_> {
         let received = self.up.receive(response, self.down.is_head());
         let length = received.map_err(|invalid| protocol(&invalid))?;
         response.remove_hop_by_hop();
-        edit(response);
+        edit(request, response);
         *self.progress = Progress::Answered;
         self.down.respond(response, length);
         self.response_body(&mut upload, length).await?;

@@ -5,6 +5,8 @@
 
 use std::ops::Range;
 
+use super::buffers;
+
 /// A range of the head's buffer. Heads are limited to far less than 4 GiB.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Span {
@@ -38,6 +40,8 @@ struct Field {
     name: Span,
     value: Span,
     known: Known,
+    /// Whether the buffer holds it as `name: value`, CR and LF.
+    is_plain: bool,
 }
 
 /// Fields that the path looks at, told apart once, when the field is read.
@@ -174,6 +178,12 @@ impl Head {
         self.status = 0;
     }
 
+    /// Forgets the message and gives the buffer back to whoever needs it next.
+    pub fn rest(&mut self) {
+        self.clear();
+        buffers::give_back(&mut self.bytes);
+    }
+
     /// The buffer that a message is read into.
     pub fn buffer(&mut self) -> &mut Vec<u8> {
         &mut self.bytes
@@ -190,9 +200,14 @@ impl Head {
         (self.status, self.first, self.version) = (status, reason, version);
     }
 
-    /// Records a parsed field.
-    pub fn push_parsed(&mut self, name: Span, value: Span, known: Known) {
-        self.fields.push(Field { name, value, known });
+    /// Records a parsed field; `is_plain` when it stands in the buffer just as [`Head::write_fields`] would write it.
+    pub fn push_parsed(&mut self, name: Span, value: Span, known: Known, is_plain: bool) {
+        self.fields.push(Field {
+            name,
+            value,
+            known,
+            is_plain,
+        });
     }
 
     /// The request's method.
@@ -260,19 +275,26 @@ impl Head {
 
     /// Appends a field. `name` and `value` come from Leno or from another checked head, never from the wire.
     pub fn add(&mut self, name: &str, value: &[u8]) {
-        let known = Known::of(name.as_bytes());
+        self.add_known(name, Known::of(name.as_bytes()), value);
+    }
+
+    fn add_known(&mut self, name: &str, known: Known, value: &[u8]) {
+        self.bytes.reserve(name.len() + value.len() + 4);
         let name = self.append(name.as_bytes());
+        self.bytes.extend_from_slice(b": ");
         let value = self.append(value);
-        self.fields.push(Field { name, value, known });
+        self.bytes.extend_from_slice(b"\r\n");
+        self.push_parsed(name, value, known, true);
     }
 
     /// Sets the one value of a field, in the place and case that it had.
     pub fn set(&mut self, name: &str, known: Known, value: &[u8]) {
         let Some(at) = self.fields.iter().position(|f| f.known == known) else {
-            return self.add(name, value);
+            return self.add_known(name, known, value);
         };
         let value = self.append(value);
         self.fields[at].value = value;
+        self.fields[at].is_plain = false;
         for field in &mut self.fields[at + 1..] {
             if field.known == known {
                 field.known = Known::Removed;
@@ -351,14 +373,27 @@ impl Head {
         self.write_fields(out);
     }
 
-    /// Writes the fields alone: a head's, or a trailer section's.
+    /// Writes the fields alone: a head's, or a trailer section's. What stands in the buffer as it is to be written is
+    /// copied in runs.
     pub fn write_fields(&self, out: &mut Vec<u8>) {
+        let mut run = 0..0;
         for field in self.kept() {
-            out.extend_from_slice(&self.bytes[field.name.range()]);
-            out.extend_from_slice(b": ");
-            out.extend_from_slice(&self.bytes[field.value.range()]);
-            out.extend_from_slice(b"\r\n");
+            let (name, value) = (field.name.range(), field.value.range());
+            if field.is_plain && name.start == run.end {
+                run.end = value.end + 2;
+                continue;
+            }
+            out.extend_from_slice(&self.bytes[run]);
+            run = name.start..value.end + 2;
+            if !field.is_plain {
+                out.extend_from_slice(&self.bytes[name]);
+                out.extend_from_slice(b": ");
+                out.extend_from_slice(&self.bytes[value]);
+                out.extend_from_slice(b"\r\n");
+                run = 0..0;
+            }
         }
+        out.extend_from_slice(&self.bytes[run]);
     }
 
     fn append(&mut self, bytes: &[u8]) -> Span {

@@ -1,6 +1,7 @@
 //! HTTP on the path: one [`head::Head`] for every version, and the two directions of an exchange as traits, so that
 //! the HTTP/1 halves of today and HTTP/2 streams beside them are joined by the same code, by static dispatch.
 
+pub mod buffers;
 pub mod h1;
 pub mod head;
 pub mod path;

@@ -17,6 +17,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::sign::CertifiedKey;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use webpki::KeyUsage;
 
 pub use verify::Rejected;
@@ -209,10 +210,18 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Whether the peer's certificate is still valid: after it has ended, its connections take no new request.
-    pub fn is_current(&self) -> bool {
-        SystemTime::now() < self.not_after
+    /// When the peer's certificate ends: from then on its connections take no new request.
+    pub fn expires(&self) -> Instant {
+        expiry(self.not_after)
     }
+}
+
+/// The moment `not_after` by the clock that timers follow.
+pub fn expiry(not_after: SystemTime) -> Instant {
+    let left = not_after.duration_since(SystemTime::now());
+    let now = Instant::now();
+    // A certificate that outlives the clock's range never ends as far as this process can see.
+    now.checked_add(left.unwrap_or_default()).unwrap_or(now)
 }
 
 /// The one cryptography of the process. Never rustls's global default: a library must not depend on it.

@@ -138,7 +138,9 @@ impl Decoder {
         let Some(mut head) = self.trailers.take() else {
             return Ok(());
         };
-        parse_trailers(&mut head, &self.limits)?;
+        if parse_trailers(&mut head, &self.limits)? != Some(head.buffer().len()) {
+            return Err(Invalid::Syntax("a line must end with CR LF"));
+        }
         // RFC 9110, section 6.5.1: a trailer must not change how the message is framed or routed.
         for known in [Known::ContentLength, Known::Host, Known::ClientCert] {
             head.remove(known);

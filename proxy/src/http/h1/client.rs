@@ -3,7 +3,7 @@
 use std::task::{Context, Poll, ready};
 
 use super::conn::Conn;
-use super::parse::{find_end, parse_response};
+use super::parse::parse_response;
 use super::{Invalid, Length, response_length};
 use crate::http::Broken;
 use crate::http::head::{Head, Version};
@@ -12,7 +12,6 @@ use crate::http::head::{Head, Version};
 #[derive(Debug)]
 pub struct ClientHalf {
     conn: Conn,
-    scanned: usize,
     keep_alive: bool,
     exchanges: u64,
 }
@@ -22,7 +21,6 @@ impl ClientHalf {
     pub fn new(conn: Conn) -> ClientHalf {
         ClientHalf {
             conn,
-            scanned: 0,
             keep_alive: false,
             exchanges: 0,
         }
@@ -57,17 +55,11 @@ impl ClientHalf {
     /// [`Broken`] when the peer left first, or what it sent isn't an acceptable response.
     pub fn poll_head(&mut self, cx: &mut Context<'_>, head: &mut Head) -> Poll<Result<(), Broken>> {
         loop {
-            let limit = self.conn.limits().head_bytes;
-            let unread = self.conn.unread();
-            let end = find_end(unread, self.scanned);
-            self.scanned = if end.is_some() { 0 } else { unread.len() };
-            if end.is_some_and(|end| end > limit) || (end.is_none() && unread.len() >= limit) {
-                return Poll::Ready(Err(Broken::Syntax(Invalid::TooLarge(limit))));
-            }
-            if let Some(end) = end {
-                self.conn.take_head(end, head);
-                let parsed = parse_response(head, self.conn.limits());
-                return Poll::Ready(parsed.map_err(Broken::Syntax));
+            if !self.conn.unread().is_empty() {
+                let taken = self.conn.take_head(head, parse_response);
+                if taken.map_err(Broken::Syntax)? {
+                    return Poll::Ready(Ok(()));
+                }
             }
             if ready!(self.conn.poll_fill(cx))? == 0 {
                 return Poll::Ready(Err(Broken::Closed));

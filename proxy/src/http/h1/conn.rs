@@ -9,13 +9,11 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncReadExt, AsyncWrite};
 
 use super::body::{Decoder, Encoder};
-use super::{Invalid, Length, Limits};
+use super::{Invalid, Length, Limits, Parse};
 use crate::http::head::Head;
-use crate::http::{Broken, Incoming, Outgoing};
+use crate::http::{Broken, Incoming, Outgoing, buffers};
 use crate::stream::Stream;
 
-/// The first read's room; most messages fit.
-const MIN_READ: usize = 8 * 1024;
 /// Room grows to this while reads fill it: large bodies then cost few system calls.
 const MAX_READ: usize = 128 * 1024;
 /// Above this much unsent data, reading from the other side stops.
@@ -27,6 +25,8 @@ pub struct Conn {
     io: Stream,
     read: Vec<u8>,
     consumed: usize,
+    /// How much of it is known to hold no whole head.
+    looked: usize,
     room: usize,
     write: Vec<u8>,
     written: usize,
@@ -43,7 +43,8 @@ impl Conn {
             io,
             read,
             consumed: 0,
-            room: MIN_READ,
+            looked: 0,
+            room: buffers::SIZE,
             write: Vec::new(),
             written: 0,
             decoder: Decoder::new(Length::Empty, limits),
@@ -97,18 +98,25 @@ impl Conn {
     /// Starts sending a message, whose head `write_head` appends to the write buffer.
     pub(super) fn send(&mut self, length: Length, write_head: impl FnOnce(&mut Vec<u8>)) {
         self.encoder = Encoder::new(length);
+        buffers::lend(&mut self.write);
         write_head(&mut self.write);
     }
 
     /// Reads more; 0 when the peer has ended its direction.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        ready!(self.io.poll_readable(cx));
         self.compact();
-        let room = self.room.max(1);
+        buffers::lend(&mut self.read);
+        let room = self.room;
         if self.read.capacity() - self.read.len() < room / 2 {
             self.read.reserve(room);
         }
         let before = self.read.capacity() - self.read.len();
-        let count = ready!(pin!(self.io.read_buf(&mut self.read)).poll(cx))?;
+        let filled = pin!(self.io.read_buf(&mut self.read)).poll(cx);
+        if filled.is_pending() && self.read.is_empty() {
+            buffers::give_back(&mut self.read);
+        }
+        let count = ready!(filled)?;
         if count == before {
             self.room = (self.room * 2).min(MAX_READ);
         }
@@ -116,25 +124,44 @@ impl Conn {
         Poll::Ready(Ok(count))
     }
 
-    /// Moves the head that ends at `end` into `head`, without copying it: the buffers change places, and only what was
-    /// read beyond the head moves.
-    pub(super) fn take_head(&mut self, end: usize, head: &mut Head) {
+    /// Moves the message head at the front of what was read into `head`, without copying it: the buffers change places,
+    /// and only what was read beyond the head moves. `false` while it isn't whole.
+    pub(super) fn take_head(&mut self, head: &mut Head, parse: Parse) -> Result<bool, Invalid> {
         self.compact();
-        head.clear();
-        std::mem::swap(&mut self.read, head.buffer());
-        self.read.extend_from_slice(&head.buffer()[end..]);
-        head.buffer().truncate(end);
+        // Without a new line there is nothing new to be told: a head that drips in costs no more than its lines.
+        let has_line = memchr::memchr(b'\n', &self.read[self.looked..]).is_some();
+        let limit = self.limits.head_bytes;
+        let mut end = None;
+        if has_line {
+            head.clear();
+            std::mem::swap(&mut self.read, head.buffer());
+            let parsed = parse(head, &self.limits);
+            end = parsed?;
+            if end.is_none() {
+                std::mem::swap(&mut self.read, head.buffer());
+            }
+        }
+        match end {
+            Some(end) if end <= limit => {
+                self.looked = 0;
+                self.read.extend_from_slice(&head.buffer()[end..]);
+                head.buffer().truncate(end);
+                Ok(true)
+            }
+            None if self.read.len() < limit => {
+                self.looked = self.read.len();
+                Ok(false)
+            }
+            _ => Err(Invalid::TooLarge(limit)),
+        }
     }
 
-    /// Gives back memory that only a busy connection needs.
-    pub fn shrink(&mut self) {
-        self.compact();
-        if self.read.is_empty() && self.read.capacity() > MIN_READ {
-            self.read = Vec::new();
-            self.room = MIN_READ;
-        }
-        if self.write.is_empty() && self.write.capacity() > MIN_READ {
-            self.write = Vec::new();
+    /// The next message is as small as any, whatever the last one was.
+    pub fn rest(&mut self) {
+        self.room = buffers::SIZE;
+        if self.unread().is_empty() {
+            self.consumed = 0;
+            buffers::give_back(&mut self.read);
         }
     }
 
@@ -152,6 +179,7 @@ impl Conn {
         if self.consumed > 0 {
             self.read.drain(..self.consumed);
             self.consumed = 0;
+            self.looked = 0;
         }
     }
 }
@@ -201,6 +229,7 @@ impl Outgoing for Conn {
     }
 
     fn write(&mut self, data: &[u8]) {
+        buffers::lend(&mut self.write);
         self.encoder.write(data, &mut self.write);
     }
 
@@ -221,7 +250,7 @@ impl Outgoing for Conn {
             self.written += count;
         }
         ready!(Pin::new(&mut self.io).poll_flush(cx))?;
-        self.write.clear();
+        buffers::give_back(&mut self.write);
         self.written = 0;
         Poll::Ready(Ok(()))
     }

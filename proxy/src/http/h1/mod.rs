@@ -1,4 +1,4 @@
-//! HTTP/1.0 and 1.1, Leno's own: grammar by httparse, strict framing, adaptive buffers, a server and a client half.
+//! HTTP/1.0 and 1.1, Leno's own: strict grammar, strict framing, adaptive buffers, a server and a client half.
 //!
 //! Invariant: what leaves this module towards an upstream is re-serialised from what was parsed; no byte of a message
 //! that failed the strict rules travels on. That is what makes request smuggling impossible to express.
@@ -10,12 +10,16 @@ mod framing;
 mod parse;
 mod server;
 
+use crate::http::head::Head;
 pub use body::{Decoder, Encoder};
 pub use client::ClientHalf;
 pub use conn::Conn;
 pub use framing::{Length, request_length, response_length};
 pub use parse::{Invalid, parse_request, parse_response, parse_trailers};
 pub use server::{Read, ServerHalf, Timeouts};
+
+/// Reads a head from the front of its own buffer; says where it ends, once all of it is there.
+type Parse = fn(&mut Head, &Limits) -> Result<Option<usize>, Invalid>;
 
 /// Bounds on what is read of one message.
 #[derive(Debug, Clone, Copy)]

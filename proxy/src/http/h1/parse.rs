@@ -1,15 +1,8 @@
-//! Heads from bytes. httparse knows the grammar; this file adds what it is lenient about: a line ends with CR LF and
-//! nothing else, a target has one of RFC 9112's four forms, and `Host` stands there once.
-
-use std::mem::MaybeUninit;
-
-use httparse::{Header, ParserConfig, Status};
+//! Heads from bytes, in one pass and strictly: a line ends with CR LF and nothing else, there is one space where RFC 9112
+//! has one, a target has one of its four forms, and `Host` stands there once.
 
 use super::Limits;
 use crate::http::head::{Head, Known, Span, Version};
-
-/// Fields that are parsed without an allocation.
-const ON_STACK: usize = 100;
 
 /// Why a head isn't accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -25,197 +18,229 @@ pub enum Invalid {
     Syntax(&'static str),
 }
 
-/// Where the head that starts at the front of `bytes` ends, if all of it is there. A line may end with a bare LF here:
-/// the head is then complete, and refused.
+/// What reading gives: where the head ends, if all of it is there.
+type Parsed = Result<Option<usize>, Invalid>;
+
+/// Parses the request head at the front of `head`'s buffer.
 ///
-/// `from` is how many bytes were looked at before; it makes a head that drips in byte by byte cost no more than once.
-pub(super) fn find_end(bytes: &[u8], from: usize) -> Option<usize> {
-    let start = from.saturating_sub(2).min(bytes.len());
-    memchr::memchr_iter(b'\n', &bytes[start..]).find_map(|found| {
-        let line_feed = start + found;
-        match bytes.get(line_feed + 1) {
-            Some(b'\n') => Some(line_feed + 2),
-            Some(b'\r') if bytes.get(line_feed + 2) == Some(&b'\n') => Some(line_feed + 3),
-            _ => None,
-        }
+/// # Errors
+/// [`Invalid`] when it isn't a request that Leno accepts, as early as that can be told.
+pub fn parse_request(head: &mut Head, limits: &Limits) -> Parsed {
+    let end = with_bytes(head, |bytes, head| {
+        let Some((line, at)) = take_line(bytes, 0)? else {
+            return Ok(None);
+        };
+        request_line(line, head)?;
+        fields(bytes, at, head, limits)
+    })?;
+    if end.is_some() {
+        check_target(head)?;
+        check_host(head)?;
+    }
+    Ok(end)
+}
+
+/// Parses the response head at the front of `head`'s buffer.
+///
+/// # Errors
+/// [`Invalid`] when it isn't a response that Leno accepts, as early as that can be told.
+pub fn parse_response(head: &mut Head, limits: &Limits) -> Parsed {
+    with_bytes(head, |bytes, head| {
+        let Some((line, at)) = take_line(bytes, 0)? else {
+            return Ok(None);
+        };
+        status_line(line, head)?;
+        fields(bytes, at, head, limits)
     })
 }
 
-/// Parses the request head that fills `head`'s buffer.
-///
-/// # Errors
-/// [`Invalid`] when it isn't a request that Leno accepts.
-pub fn parse_request(head: &mut Head, limits: &Limits) -> Result<(), Invalid> {
-    parse(head, limits, request)?;
-    check_target(head)?;
-    check_host(head)
-}
-
-/// Parses the response head that fills `head`'s buffer.
-///
-/// # Errors
-/// [`Invalid`] when it isn't a response that Leno accepts.
-pub fn parse_response(head: &mut Head, limits: &Limits) -> Result<(), Invalid> {
-    parse(head, limits, response)
-}
-
-/// Parses the trailer section that fills `head`'s buffer, its empty line included.
+/// Parses the trailer section at the front of `head`'s buffer, its empty line included.
 ///
 /// # Errors
 /// [`Invalid`] when a field isn't well-formed, or there are too many.
-pub fn parse_trailers(head: &mut Head, limits: &Limits) -> Result<(), Invalid> {
-    parse(head, limits, trailers)
+pub fn parse_trailers(head: &mut Head, limits: &Limits) -> Parsed {
+    with_bytes(head, |bytes, head| fields(bytes, 0, head, limits))
 }
 
-type Room<'r, 'b> = &'r mut [MaybeUninit<Header<'b>>];
-
-/// Lends the head's bytes to `part`, with room for as many fields as the limit allows.
-fn parse(
-    head: &mut Head,
-    limits: &Limits,
-    part: for<'r, 'b> fn(&'b [u8], Room<'r, 'b>, &mut Head) -> Result<(), httparse::Error>,
-) -> Result<(), Invalid> {
+/// Lends the head's bytes to `parse`, which records what it finds in the head.
+fn with_bytes(head: &mut Head, parse: impl FnOnce(&[u8], &mut Head) -> Parsed) -> Parsed {
     let bytes = std::mem::take(head.buffer());
-    let outcome = if limits.headers <= ON_STACK {
-        let mut room = [const { MaybeUninit::uninit() }; ON_STACK];
-        part(&bytes, &mut room[..limits.headers], head)
-    } else {
-        let mut room = vec![MaybeUninit::uninit(); limits.headers];
-        part(&bytes, &mut room, head)
-    };
+    let parsed = parse(&bytes, head);
     *head.buffer() = bytes;
-    outcome.map_err(|error| match error {
-        httparse::Error::TooManyHeaders => Invalid::TooMany(limits.headers),
-        httparse::Error::HeaderName => Invalid::Syntax("invalid header name"),
-        httparse::Error::HeaderValue => Invalid::Syntax("invalid header value"),
-        httparse::Error::NewLine => Invalid::Syntax("a line must end with CR LF"),
-        httparse::Error::Status => Invalid::Syntax("invalid status line"),
-        httparse::Error::Token => Invalid::Syntax("invalid method or target"),
-        httparse::Error::Version => Invalid::Syntax("not HTTP/1.0 or HTTP/1.1"),
-    })
+    parsed
 }
 
-fn request<'b>(
-    bytes: &'b [u8],
-    room: Room<'_, 'b>,
-    head: &mut Head,
-) -> Result<(), httparse::Error> {
-    let mut request = httparse::Request::new(&mut []);
-    let status =
-        ParserConfig::default().parse_request_with_uninit_headers(&mut request, bytes, room)?;
-    let (Status::Complete(_), Some(method), Some(target)) = (status, request.method, request.path)
-    else {
-        return Err(httparse::Error::Token);
-    };
-    let place = |part: &str| place(bytes, part.as_bytes());
-    if place(method) != Span::new(0, method.len()) {
-        return Err(httparse::Error::NewLine);
-    }
-    let version = version(request.version)?;
-    head.set_request_line(place(method), place(target), version);
-    push_fields(bytes, after_first_line(bytes)?, request.headers, head)
-}
+const TOKEN: u8 = 1;
+const TARGET: u8 = 2;
+const HOST: u8 = 4;
 
-fn response<'b>(
-    bytes: &'b [u8],
-    room: Room<'_, 'b>,
-    head: &mut Head,
-) -> Result<(), httparse::Error> {
-    let mut response = httparse::Response::new(&mut []);
-    let status =
-        ParserConfig::default().parse_response_with_uninit_headers(&mut response, bytes, room)?;
-    let (Status::Complete(_), Some(code)) = (status, response.code) else {
-        return Err(httparse::Error::Status);
-    };
-    if code < 100 {
-        return Err(httparse::Error::Status);
-    }
-    let reason = match response.reason {
-        Some(reason) if !reason.is_empty() => place(bytes, reason.as_bytes()),
-        _ => Span::default(),
-    };
-    head.set_status_line(code, reason, version(response.version)?);
-    push_fields(bytes, after_first_line(bytes)?, response.headers, head)
-}
-
-fn trailers<'b>(
-    bytes: &'b [u8],
-    room: Room<'_, 'b>,
-    head: &mut Head,
-) -> Result<(), httparse::Error> {
-    // The room is MaybeUninit for the other two; trailers are rare enough for a vector.
-    let mut fields = vec![httparse::EMPTY_HEADER; room.len()];
-    let Status::Complete((_, fields)) = httparse::parse_headers(bytes, &mut fields)? else {
-        return Err(httparse::Error::NewLine);
-    };
-    push_fields(bytes, 0, fields, head)
-}
-
-fn version(version: Option<u8>) -> Result<Version, httparse::Error> {
-    match version {
-        Some(0) => Ok(Version::Http10),
-        Some(1) => Ok(Version::Http11),
-        _ => Err(httparse::Error::Version),
-    }
-}
-
-/// Where the second line starts, if the first ends with CR LF.
-fn after_first_line(bytes: &[u8]) -> Result<usize, httparse::Error> {
-    match memchr::memchr(b'\n', bytes) {
-        Some(at) if at > 0 && bytes[at - 1] == b'\r' => Ok(at + 1),
-        _ => Err(httparse::Error::NewLine),
-    }
-}
-
-/// Records the fields, holding each line to `name ":" OWS value OWS CR LF` and the whole to one CR LF after the last.
-fn push_fields(
-    bytes: &[u8],
-    mut at: usize,
-    fields: &[Header<'_>],
-    head: &mut Head,
-) -> Result<(), httparse::Error> {
-    for field in fields {
-        let name = Span::new(at, at + field.name.len());
-        if place(bytes, field.name.as_bytes()) != name {
-            return Err(httparse::Error::NewLine);
+/// What each byte may be part of.
+const CLASSES: [u8; 256] = {
+    let mut classes = [0; 256];
+    let mut byte = 0x21;
+    while byte < 0x7f {
+        let mut class = TARGET;
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => class |= TOKEN | HOST,
+            b'-' | b'.' | b'_' | b'~' | b'!' | b'$' | b'&' | b'\'' | b'*' | b'+' | b'%' => {
+                class |= TOKEN | HOST;
+            }
+            b'^' | b'|' => class |= TOKEN,
+            b':' | b'[' | b']' | b'(' | b')' | b';' | b'=' => class |= HOST,
+            b'#' => class = TOKEN,
+            b'`' => class = TOKEN,
+            b'"' | b'<' | b'>' => class = 0,
+            _ => {}
         }
-        at += field.name.len() + 1;
-        let value = if field.value.is_empty() {
-            Span::new(at, at)
-        } else {
-            place(bytes, field.value)
+        classes[byte as usize] = class;
+        byte += 1;
+    }
+    classes
+};
+
+fn all(bytes: &[u8], class: u8) -> bool {
+    bytes
+        .iter()
+        .all(|&byte| CLASSES[usize::from(byte)] & class != 0)
+}
+
+/// How many bytes at the front are of a field value or a reason phrase: no control character but tabs. Eight at a time:
+/// the lowest byte that `marks` marks is the first that is below a space, or DEL.
+fn text(bytes: &[u8]) -> usize {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const HIGH: u64 = 0x80 * ONES;
+    let is_text = |byte: u8| (byte >= b' ' && byte != 0x7f) || byte == b'\t';
+    let mut at = 0;
+    while let Some(eight) = bytes[at..].first_chunk() {
+        let word = u64::from_le_bytes(*eight);
+        let low = word.wrapping_sub(0x20 * ONES) & !word;
+        let del = (word ^ (0x7f * ONES)).wrapping_sub(ONES) & !(word ^ (0x7f * ONES));
+        let marks = (low | del) & HIGH;
+        if marks == 0 {
+            at += 8;
+            continue;
+        }
+        at += marks.trailing_zeros() as usize / 8;
+        if bytes[at] != b'\t' {
+            return at;
+        }
+        at += 1;
+    }
+    at + bytes[at..]
+        .iter()
+        .take_while(|byte| is_text(**byte))
+        .count()
+}
+
+/// The line that starts at `at`, without its end, and where the next one starts; `None` while it isn't whole.
+fn take_line(bytes: &[u8], at: usize) -> Result<Option<(&[u8], usize)>, Invalid> {
+    let rest = &bytes[at..];
+    let Some(end) = memchr::memchr(b'\n', rest) else {
+        return Ok(None);
+    };
+    match rest[..end].strip_suffix(b"\r") {
+        Some(line) => Ok(Some((line, at + end + 1))),
+        None => Err(Invalid::Syntax("a line must end with CR LF")),
+    }
+}
+
+fn version(text: &[u8]) -> Result<Version, Invalid> {
+    match text {
+        b"HTTP/1.1" => Ok(Version::Http11),
+        b"HTTP/1.0" => Ok(Version::Http10),
+        _ => Err(Invalid::Syntax("not HTTP/1.0 or HTTP/1.1")),
+    }
+}
+
+/// RFC 9112, section 3: `method SP request-target SP HTTP-version`.
+fn request_line(line: &[u8], head: &mut Head) -> Result<(), Invalid> {
+    let shape = Invalid::Syntax("invalid method or target");
+    let method = memchr::memchr(b' ', line).ok_or(shape)?;
+    let target = line.len().checked_sub(9).filter(|end| *end > method + 1);
+    let target = target.filter(|end| line[*end] == b' ').ok_or(shape)?;
+    let version = version(&line[target + 1..])?;
+    if method == 0 || !all(&line[..method], TOKEN) {
+        return Err(shape);
+    }
+    let span = Span::new(method + 1, target);
+    head.set_request_line(Span::new(0, method), span, version);
+    Ok(())
+}
+
+/// RFC 9112, section 4: `HTTP-version SP status-code SP [ reason-phrase ]`; the last space may be missing, as everywhere.
+fn status_line(line: &[u8], head: &mut Head) -> Result<(), Invalid> {
+    let shape = Invalid::Syntax("invalid status line");
+    let version = version(line.get(..8).ok_or(shape)?)?;
+    let (Some(b' '), Some(code)) = (line.get(8), line.get(9..12)) else {
+        return Err(shape);
+    };
+    let reason = match line.get(12) {
+        None => Span::default(),
+        Some(b' ') if text(&line[13..]) == line.len() - 13 => Span::new(13, line.len()),
+        Some(_) => return Err(shape),
+    };
+    if !code.iter().all(u8::is_ascii_digit) || code[0] == b'0' {
+        return Err(shape);
+    }
+    let digit = |at: usize| u16::from(code[at] - b'0');
+    let code = digit(0) * 100 + digit(1) * 10 + digit(2);
+    head.set_status_line(code, reason, version);
+    Ok(())
+}
+
+/// RFC 9112, section 5: lines of `name ":" OWS value OWS`, and an empty one after the last.
+fn fields(bytes: &[u8], mut at: usize, head: &mut Head, limits: &Limits) -> Parsed {
+    let mut count = 0;
+    loop {
+        let name = &bytes[at..];
+        let is_token = |byte: &u8| CLASSES[usize::from(*byte)] & TOKEN != 0;
+        let length = name.iter().take_while(|byte| is_token(byte)).count();
+        match (length, name.get(length)) {
+            (_, None) => return Ok(None),
+            (0, Some(b'\r')) => {
+                return match name.get(1) {
+                    None => Ok(None),
+                    Some(b'\n') => Ok(Some(at + 2)),
+                    Some(_) => Err(Invalid::Syntax("a line must end with CR LF")),
+                };
+            }
+            (0, Some(b'\n')) => return Err(Invalid::Syntax("a line must end with CR LF")),
+            (1.., Some(b':')) => {}
+            _ => return Err(Invalid::Syntax("invalid header name")),
+        }
+        if count == limits.headers {
+            return Err(Invalid::TooMany(limits.headers));
+        }
+        let rest = &bytes[at + length + 1..];
+        let value = &rest[..text(rest)];
+        let next = match rest.get(value.len()..value.len() + 2) {
+            Some(b"\r\n") => at + length + 1 + value.len() + 2,
+            Some([b'\n', _] | [b'\r', _]) => {
+                return Err(Invalid::Syntax("a line must end with CR LF"));
+            }
+            Some(_) => return Err(Invalid::Syntax("invalid header value")),
+            None => match rest.get(value.len()) {
+                None | Some(b'\r') => return Ok(None),
+                Some(b'\n') => return Err(Invalid::Syntax("a line must end with CR LF")),
+                Some(_) => return Err(Invalid::Syntax("invalid header value")),
+            },
         };
-        head.push_parsed(name, value, Known::of(field.name.as_bytes()));
-        at = value.end().max(at);
-        while matches!(bytes.get(at), Some(b' ' | b'\t')) {
-            at += 1;
-        }
-        at = crlf(bytes, at)?;
+        let name = Span::new(at, at + length);
+        let known = Known::of(&bytes[at..at + length]);
+        let start = at + length + 1;
+        let trimmed = start + value.len() - value.trim_ascii_start().len();
+        let value = Span::new(trimmed, trimmed + value.trim_ascii().len());
+        let is_plain = trimmed == start + 1 && value.end() + 2 == next;
+        head.push_parsed(name, value, known, is_plain);
+        count += 1;
+        at = next;
     }
-    match crlf(bytes, at)? == bytes.len() {
-        true => Ok(()),
-        false => Err(httparse::Error::NewLine),
-    }
-}
-
-fn crlf(bytes: &[u8], at: usize) -> Result<usize, httparse::Error> {
-    match bytes.get(at..at + 2) {
-        Some(b"\r\n") => Ok(at + 2),
-        _ => Err(httparse::Error::NewLine),
-    }
-}
-
-/// Where `part`, a slice of `whole`, lies in it.
-fn place(whole: &[u8], part: &[u8]) -> Span {
-    let start = (part.as_ptr() as usize).wrapping_sub(whole.as_ptr() as usize);
-    Span::new(start, start.wrapping_add(part.len()))
 }
 
 /// RFC 9112, section 3.2: origin-form, absolute-form, authority-form (CONNECT), asterisk-form (OPTIONS).
 fn check_target(head: &Head) -> Result<(), Invalid> {
     let target = head.target();
-    let visible = |b: &u8| matches!(b, 0x21..=0x7e) && !b"\"#<>`".contains(b);
-    if !target.iter().all(visible) {
+    if !all(target, TARGET) {
         return Err(Invalid::Syntax("invalid character in the target"));
     }
     let fits = match (head.method(), target.first()) {
@@ -239,12 +264,7 @@ fn is_host_port(target: &[u8]) -> bool {
         return false;
     };
     let (host, port) = (&target[..colon], &target[colon + 1..]);
-    !host.is_empty() && is_host(host) && !port.is_empty() && port.iter().all(u8::is_ascii_digit)
-}
-
-fn is_host(host: &[u8]) -> bool {
-    let allowed = |b: &u8| b.is_ascii_alphanumeric() || b"-._~:[]%!$&'()*+;=".contains(b);
-    host.iter().all(allowed)
+    !host.is_empty() && all(host, HOST) && !port.is_empty() && port.iter().all(u8::is_ascii_digit)
 }
 
 fn check_host(head: &Head) -> Result<(), Invalid> {
@@ -252,7 +272,7 @@ fn check_host(head: &Head) -> Result<(), Invalid> {
     match (hosts.next(), hosts.next()) {
         (None, _) if head.version() == Version::Http11 => Err(Invalid::Syntax("no Host header")),
         (Some(_), Some(_)) => Err(Invalid::Syntax("more than one Host header")),
-        (Some(host), None) if !is_host(host) => Err(Invalid::Syntax("invalid Host header")),
+        (Some(host), None) if !all(host, HOST) => Err(Invalid::Syntax("invalid Host header")),
         _ => Ok(()),
     }
 }
@@ -264,7 +284,10 @@ mod tests {
     fn parsed(text: &str) -> Result<Head, Invalid> {
         let mut head = Head::default();
         head.buffer().extend_from_slice(text.as_bytes());
-        parse_request(&mut head, &Limits::default()).map(|()| head)
+        match parse_request(&mut head, &Limits::default())? {
+            Some(end) if end == text.len() => Ok(head),
+            _ => Err(Invalid::Syntax("not whole")),
+        }
     }
 
     #[test]
@@ -329,7 +352,7 @@ mod tests {
                 head.buffer().extend_from_slice(text.as_bytes());
                 parse_request(&mut head, &limits)
             };
-            assert_eq!(with(room), Ok(()));
+            assert!(matches!(with(room), Ok(Some(_))));
             assert_eq!(with(room + 1), Err(Invalid::TooMany(limit)));
         }
     }
@@ -338,13 +361,25 @@ mod tests {
     fn the_end_of_a_head_is_found_wherever_the_reads_were_cut() {
         let text = b"GET / HTTP/1.1\r\nHost: h\r\n\r\nbody";
         for cut in 0..=text.len() {
-            let first = find_end(&text[..cut], 0);
-            assert_eq!(first.is_some(), cut >= 27, "{cut}");
-            assert_eq!(
-                find_end(text, if first.is_some() { 0 } else { cut }),
-                Some(27),
-                "{cut}"
-            );
+            let mut head = Head::default();
+            head.buffer().extend_from_slice(&text[..cut]);
+            let end = parse_request(&mut head, &Limits::default());
+            assert_eq!(end, Ok((cut >= 27).then_some(27)), "{cut}");
+        }
+    }
+
+    #[test]
+    fn text_ends_at_the_first_control_character_wherever_it_stands() {
+        for length in 0..20 {
+            for at in 0..length {
+                for byte in 0..=255_u8 {
+                    let mut bytes = vec![b'x'; length];
+                    bytes[at] = byte;
+                    let control = (byte < b' ' && byte != b'\t') || byte == 0x7f;
+                    let expected = if control { at } else { length };
+                    assert_eq!(text(&bytes), expected, "{byte} at {at} of {length}");
+                }
+            }
         }
     }
 
@@ -353,7 +388,8 @@ mod tests {
         for text in ["HTTP/1.1 204\r\n\r\n", "HTTP/1.1 204 \r\n\r\n"] {
             let mut head = Head::default();
             head.buffer().extend_from_slice(text.as_bytes());
-            assert_eq!(parse_response(&mut head, &Limits::default()), Ok(()));
+            let end = parse_response(&mut head, &Limits::default());
+            assert_eq!(end, Ok(Some(text.len())));
             assert_eq!(head.status(), 204);
         }
     }

@@ -7,8 +7,9 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 use super::conn::Conn;
-use super::parse::{find_end, parse_request};
+use super::parse::parse_request;
 use super::{Invalid, Length, request_length};
+use crate::deadline::Deadline;
 use crate::error::{Error, Kind};
 use crate::http::head::{Head, Known, Version};
 use crate::http::{Broken, Outgoing};
@@ -35,7 +36,6 @@ pub struct Timeouts {
 #[derive(Debug)]
 pub struct ServerHalf {
     conn: Conn,
-    scanned: usize,
     keep_alive: bool,
     version: Version,
     is_head: bool,
@@ -47,7 +47,6 @@ impl ServerHalf {
     pub fn new(conn: Conn) -> ServerHalf {
         ServerHalf {
             conn,
-            scanned: 0,
             keep_alive: true,
             version: Version::Http11,
             is_head: false,
@@ -90,49 +89,51 @@ impl ServerHalf {
         self.length
     }
 
-    /// Waits for a request and reads its head into `head`.
+    /// Waits for a request until `idle_until`, and reads its head into `head`.
     ///
     /// # Errors
     /// When the head isn't acceptable, too large or too late; the connection then takes no further request.
     pub async fn read_request(
         &mut self,
         head: &mut Head,
-        timeouts: &Timeouts,
+        deadline: &mut Deadline,
+        idle_until: Instant,
+        head_timeout: Duration,
     ) -> Result<Read, Error> {
         // An answer to a head that can't be read is HTTP/1.1 and closes.
         self.version = Version::Http11;
         self.is_head = false;
         if self.conn.unread().is_empty() {
-            self.conn.shrink();
-            let idle = Instant::now() + timeouts.idle;
-            match timeout_at(idle, poll_fn(|cx| self.conn.poll_fill(cx))).await {
-                Ok(Ok(count)) if count > 0 => {}
+            self.conn.rest();
+            let fill = poll_fn(|cx| self.conn.poll_fill(cx));
+            match deadline.limit(idle_until, fill).await {
+                Some(Ok(count)) if count > 0 => {}
                 _ => return Ok(Read::Closed),
             }
         }
         let keep_alive = std::mem::replace(&mut self.keep_alive, false);
-        let late = Instant::now() + timeouts.head;
-        let end = loop {
-            if let Some(end) = self.find_head().map_err(refused)? {
-                break end;
+        let mut late = None;
+        loop {
+            let taken = self.conn.take_head(head, parse_request);
+            if taken.map_err(refused)? {
+                break;
             }
             let fill = poll_fn(|cx| self.conn.poll_fill(cx));
-            match timeout_at(late, fill).await {
-                Ok(Ok(count)) if count > 0 => {}
-                Ok(_) => return Ok(Read::Closed),
-                Err(_) => {
-                    let text = format!("request head not complete after {:?}", timeouts.head);
+            let late = *late.get_or_insert_with(|| Instant::now() + head_timeout);
+            match deadline.limit(late, fill).await {
+                Some(Ok(count)) if count > 0 => {}
+                Some(_) => return Ok(Read::Closed),
+                None => {
+                    let text = format!("request head not complete after {head_timeout:?}");
                     return Err(Error::down(Kind::HeadTimeout, text));
                 }
             }
-        };
-        self.conn.take_head(end, head);
+        }
         self.accept(head, keep_alive).map_err(refused)?;
         Ok(Read::Request)
     }
 
     fn accept(&mut self, head: &mut Head, keep_alive: bool) -> Result<(), Invalid> {
-        parse_request(head, self.conn.limits())?;
         self.length = request_length(head)?;
         self.conn.receive(self.length);
         self.version = head.version();
@@ -143,18 +144,6 @@ impl ServerHalf {
         };
         self.keep_alive = keep_alive && wants;
         Ok(())
-    }
-
-    fn find_head(&mut self) -> Result<Option<usize>, Invalid> {
-        let limit = self.conn.limits().head_bytes;
-        let unread = self.conn.unread();
-        let end = find_end(unread, self.scanned);
-        self.scanned = if end.is_some() { 0 } else { unread.len() };
-        match end {
-            Some(end) if end > limit => Err(Invalid::TooLarge(limit)),
-            None if unread.len() >= limit => Err(Invalid::TooLarge(limit)),
-            end => Ok(end),
-        }
     }
 
     /// Passes an informational response on. HTTP/1.0 knows none.
@@ -198,6 +187,12 @@ impl ServerHalf {
             }
             Length::Empty | Length::Fixed(_) => length,
         }
+    }
+
+    /// Sends what is left of the answer; whether another request may come.
+    pub async fn settle(&mut self) -> bool {
+        let flushed = poll_fn(|cx| self.conn.poll_flush(cx)).await;
+        flushed.is_ok() && self.keep_alive
     }
 
     /// Ends the connection so that the peer still reads what was sent: our direction first, then what it had under way

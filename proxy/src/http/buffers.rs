@@ -1,0 +1,84 @@
+//! Buffers that busy connections borrow from their thread, so that an idle connection holds none, and that the same few,
+//! warm in the cache, serve all of them.
+
+use std::cell::RefCell;
+use std::mem;
+
+/// Capacity of a fresh buffer; most messages fit.
+pub const SIZE: usize = 8 * 1024;
+/// Bytes that a thread keeps for the next to ask.
+const KEPT: usize = 1024 * 1024;
+
+#[derive(Debug, Default)]
+struct Free {
+    buffers: Vec<Vec<u8>>,
+    bytes: usize,
+}
+
+thread_local! {
+    static FREE: RefCell<Free> = RefCell::default();
+}
+
+/// Makes sure that `buffer` has room: an unused one becomes a buffer that was given back, or a fresh one.
+pub fn lend(buffer: &mut Vec<u8>) {
+    if buffer.capacity() > 0 {
+        return;
+    }
+    let free = FREE.with_borrow_mut(|free| {
+        let last = free.buffers.pop()?;
+        free.bytes -= last.capacity();
+        Some(last)
+    });
+    *buffer = free.unwrap_or_else(|| Vec::with_capacity(SIZE));
+}
+
+/// Takes a buffer back; what is in it is forgotten.
+pub fn give_back(buffer: &mut Vec<u8>) {
+    let mut buffer = mem::take(buffer);
+    let capacity = buffer.capacity();
+    if capacity < SIZE {
+        return;
+    }
+    buffer.clear();
+    FREE.with_borrow_mut(|free| {
+        if free.bytes + capacity <= KEPT {
+            free.bytes += capacity;
+            free.buffers.push(buffer);
+        }
+    });
+}
+
+/// Frees what nobody borrows.
+pub fn trim() {
+    FREE.with_borrow_mut(mem::take);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_given_back_is_lent_again_empty() {
+        let mut buffer = Vec::new();
+        lend(&mut buffer);
+        buffer.extend_from_slice(b"secret");
+        let address = buffer.as_ptr();
+        give_back(&mut buffer);
+        assert_eq!(buffer.capacity(), 0);
+        lend(&mut buffer);
+        assert_eq!(
+            (buffer.as_ptr(), buffer.len(), buffer.capacity()),
+            (address, 0, SIZE)
+        );
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded() {
+        for _ in 0..3 {
+            give_back(&mut Vec::with_capacity(KEPT / 2));
+        }
+        FREE.with_borrow(|free| assert_eq!((free.bytes, free.buffers.len()), (KEPT, 2)));
+        trim();
+        FREE.with_borrow(|free| assert_eq!((free.bytes, free.buffers.len()), (0, 0)));
+    }
+}

@@ -4,38 +4,39 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// A module of the proxy, and the modules of ours that it may import.
-const PROXY: [(&str, &str); 28] = [
+const PROXY: [(&str, &str); 29] = [
     ("accept", "drain observe stream"),
     ("admin", "directory drain observe status tls"),
     (
         "app",
-        "accept admin bootstrap config connect directory drain identity inbound observe outbound snapshot status tls worker xds",
+        "accept admin bootstrap config connect directory drain http identity inbound observe outbound snapshot status tls worker xds",
     ),
     ("balance", "config error observe tls"),
     ("bootstrap", "channel directory http tls"),
     ("channel", "tls"),
     ("config", "tls"),
     ("connect", "balance error http stream tls"),
+    ("deadline", ""),
     ("directory", "error snapshot"),
     ("drain", ""),
     ("error", ""),
     (
         "forward",
-        "balance connect error http observe stream worker",
+        "balance connect deadline error http observe stream tls worker",
     ),
-    ("http", "error stream"),
+    ("http", "deadline error stream"),
     ("identify", ""),
     ("identity", "channel drain observe tls"),
     (
         "inbound",
-        "balance connect error forward http identify observe outbound policy route snapshot stream tls worker",
+        "balance connect deadline error forward http identify observe outbound policy route snapshot stream tls worker",
     ),
     ("lib", ""),
     ("main", ""),
     ("observe", "config"),
     (
         "outbound",
-        "connect error forward http identify observe route snapshot stream worker",
+        "connect deadline error forward http identify observe route snapshot stream worker",
     ),
     ("policy", "config http route"),
     ("route", "config http"),

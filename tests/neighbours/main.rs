@@ -1,0 +1,65 @@
+//! Real neighbours: programs that nobody here wrote, on the other end of what Leno speaks.
+//!
+//! `nginx`, `haproxy`, `envoy` and a `python3` that has grpcio must be on PATH; CONTRIBUTING says where they come from.
+
+mod http1;
+#[path = "../differential/reader.rs"]
+mod reader;
+mod xds;
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+/// A program that runs, ended when it is dropped. What it said is shown when the test fails.
+struct Program {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Program {
+    /// Starts `name`; what it says goes to a file in `directory`.
+    fn start(name: &str, arguments: &[&str], directory: &Path) -> Program {
+        Program::with(name, arguments, directory, &[])
+    }
+
+    /// Starts `name` with more environment.
+    fn with(
+        name: &str,
+        arguments: &[&str],
+        directory: &Path,
+        environment: &[(&str, &str)],
+    ) -> Program {
+        let path = directory.join(format!("{name}.log"));
+        let log = std::fs::File::create(&path).expect("a file");
+        let child = Command::new(name)
+            .args(arguments)
+            .envs(environment.iter().copied())
+            .current_dir(directory)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a file"))
+            .stderr(log)
+            .spawn();
+        Program {
+            child: child.unwrap_or_else(|error| panic!("{name} must be on PATH: {error}")),
+            log: path,
+        }
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            let said = std::fs::read_to_string(&self.log).unwrap_or_default();
+            eprintln!("{}:\n{said}", self.log.display());
+        }
+    }
+}
+
+/// An address of loopback that nobody listens on.
+fn free() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("an address");
+    listener.local_addr().expect("an address")
+}

@@ -52,7 +52,7 @@ fn collect(programs: &Path, side: Side, count: usize, keep: Option<&Path>) -> Re
         .map(str::to_owned)
         .to_vec();
     let mut lab = Lab::start(programs, Some((side, tool)))?;
-    lab.send(count)?;
+    lab.send(count, 64)?;
     lab.check(count)?;
     let none = std::process::Command::new("true").spawn()?;
     let measured = match side {

@@ -20,8 +20,6 @@ pub const A: (&str, &str) = ("127.0.7.2:15001", "127.0.7.2:15000");
 /// Where B takes requests, and shows itself.
 pub const B: (&str, &str) = ("127.0.7.3:15001", "127.0.7.3:15000");
 
-/// Connections that requests come on.
-const CONNECTIONS: usize = 64;
 /// What is sent on each.
 const REQUEST: &str =
     "GET /users/1 HTTP/1.1\r\nHost: user-service\r\nUser-Agent: curl/8\r\nAccept: */*\r\n\r\n";
@@ -88,7 +86,9 @@ pub fn build() -> Result<PathBuf> {
     for package in ["leno-proxy", "leno-control-plane", "leno-examples"] {
         command.args(["--package", package]);
     }
-    command.env("RUSTFLAGS", "-C target-feature=+crt-static");
+    // Packed relocations: the plain table is half a megabyte that start-up reads and nothing needs afterwards.
+    let flags = "-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs";
+    command.env("RUSTFLAGS", flags);
     ensure!(command.status()?.success(), "the build failed");
     let own = std::env::current_exe()?;
     let target = own.ancestors().nth(2).context("a target directory")?;
@@ -138,26 +138,26 @@ impl Lab {
         })
     }
 
-    /// Sends `count` requests to user-service through both sidecars, on `CONNECTIONS` keep-alive connections in turns: a
+    /// Sends `count` requests to user-service through both sidecars, on so many keep-alive `connections` in turns: a
     /// request on each, then the answers.
     ///
     /// # Errors
     /// When one of them isn't answered with 200.
-    pub fn send(&self, count: usize) -> Result<()> {
-        let mut connections = Vec::new();
-        for _ in 0..CONNECTIONS {
+    pub fn send(&self, count: usize, connections: usize) -> Result<()> {
+        let mut open = Vec::new();
+        for _ in 0..connections {
             let tcp = TcpStream::connect(A.0)?;
             tcp.set_nodelay(true)?;
             tcp.set_read_timeout(Some(Duration::from_secs(30)))?;
-            connections.push(tcp);
+            open.push(tcp);
         }
         let mut left = count;
         while left > 0 {
-            let round = left.min(CONNECTIONS);
-            for tcp in &mut connections[..round] {
+            let round = left.min(connections);
+            for tcp in &mut open[..round] {
                 tcp.write_all(REQUEST.as_bytes())?;
             }
-            for tcp in &mut connections[..round] {
+            for tcp in &mut open[..round] {
                 read_answer(tcp)?;
             }
             left -= round;

@@ -23,7 +23,7 @@ fn main() -> Result<()> {
     let lab = Lab::start(&build()?, None)?;
     let pids = [("A", lab.a.0.id()), ("B", lab.b.0.id())];
     let idle = pids.map(|(_, pid)| resident(pid));
-    lab.send(args.requests)?;
+    lab.send(args.requests, 16)?;
     lab.check(args.requests)?;
     for ((side, pid), idle) in pids.into_iter().zip(idle) {
         let (idle, after) = (idle?, resident(pid)?);

@@ -99,6 +99,24 @@ pub struct TcpSettings {
     /// How long one may take.
     #[serde(default)]
     pub connect_timeout: Option<Period>,
+    /// TCP keepalive.
+    #[serde(default)]
+    pub tcp_keepalive: Option<TcpKeepalive>,
+}
+
+/// TCP keepalive.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TcpKeepalive {
+    /// Probes without an answer until the connection is dead.
+    #[serde(default)]
+    pub probes: Option<u32>,
+    /// Silence before the first probe.
+    #[serde(default)]
+    pub time: Option<Period>,
+    /// Between probes.
+    #[serde(default)]
+    pub interval: Option<Period>,
 }
 
 /// Limits of requests.
@@ -117,6 +135,9 @@ pub struct HttpSettings {
     /// Retries at once.
     #[serde(default)]
     pub max_retries: Option<u32>,
+    /// How long a connection is kept without a request.
+    #[serde(default)]
+    pub idle_timeout: Option<Period>,
 }
 
 /// When an endpoint is ejected.
@@ -138,4 +159,29 @@ pub struct OutlierDetection {
     /// How many at once, in percent.
     #[serde(default)]
     pub max_ejection_percent: Option<u32>,
+    /// Failed connections in a row, where they are told apart.
+    #[serde(default)]
+    pub consecutive_local_origin_failures: Option<u32>,
+    /// Whether connections that fail are told apart from responses.
+    #[serde(default)]
+    pub split_external_local_origin_errors: bool,
+    /// Below this share of healthy endpoints Envoy ignores ejections. Leno never does: only 0, the default, is accepted.
+    #[serde(default)]
+    pub min_health_percent: Zero,
+}
+
+/// A number that must be 0.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "u64")]
+pub struct Zero;
+
+impl TryFrom<u64> for Zero {
+    type Error = &'static str;
+
+    fn try_from(number: u64) -> Result<Zero, &'static str> {
+        match number {
+            0 => Ok(Zero),
+            _ => Err("only 0 is supported: ejections are never ignored"),
+        }
+    }
 }

@@ -115,9 +115,9 @@ fn a_mistake_is_told_with_its_place_and_its_object() {
     let header = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata:\n  name: a\n";
     for (spec, place, words) in [
         (
-            "spec:\n  hosts: [b]\n  http:\n  - retries: {attempts: 3}\n",
+            "spec:\n  hosts: [b]\n  http:\n  - mirror: {host: b}\n",
             "a.yaml:8:5",
-            "retries",
+            "mirror",
         ),
         (
             "spec:\n  hosts: [b]\n  http:\n  - timeout: 5\n",

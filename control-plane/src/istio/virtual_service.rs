@@ -33,6 +33,81 @@ pub struct HttpRoute {
     /// How long an exchange may take; off when absent.
     #[serde(default)]
     pub timeout: Option<Period>,
+    /// When a request is sent again.
+    #[serde(default)]
+    pub retries: Option<HttpRetry>,
+}
+
+/// When a request is sent again. Without `attempts`, never.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HttpRetry {
+    /// How often, after the first time.
+    #[serde(default)]
+    pub attempts: u32,
+    /// How long each try may take.
+    #[serde(default)]
+    pub per_try_timeout: Option<Period>,
+    /// Conditions, separated by commas.
+    #[serde(default)]
+    pub retry_on: Option<RetryOn>,
+    /// The first step of the wait between tries.
+    #[serde(default)]
+    pub backoff: Option<Period>,
+    /// Whether other localities are tried. There are none yet.
+    #[serde(default)]
+    pub retry_remote_localities: Option<bool>,
+    /// Whether endpoints that were tried are avoided, as they always are.
+    #[serde(default)]
+    pub retry_ignore_previous_hosts: Option<bool>,
+}
+
+/// Conditions under which a request is sent again: Envoy's names, and statuses.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct RetryOn {
+    /// Envoy's names.
+    pub names: Vec<String>,
+    /// Statuses.
+    pub codes: Vec<u16>,
+}
+
+impl TryFrom<String> for RetryOn {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<RetryOn, String> {
+        const NAMES: [&str; 13] = [
+            "5xx",
+            "gateway-error",
+            "reset",
+            "reset-before-request",
+            "connect-failure",
+            "refused-stream",
+            "retriable-4xx",
+            "retriable-status-codes",
+            "cancelled",
+            "deadline-exceeded",
+            "internal",
+            "resource-exhausted",
+            "unavailable",
+        ];
+        let mut on = RetryOn::default();
+        for word in text
+            .split(',')
+            .map(str::trim)
+            .filter(|word| !word.is_empty())
+        {
+            match word.parse::<u16>() {
+                Ok(code @ 100..=599) => on.codes.push(code),
+                _ if NAMES.contains(&word) => on.names.push(word.to_owned()),
+                _ => {
+                    let names = NAMES.join(", ");
+                    return Err(format!("{word:?} is neither a status nor one of {names}"));
+                }
+            }
+        }
+        Ok(on)
+    }
 }
 
 /// What requests a rule takes: all of it must hold.

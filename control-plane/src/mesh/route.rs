@@ -23,6 +23,35 @@ pub struct Rule {
     pub targets: Vec<Target>,
     /// How long an exchange may take.
     pub timeout: Option<Duration>,
+    /// When a request is sent again.
+    pub retries: Retries,
+}
+
+/// When a request is sent again.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Retries {
+    /// Nothing is said: twice, when it was never sent, or may be repeated.
+    #[default]
+    Default,
+    /// Never.
+    Never,
+    /// As somebody wrote.
+    Explicit(RetryPolicy),
+}
+
+/// A retry policy that somebody wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RetryPolicy {
+    /// How often, after the first time.
+    pub attempts: u32,
+    /// How long each try may take.
+    pub per_try: Option<Duration>,
+    /// Envoy's names of conditions; nothing means the default ones.
+    pub on: Vec<String>,
+    /// Statuses.
+    pub codes: Vec<u16>,
+    /// The first step of the wait between tries.
+    pub backoff: Option<Duration>,
 }
 
 /// What requests a rule takes: all of it must hold.
@@ -99,6 +128,10 @@ pub struct Policy {
     pub max_retries: Option<u32>,
     /// Requests that one connection to the app carries.
     pub max_requests_per_connection: Option<u32>,
+    /// How long a connection is kept without a request.
+    pub idle_timeout: Option<Duration>,
+    /// TCP keepalive.
+    pub keepalive: Option<Keepalive>,
     /// When one is ejected.
     pub ejection: Option<Ejection>,
 }
@@ -126,4 +159,19 @@ pub struct Ejection {
     pub base_time: Option<Duration>,
     /// How many at once, in percent.
     pub max_percent: Option<u32>,
+    /// Failed connections in a row, where they are told apart.
+    pub consecutive_local: Option<u32>,
+    /// Whether connections that fail are told apart from responses.
+    pub split: bool,
+}
+
+/// TCP keepalive; what isn't set is the system's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Keepalive {
+    /// Probes without an answer until the connection is dead.
+    pub probes: Option<u32>,
+    /// Silence before the first probe.
+    pub time: Option<Duration>,
+    /// Between probes.
+    pub interval: Option<Duration>,
 }

@@ -301,15 +301,6 @@ impl Compiler<'_> {
                 return self.error(object, format!("subset {} stands there twice", subset.name));
             }
         }
-        if said
-            .traffic_policy
-            .iter()
-            .any(|p| p.connection_pool.is_some() || p.outlier_detection.is_some())
-        {
-            let text = "connectionPool limits and outlierDetection are sent to the proxies, \
-                        but this version of leno-proxy does not enforce them yet";
-            self.problem(object, Severity::Notice, text.to_owned());
-        }
         let rule = DestinationRule {
             object: object.key.to_string(),
             policy: whole,

@@ -7,7 +7,9 @@ use crate::istio::peer_authentication::Mode as SaidMode;
 use crate::istio::virtual_service as vs;
 use crate::istio::{Object, Place};
 use crate::mesh::policy::Mode;
-use crate::mesh::route::{Balance, Ejection, Match, Policy, Rule, StringMatch, Target};
+use crate::mesh::route::{
+    Balance, Ejection, Keepalive, Match, Policy, Retries, RetryPolicy, Rule, StringMatch, Target,
+};
 use crate::mesh::service::Protocol;
 
 /// What a port carries, by Istio's protocol names: the prefix up to a dash, or the whole. What isn't named is told from
@@ -69,6 +71,25 @@ pub(super) fn rule(object: &Object, index: usize, said: &vs::HttpRoute) -> Resul
             .timeout
             .map(|timeout| timeout.0)
             .filter(|timeout| !timeout.is_zero()),
+        retries: retries(said.retries.as_ref()),
+    })
+}
+
+/// `retries: {}`, and anything without `attempts`, turns them off, as with Istio.
+fn retries(said: Option<&vs::HttpRetry>) -> Retries {
+    let Some(said) = said else {
+        return Retries::Default;
+    };
+    if said.attempts == 0 {
+        return Retries::Never;
+    }
+    let on = said.retry_on.clone().unwrap_or_default();
+    Retries::Explicit(RetryPolicy {
+        attempts: said.attempts,
+        per_try: said.per_try_timeout.map(|time| time.0),
+        on: on.names,
+        codes: on.codes,
+        backoff: said.backoff.map(|time| time.0),
     })
 }
 
@@ -134,6 +155,12 @@ pub(super) fn policy(said: Option<&dr::TrafficPolicy>, host: Option<&Policy>) ->
         policy.max_requests = limit(http.http2_max_requests);
         policy.max_retries = limit(http.max_retries);
         policy.max_requests_per_connection = limit(http.max_requests_per_connection);
+        policy.idle_timeout = http.idle_timeout.map(|time| time.0);
+        policy.keepalive = tcp.tcp_keepalive.map(|said| Keepalive {
+            probes: said.probes,
+            time: said.time.map(|time| time.0),
+            interval: said.interval.map(|time| time.0),
+        });
     }
     if let Some(said) = &said.outlier_detection {
         policy.ejection = Some(Ejection {
@@ -142,6 +169,8 @@ pub(super) fn policy(said: Option<&dr::TrafficPolicy>, host: Option<&Policy>) ->
             interval: said.interval.map(|period| period.0),
             base_time: said.base_ejection_time.map(|period| period.0),
             max_percent: said.max_ejection_percent,
+            consecutive_local: said.consecutive_local_origin_failures,
+            split: said.split_external_local_origin_errors,
         });
     }
     policy

@@ -1,26 +1,31 @@
 //! Clusters: a service's port, or a subset of it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
-use leno_proto::pack;
 use leno_proto::pb::envoy::config::cluster::v3::{
-    CircuitBreakers, Cluster, OutlierDetection,
+    CircuitBreakers, Cluster, OutlierDetection, UpstreamConnectionOptions,
     circuit_breakers::Thresholds,
     cluster::{
         ClusterDiscoveryType, DiscoveryType, EdsClusterConfig, LbPolicy, TransportSocketMatch,
     },
 };
+use leno_proto::pb::envoy::config::core::v3::{HttpProtocolOptions as Common, TcpKeepalive};
 use leno_proto::pb::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
 use leno_proto::pb::envoy::extensions::transport_sockets::tls::v3::{
     CertificateValidationContext, CommonTlsContext, SubjectAltNameMatcher, UpstreamTlsContext,
     common_tls_context::{CombinedCertificateValidationContext, ValidationContextType},
     subject_alt_name_matcher::SanType,
 };
+use leno_proto::pb::envoy::extensions::upstreams::http::v3::{
+    HttpProtocolOptions,
+    http_protocol_options::{UpstreamProtocolOptions, UseDownstreamHttpConfig},
+};
 use leno_proto::type_url::CLUSTER;
+use leno_proto::{Any, pack};
 
 use super::{Answer, ClusterName, ROOTS, clients, present, wire};
-use crate::mesh::route::{Balance, DestinationRule, Policy, StringMatch};
+use crate::mesh::route::{Balance, DestinationRule, Keepalive, Policy, StringMatch};
 use crate::mesh::service::{Endpoints, Service};
 use crate::mesh::{Client, Mesh, Node};
 
@@ -70,6 +75,11 @@ pub fn outbound(mesh: &Mesh, node: &Node, name: &str) -> Answer {
         .into(),
         transport_socket_matches: sockets(node, &identities, &parsed),
         circuit_breakers: breakers(policy),
+        typed_extension_protocol_options: http_options(node.client, policy),
+        upstream_connection_options: policy.keepalive.map(|said| UpstreamConnectionOptions {
+            tcp_keepalive: Some(keepalive(said)),
+            ..UpstreamConnectionOptions::default()
+        }),
         outlier_detection: ejection(policy),
         metadata: Some(wire::metadata(&[("rule", &object)])),
         ..Cluster::default()
@@ -196,6 +206,37 @@ pub(super) fn breakers(policy: &Policy) -> Option<CircuitBreakers> {
     })
 }
 
+/// How connections for HTTP are used.
+pub(super) fn http_options(client: Client, policy: &Policy) -> HashMap<String, Any> {
+    let common = Common {
+        max_requests_per_connection: policy.max_requests_per_connection.map(wire::number),
+        idle_timeout: policy.idle_timeout.map(wire::duration),
+        ..Common::default()
+    };
+    if common == Common::default() {
+        return HashMap::new();
+    }
+    let options = HttpProtocolOptions {
+        common_http_protocol_options: Some(common),
+        // Envoy demands to be told; a sidecar of ours speaks as it was spoken to.
+        upstream_protocol_options: (client == Client::Envoy).then(|| {
+            UpstreamProtocolOptions::UseDownstreamProtocolConfig(UseDownstreamHttpConfig::default())
+        }),
+        ..HttpProtocolOptions::default()
+    };
+    let key = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions".to_owned();
+    [(key, pack(&options))].into()
+}
+
+fn keepalive(said: Keepalive) -> TcpKeepalive {
+    let seconds = |time: Duration| wire::number(u32::try_from(time.as_secs()).unwrap_or(u32::MAX));
+    TcpKeepalive {
+        keepalive_probes: said.probes.map(wire::number),
+        keepalive_time: said.time.map(seconds),
+        keepalive_interval: said.interval.map(seconds),
+    }
+}
+
 fn ejection(policy: &Policy) -> Option<OutlierDetection> {
     let said = policy.ejection.as_ref()?;
     Some(OutlierDetection {
@@ -212,6 +253,13 @@ fn ejection(policy: &Policy) -> Option<OutlierDetection> {
         interval: said.interval.map(wire::duration),
         base_ejection_time: said.base_time.map(wire::duration),
         max_ejection_percent: said.max_percent.map(wire::number),
+        split_external_local_origin_errors: said.split,
+        consecutive_local_origin_failure: said
+            .consecutive_local
+            .filter(|n| *n > 0)
+            .map(wire::number),
+        enforcing_consecutive_local_origin_failure: (said.consecutive_local == Some(0))
+            .then(|| wire::number(0)),
         ..OutlierDetection::default()
     })
 }

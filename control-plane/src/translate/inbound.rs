@@ -8,9 +8,7 @@ use leno_proto::pb::envoy::config::cluster::v3::{
     Cluster,
     cluster::{ClusterDiscoveryType, DiscoveryType, LbPolicy},
 };
-use leno_proto::pb::envoy::config::core::v3::{
-    HttpProtocolOptions as Common, Metadata, TrafficDirection,
-};
+use leno_proto::pb::envoy::config::core::v3::{Metadata, TrafficDirection};
 use leno_proto::pb::envoy::config::listener::v3::{
     Filter, FilterChain, FilterChainMatch, Listener,
 };
@@ -30,15 +28,12 @@ use leno_proto::pb::envoy::extensions::filters::network::tcp_proxy::v3::{
 use leno_proto::pb::envoy::extensions::transport_sockets::tls::v3::{
     CommonTlsContext, DownstreamTlsContext, common_tls_context::ValidationContextType,
 };
-use leno_proto::pb::envoy::extensions::upstreams::http::v3::{
-    HttpProtocolOptions,
-    http_protocol_options::{UpstreamProtocolOptions, UseDownstreamHttpConfig},
-};
 use leno_proto::pb::google::protobuf::BoolValue;
 use leno_proto::type_url::CLUSTER;
 
 use super::{Answer, INBOUND, ROOTS, clusters, policies, present, wire};
 use crate::mesh::policy::Mode;
+use crate::mesh::route::Policy;
 use crate::mesh::service::Protocol;
 use crate::mesh::{Client, Mesh, Node};
 
@@ -145,22 +140,10 @@ pub(super) fn cluster(mesh: &Mesh, node: &Node, name: &str) -> Answer {
     if known.is_none() && port != 0 {
         return Answer::Missing(format!("the workload has no port {port}"));
     }
-    let max = known.and_then(|known| known.max_requests_per_connection);
-    let options = max.map(|max| HttpProtocolOptions {
-        common_http_protocol_options: Some(Common {
-            max_requests_per_connection: Some(wire::number(max)),
-            ..Common::default()
-        }),
-        // Envoy demands to be told; a sidecar of ours speaks as it was spoken to.
-        upstream_protocol_options: (node.client == Client::Envoy).then(|| {
-            UpstreamProtocolOptions::UseDownstreamProtocolConfig(UseDownstreamHttpConfig::default())
-        }),
-        ..HttpProtocolOptions::default()
-    });
-    let options = options.iter().map(|options| {
-        let key = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions".to_owned();
-        (key, pack(options))
-    });
+    let policy = Policy {
+        max_requests_per_connection: known.and_then(|known| known.max_requests_per_connection),
+        ..Policy::default()
+    };
     let cluster = Cluster {
         name: name.to_owned(),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(
@@ -168,7 +151,7 @@ pub(super) fn cluster(mesh: &Mesh, node: &Node, name: &str) -> Answer {
         )),
         connect_timeout: Some(wire::duration(clusters::CONNECT)),
         lb_policy: LbPolicy::ClusterProvided.into(),
-        typed_extension_protocol_options: options.collect(),
+        typed_extension_protocol_options: clusters::http_options(node.client, &policy),
         metadata: Some(wire::metadata(&[("rule", "the local app")])),
         ..Cluster::default()
     };

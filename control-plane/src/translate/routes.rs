@@ -3,17 +3,24 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use leno_proto::pack;
 use leno_proto::pb::envoy::config::route::v3::{
-    HeaderMatcher, QueryParameterMatcher, Route, RouteAction, RouteConfiguration, RouteMatch,
-    VirtualHost, WeightedCluster, header_matcher::HeaderMatchSpecifier,
-    query_parameter_matcher::QueryParameterMatchSpecifier, route, route_action::ClusterSpecifier,
-    route_match::PathSpecifier, weighted_cluster::ClusterWeight,
+    HeaderMatcher, QueryParameterMatcher, RetryPolicy, Route, RouteAction, RouteConfiguration,
+    RouteMatch, VirtualHost, WeightedCluster,
+    header_matcher::HeaderMatchSpecifier,
+    query_parameter_matcher::QueryParameterMatchSpecifier,
+    retry_policy::{RetryBackOff, RetryHostPredicate, retry_host_predicate},
+    route,
+    route_action::ClusterSpecifier,
+    route_match::PathSpecifier,
+    weighted_cluster::ClusterWeight,
 };
+use leno_proto::pb::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
 use leno_proto::type_url::ROUTE;
 
 use super::{Answer, cluster_name, present, wire};
 use crate::mesh::Mesh;
-use crate::mesh::route::{Match, Rule, StringMatch, Target};
+use crate::mesh::route::{Match, Retries, Rule, StringMatch, Target};
 use crate::mesh::service::Service;
 
 /// The name of a port's RouteConfiguration.
@@ -83,6 +90,7 @@ fn default_route(service: &Service, port: u16) -> Route {
             &service.host,
         ))),
         timeout: Some(wire::duration(Duration::ZERO)),
+        retry_policy: retry(&Retries::Default),
         ..RouteAction::default()
     };
     Route {
@@ -92,7 +100,10 @@ fn default_route(service: &Service, port: u16) -> Route {
             ..RouteMatch::default()
         }),
         action: Some(route::Action::Route(action)),
-        metadata: Some(wire::metadata(&[("rule", &service.object)])),
+        metadata: Some(wire::metadata(&[
+            ("rule", &service.object),
+            ("retries", retries_word(&Retries::Default)),
+        ])),
         ..Route::default()
     }
 }
@@ -111,6 +122,7 @@ fn rule_routes(rule: &Rule, port: u16) -> Vec<Route> {
         metadata: Some(wire::metadata(&[
             ("rule", &rule.object),
             ("file", &rule.file),
+            ("retries", retries_word(&rule.retries)),
         ])),
         ..Route::default()
     };
@@ -137,8 +149,61 @@ fn action(rule: &Rule, port: u16) -> RouteAction {
         cluster_specifier: Some(specifier),
         // Envoy's own default is 15 s; Istio's is none.
         timeout: Some(wire::duration(rule.timeout.unwrap_or_default())),
+        retry_policy: retry(&rule.retries),
         ..RouteAction::default()
     }
+}
+
+/// What the default policy is called in a route's metadata: with it, only what was never sent or may be repeated is sent
+/// again, whatever conditions it names for others.
+fn retries_word(retries: &Retries) -> &'static str {
+    match retries {
+        Retries::Default => "default",
+        Retries::Never | Retries::Explicit(_) => "",
+    }
+}
+
+/// Istio's default policy, or the one that somebody wrote. Each try prefers an endpoint that wasn't tried.
+fn retry(retries: &Retries) -> Option<RetryPolicy> {
+    const DEFAULT: &str = "connect-failure,refused-stream,unavailable,cancelled";
+    let previous = RetryHostPredicate {
+        name: "envoy.retry_host_predicates.previous_hosts".to_owned(),
+        config_type: Some(retry_host_predicate::ConfigType::TypedConfig(pack(
+            &PreviousHostsPredicate::default(),
+        ))),
+    };
+    let default = RetryPolicy {
+        retry_on: DEFAULT.to_owned(),
+        num_retries: Some(wire::number(2)),
+        retry_host_predicate: vec![previous],
+        host_selection_retry_max_attempts: 5,
+        ..RetryPolicy::default()
+    };
+    let said = match retries {
+        Retries::Never => return None,
+        Retries::Default => return Some(default),
+        Retries::Explicit(said) => said,
+    };
+    let mut on = said.on.clone();
+    if !said.codes.is_empty() && !on.iter().any(|name| name == "retriable-status-codes") {
+        on.push("retriable-status-codes".to_owned());
+    }
+    let on = if on.is_empty() {
+        DEFAULT.to_owned()
+    } else {
+        on.join(",")
+    };
+    Some(RetryPolicy {
+        retry_on: on,
+        num_retries: Some(wire::number(said.attempts)),
+        per_try_timeout: said.per_try.map(wire::duration),
+        retriable_status_codes: said.codes.iter().map(|code| u32::from(*code)).collect(),
+        retry_back_off: said.backoff.map(|base| RetryBackOff {
+            base_interval: Some(wire::duration(base)),
+            max_interval: Some(wire::duration(base * 10)),
+        }),
+        ..default
+    })
 }
 
 fn route_match(said: &Match) -> RouteMatch {

@@ -79,7 +79,9 @@ pub enum Progress {
     Nothing,
     /// At least a byte of the request had been written upstream.
     Sent,
-    /// At least a byte of the response had been read.
+    /// An informational response had been passed on.
+    Informed,
+    /// At least a byte of the response had been passed on.
     Answered,
 }
 

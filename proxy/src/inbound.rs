@@ -8,11 +8,10 @@ use std::sync::Arc;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
-use crate::connect::{Carries, dial};
 use crate::deadline::Deadline;
 use crate::error::{Error, Kind, Progress};
 use crate::forward::answer::{self, Audience};
-use crate::forward::attempt::{Attempt, Limit};
+use crate::forward::attempt::{Attempt, Limit, Policy};
 use crate::forward::{headers, http, tcp};
 use crate::http::h1::{Conn, Read, ServerHalf};
 use crate::http::head::{Head, Known};
@@ -274,6 +273,7 @@ async fn forward(
         // Nobody proved these: a caller outside the mesh must not pass for one inside.
         request.remove(Known::ClientCert);
         request.remove(Known::Envoy);
+        request.remove(Known::AttemptCount);
     }
     authorize(connection, chain, request)?;
 
@@ -290,7 +290,9 @@ async fn forward(
         headers::client_cert(request, &caller.element);
     }
     let cluster = app(chain, connection.port)?;
-    attempt.run(cluster, limit, headers::echo_id).await
+    attempt
+        .run(cluster, limit, Policy::Stale, headers::echo_id)
+        .await
 }
 
 fn authorize(connection: &Connection, chain: &InboundChain, request: &Head) -> Result<(), Error> {
@@ -344,7 +346,6 @@ async fn carry_bytes(
         }
     }
     let cluster = app(chain, connection.port)?;
-    let lease = cluster.pick(|| worker.dice())?;
-    let (mut up, _) = dial(lease.endpoint(), Carries::Tcp, cluster.connect_timeout).await?;
+    let (mut up, _leave, _lease) = tcp::open(worker, cluster).await?;
     tcp::copy(&mut down, &mut up).await.map(|_| ())
 }

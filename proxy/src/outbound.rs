@@ -12,11 +12,10 @@ use std::sync::Arc;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use crate::connect::{Carries, dial};
 use crate::deadline::Deadline;
 use crate::error::{Error, Kind, Progress};
 use crate::forward::answer::{self, Audience};
-use crate::forward::attempt::{Attempt, Limit};
+use crate::forward::attempt::{Attempt, Limit, Policy};
 use crate::forward::{headers, http, tcp};
 use crate::http::Outgoing;
 use crate::http::h1::{Conn, Read, ServerHalf};
@@ -213,7 +212,9 @@ async fn forward(
         since: arrived.max(found.since),
         at_most: route.timeout,
     };
-    let outcome = attempt.run(cluster, limit, edit).await;
+    let outcome = attempt
+        .run(cluster, limit, Policy::Route(route.retry.as_ref()), edit)
+        .await;
     outcome.map_err(|error| explain(error, route))
 }
 
@@ -345,8 +346,7 @@ async fn carry_bytes(worker: &Worker, tunnel: Tunnel) -> Result<(), Error> {
     };
     let cluster = target.cluster.as_ref();
     let cluster = cluster.map_err(|why| Error::own(Kind::NoCluster, why.to_string()))?;
-    let lease = cluster.pick(|| worker.dice())?;
-    let (mut up, _) = dial(lease.endpoint(), Carries::Tcp, cluster.connect_timeout).await?;
+    let (mut up, _leave, _lease) = tcp::open(worker, cluster).await?;
     let (mut down, read) = tunnel.conn.into_parts();
     let sent = up.write_all(&read).await;
     sent.map_err(|error| Error::up(Kind::Reset, error.to_string()))?;

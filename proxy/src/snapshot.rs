@@ -17,7 +17,7 @@ use crate::config::cluster::{self, Discovery};
 use crate::config::endpoints::{self, Assignment, Workload};
 use crate::config::listener::{Chain, ChainMatch, Filter, Listener};
 use crate::config::rbac::Rbac;
-use crate::config::route::RouteConfig;
+use crate::config::route::{Retry, RouteConfig};
 use crate::observe::metrics::{Labels, Metrics, Party, Series};
 use crate::route::Router;
 use crate::route::split::Split;
@@ -100,6 +100,8 @@ pub struct RoutePlan {
     pub split: Split<Target>,
     /// How long a whole exchange may take.
     pub timeout: Option<Duration>,
+    /// When it is tried again.
+    pub retry: Option<Retry>,
 }
 
 /// A cluster that a route names.
@@ -378,6 +380,7 @@ impl Builder {
                 rule: route.rule.as_str().into(),
                 split: Split::new(targets),
                 timeout: route.timeout,
+                retry: route.retry.clone(),
             }
         })
     }
@@ -485,9 +488,9 @@ impl Builder {
         }
         let cluster = match running {
             Some(running) if same_config => Arc::clone(&running.cluster),
-            _ => {
-                let timeout = config.connect_timeout;
-                Arc::new(Cluster::new(name, &config.rule, config.balance, timeout))
+            before => {
+                let before = before.map(|running| &*running.cluster);
+                Arc::new(Cluster::new(config, before))
             }
         };
         let list = assignment.as_ref().map_or(&[][..], |a| &a.endpoints);
@@ -609,7 +612,9 @@ fn app_cluster(name: &str) -> cluster::Cluster {
         balance: cluster::Balance::RoundRobin,
         connect_timeout: Duration::from_secs(10),
         tls: None,
-        pending: cluster::Pending::default(),
+        limits: cluster::Limits::default(),
+        outlier: None,
+        connections: cluster::Connections::default(),
     }
 }
 

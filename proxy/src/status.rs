@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::balance::Cluster;
 use crate::config::cluster;
@@ -83,35 +84,35 @@ impl Status {
 
 fn show(config: &cluster::Cluster, running: &Cluster) -> Value {
     let endpoints = running.endpoints();
+    let now = Instant::now();
     let endpoints = endpoints.endpoints().iter().map(|endpoint| {
+        let ejected = endpoint.health.ejection().map(|ejection| {
+            let left = ejection.until.duration_since(now).as_secs_f64();
+            json!({"reason": ejection.reason, "times": ejection.times, "returns_in_seconds": left})
+        });
         json!({
             "address": endpoint.address.to_string(),
             "weight": endpoint.weight,
             "mutual_tls": endpoint.tls.is_some(),
             "in_flight": endpoint.in_flight(),
             "workload": endpoint.workload.name,
+            "ejected": ejected,
         })
     });
-    let pending = &config.pending;
-    let not_enforced = [
-        pending
-            .circuit_breakers
-            .as_ref()
-            .map(|limits| format!("{limits:?}")),
-        pending
-            .outlier_detection
-            .as_ref()
-            .map(|ejection| format!("{ejection:?}")),
-        pending
-            .max_requests_per_connection
-            .map(|max| format!("max_requests_per_connection: {max}")),
-    ];
+    let limits = running.load.limits();
+    let [requests, pending, retries] = running.load.under_way();
     json!({
         "name": config.name,
         "object": config.rule,
         "balance": format!("{:?}", config.balance),
         "endpoints": endpoints.collect::<Vec<_>>(),
-        "not_enforced_by_this_version": not_enforced.iter().flatten().collect::<Vec<_>>(),
+        "limits": {
+            "connections": limits.connections, "pending": limits.pending,
+            "requests": limits.requests, "retries": limits.retries,
+            "requests_per_connection": running.connections.max_requests,
+        },
+        "under_way": {"requests": requests, "pending": pending, "retries": retries},
+        "outlier_detection": config.outlier.as_ref().map(|outlier| format!("{outlier:?}")),
     })
 }
 

@@ -8,6 +8,7 @@ mod limits;
 mod mtls;
 mod policy;
 mod protocol;
+mod resilience;
 mod routing;
 mod xds_client;
 mod xds_reload;

@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
+use super::outlier::Health;
 use crate::config::endpoints::Workload;
 use crate::observe::metrics::Series;
 use crate::tls::client::Connector;
@@ -26,6 +28,10 @@ pub struct Endpoint {
     pub workload: Workload,
     /// Where requests to it are counted.
     pub series: Option<Arc<Series>>,
+    /// How it has been doing.
+    pub health: Health,
+    /// The shortest time, in milliseconds, after which it closed an idle connection.
+    idle_close: AtomicU32,
     in_flight: AtomicU32,
     retired: AtomicBool,
 }
@@ -60,6 +66,8 @@ impl Endpoint {
             tls,
             workload,
             series,
+            health: Health::default(),
+            idle_close: AtomicU32::new(u32::MAX),
             in_flight: AtomicU32::new(0),
             retired: AtomicBool::new(false),
         }
@@ -68,6 +76,19 @@ impl Endpoint {
     /// Requests that it is working on.
     pub fn in_flight(&self) -> u32 {
         self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// It closed a connection that was idle for `idle`.
+    pub fn closed_after(&self, idle: Duration) {
+        let millis = u32::try_from(idle.as_millis()).unwrap_or(u32::MAX);
+        self.idle_close.fetch_min(millis, Ordering::Relaxed);
+    }
+
+    /// Whether a connection that was idle for `idle` is surely open still: for less than half as long as the shortest
+    /// after which the endpoint closed one.
+    pub fn surely_open_after(&self, idle: Duration) -> bool {
+        let shortest = Duration::from_millis(self.idle_close.load(Ordering::Relaxed).into());
+        idle < shortest / 2
     }
 
     /// No cluster names it any more: its idle connections are closed.

@@ -5,16 +5,22 @@
 
 pub mod endpoint;
 mod least_request;
+pub mod limits;
+pub mod outlier;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use tokio::time::Instant;
 
-use crate::config::cluster::Balance;
+use crate::config;
+use crate::config::cluster::{Balance, Connections, Outlier};
 use crate::error::{Error, Kind};
 pub use endpoint::Endpoint;
+use limits::Load;
+use outlier::{Ejection, Fitness, Verdict};
 
 /// A set of endpoints that can serve the same requests.
 #[derive(Debug)]
@@ -25,9 +31,30 @@ pub struct Cluster {
     pub object: Arc<str>,
     /// How long a connection to one of its endpoints may take.
     pub connect_timeout: Duration,
+    /// How its connections are used.
+    pub connections: Connections,
+    /// What is under way.
+    pub load: Arc<Load>,
     balance: Balance,
+    outlier: Option<Outlier>,
+    /// When it began: sweeps are counted from there.
+    start: Instant,
     endpoints: ArcSwap<EndpointSet>,
     turn: AtomicU32,
+    /// How many endpoints are ejected: while none is, picking doesn't look. One thread at a time ejects or restores.
+    ejected: Mutex<()>,
+    any_ejected: AtomicBool,
+}
+
+/// What a request asks of an endpoint.
+#[derive(Debug, Clone, Copy)]
+pub struct Ask<'a> {
+    /// Endpoints that it tried already: taken again only when there is no other.
+    pub tried: &'a [u64],
+    /// Whether it can be sent again: then it may be the one that tries an endpoint on probation.
+    pub is_replayable: bool,
+    /// When it asks.
+    pub now: Instant,
 }
 
 /// The endpoints of a moment, with what picking needs worked out.
@@ -53,6 +80,37 @@ impl EndpointSet {
     /// The endpoints.
     pub fn endpoints(&self) -> &[Arc<Endpoint>] {
         &self.endpoints
+    }
+
+    /// Which endpoint is next; there is at least one.
+    fn choose(&self, balance: Balance, turn: &AtomicU32, mut dice: impl FnMut() -> u32) -> usize {
+        let at = match (self.endpoints.len(), balance) {
+            (1, _) => 0,
+            (_, Balance::Random) => self.by_weight(dice()),
+            (count, Balance::RoundRobin) => {
+                let turn = turn.fetch_add(1, Ordering::Relaxed) as usize;
+                match self.sums.last() {
+                    None => turn % count,
+                    Some(&total) => {
+                        let at = turn % total as usize;
+                        self.sums.partition_point(|&sum| sum as usize <= at)
+                    }
+                }
+            }
+            (count, Balance::LeastRequest) if self.sums.is_empty() => {
+                least_request::pick(count, |i| self.endpoints[i].in_flight(), dice)
+            }
+            // Unequal weights: two draws by weight, the less loaded of them for its weight.
+            (_, Balance::LeastRequest) => {
+                let load = |i: usize| {
+                    let endpoint: &Endpoint = &self.endpoints[i];
+                    f64::from(endpoint.in_flight()) / f64::from(endpoint.weight)
+                };
+                let (a, b) = (self.by_weight(dice()), self.by_weight(dice()));
+                if load(b) < load(a) { b } else { a }
+            }
+        };
+        at.min(self.endpoints.len() - 1)
     }
 
     /// The endpoint at `dice`, by weight.
@@ -81,15 +139,25 @@ fn scaled(dice: u32, count: usize) -> usize {
 }
 
 impl Cluster {
-    /// A cluster without endpoints yet.
-    pub fn new(name: &str, object: &str, balance: Balance, connect_timeout: Duration) -> Cluster {
+    /// A cluster as `config` says, without endpoints yet. What is under way on `before`, which it replaces, counts on,
+    /// and ejections stay, as long as what they are judged by does.
+    pub fn new(config: &config::cluster::Cluster, before: Option<&Cluster>) -> Cluster {
+        let load = before
+            .map(|before| &before.load)
+            .filter(|load| *load.limits() == config.limits);
         Cluster {
-            name: name.into(),
-            object: object.into(),
-            connect_timeout,
-            balance,
+            name: config.name.as_str().into(),
+            object: config.rule.as_str().into(),
+            connect_timeout: config.connect_timeout,
+            connections: config.connections,
+            load: load.map_or_else(|| Load::new(config.limits), Arc::clone),
+            balance: config.balance,
+            outlier: config.outlier.clone(),
+            start: before.map_or_else(Instant::now, |before| before.start),
             endpoints: ArcSwap::default(),
             turn: AtomicU32::new(0),
+            ejected: Mutex::default(),
+            any_ejected: AtomicBool::new(false),
         }
     }
 
@@ -100,46 +168,127 @@ impl Cluster {
 
     /// Requests are spread over these endpoints from now on.
     pub fn set_endpoints(&self, endpoints: Vec<Arc<Endpoint>>) {
+        let lock = self.lock();
         self.endpoints.store(Arc::new(EndpointSet::new(endpoints)));
+        self.count_ejected(&lock);
     }
 
     /// Picks an endpoint and counts a request in flight on it. `dice` gives numbers evenly spread over `u32`.
     ///
     /// # Errors
     /// [`Kind::NoEndpoint`] when there is none.
-    pub fn pick(&self, mut dice: impl FnMut() -> u32) -> Result<Lease, Error> {
+    pub fn pick(&self, ask: Ask<'_>, dice: impl FnMut() -> u32) -> Result<Lease, Error> {
         let set = self.endpoints.load();
-        let at = match (set.endpoints.len(), self.balance) {
-            (0, _) => {
-                let detail = format!("cluster {} has no endpoints", self.name);
-                return Err(Error::own(Kind::NoEndpoint, detail).behind(&self.object));
-            }
-            (1, _) => 0,
-            (_, Balance::Random) => set.by_weight(dice()),
-            (count, Balance::RoundRobin) => {
-                let turn = self.turn.fetch_add(1, Ordering::Relaxed) as usize;
-                match set.sums.last() {
-                    None => turn % count,
-                    Some(&total) => {
-                        let at = turn % total as usize;
-                        set.sums.partition_point(|&sum| sum as usize <= at)
-                    }
-                }
-            }
-            (count, Balance::LeastRequest) if set.sums.is_empty() => {
-                least_request::pick(count, |i| set.endpoints[i].in_flight(), dice)
-            }
-            // Unequal weights: two draws by weight, the less loaded of them for its weight.
-            (_, Balance::LeastRequest) => {
-                let load = |i: usize| {
-                    let endpoint: &Endpoint = &set.endpoints[i];
-                    f64::from(endpoint.in_flight()) / f64::from(endpoint.weight)
-                };
-                let (a, b) = (set.by_weight(dice()), set.by_weight(dice()));
-                if load(b) < load(a) { b } else { a }
-            }
+        if set.endpoints.is_empty() {
+            let detail = format!("cluster {} has no endpoints", self.name);
+            return Err(Error::own(Kind::NoEndpoint, detail).behind(&self.object));
+        }
+        if ask.tried.is_empty() && !self.any_ejected.load(Ordering::Relaxed) {
+            let at = set.choose(self.balance, &self.turn, dice);
+            return Ok(Lease::new(&set.endpoints[at]));
+        }
+        self.pick_among(&set, ask, dice)
+    }
+
+    /// Picks when some endpoints are not to be picked: on probation first, then what wasn't tried, then what is left.
+    fn pick_among(
+        &self,
+        set: &EndpointSet,
+        ask: Ask<'_>,
+        dice: impl FnMut() -> u32,
+    ) -> Result<Lease, Error> {
+        let fitness = |endpoint: &Arc<Endpoint>| match self.outlier {
+            Some(_) => endpoint.health.fitness(ask.now),
+            None => Fitness::Fit,
         };
-        Ok(Lease::new(&set.endpoints[at.min(set.endpoints.len() - 1)]))
+        let is_new = |endpoint: &&Arc<Endpoint>| !ask.tried.contains(&endpoint.id);
+        let of = |wanted: Fitness| set.endpoints.iter().filter(move |e| fitness(e) == wanted);
+        let probe = |endpoint: &&Arc<Endpoint>| endpoint.health.begin_probe(ask.now);
+        if ask.is_replayable
+            && let Some(endpoint) = of(Fitness::OnProbation).filter(is_new).find(probe)
+        {
+            return Ok(Lease::probe(endpoint));
+        }
+        let fit: Vec<Arc<Endpoint>> = of(Fitness::Fit).cloned().collect();
+        let fresh: Vec<Arc<Endpoint>> = fit.iter().filter(is_new).cloned().collect();
+        let candidates = EndpointSet::new(if fresh.is_empty() { fit } else { fresh });
+        if !candidates.endpoints.is_empty() {
+            let at = candidates.choose(self.balance, &self.turn, dice);
+            return Ok(Lease::new(&candidates.endpoints[at]));
+        }
+        // Nothing else is left: better a try than a sure failure.
+        if let Some(endpoint) = of(Fitness::OnProbation).find(probe) {
+            return Ok(Lease::probe(endpoint));
+        }
+        let why = set.endpoints.iter().find_map(|e| e.health.ejection());
+        let why = why.map_or(String::new(), |why| format!(", after {}", why.reason));
+        let detail = format!(
+            "cluster {}: every one of its {} endpoints is ejected{why}",
+            self.name,
+            set.endpoints.len()
+        );
+        Err(Error::own(Kind::NoEndpoint, detail).behind(&self.object))
+    }
+
+    /// An endpoint that may return, and that no request has tried for as long as an ejection lasts: somebody should see
+    /// whether it takes connections. Whoever gets it has its one try.
+    pub fn due_for_a_look(&self, now: Instant) -> Option<Lease> {
+        let outlier = self.outlier.as_ref()?;
+        if !self.any_ejected.load(Ordering::Relaxed) {
+            return None;
+        }
+        let set = self.endpoints.load();
+        let is_due = |endpoint: &&Arc<Endpoint>| {
+            let ejection = endpoint.health.ejection();
+            ejection.is_some_and(|ejection| ejection.until + outlier.base_time <= now)
+        };
+        let mut due = set.endpoints.iter().filter(is_due);
+        due.find(|endpoint| endpoint.health.begin_probe(now))
+            .map(Lease::probe)
+    }
+
+    /// Takes what became of a request on an endpoint. Says for how long the endpoint is ejected, if it is by this.
+    pub fn report(&self, lease: &mut Lease, verdict: Verdict, now: Instant) -> Option<Ejection> {
+        let outlier = self.outlier.as_ref()?;
+        let health = &lease.endpoint.health;
+        let failed = !matches!(verdict, Verdict::Status(status) if status < 500);
+        if std::mem::take(&mut lease.is_probe) {
+            let lock = self.lock();
+            match failed {
+                true => health.eject(outlier, "its probe failed".to_owned(), self.start, now),
+                false => health.restore(now),
+            }
+            self.count_ejected(&lock);
+            return health.ejection();
+        }
+        let reason = health.count(outlier, verdict)?;
+        let lock = self.lock();
+        let set = self.endpoints.load();
+        let ejected = |e: &&Arc<Endpoint>| e.health.ejection().is_some();
+        let count = set.endpoints.iter().filter(ejected).count();
+        let is_new = health.ejection().is_none();
+        if !is_new || !outlier::may_eject(outlier, count, set.endpoints.len()) {
+            return None;
+        }
+        health.eject(outlier, reason, self.start, now);
+        self.count_ejected(&lock);
+        health.ejection()
+    }
+
+    /// Whether it wants to be told what becomes of requests.
+    pub fn is_watched(&self) -> bool {
+        self.outlier.is_some()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        self.ejected.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn count_ejected(&self, _lock: &MutexGuard<'_, ()>) {
+        let set = self.endpoints.load();
+        let any = set.endpoints.iter().any(|e| e.health.ejection().is_some());
+        let any = any && self.outlier.is_some();
+        self.any_ejected.store(any, Ordering::Relaxed);
     }
 }
 
@@ -147,6 +296,8 @@ impl Cluster {
 #[derive(Debug)]
 pub struct Lease {
     endpoint: Arc<Endpoint>,
+    /// Whether it is the one try of an endpoint on probation.
+    is_probe: bool,
 }
 
 impl Lease {
@@ -154,93 +305,35 @@ impl Lease {
         endpoint.enter();
         Lease {
             endpoint: Arc::clone(endpoint),
+            is_probe: false,
         }
+    }
+
+    fn probe(endpoint: &Arc<Endpoint>) -> Lease {
+        let mut lease = Lease::new(endpoint);
+        lease.is_probe = true;
+        lease
     }
 
     /// The endpoint.
     pub fn endpoint(&self) -> &Arc<Endpoint> {
         &self.endpoint
     }
+
+    /// Whether it is the one try of an endpoint on probation.
+    pub fn is_probe(&self) -> bool {
+        self.is_probe
+    }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
         self.endpoint.leave();
+        if self.is_probe {
+            self.endpoint.health.abandon_probe();
+        }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn cluster(balance: Balance, weights: &[u32]) -> Cluster {
-        let cluster = Cluster::new("c", "o", balance, Duration::from_secs(1));
-        let endpoint = |(i, &weight): (usize, &u32)| {
-            let port = u16::try_from(i + 1).expect("few");
-            Arc::new(Endpoint::plain(([127, 0, 0, 1], port).into(), weight))
-        };
-        cluster.set_endpoints(weights.iter().enumerate().map(endpoint).collect());
-        cluster
-    }
-
-    /// How often each endpoint is picked in `rounds`, when each request is over before the next.
-    fn counts(cluster: &Cluster, rounds: usize) -> Vec<usize> {
-        let mut rng = fastrand::Rng::with_seed(7);
-        let mut counts = vec![0; cluster.endpoints().endpoints().len()];
-        for _ in 0..rounds {
-            let lease = cluster.pick(|| rng.u32(..)).expect("there are endpoints");
-            counts[usize::from(lease.endpoint().address.port()) - 1] += 1;
-        }
-        counts
-    }
-
-    #[test]
-    fn an_empty_cluster_is_an_explained_error() {
-        let error = cluster(Balance::Random, &[]).pick(|| 0).expect_err("empty");
-        assert_eq!(error.kind, Kind::NoEndpoint);
-        assert_eq!(error.object.as_deref(), Some("o"));
-    }
-
-    #[test]
-    fn requests_in_flight_send_the_next_one_elsewhere() {
-        let cluster = cluster(Balance::LeastRequest, &[1, 1, 1]);
-        let mut rng = fastrand::Rng::with_seed(1);
-        let leases: Vec<_> = (0..9)
-            .map(|_| cluster.pick(|| rng.u32(..)).expect("one"))
-            .collect();
-        for endpoint in cluster.endpoints().endpoints() {
-            assert_eq!(endpoint.in_flight(), 3);
-        }
-        drop(leases);
-        for endpoint in cluster.endpoints().endpoints() {
-            assert_eq!(endpoint.in_flight(), 0);
-        }
-    }
-
-    #[test]
-    fn weights_are_respected_by_every_policy() {
-        for balance in [Balance::RoundRobin, Balance::Random, Balance::LeastRequest] {
-            let counts = counts(&cluster(balance, &[1, 2, 5]), 8000);
-            for (count, share) in counts.iter().zip([1000, 2000, 5000]) {
-                assert!(count.abs_diff(share) < 200, "{balance:?}: {counts:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn round_robin_takes_turns() {
-        assert_eq!(
-            counts(&cluster(Balance::RoundRobin, &[1, 1, 1]), 9),
-            [3, 3, 3]
-        );
-    }
-
-    #[test]
-    fn equals_share_equally() {
-        for balance in [Balance::Random, Balance::LeastRequest] {
-            for count in counts(&cluster(balance, &[1; 40]), 40_000) {
-                assert!(count.abs_diff(1000) < 200, "{balance:?}: {count}");
-            }
-        }
-    }
-}
+mod tests;

@@ -1,9 +1,7 @@
 //! `envoy.config.cluster.v3.Cluster`.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
-use leno_proto::Any;
 use leno_proto::pb::envoy::config::cluster::v3::{
     CircuitBreakers, Cluster as ClusterMessage, OutlierDetection,
     cluster::{ClusterDiscoveryType, DiscoveryType, LbPolicy, TransportSocketMatch},
@@ -15,7 +13,7 @@ use leno_proto::pb::envoy::extensions::transport_sockets::tls::v3::{
 };
 use leno_proto::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
 use leno_proto::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
-use leno_proto::pb::google::protobuf::value::Kind;
+use leno_proto::pb::google::protobuf::{Duration as Period, UInt32Value, value::Kind};
 use leno_proto::prost::Name;
 
 use super::{Invalid, Resource};
@@ -39,8 +37,68 @@ pub struct Cluster {
     pub connect_timeout: Duration,
     /// How endpoints are spoken to that have a sidecar; without it, none are.
     pub tls: Option<Tls>,
-    /// Limits and ejection: held and shown, not acted on by this version.
-    pub pending: Pending,
+    /// How much of it may happen at once.
+    pub limits: Limits,
+    /// When endpoints are ejected; without it, never.
+    pub outlier: Option<Outlier>,
+    /// How connections to it are used.
+    pub connections: Connections,
+}
+
+/// How connections to a cluster are used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Connections {
+    /// Requests that one connection carries.
+    pub max_requests: Option<u32>,
+    /// How long one is kept without a request.
+    pub idle_timeout: Option<Duration>,
+    /// TCP keepalive.
+    pub keepalive: Option<Keepalive>,
+}
+
+/// TCP keepalive; what isn't set is the system's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Keepalive {
+    /// Probes without an answer until the connection is dead.
+    pub probes: Option<u32>,
+    /// Silence before the first probe.
+    pub time: Option<Duration>,
+    /// Between probes.
+    pub interval: Option<Duration>,
+}
+
+/// Limits of one cluster; what isn't set is unlimited.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// HTTP/1 exchanges and opaque connections at once.
+    pub connections: Option<u32>,
+    /// Requests that wait for one of them.
+    pub pending: Option<u32>,
+    /// Requests at once.
+    pub requests: Option<u32>,
+    /// Retries at once, instead of the budget.
+    pub retries: Option<u32>,
+}
+
+/// When endpoints are ejected, and for how long (`envoy.config.cluster.v3.OutlierDetection`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outlier {
+    /// So many 5xx in a row, connections that failed among them; 0 is never.
+    pub consecutive_5xx: u32,
+    /// So many 502, 503 or 504 in a row; 0 is never.
+    pub consecutive_gateway: u32,
+    /// So many failed connections in a row, when they are told apart; 0 is never.
+    pub consecutive_local: u32,
+    /// Whether connections that fail are told apart from responses.
+    pub split: bool,
+    /// How often Envoy sweeps: endpoints return at a multiple of it.
+    pub interval: Duration,
+    /// How long the first ejection lasts; the n-th in a row lasts n times as long.
+    pub base_time: Duration,
+    /// No ejection lasts longer, unless the first does.
+    pub max_time: Duration,
+    /// How much of the cluster may be ejected. One of two or more always may.
+    pub max_percent: u32,
 }
 
 /// Where endpoints come from.
@@ -72,17 +130,6 @@ pub struct Tls {
     pub identities: Vec<SpiffeId>,
 }
 
-/// What is held for the next version and shown in `/config`.
-#[derive(Debug, Clone, Default)]
-pub struct Pending {
-    /// `circuit_breakers`, as they came.
-    pub circuit_breakers: Option<CircuitBreakers>,
-    /// `outlier_detection`, as it came.
-    pub outlier_detection: Option<OutlierDetection>,
-    /// `max_requests_per_connection` of the HTTP protocol options.
-    pub max_requests_per_connection: Option<u32>,
-}
-
 impl Resource for Cluster {
     type Message = ClusterMessage;
 
@@ -106,31 +153,101 @@ impl Resource for Cluster {
             balance: balance(&message)?,
             connect_timeout,
             tls: tls(&message.transport_socket_matches)?,
-            pending: Pending {
-                circuit_breakers: message.circuit_breakers,
-                outlier_detection: message.outlier_detection,
-                max_requests_per_connection: max_requests(
-                    &message.typed_extension_protocol_options,
-                )?,
-            },
+            limits: limits(message.circuit_breakers.as_ref())?,
+            outlier: message
+                .outlier_detection
+                .as_ref()
+                .map(outlier)
+                .transpose()
+                .map_err(|e| e.within("outlier_detection"))?,
+            connections: connections(&message)?,
             rule: rule.unwrap_or_else(|| message.name.clone()),
             name: message.name,
         })
     }
 }
 
-fn max_requests(options: &HashMap<String, Any>) -> Result<Option<u32>, Invalid> {
-    let mut max = None;
-    for (name, any) in options {
-        let options: HttpProtocolOptions = super::typed(any)
-            .map_err(|e| e.within(&format!("typed_extension_protocol_options[{name}]")))?;
-        let common = options.common_http_protocol_options.unwrap_or_default();
-        max = common
-            .max_requests_per_connection
-            .map(|max| max.value)
-            .or(max);
+/// The limits of the default priority; the last word wins, as with Envoy.
+fn limits(breakers: Option<&CircuitBreakers>) -> Result<Limits, Invalid> {
+    let mut limits = Limits::default();
+    for (i, threshold) in breakers.iter().flat_map(|b| &b.thresholds).enumerate() {
+        if threshold.priority != 0 {
+            let field = format!("circuit_breakers.thresholds[{i}].priority");
+            return Err(Invalid::new(field, "must be DEFAULT"));
+        }
+        let value = |value: Option<UInt32Value>| value.map(|value| value.value);
+        limits = Limits {
+            connections: value(threshold.max_connections),
+            pending: value(threshold.max_pending_requests),
+            requests: value(threshold.max_requests),
+            retries: value(threshold.max_retries),
+        };
     }
-    Ok(max)
+    Ok(limits)
+}
+
+/// Envoy's defaults where nothing is said. What isn't enforced never happens.
+fn outlier(said: &OutlierDetection) -> Result<Outlier, Invalid> {
+    let number = |value: Option<UInt32Value>, default| value.map_or(default, |value| value.value);
+    let count = |threshold, default, enforcing, enforced: u32| match number(enforcing, enforced) {
+        0 => 0,
+        _ => number(threshold, default),
+    };
+    let time = |name: &'static str, value: Option<&Period>, default: u64| match value {
+        None => Ok(Duration::from_secs(default)),
+        Some(value) => super::duration(value).map_err(|reason| Invalid::new(name, reason)),
+    };
+    let interval = time("interval", said.interval.as_ref(), 10)?;
+    if interval.is_zero() {
+        return Err(Invalid::new("interval", "must be positive"));
+    }
+    Ok(Outlier {
+        consecutive_5xx: count(said.consecutive_5xx, 5, said.enforcing_consecutive_5xx, 100),
+        consecutive_gateway: count(
+            said.consecutive_gateway_failure,
+            5,
+            said.enforcing_consecutive_gateway_failure,
+            0,
+        ),
+        consecutive_local: count(
+            said.consecutive_local_origin_failure,
+            5,
+            said.enforcing_consecutive_local_origin_failure,
+            100,
+        ),
+        split: said.split_external_local_origin_errors,
+        interval,
+        base_time: time("base_ejection_time", said.base_ejection_time.as_ref(), 30)?,
+        max_time: time("max_ejection_time", said.max_ejection_time.as_ref(), 300)?,
+        max_percent: number(said.max_ejection_percent, 10).min(100),
+    })
+}
+
+fn connections(message: &ClusterMessage) -> Result<Connections, Invalid> {
+    let mut connections = Connections::default();
+    for (name, any) in &message.typed_extension_protocol_options {
+        let within = |e: Invalid| e.within(&format!("typed_extension_protocol_options[{name}]"));
+        let options: HttpProtocolOptions = super::typed(any).map_err(within)?;
+        let common = options.common_http_protocol_options.unwrap_or_default();
+        connections.max_requests = common.max_requests_per_connection.map(|max| max.value);
+        connections.idle_timeout = match &common.idle_timeout {
+            None => None,
+            Some(value) => {
+                let field = "common_http_protocol_options.idle_timeout";
+                let value = super::duration(value).map_err(|r| within(Invalid::new(field, r)))?;
+                Some(value).filter(|value| !value.is_zero())
+            }
+        };
+    }
+    let options = message.upstream_connection_options.as_ref();
+    let keepalive = options.and_then(|options| options.tcp_keepalive.as_ref());
+    let seconds = |value: Option<UInt32Value>| value.map(|s| Duration::from_secs(s.value.into()));
+    connections.keepalive = keepalive.map(|said| Keepalive {
+        probes: said.keepalive_probes.map(|value| value.value),
+        time: seconds(said.keepalive_time),
+        interval: seconds(said.keepalive_interval),
+    });
+    Ok(connections)
 }
 
 fn discovery(message: &ClusterMessage) -> Result<Discovery, Invalid> {

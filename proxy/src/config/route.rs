@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use leno_proto::pb::envoy::config::route::v3::{
-    QueryParameterMatcher, Route as RouteMessage, RouteAction, RouteConfiguration,
+    QueryParameterMatcher, RetryPolicy, Route as RouteMessage, RouteAction, RouteConfiguration,
     RouteMatch as MatchMessage, VirtualHost as VirtualHostMessage,
     query_parameter_matcher::QueryParameterMatchSpecifier, route, route_action,
     route_match::PathSpecifier,
 };
+
+use leno_proto::pb::google::protobuf::Duration as Period;
 
 use super::matching::{HeaderMatch, StringMatch, full_match};
 use super::{Invalid, Resource};
@@ -46,6 +48,104 @@ pub struct Route {
     pub targets: Vec<(String, u32)>,
     /// How long a whole exchange may take; `None` is for ever.
     pub timeout: Option<Duration>,
+    /// When a request is sent again; `None` is never.
+    pub retry: Option<Retry>,
+}
+
+/// When a request is sent again (`envoy.config.route.v3.RetryPolicy`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retry {
+    /// How often, after the first time.
+    pub attempts: u32,
+    /// How long each of them may take.
+    pub per_try: Option<Duration>,
+    /// Whether somebody wrote the policy, who then knows what may be repeated.
+    pub is_explicit: bool,
+    /// Conditions that it names.
+    pub on: Vec<RetryOn>,
+    /// The backoff's first step, and its longest.
+    pub backoff: (Duration, Duration),
+}
+
+/// A condition of a retry policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RetryOn {
+    /// Any 5xx, and whatever Envoy makes one of: resets, connections that fail, tries that take too long.
+    FiveXx,
+    /// 502, 503, 504, and the same.
+    GatewayError,
+    /// The connection broke before a response.
+    Reset,
+    /// 409.
+    Retriable4xx,
+    /// This status.
+    Status(u16),
+    /// This gRPC status, in a response without a body.
+    Grpc(u8),
+}
+
+impl RetryOn {
+    /// Conditions of `retry_on`, separated by commas. Connections that fail and streams that are refused were never sent
+    /// and are always repeated, so that their names add nothing.
+    fn parse(text: &str) -> Result<Vec<RetryOn>, Invalid> {
+        let mut on = Vec::new();
+        for word in text
+            .split(',')
+            .map(str::trim)
+            .filter(|word| !word.is_empty())
+        {
+            on.push(match word {
+                "5xx" => RetryOn::FiveXx,
+                "gateway-error" => RetryOn::GatewayError,
+                "reset" | "reset-before-request" | "http3-post-connect-failure" => RetryOn::Reset,
+                "retriable-4xx" => RetryOn::Retriable4xx,
+                "connect-failure" | "refused-stream" | "retriable-status-codes" => continue,
+                "cancelled" => RetryOn::Grpc(1),
+                "deadline-exceeded" => RetryOn::Grpc(4),
+                "resource-exhausted" => RetryOn::Grpc(8),
+                "internal" => RetryOn::Grpc(13),
+                "unavailable" => RetryOn::Grpc(14),
+                _ => {
+                    return Err(Invalid::new(
+                        "retry_on",
+                        format!("{word:?} is not supported"),
+                    ));
+                }
+            });
+        }
+        Ok(on)
+    }
+}
+
+impl Retry {
+    /// Retries of one policy. Without a number it is Envoy's one.
+    fn validate(message: &RetryPolicy, is_explicit: bool) -> Result<Retry, Invalid> {
+        let mut on = RetryOn::parse(&message.retry_on)?;
+        for code in &message.retriable_status_codes {
+            let code = u16::try_from(*code).ok().filter(|c| (100..600).contains(c));
+            let wrong = || Invalid::new("retriable_status_codes", "must be 100 to 599");
+            on.push(RetryOn::Status(code.ok_or_else(wrong)?));
+        }
+        let time = |field: &'static str, value: Option<&Period>| {
+            let value = value.map(super::duration).transpose();
+            value.map_err(|reason| Invalid::new(field, reason))
+        };
+        let backoff = message.retry_back_off.unwrap_or_default();
+        let base = time(
+            "retry_back_off.base_interval",
+            backoff.base_interval.as_ref(),
+        )?;
+        let base = base.unwrap_or(Duration::from_millis(25));
+        let max = time("retry_back_off.max_interval", backoff.max_interval.as_ref())?;
+        let per_try = time("per_try_timeout", message.per_try_timeout.as_ref())?;
+        Ok(Retry {
+            attempts: message.num_retries.map_or(1, |n| n.value),
+            per_try: per_try.filter(|time| !time.is_zero()),
+            is_explicit,
+            on,
+            backoff: (base, max.unwrap_or(base * 10)),
+        })
+    }
 }
 
 /// What requests a route takes: everything must hold.
@@ -137,19 +237,25 @@ impl Route {
             route::Action::Route(action) => action,
             _ => return Err(Invalid::new("action", "is not supported")),
         };
-        let (targets, timeout) = validate_action(action).map_err(|e| e.within("route"))?;
+        let is_explicit = super::provenance(message.metadata.as_ref(), "retries").is_none();
+        let (targets, timeout, retry) =
+            validate_action(action, is_explicit).map_err(|e| e.within("route"))?;
         Ok(Route {
             rule: rule.unwrap_or(message.name),
             matches: matches.map_err(|e| e.within("match"))?,
             targets,
             timeout,
+            retry,
         })
     }
 }
 
-type Action = (Vec<(String, u32)>, Option<Duration>);
+type Action = (Vec<(String, u32)>, Option<Duration>, Option<Retry>);
 
-fn validate_action(action: RouteAction) -> Result<Action, Invalid> {
+fn validate_action(action: RouteAction, is_explicit: bool) -> Result<Action, Invalid> {
+    let retry = action.retry_policy.as_ref();
+    let retry = retry.map(|policy| Retry::validate(policy, is_explicit));
+    let retry = retry.transpose().map_err(|e| e.within("retry_policy"))?;
     let timeout = match &action.timeout {
         None => Some(DEFAULT_TIMEOUT),
         Some(value) => {
@@ -173,7 +279,7 @@ fn validate_action(action: RouteAction) -> Result<Action, Invalid> {
     let sum: u64 = targets.iter().map(|(_, weight)| u64::from(*weight)).sum();
     match sum {
         0 => Err(Invalid::new("weighted_clusters", "the weights add up to 0")),
-        1..=0xffff_ffff => Ok((targets, timeout)),
+        1..=0xffff_ffff => Ok((targets, timeout, retry)),
         _ => Err(Invalid::new(
             "weighted_clusters",
             "the weights add up to too much",

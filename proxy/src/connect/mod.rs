@@ -2,12 +2,12 @@
 
 pub mod pool;
 
-use std::time::Duration;
-
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::balance::Endpoint;
+use crate::balance::{Cluster, Endpoint};
+use crate::config::cluster::Keepalive;
 use crate::error::{Error, Kind};
 use crate::stream::{Socket, Stream, tune};
 use crate::tls::Peer;
@@ -26,12 +26,12 @@ pub enum Carries {
 /// # Errors
 /// [`Kind::Connect`], [`Kind::ConnectTimeout`], [`Kind::Tls`] or [`Kind::Peer`]; the request was not sent.
 pub async fn dial(
+    cluster: &Cluster,
     endpoint: &Endpoint,
     carries: Carries,
-    within: Duration,
 ) -> Result<(Stream, Option<Peer>), Error> {
-    let address = endpoint.address;
-    match timeout(within, connect(endpoint, carries)).await {
+    let (address, within) = (endpoint.address, cluster.connect_timeout);
+    match timeout(within, connect(cluster, endpoint, carries)).await {
         Ok(outcome) => outcome.map_err(|mut error| {
             error.detail = format!("{address}: {}", error.detail);
             error
@@ -43,10 +43,17 @@ pub async fn dial(
     }
 }
 
-async fn connect(endpoint: &Endpoint, carries: Carries) -> Result<(Stream, Option<Peer>), Error> {
+async fn connect(
+    cluster: &Cluster,
+    endpoint: &Endpoint,
+    carries: Carries,
+) -> Result<(Stream, Option<Peer>), Error> {
     let tcp = TcpStream::connect(endpoint.address).await;
     let tcp = tcp.map_err(|error| Error::up(Kind::Connect, error.to_string()))?;
     tune(&tcp);
+    if let Some(said) = cluster.connections.keepalive {
+        keep_alive(&tcp, said);
+    }
     let Some(tls) = &endpoint.tls else {
         return Ok((Stream::Plain(Socket::new(tcp)), None));
     };
@@ -56,4 +63,20 @@ async fn connect(endpoint: &Endpoint, carries: Carries) -> Result<(Stream, Optio
     };
     let (stream, peer) = connector.connect(tcp).await?;
     Ok((stream, Some(peer)))
+}
+
+/// Sets TCP keepalive as the configuration says; what it doesn't say stays.
+fn keep_alive(tcp: &TcpStream, said: Keepalive) {
+    let mut keepalive = TcpKeepalive::new();
+    if let Some(time) = said.time {
+        keepalive = keepalive.with_time(time);
+    }
+    if let Some(interval) = said.interval {
+        keepalive = keepalive.with_interval(interval);
+    }
+    if let Some(probes) = said.probes {
+        keepalive = keepalive.with_retries(probes);
+    }
+    // A connection without them works as well.
+    let _ = SockRef::from(tcp).set_tcp_keepalive(&keepalive);
 }

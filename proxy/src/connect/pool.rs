@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::balance::Endpoint;
+use crate::config::cluster::Connections;
 use crate::http::h1::ClientHalf;
 
 /// A connection is given up this long before a certificate that made it ends: the peer closes it then, and a request
@@ -26,27 +27,48 @@ pub struct Upstream {
     pub half: ClientHalf,
     until: Option<Instant>,
     endpoint: Arc<Endpoint>,
+    uses: Connections,
 }
 
 impl Upstream {
-    /// A fresh connection to `endpoint`; when it is mutual TLS, the certificates that made it are valid `until` then.
+    /// A fresh connection to `endpoint`, used as `uses` says; when it is mutual TLS, the certificates that made it are valid `until` then.
     pub fn new(
         half: ClientHalf,
         until: Option<Instant>,
         endpoint: &Arc<Endpoint>,
+        uses: Connections,
     ) -> Box<Upstream> {
         Box::new(Upstream {
             half,
             until,
             endpoint: Arc::clone(endpoint),
+            uses,
         })
     }
 
-    fn is_usable(&mut self, now: Instant) -> bool {
+    /// Whether it is good after having been idle since `since`. Learns from what it sees.
+    fn is_usable(&mut self, since: Instant, now: Instant, idle_timeout: Duration) -> bool {
+        let idle = now.duration_since(since);
+        let expires = self.until.is_some_and(|until| until <= now + BEFORE_EXPIRY);
+        let idle_timeout = self.uses.idle_timeout.unwrap_or(idle_timeout);
+        if expires || idle >= idle_timeout || self.endpoint.is_retired() {
+            return false;
+        }
         let mut cx = Context::from_waker(Waker::noop());
-        self.until.is_none_or(|until| now + BEFORE_EXPIRY < until)
-            && !self.endpoint.is_retired()
-            && self.half.is_alive(&mut cx)
+        let is_alive = self.half.is_alive(&mut cx);
+        if !is_alive {
+            self.endpoint.closed_after(idle);
+        }
+        is_alive
+    }
+
+    /// Whether it has carried as many requests as it may. A sidecar at the other end keeps this for its app itself.
+    fn is_worn_out(&self) -> bool {
+        let max = self
+            .uses
+            .max_requests
+            .filter(|_| self.endpoint.tls.is_none());
+        max.is_some_and(|max| self.half.exchanges() >= u64::from(max))
     }
 }
 
@@ -90,12 +112,24 @@ impl Pool {
         }
     }
 
-    /// An idle connection to `endpoint`, if there is a good one.
-    pub fn take(&self, endpoint: &Endpoint, now: Instant) -> Option<Box<Upstream>> {
+    /// An idle connection to `endpoint`, if there is a good one. For a request that can't be sent again only one that is
+    /// surely open, since a request that meets a connection that is just being closed is lost.
+    pub fn take(
+        &self,
+        endpoint: &Endpoint,
+        now: Instant,
+        is_repeatable: bool,
+    ) -> Option<Box<Upstream>> {
         let mut idle = self.idle.borrow_mut();
         let connections = idle.get_mut(&endpoint.id)?;
-        while let Some((_, mut upstream)) = connections.pop() {
-            if upstream.is_usable(now) {
+        while let Some((since, mut upstream)) = connections.pop() {
+            let idle_for = now.duration_since(since);
+            if !is_repeatable && !endpoint.surely_open_after(idle_for) {
+                // The others are idle for longer still.
+                connections.push((since, upstream));
+                return None;
+            }
+            if upstream.is_usable(since, now, self.idle_timeout) {
                 return Some(upstream);
             }
         }
@@ -104,7 +138,8 @@ impl Pool {
 
     /// Keeps `upstream` for the next request, if it can take one.
     pub fn give_back(&self, mut upstream: Box<Upstream>) {
-        if !upstream.half.is_reusable() || upstream.endpoint.is_retired() {
+        let is_done = upstream.endpoint.is_retired() || upstream.is_worn_out();
+        if is_done || !upstream.half.is_reusable() {
             return;
         }
         upstream.half.conn().rest();
@@ -117,9 +152,8 @@ impl Pool {
     pub fn sweep(&self, now: Instant) {
         let mut idle = self.idle.borrow_mut();
         idle.retain(|_, connections| {
-            connections.retain_mut(|(since, upstream)| {
-                now.duration_since(*since) < self.idle_timeout && upstream.is_usable(now)
-            });
+            connections
+                .retain_mut(|(since, upstream)| upstream.is_usable(*since, now, self.idle_timeout));
             !connections.is_empty()
         });
     }

@@ -54,7 +54,7 @@ fn proxy_status(error: &Error, audience: Audience) -> String {
         return format!("leno; error={kind}");
     }
     let mut words = error.to_string();
-    if error.progress == Progress::Sent {
+    if error.progress > Progress::Nothing {
         words.push_str("; the request had been sent");
     }
     format!("leno; error={kind}; details=\"{}\"", quoted(&words))

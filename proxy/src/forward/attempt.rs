@@ -1,18 +1,23 @@
-//! One attempt at one cluster: pick an endpoint, take or make a connection, exchange, keep the connection.
+//! A request on its way to a cluster: tries, each at one endpoint, until one is answered or there is no use in another.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, timeout};
 
-use super::http::Exchange;
-use crate::balance::Cluster;
+use super::http::{Exchange, Transfer};
+use super::replay::Replay;
+use super::retry::{self, Decision, Failure};
+use crate::balance::limits::Held;
+use crate::balance::outlier::Verdict;
+use crate::balance::{Ask, Cluster, Endpoint, Lease};
+use crate::config::route::Retry;
 use crate::connect::pool::Upstream;
 use crate::connect::{Carries, dial};
 use crate::deadline::Deadline;
-use crate::error::{Error, Kind, Progress};
-use crate::http::h1::{ClientHalf, Conn, ServerHalf};
-use crate::http::head::Head;
+use crate::error::{Error, Kind, Progress, Side};
+use crate::http::h1::{ClientHalf, Conn, Length, ServerHalf};
+use crate::http::head::{Head, Known};
 use crate::observe::Outcome;
 use crate::tls::expiry;
 use crate::worker::Worker;
@@ -43,66 +48,369 @@ pub struct Limit<'a> {
     pub at_most: Option<Duration>,
 }
 
+/// What the tries of one request share.
+#[derive(Debug)]
+struct Tries<'a> {
+    policy: Policy<'a>,
+    is_idempotent: bool,
+    /// Whether it may be sent again although it was sent.
+    is_repeatable: bool,
+    replay: Replay,
+    upload: Transfer,
+    progress: Progress,
+    /// Endpoints of the tries before.
+    tried: Vec<u64>,
+    /// The endpoint of the moment.
+    lease: Option<Lease>,
+    /// Whether the connection of the moment had carried a request before.
+    is_reused: bool,
+    /// The place in the budget of retries.
+    held: Option<Held>,
+}
+
+/// When a request is tried again.
+#[derive(Debug, Clone, Copy)]
+pub enum Policy<'a> {
+    /// As the route says.
+    Route(Option<&'a Retry>),
+    /// Once, when an idle connection turned out to be closed: what the app itself does is for its callers to judge.
+    Stale,
+}
+
+/// Why a try is over without an answer for the caller.
+#[derive(Debug)]
+enum Ended {
+    Error(Error),
+    /// With a response that the policy doesn't want.
+    Unwanted,
+}
+
 impl Attempt<'_> {
-    /// Makes the attempt, within `limit` when there is a limit. `edit` changes the response's head before it goes
-    /// down.
+    /// Tries, within `limit` when there is one. `edit` changes the response's head before it goes down.
     ///
     /// # Errors
-    /// What went wrong; its `progress` says whether the caller can still be answered.
+    /// What went wrong with the last try; its `progress` says whether the caller can still be answered.
     pub async fn run(
         &mut self,
         cluster: &Arc<Cluster>,
         limit: Limit<'_>,
+        policy: Policy<'_>,
         edit: impl FnOnce(&Head, &mut Head),
     ) -> Result<(), Error> {
-        let mut progress = Progress::Nothing;
+        let mut tries = Tries::new(policy, self.request, self.down.body_length());
         let now = limit.since;
-        let exchange = self.exchange(cluster, now, &mut progress, edit);
+        let answering = self.tries(cluster, now, &mut tries, edit);
         let outcome = match limit.at_most {
-            None => exchange.await,
+            None => answering.await,
             Some(at_most) => {
-                let limited = limit.deadline.limit(now + at_most, exchange).await;
-                limited.unwrap_or_else(|| {
-                    let detail = format!("no complete response after {at_most:?}");
-                    Err(Error::own(Kind::Timeout, detail))
-                })
+                let limited = limit.deadline.limit(now + at_most, answering).await;
+                limited.unwrap_or_else(|| Err(late(at_most)))
             }
         };
-        outcome.map_err(|error| error.at(progress).behind(&cluster.object))
+        outcome.map_err(|error| {
+            if error.kind == Kind::Timeout && tries.lease.is_some() {
+                self.report(cluster, &mut tries, Verdict::TimedOut);
+            }
+            explain(error, &tries).behind(&cluster.object)
+        })
     }
 
-    async fn exchange(
+    async fn tries(
         &mut self,
         cluster: &Arc<Cluster>,
         now: Instant,
-        progress: &mut Progress,
+        tries: &mut Tries<'_>,
         edit: impl FnOnce(&Head, &mut Head),
     ) -> Result<(), Error> {
-        let lease = cluster.pick(|| self.worker.dice())?;
-        let endpoint = lease.endpoint();
+        let _request = cluster.load.begin()?;
+        let (mut edit, mut number, mut now) = (Some(edit), 1, now);
+        loop {
+            let per_try = tries.policy.per_try();
+            let once = self.once(cluster, now, number, tries, &mut edit);
+            let ended = match per_try {
+                None => once.await,
+                Some(at_most) => Box::pin(timeout(at_most, once))
+                    .await
+                    .unwrap_or_else(|_| Err(Ended::Error(late(at_most)))),
+            };
+            let Err(ended) = ended else { return Ok(()) };
+            if let Ended::Error(error) = ended {
+                let error = error.at(tries.progress);
+                if let Some(verdict) = verdict(&error) {
+                    self.report(cluster, tries, verdict);
+                }
+                if !self.may_try_again(cluster, tries, Failure::Error(&error), number) {
+                    return Err(error);
+                }
+            }
+            let lease = tries.lease.take();
+            tries.tried.extend(lease.map(|lease| lease.endpoint().id));
+            number += 1;
+            self.worker.shared.metrics.retries.inc();
+            if let Policy::Route(Some(retry)) = tries.policy {
+                sleep(retry::backoff(retry, number, self.worker.dice())).await;
+            }
+            now = Instant::now();
+        }
+    }
+
+    /// One try. An answer that the policy doesn't want is an error as long as another try is allowed.
+    async fn once(
+        &mut self,
+        cluster: &Arc<Cluster>,
+        now: Instant,
+        number: u32,
+        tries: &mut Tries<'_>,
+        edit: &mut Option<impl FnOnce(&Head, &mut Head)>,
+    ) -> Result<(), Ended> {
+        tries.progress = Progress::Nothing;
+        let _leave = cluster.load.connection().await.map_err(Ended::Error)?;
+        self.look_after(cluster, now);
+        let ask = Ask {
+            tried: &tries.tried,
+            is_replayable: tries.is_repeatable,
+            now,
+        };
+        let lease = cluster.pick(ask, || self.worker.dice());
+        let lease = tries.lease.insert(lease.map_err(Ended::Error)?);
+        let endpoint = Arc::clone(lease.endpoint());
         if let Some(series) = &endpoint.series {
             self.outcome.toward(series);
         }
-        let mut upstream = match self.worker.pool.take(endpoint, now) {
-            Some(upstream) => upstream,
-            None => {
-                let expires = self.worker.shared.credentials.identity();
-                let expires = expires.map(|identity| expiry(identity.not_after));
-                let (stream, peer) = dial(endpoint, Carries::Http, cluster.connect_timeout).await?;
-                let conn = Conn::new(stream, Vec::new(), self.worker.shared.limits);
-                let until = peer.map(|peer| earliest(peer.expires(), expires));
-                Upstream::new(ClientHalf::new(conn), until, endpoint)
-            }
+        if let Policy::Route(_) = tries.policy {
+            let mut digits = itoa::Buffer::new();
+            let count = digits.format(number).as_bytes();
+            let name = "x-envoy-attempt-count";
+            self.request.set(name, Known::AttemptCount, count);
+        }
+        let upstream = self.upstream(cluster, &endpoint, now, tries).await;
+        let mut upstream = upstream.map_err(Ended::Error)?;
+        tries.is_reused = upstream.half.exchanges() > 0;
+        tries.restart();
+        let mut exchange = tries.exchange(self.down, &mut upstream.half);
+        let begun = exchange.begin(self.request, self.response).await;
+        begun.map_err(Ended::Error)?;
+        self.judge(cluster, tries, number)?;
+        let Some(edit) = edit.take() else {
+            return Err(Ended::Error(Error::own(Kind::Protocol, "answered twice")));
         };
-        let mut exchange = Exchange {
-            down: self.down,
-            up: &mut upstream.half,
-            progress,
-        };
-        exchange.run(self.request, self.response, edit).await?;
+        let mut exchange = tries.exchange(self.down, &mut upstream.half);
+        let finished = exchange.finish(self.request, self.response, edit).await;
+        finished.map_err(Ended::Error)?;
         self.worker.pool.give_back(upstream);
         Ok(())
     }
+
+    /// An idle connection to `endpoint`, or a new one.
+    async fn upstream(
+        &self,
+        cluster: &Arc<Cluster>,
+        endpoint: &Arc<Endpoint>,
+        now: Instant,
+        tries: &Tries<'_>,
+    ) -> Result<Box<Upstream>, Error> {
+        let pool = &self.worker.pool;
+        if let Some(upstream) = pool.take(endpoint, now, tries.is_repeatable) {
+            return Ok(upstream);
+        }
+        let shared = &self.worker.shared;
+        let identity = shared.credentials.identity();
+        let expires = identity.map(|identity| expiry(identity.not_after));
+        let (stream, peer) = dial(cluster, endpoint, Carries::Http).await?;
+        let conn = Conn::new(stream, Vec::new(), shared.limits);
+        let until = peer.map(|peer| earliest(peer.expires(), expires));
+        let half = ClientHalf::new(conn);
+        Ok(Upstream::new(half, until, endpoint, cluster.connections))
+    }
+
+    /// Looks at the response's head: what it says of the endpoint, and whether the policy wants another.
+    fn judge(
+        &mut self,
+        cluster: &Arc<Cluster>,
+        tries: &mut Tries<'_>,
+        number: u32,
+    ) -> Result<(), Ended> {
+        let status = self.response.status();
+        if cluster.is_watched() {
+            self.report(cluster, tries, Verdict::Status(status));
+        }
+        let grpc = self.response.get(Known::GrpcStatus);
+        let grpc = grpc.and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
+        if status < 400 && grpc.is_none() {
+            return Ok(());
+        }
+        let failure = Failure::Status(status, grpc);
+        match self.may_try_again(cluster, tries, failure, number) {
+            true => Err(Ended::Unwanted),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether there is another try after try `number`; takes its place in the budget.
+    fn may_try_again(
+        &self,
+        cluster: &Arc<Cluster>,
+        tries: &mut Tries<'_>,
+        failure: Failure<'_>,
+        number: u32,
+    ) -> bool {
+        let withheld = match tries.decide(failure) {
+            Decision::Final => return false,
+            Decision::Withheld(reason) => reason,
+            Decision::Again if number > tries.policy.attempts() => "attempts used up",
+            Decision::Again if tries.progress > Progress::Sent => "a response had begun",
+            Decision::Again if !tries.replay.is_whole() => "body not kept",
+            Decision::Again => match cluster.load.retry() {
+                Some(held) => {
+                    tries.held = Some(held);
+                    return true;
+                }
+                None => "budget used up",
+            },
+        };
+        self.worker.shared.metrics.withheld(withheld);
+        false
+    }
+
+    /// Tells the cluster what became of the request on the endpoint of the moment.
+    fn report(&self, cluster: &Arc<Cluster>, tries: &mut Tries<'_>, verdict: Verdict) {
+        let Some(lease) = tries.lease.as_mut() else {
+            return;
+        };
+        let was_probe = lease.is_probe();
+        let ejection = cluster.report(lease, verdict, Instant::now());
+        let address = lease.endpoint().address;
+        match ejection {
+            Some(ejection) => {
+                self.worker.shared.metrics.ejections.inc();
+                let (cluster, times) = (&cluster.name, ejection.times);
+                tracing::warn!(%cluster, %address, reason = ejection.reason, times, "ejected");
+            }
+            None if was_probe => tracing::info!(cluster = %cluster.name, %address, "returned"),
+            None => {}
+        }
+    }
+
+    /// Sees whether an endpoint that nobody tries takes connections again.
+    fn look_after(&self, cluster: &Arc<Cluster>, now: Instant) {
+        let Some(mut lease) = cluster.due_for_a_look(now) else {
+            return;
+        };
+        let cluster = Arc::clone(cluster);
+        tokio::task::spawn_local(async move {
+            let endpoint = Arc::clone(lease.endpoint());
+            let verdict = match dial(&cluster, &endpoint, Carries::Http).await {
+                Ok(_) => Verdict::Status(200),
+                Err(_) => Verdict::Failed,
+            };
+            cluster.report(&mut lease, verdict, Instant::now());
+        });
+    }
+}
+
+impl<'a> Tries<'a> {
+    fn new(policy: Policy<'a>, request: &Head, body: Length) -> Tries<'a> {
+        let is_idempotent = retry::is_idempotent(request);
+        let is_repeatable = is_idempotent || policy.repeats_anything();
+        Tries {
+            policy,
+            is_idempotent,
+            is_repeatable,
+            // A request that can't be repeated once it was sent needs nothing of what was sent.
+            replay: Replay::new(is_repeatable && body != Length::Empty && policy.attempts() > 0),
+            progress: Progress::Nothing,
+            upload: Transfer::default(),
+            tried: Vec::new(),
+            lease: None,
+            is_reused: false,
+            held: None,
+        }
+    }
+
+    /// The next try begins with the body's first byte.
+    fn restart(&mut self) {
+        self.replay.restart();
+        self.upload = Transfer::default();
+    }
+
+    fn exchange<'t>(
+        &'t mut self,
+        down: &'t mut ServerHalf,
+        up: &'t mut ClientHalf,
+    ) -> Exchange<'t> {
+        Exchange {
+            down,
+            replay: &mut self.replay,
+            up,
+            progress: &mut self.progress,
+            upload: &mut self.upload,
+        }
+    }
+
+    fn decide(&self, failure: Failure<'_>) -> Decision {
+        match (self.policy, failure) {
+            (Policy::Route(Some(retry)), _) => retry::decide(retry, self.is_idempotent, failure),
+            (Policy::Stale, Failure::Error(error)) if self.is_reused => {
+                let is_unseen = self.progress == Progress::Nothing || self.is_idempotent;
+                match error.side == Side::Up && error.kind == Kind::Reset && is_unseen {
+                    true => Decision::Again,
+                    false => Decision::Final,
+                }
+            }
+            _ => Decision::Final,
+        }
+    }
+}
+
+impl Policy<'_> {
+    fn attempts(self) -> u32 {
+        match self {
+            Policy::Route(retry) => retry.map_or(0, |retry| retry.attempts),
+            Policy::Stale => 1,
+        }
+    }
+
+    fn per_try(self) -> Option<Duration> {
+        match self {
+            Policy::Route(retry) => retry?.per_try,
+            Policy::Stale => None,
+        }
+    }
+
+    /// Whether whoever wrote it says that requests may be repeated that were sent.
+    fn repeats_anything(self) -> bool {
+        let broken = Error::up(Kind::Reset, "").at(Progress::Sent);
+        let Policy::Route(Some(retry)) = self else {
+            return false;
+        };
+        retry.is_explicit
+            && !retry.on.is_empty()
+            && retry::decide(retry, false, Failure::Error(&broken)) == Decision::Again
+    }
+}
+
+fn late(at_most: Duration) -> Error {
+    let detail = format!("no complete response after {at_most:?}");
+    Error::own(Kind::Timeout, detail)
+}
+
+/// What an error says of the endpoint; nothing, when it isn't the endpoint's.
+fn verdict(error: &Error) -> Option<Verdict> {
+    match (error.side, error.kind) {
+        (_, Kind::Timeout) | (Side::Up, Kind::ConnectTimeout) => Some(Verdict::TimedOut),
+        (Side::Up, _) => Some(Verdict::Failed),
+        _ => None,
+    }
+}
+
+/// Says how far the last try got, and that it wasn't the first.
+fn explain(error: Error, tries: &Tries<'_>) -> Error {
+    let mut error = error.at(tries.progress);
+    let count = tries.tried.len();
+    if count > 0 {
+        error.detail = format!("{} (after {} tries)", error.detail, count + 1);
+    }
+    error
 }
 
 /// A connection is good while both certificates that made it are.

@@ -4,6 +4,7 @@
 use std::future::poll_fn;
 use std::task::{Context, Poll, ready};
 
+use super::replay::Replay;
 use crate::error::{Error, Kind, Progress};
 use crate::http::h1::{ClientHalf, Invalid, Length, ServerHalf};
 use crate::http::head::{Head, Known};
@@ -17,39 +18,45 @@ const MAX_INFORMATIONAL: usize = 20;
 pub struct Exchange<'a> {
     /// Who sent the request, whose head was read already.
     pub down: &'a mut ServerHalf,
+    /// Its body.
+    pub replay: &'a mut Replay,
     /// Who answers it.
     pub up: &'a mut ClientHalf,
     /// How far it got; true after a failure as well.
     pub progress: &'a mut Progress,
+    /// How much of the body was sent.
+    pub upload: &'a mut Transfer,
 }
 
 impl Exchange<'_> {
-    /// Sends `request` with its body, receives the response into `response`, lets `edit` change its head, and passes
-    /// it on.
+    /// Sends `request` with its body, and receives the response's head into `response`.
+    ///
+    /// # Errors
+    /// What went wrong, on whose side.
+    pub async fn begin(&mut self, request: &mut Head, response: &mut Head) -> Result<(), Error> {
+        self.up.request(request, self.down.body_length());
+        self.response_head(response).await
+    }
+
+    /// Passes the response on, after `edit` has changed its head.
     ///
     /// # Errors
     /// What went wrong, on whose side. When `progress` is [`Progress::Answered`], the response's head is out and the
     /// downstream connection can only be closed.
-    pub async fn run(
+    pub async fn finish(
         &mut self,
-        request: &mut Head,
+        request: &Head,
         response: &mut Head,
         edit: impl FnOnce(&Head, &mut Head),
     ) -> Result<(), Error> {
-        let length = self.down.body_length();
-        self.up.request(request, length);
-        *self.progress = Progress::Sent;
-        let mut upload = Transfer::default();
-        self.response_head(&mut upload, response).await?;
-
         let received = self.up.receive(response, self.down.is_head());
         let length = received.map_err(|invalid| protocol(&invalid))?;
         response.remove_hop_by_hop();
         edit(request, response);
         *self.progress = Progress::Answered;
         self.down.respond(response, length);
-        self.response_body(&mut upload, length).await?;
-        if !upload.is_done {
+        self.response_body(length).await?;
+        if !self.upload.is_done {
             // The app answered without reading all of the request; what is left of it can't be told from a next one.
             self.down.close_after();
         }
@@ -57,16 +64,14 @@ impl Exchange<'_> {
     }
 
     /// Sends the request while waiting for the final response's head; passes informational ones on.
-    async fn response_head(
-        &mut self,
-        upload: &mut Transfer,
-        response: &mut Head,
-    ) -> Result<(), Error> {
+    async fn response_head(&mut self, response: &mut Head) -> Result<(), Error> {
         for _ in 0..=MAX_INFORMATIONAL {
-            poll_fn(|cx| self.poll_response_head(cx, upload, response)).await?;
+            poll_fn(|cx| self.poll_response_head(cx, response)).await?;
             match response.status() {
                 101 => return Err(protocol_error("a 101 that was not asked for")),
                 100..=199 => {
+                    // From here on the caller has seen something of this try.
+                    *self.progress = Progress::Informed;
                     response.remove_hop_by_hop();
                     self.down.inform(response);
                     poll_fn(|cx| self.down.conn().poll_flush(cx))
@@ -83,10 +88,12 @@ impl Exchange<'_> {
     fn poll_response_head(
         &mut self,
         cx: &mut Context<'_>,
-        upload: &mut Transfer,
         response: &mut Head,
     ) -> Poll<Result<(), Error>> {
-        let sent = upload.poll(cx, self.down.conn(), self.up.conn());
+        let sent = self.poll_upload(cx);
+        if *self.progress == Progress::Nothing && self.up.conn().is_sent() {
+            *self.progress = Progress::Sent;
+        }
         // The app may refuse the rest of a request and still have answered it: its answer decides.
         if let Poll::Ready(Err(Failed::From(broken))) = sent {
             return Poll::Ready(Err(bad_body(&broken)));
@@ -95,10 +102,15 @@ impl Exchange<'_> {
         Poll::Ready(head.map_err(|broken| no_response(&broken)))
     }
 
-    async fn response_body(&mut self, upload: &mut Transfer, length: Length) -> Result<(), Error> {
+    fn poll_upload(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failed>> {
+        let mut body = self.replay.over(self.down.conn());
+        self.upload.poll(cx, &mut body, self.up.conn())
+    }
+
+    async fn response_body(&mut self, length: Length) -> Result<(), Error> {
         let mut download = Transfer::default();
         poll_fn(|cx| {
-            let sent = upload.poll(cx, self.down.conn(), self.up.conn());
+            let sent = self.poll_upload(cx);
             if let Poll::Ready(Err(Failed::From(broken))) = sent {
                 return Poll::Ready(Err(bad_body(&broken)));
             }
@@ -114,7 +126,7 @@ impl Exchange<'_> {
 
 /// A body on its way from one peer to the other.
 #[derive(Debug, Default)]
-struct Transfer {
+pub struct Transfer {
     is_finished: bool,
     is_done: bool,
 }
@@ -144,7 +156,7 @@ impl Transfer {
                     from.consume(count);
                 }
                 Poll::Ready(Ok(false)) => {
-                    to.finish(from.take_trailers().as_ref());
+                    to.finish(from.trailers());
                     self.is_finished = true;
                 }
                 Poll::Ready(Err(broken)) => return Poll::Ready(Err(Failed::From(broken))),

@@ -4,4 +4,6 @@ pub mod answer;
 pub mod attempt;
 pub mod headers;
 pub mod http;
+pub mod replay;
+pub mod retry;
 pub mod tcp;

@@ -26,7 +26,7 @@ pub trait Incoming {
     fn consume(&mut self, count: usize);
 
     /// The trailer section, once the body has ended; empty when there is none.
-    fn take_trailers(&mut self) -> Option<Head>;
+    fn trailers(&self) -> Option<&Head>;
 }
 
 /// The sending direction of a message body.

@@ -55,6 +55,11 @@ pub struct Metrics {
     pub refused_connections: IntCounter,
     /// Resources refused, as counted once a version.
     pub refused_resources: IntCounter,
+    /// Requests that were sent again.
+    pub retries: IntCounter,
+    /// Endpoints ejected.
+    pub ejections: IntCounter,
+    withheld: IntCounterVec,
     /// 1 while the stream to the control plane is up.
     pub connected: IntGauge,
     /// When the workload's certificate ends, in seconds since 1970.
@@ -152,6 +157,11 @@ impl Series {
 }
 
 impl Metrics {
+    /// A retry was not made.
+    pub fn withheld(&self, reason: &'static str) {
+        self.withheld.with_label_values(&[reason]).inc();
+    }
+
     /// Fresh metrics: one set for each proxy, so that several can live in one process.
     ///
     /// # Errors
@@ -162,6 +172,10 @@ impl Metrics {
         let help = "Requests, as Istio's standard metric counts them.";
         let requests = IntCounterVec::new(Opts::new("istio_requests_total", help), &labels)?;
         registry.register(Box::new(requests.clone()))?;
+        let help = "Retries that were not made, and why.";
+        let withheld = Opts::new("leno_retries_withheld_total", help);
+        let withheld = IntCounterVec::new(withheld, &["reason"])?;
+        registry.register(Box::new(withheld.clone()))?;
         let build = Opts::new("istio_build", "Component and version.")
             .const_label("component", "proxy")
             .const_label("tag", env!("CARGO_PKG_VERSION"));
@@ -197,6 +211,9 @@ impl Metrics {
                 "leno_xds_resources_refused_total",
                 "xDS resources that were refused.",
             )?,
+            retries: counter("leno_retries_total", "Requests that were sent again.")?,
+            ejections: counter("leno_ejections_total", "Endpoints that were ejected.")?,
+            withheld,
             connected: gauge("leno_xds_connected", "1 while the xDS stream is up.")?,
             rotations: counter("leno_certificates_total", "Certificates obtained.")?,
             certificate_expiry: expiry,

@@ -103,6 +103,7 @@ mod tests {
             },
             targets: Vec::new(),
             timeout: None,
+            retry: None,
         };
         VirtualHost {
             name: String::new(),

@@ -6,7 +6,7 @@ use super::conn::Conn;
 use super::parse::parse_response;
 use super::{Invalid, Length, response_length};
 use crate::http::Broken;
-use crate::http::head::{Head, Version};
+use crate::http::head::{Head, Known, Version};
 
 /// A connection on which responses come.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ impl ClientHalf {
         self.exchanges += 1;
         self.keep_alive = false;
         if length == Length::Chunked {
-            head.add("transfer-encoding", b"chunked");
+            head.set("transfer-encoding", Known::TransferEncoding, b"chunked");
         }
         self.conn.send(length, |out| {
             head.write_request(out);

@@ -33,6 +33,8 @@ pub struct Conn {
     decoder: Decoder,
     encoder: Encoder,
     ended: bool,
+    /// Whether a byte of the message that is being sent has left.
+    is_sent: bool,
     limits: Limits,
 }
 
@@ -50,6 +52,7 @@ impl Conn {
             decoder: Decoder::new(Length::Empty, limits),
             encoder: Encoder::new(Length::Empty),
             ended: false,
+            is_sent: false,
             limits,
         }
     }
@@ -98,8 +101,14 @@ impl Conn {
     /// Starts sending a message, whose head `write_head` appends to the write buffer.
     pub(super) fn send(&mut self, length: Length, write_head: impl FnOnce(&mut Vec<u8>)) {
         self.encoder = Encoder::new(length);
+        self.is_sent = false;
         buffers::lend(&mut self.write);
         write_head(&mut self.write);
+    }
+
+    /// Whether a byte of the message that is being sent has left.
+    pub fn is_sent(&self) -> bool {
+        self.is_sent
     }
 
     /// Reads more; 0 when the peer has ended its direction.
@@ -215,8 +224,8 @@ impl Incoming for Conn {
         self.consumed += count;
     }
 
-    fn take_trailers(&mut self) -> Option<Head> {
-        self.decoder.take_trailers()
+    fn trailers(&self) -> Option<&Head> {
+        self.decoder.trailers()
     }
 }
 
@@ -248,6 +257,7 @@ impl Outgoing for Conn {
                 return Poll::Ready(Err(Broken::Closed));
             }
             self.written += count;
+            self.is_sent = true;
         }
         ready!(Pin::new(&mut self.io).poll_flush(cx))?;
         buffers::give_back(&mut self.write);

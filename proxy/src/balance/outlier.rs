@@ -1,0 +1,324 @@
+//! Outlier ejection, Envoy's arithmetic without its timer: who failed often in a row takes no requests for a while.
+//!
+//! Nothing runs in the background: when an endpoint may return is worked out when it is ejected, up to the next sweep that
+//! Envoy would make. Then one request at a time tries it, and what comes of that decides.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::config::cluster::Outlier;
+
+/// What an endpoint made of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It answered with this status.
+    Status(u16),
+    /// It couldn't be reached, or broke off before it answered.
+    Failed,
+    /// It didn't answer in time.
+    TimedOut,
+}
+
+/// How an endpoint has been doing.
+#[derive(Debug, Default)]
+pub struct Health {
+    fives: AtomicU32,
+    gateways: AtomicU32,
+    locals: AtomicU32,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Ejections in a row.
+    times: u32,
+    ejected: Option<Ejection>,
+    /// When it came back last.
+    returned: Option<Instant>,
+}
+
+/// An ejection under way.
+#[derive(Debug, Clone)]
+pub struct Ejection {
+    /// Why, in words.
+    pub reason: String,
+    /// When the endpoint may be tried again.
+    pub until: Instant,
+    /// How many times in a row it was ejected.
+    pub times: u32,
+    probing: bool,
+}
+
+/// Whether an endpoint takes a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fitness {
+    /// Any.
+    Fit,
+    /// One, to see whether it is well again.
+    OnProbation,
+    /// None.
+    Unfit,
+}
+
+impl Health {
+    /// The ejection under way.
+    pub fn ejection(&self) -> Option<Ejection> {
+        self.state().ejected.clone()
+    }
+
+    /// Whether it takes a request now.
+    pub fn fitness(&self, now: Instant) -> Fitness {
+        match &self.state().ejected {
+            None => Fitness::Fit,
+            Some(ejected) if ejected.until <= now && !ejected.probing => Fitness::OnProbation,
+            Some(_) => Fitness::Unfit,
+        }
+    }
+
+    /// Takes the one try that an endpoint on probation has; `false` when somebody else has it.
+    pub(super) fn begin_probe(&self, now: Instant) -> bool {
+        match &mut self.state().ejected {
+            Some(ejected) if ejected.until <= now && !ejected.probing => {
+                ejected.probing = true;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Gives the try back: nothing was learnt by it.
+    pub(super) fn abandon_probe(&self) {
+        if let Some(ejected) = &mut self.state().ejected {
+            ejected.probing = false;
+        }
+    }
+
+    /// Counts `verdict`; says why the endpoint is to be ejected, if it is.
+    pub(super) fn count(&self, outlier: &Outlier, verdict: Verdict) -> Option<String> {
+        let is_local = !matches!(verdict, Verdict::Status(_));
+        if outlier.split && is_local {
+            return over(
+                &self.locals,
+                outlier.consecutive_local,
+                "failed connections",
+            );
+        }
+        let (five, gateway) = match verdict {
+            Verdict::Status(status) => (status >= 500, matches!(status, 502..=504)),
+            Verdict::Failed | Verdict::TimedOut => (true, true),
+        };
+        // Reading before writing: a healthy endpoint's line stays shared between the workers.
+        let reset = |counter: &AtomicU32| {
+            if counter.load(Ordering::Relaxed) > 0 {
+                counter.store(0, Ordering::Relaxed);
+            }
+        };
+        reset(&self.locals);
+        if !gateway {
+            reset(&self.gateways);
+        }
+        if !five {
+            reset(&self.fives);
+            return None;
+        }
+        let of_gateway = gateway.then(|| {
+            let limit = outlier.consecutive_gateway;
+            over(&self.gateways, limit, "gateway errors (502, 503, 504)")
+        });
+        over(&self.fives, outlier.consecutive_5xx, "5xx responses").or(of_gateway.flatten())
+    }
+
+    /// Ejects it, or again. `start` is when the cluster began: sweeps are counted from there.
+    pub(super) fn eject(&self, outlier: &Outlier, reason: String, start: Instant, now: Instant) {
+        let mut state = self.state();
+        // For each interval that it did well since it came back, one ejection is forgotten.
+        if let Some(returned) = state.returned.take() {
+            let well = now.duration_since(returned).as_secs_f64();
+            let forgotten = well / outlier.interval.as_secs_f64().max(0.001);
+            // Not negative, and a cast from float to integer saturates.
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+            let forgotten = forgotten as u32;
+            state.times = state.times.saturating_sub(forgotten);
+        }
+        state.times = state.times.saturating_add(1);
+        let longest = outlier.max_time.max(outlier.base_time);
+        let time = outlier.base_time.saturating_mul(state.times).min(longest);
+        state.ejected = Some(Ejection {
+            reason,
+            until: next_sweep(start, now + time, outlier.interval),
+            times: state.times,
+            probing: false,
+        });
+    }
+
+    /// Lets it take requests again.
+    pub(super) fn restore(&self, now: Instant) {
+        let mut state = self.state();
+        state.ejected = None;
+        state.returned = Some(now);
+        for counter in [&self.fives, &self.gateways, &self.locals] {
+            counter.store(0, Ordering::Relaxed);
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Counts one more; says so, and begins anew, when that reaches the limit.
+fn over(counter: &AtomicU32, limit: u32, what: &str) -> Option<String> {
+    let count = counter.fetch_add(1, Ordering::Relaxed) + 1;
+    if limit == 0 || count < limit {
+        return None;
+    }
+    counter.store(0, Ordering::Relaxed);
+    Some(format!("{count} {what} in a row"))
+}
+
+/// Whether one more of `hosts` may be ejected when so many are.
+pub(super) fn may_eject(outlier: &Outlier, ejected: usize, hosts: usize) -> bool {
+    let within = 100 * (ejected + 1) <= outlier.max_percent as usize * hosts;
+    within || (ejected == 0 && hosts >= 2)
+}
+
+/// The first sweep at or after `at`.
+fn next_sweep(start: Instant, at: Instant, interval: Duration) -> Instant {
+    let interval = interval.max(Duration::from_millis(1)).as_nanos();
+    let sweeps = at.duration_since(start).as_nanos().div_ceil(interval);
+    let after = u64::try_from(sweeps * interval).unwrap_or(u64::MAX);
+    start + Duration::from_nanos(after)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outlier() -> Outlier {
+        Outlier {
+            consecutive_5xx: 3,
+            consecutive_gateway: 0,
+            consecutive_local: 2,
+            split: false,
+            interval: Duration::from_secs(10),
+            base_time: Duration::from_secs(30),
+            max_time: Duration::from_secs(300),
+            max_percent: 10,
+        }
+    }
+
+    /// After which of these verdicts the endpoint is to be ejected.
+    fn ejected_after(outlier: &Outlier, verdicts: &[Verdict]) -> Option<usize> {
+        let health = Health::default();
+        let at = verdicts
+            .iter()
+            .position(|verdict| health.count(outlier, *verdict).is_some());
+        at.map(|at| at + 1)
+    }
+
+    #[test]
+    fn what_counts_is_what_fails_in_a_row() {
+        use Verdict::{Failed, Status, TimedOut};
+        let all = outlier();
+        let gateway = Outlier {
+            consecutive_5xx: 0,
+            consecutive_gateway: 2,
+            ..outlier()
+        };
+        let split = Outlier {
+            split: true,
+            ..outlier()
+        };
+        let never = Outlier {
+            consecutive_5xx: 0,
+            ..outlier()
+        };
+        for (outlier, verdicts, expected) in [
+            (&all, &[Status(500), Status(503), Status(500)][..], Some(3)),
+            (
+                &all,
+                &[Status(500), Status(500), Status(404), Status(500)],
+                None,
+            ),
+            (&all, &[Failed, TimedOut, Status(500)], Some(3)),
+            (&gateway, &[Status(500), Status(500), Status(500)], None),
+            (&gateway, &[Status(502), Status(504)], Some(2)),
+            (&gateway, &[Status(502), Status(500), Status(504)], None),
+            (&split, &[Failed, Failed], Some(2)),
+            (&split, &[Status(500), Failed, Status(500), Failed], None),
+            (&split, &[Status(500), Status(500), Status(500)], Some(3)),
+            (&never, &[Failed, Failed, Failed, Failed], None),
+        ] {
+            assert_eq!(ejected_after(outlier, verdicts), expected, "{verdicts:?}");
+        }
+    }
+
+    #[test]
+    fn the_percentage_is_envoys_but_one_of_two_may_always_go() {
+        for (max_percent, hosts, expected) in [
+            (50, 3, 1),
+            (10, 3, 1),
+            (10, 1, 0),
+            (100, 1, 1),
+            (0, 2, 1),
+            (50, 4, 2),
+            (100, 4, 4),
+            (34, 3, 1),
+            (67, 3, 2),
+        ] {
+            let outlier = Outlier {
+                max_percent,
+                ..outlier()
+            };
+            let mut ejected = 0;
+            while ejected < hosts && may_eject(&outlier, ejected, hosts) {
+                ejected += 1;
+            }
+            assert_eq!(ejected, expected, "{max_percent} % of {hosts}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_ejection_in_a_row_lasts_longer_and_ends_with_a_sweep() {
+        let (health, outlier, start) = (Health::default(), outlier(), Instant::now());
+        tokio::time::advance(Duration::from_secs(4)).await;
+        for (times, seconds) in [(1, 40), (2, 70), (3, 100), (4, 130)] {
+            let now = start + Duration::from_secs(4);
+            health.eject(&outlier, "bad".to_owned(), start, now);
+            let ejection = health.ejection().expect("ejected");
+            assert_eq!(ejection.times, times);
+            assert_eq!(ejection.until, start + Duration::from_secs(seconds));
+        }
+        for _ in 0..20 {
+            health.eject(&outlier, "bad".to_owned(), start, start);
+        }
+        let longest = health.ejection().expect("ejected").until;
+        assert_eq!(longest, start + Duration::from_secs(300));
+        // It comes back, does well for two sweeps, and two ejections are forgotten.
+        health.restore(start);
+        let later = start + Duration::from_secs(20);
+        health.eject(&outlier, "bad".to_owned(), start, later);
+        assert_eq!(health.ejection().expect("ejected").times, 23);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_at_a_time_tries_who_may_return() {
+        let (health, outlier, start) = (Health::default(), outlier(), Instant::now());
+        health.eject(&outlier, "bad".to_owned(), start, start);
+        let until = start + Duration::from_secs(30);
+        let before = until - Duration::from_millis(1);
+        assert_eq!(health.fitness(before), Fitness::Unfit);
+        assert!(!health.begin_probe(before));
+        assert_eq!(health.fitness(until), Fitness::OnProbation);
+        assert!(health.begin_probe(until));
+        assert_eq!(health.fitness(until), Fitness::Unfit);
+        assert!(!health.begin_probe(until));
+        health.abandon_probe();
+        assert!(health.begin_probe(until));
+        health.restore(until);
+        assert_eq!(health.fitness(until), Fitness::Fit);
+    }
+}

@@ -1,0 +1,94 @@
+//! A request's body, kept while it may have to be sent again. Best effort: what doesn't fit isn't kept, and then the
+//! request isn't repeated; it is never refused or cut for that.
+
+use std::task::{Context, Poll};
+
+use crate::http::h1::Conn;
+use crate::http::head::Head;
+use crate::http::{Broken, Incoming};
+
+/// Bytes of a body that are kept.
+const KEPT: usize = 1024 * 1024;
+
+/// What was read of the body so far.
+#[derive(Debug)]
+pub struct Replay {
+    keeps: bool,
+    kept: Vec<u8>,
+    /// How much of it this try has sent.
+    at: usize,
+    is_lost: bool,
+}
+
+impl Replay {
+    /// Nothing was read yet. Keeps what is read, if `keeps`.
+    pub fn new(keeps: bool) -> Replay {
+        Replay {
+            keeps,
+            kept: Vec::new(),
+            at: 0,
+            is_lost: false,
+        }
+    }
+
+    /// Whether the request can be sent again from its beginning.
+    pub fn is_whole(&self) -> bool {
+        !self.is_lost
+    }
+
+    /// The body is sent from its beginning again.
+    pub fn restart(&mut self) {
+        self.at = 0;
+    }
+
+    /// The body as it comes: what was kept first.
+    pub fn over<'a>(&'a mut self, conn: &'a mut Conn) -> Replaying<'a> {
+        Replaying { replay: self, conn }
+    }
+
+    fn keep(&mut self, data: &[u8]) {
+        self.is_lost |= !self.keeps || self.kept.len() + data.len() > KEPT;
+        if self.is_lost {
+            self.kept = Vec::new();
+        } else {
+            self.kept.extend_from_slice(data);
+        }
+        self.at = self.kept.len();
+    }
+}
+
+/// A body that may be read a second time.
+#[derive(Debug)]
+pub struct Replaying<'a> {
+    replay: &'a mut Replay,
+    conn: &'a mut Conn,
+}
+
+impl Incoming for Replaying<'_> {
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Broken>> {
+        match self.replay.at < self.replay.kept.len() {
+            true => Poll::Ready(Ok(true)),
+            false => self.conn.poll_data(cx),
+        }
+    }
+
+    fn data(&self) -> &[u8] {
+        match self.replay.kept.get(self.replay.at..) {
+            Some(rest) if !rest.is_empty() => rest,
+            _ => self.conn.data(),
+        }
+    }
+
+    fn consume(&mut self, count: usize) {
+        if self.replay.at < self.replay.kept.len() {
+            self.replay.at += count;
+            return;
+        }
+        self.replay.keep(&self.conn.data()[..count]);
+        self.conn.consume(count);
+    }
+
+    fn trailers(&self) -> Option<&Head> {
+        self.conn.trailers()
+    }
+}

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use leno_proto::pb::envoy::config::core::v3::{Node, node::UserAgentVersionType};
 use tokio::net::TcpListener;
 use tokio::runtime::Builder as RuntimeBuilder;
@@ -28,6 +28,7 @@ use crate::http::buffers;
 use crate::identity::{self, Renewal};
 use crate::observe::metrics::{Labels, Metrics, Party};
 use crate::snapshot::Builder;
+use crate::state::State;
 use crate::status::Status;
 use crate::tls::Credentials;
 use crate::tls::server::Acceptor;
@@ -125,6 +126,7 @@ fn start_control(
     apps: HashMap<u16, SocketAddr>,
 ) -> Result<JoinHandle<()>> {
     let status = Arc::new(Status::default());
+    let state = open_state(bootstrap)?;
     let credentials = Arc::clone(&shared.credentials);
     let metrics = Arc::clone(&shared.metrics);
     let builder = Builder::new(
@@ -134,7 +136,7 @@ fn start_control(
         apps,
     );
     let client = xds::Client::new(
-        xds_options(bootstrap),
+        xds_options(bootstrap, state.clone()),
         builder,
         Arc::clone(&shared.directory),
         Arc::clone(&credentials),
@@ -142,7 +144,7 @@ fn start_control(
         Arc::clone(&status),
     );
     let renewal = Renewal {
-        options: identity_options(bootstrap),
+        options: identity_options(bootstrap, state),
         credentials: Arc::clone(&credentials),
         metrics: Arc::clone(&metrics),
     };
@@ -167,6 +169,20 @@ fn start_control(
         };
         tokio::join!(admin, renewal.run(watch.clone()), stream);
     })
+}
+
+/// The directory for what a restart begins with.
+fn open_state(bootstrap: &Bootstrap) -> Result<Option<Arc<State>>> {
+    let Some(directory) = &bootstrap.state else {
+        tracing::info!(
+            "no --state-dir: after a restart nothing is served until the control plane is reached"
+        );
+        return Ok(None);
+    };
+    let state = State::open(directory, &bootstrap.id);
+    Ok(Some(Arc::new(
+        state.map_err(|reason| anyhow!("--state-dir {reason}"))?,
+    )))
 }
 
 /// Who we are, for metrics.
@@ -295,7 +311,7 @@ fn node_id(bootstrap: &Bootstrap) -> String {
     format!("sidecar~{ip}~{workload}.{namespace}~{namespace}.svc.cluster.local")
 }
 
-fn xds_options(bootstrap: &Bootstrap) -> xds::Options {
+fn xds_options(bootstrap: &Bootstrap, state: Option<Arc<State>>) -> xds::Options {
     let version = env!("CARGO_PKG_VERSION").to_owned();
     xds::Options {
         target: bootstrap.target.clone(),
@@ -308,15 +324,17 @@ fn xds_options(bootstrap: &Bootstrap) -> xds::Options {
         },
         max_message: bootstrap.max_xds_message,
         idle_names: bootstrap.idle_names,
+        state,
     }
 }
 
-fn identity_options(bootstrap: &Bootstrap) -> identity::Options {
+fn identity_options(bootstrap: &Bootstrap, state: Option<Arc<State>>) -> identity::Options {
     identity::Options {
         target: bootstrap.target.clone(),
         id: bootstrap.id.clone(),
         token_file: bootstrap.token_file.clone(),
         ca_root: bootstrap.ca_root.clone(),
         ttl: bootstrap.certificate_ttl,
+        state,
     }
 }

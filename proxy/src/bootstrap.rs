@@ -55,6 +55,10 @@ pub struct RunArgs {
     /// Root certificates (PEM) that the control plane must chain to; by default the token pins them.
     #[arg(long, env = "LENO_CA_ROOT")]
     pub ca_root: Option<PathBuf>,
+    /// Directory (mode 700) for the certificate and the last good configuration, so that a restarted proxy serves before the
+    /// control plane is back; `none` does without.
+    #[arg(long, env = "LENO_STATE_DIR", default_value = "none")]
+    pub state_dir: PathBuf,
     /// Life of certificates to ask for, such as 24h or 30s; default: the CA's.
     #[arg(long, env = "LENO_CERTIFICATE_TTL", value_parser = duration, default_value = "0s")]
     pub certificate_ttl: Duration,
@@ -167,6 +171,8 @@ pub struct Bootstrap {
     pub token_file: Option<PathBuf>,
     /// Roots for first contact.
     pub ca_root: Option<PathBuf>,
+    /// Where what a restart begins with is kept.
+    pub state: Option<PathBuf>,
     /// Life of certificates to ask for.
     pub certificate_ttl: Duration,
     /// Ports that are served for the app.
@@ -247,6 +253,7 @@ impl RunArgs {
                 .unwrap_or(SocketAddr::new(local, port(0)?)),
             token_file: self.token_file,
             ca_root: self.ca_root,
+            state: Some(self.state_dir).filter(|path| path.as_os_str() != "none"),
             certificate_ttl: self.certificate_ttl,
             inbound: self.inbound,
             workers: self.workers,

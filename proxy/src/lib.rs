@@ -37,6 +37,7 @@ pub mod xds;
 
 pub mod channel;
 pub mod identity;
+pub mod state;
 
 pub mod admin;
 pub mod app;

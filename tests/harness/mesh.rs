@@ -123,6 +123,11 @@ impl Mesh {
             .text()
     }
 
+    /// The control plane's state directory.
+    pub fn state(&self) -> &std::path::Path {
+        &self.bootstrap.state
+    }
+
     /// The CA of its control plane.
     pub fn ca(&self) -> Ca {
         Ca::stolen(&self.bootstrap.state)
@@ -199,16 +204,24 @@ impl Proxy {
     /// # Panics
     /// When it can't start.
     pub fn start(flags: &str) -> Proxy {
+        Proxy::try_start(flags).expect("it starts")
+    }
+
+    /// Starts a proxy with these flags, if its addresses are free.
+    ///
+    /// # Panics
+    /// When the flags are wrong.
+    pub fn try_start(flags: &str) -> Option<Proxy> {
         let fixed = "leno-proxy run --outbound-address 127.0.0.1:0 --admin-address 127.0.0.1:0";
         let words = fixed.split(' ').chain(flags.split_whitespace());
         let Command::Run(args) = Cli::try_parse_from(words).expect("flags").command;
-        let bound = proxy::run(args.into_bootstrap().expect("valid")).expect("it starts");
-        Proxy {
+        let bound = proxy::run(args.into_bootstrap().expect("valid")).ok()?;
+        Some(Proxy {
             outbound: bound.outbound,
             admin: bound.admin,
             inbound: bound.inbound.clone(),
             bound: Some(bound),
-        }
+        })
     }
 
     /// Waits until it is ready.

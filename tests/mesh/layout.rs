@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// A module of the proxy, and the modules of ours that it may import.
-const PROXY: [(&str, &str); 29] = [
+const PROXY: [(&str, &str); 30] = [
     ("accept", "drain observe stream"),
     ("admin", "directory drain observe status tls"),
     (
         "app",
-        "accept admin bootstrap config connect directory drain http identity inbound observe outbound snapshot status tls worker xds",
+        "accept admin bootstrap config connect directory drain http identity inbound observe outbound snapshot state status tls worker xds",
     ),
     ("balance", "config error observe tls"),
     ("bootstrap", "channel directory http tls"),
@@ -26,7 +26,7 @@ const PROXY: [(&str, &str); 29] = [
     ),
     ("http", "deadline error stream"),
     ("identify", ""),
-    ("identity", "channel drain observe tls"),
+    ("identity", "channel drain observe state tls"),
     (
         "inbound",
         "balance connect deadline error forward http identify observe outbound policy route snapshot stream tls worker",
@@ -41,13 +41,14 @@ const PROXY: [(&str, &str); 29] = [
     ("policy", "config http route"),
     ("route", "config http"),
     ("snapshot", "balance config observe route tls"),
+    ("state", "tls"),
     ("status", "balance config directory tls xds"),
     ("stream", ""),
     ("tls", "error stream"),
     ("worker", "connect directory drain http observe tls"),
     (
         "xds",
-        "balance channel config directory drain observe snapshot status tls",
+        "balance channel config directory drain observe snapshot state status tls",
     ),
 ];
 

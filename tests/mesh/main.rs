@@ -9,6 +9,7 @@ mod mtls;
 mod policy;
 mod protocol;
 mod resilience;
+mod restart;
 mod routing;
 mod xds_client;
 mod xds_reload;

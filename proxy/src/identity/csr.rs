@@ -8,7 +8,7 @@ use rustls::sign::CertifiedKey;
 
 use crate::tls::{SpiffeId, provider};
 
-/// A private key. It never leaves this process.
+/// A private key. It never leaves this process, but for the workload's own state directory.
 pub(super) struct Key(KeyPair);
 
 impl Key {
@@ -16,6 +16,18 @@ impl Key {
     pub(super) fn generate() -> Result<Key, String> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256);
         key.map(Key).map_err(|error| error.to_string())
+    }
+
+    /// The key that [`Key::pem`] wrote.
+    pub(super) fn from_pem(pem: &str) -> Result<Key, String> {
+        KeyPair::from_pem(pem)
+            .map(Key)
+            .map_err(|error| error.to_string())
+    }
+
+    /// The key itself, for the state directory.
+    pub(super) fn pem(&self) -> String {
+        self.0.serialize_pem()
     }
 
     /// The signing request for it, in PEM. The CA decides the name; it is in the request for whoever reads it.

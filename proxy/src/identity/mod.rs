@@ -15,11 +15,13 @@ use leno_proto::tonic::transport::{Channel, Endpoint};
 use leno_proto::tonic::{Code, Request};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use serde::{Deserialize, Serialize};
 use tokio::time::{sleep, timeout};
 
 use crate::channel::{self, Target};
 use crate::drain::Watch;
 use crate::observe::metrics::Metrics;
+use crate::state::State;
 use crate::tls::verify::{self, Allowed};
 use crate::tls::{Credentials, Identity, SpiffeId};
 use first::FirstContact;
@@ -44,7 +46,19 @@ pub struct Options {
     pub ca_root: Option<PathBuf>,
     /// The life that is asked for; 0 is the CA's own default.
     pub ttl: Duration,
+    /// Where the certificate is kept for a restart.
+    pub state: Option<Arc<State>>,
 }
+
+/// What is kept of an identity.
+#[derive(Debug, Serialize, Deserialize)]
+struct Kept {
+    key: String,
+    chain: Vec<String>,
+}
+
+/// Under which name.
+const FILE: &str = "identity";
 
 /// Why there is no certificate.
 #[derive(Debug, thiserror::Error)]
@@ -88,8 +102,32 @@ impl Renewal {
         }
     }
 
+    /// Takes the certificate of before a restart; says for how long it lives still. What can't be used is left alone: a
+    /// new one is obtained.
+    fn restore(&self) -> Option<Duration> {
+        let state = self.options.state.as_ref()?;
+        let kept: Kept = match state.load(FILE) {
+            Ok(kept) => kept?,
+            Err(reason) => {
+                tracing::warn!(reason, "the kept certificate is refused");
+                return None;
+            }
+        };
+        let key = csr::Key::from_pem(&kept.key).map_err(Error::Unusable);
+        match key.and_then(|key| self.install(key, &kept.chain, true)) {
+            Ok(lives) => Some(lives),
+            Err(error) => {
+                tracing::warn!(%error, "the kept certificate is refused");
+                None
+            }
+        }
+    }
+
     async fn renew_for_ever(&self) {
         let mut backoff = MIN_BACKOFF;
+        if let Some(lives) = self.restore() {
+            sleep(rotate::renew_after(lives, fastrand::f64())).await;
+        }
         loop {
             let pause = match self.obtain().await {
                 Ok(lives) => {
@@ -139,7 +177,17 @@ impl Renewal {
             })?
             .into_inner()
             .cert_chain;
-        self.install(key, &chain, first)
+        let kept = Kept {
+            key: key.pem(),
+            chain,
+        };
+        let lives = self.install(key, &kept.chain, first)?;
+        if let Some(state) = &self.options.state
+            && let Err(error) = state.save(FILE, &kept)
+        {
+            tracing::warn!(%error, "the certificate can't be kept for a restart");
+        }
+        Ok(lives)
     }
 
     /// A channel that proves who we are by the current certificate, or that shows the token.
@@ -188,6 +236,9 @@ impl Renewal {
         let lives = not_after
             .duration_since(SystemTime::now())
             .unwrap_or_default();
+        if lives.is_zero() {
+            return Err(Error::Unusable("it has expired".to_owned()));
+        }
         let key = key.certified(certificates).map_err(Error::Unusable)?;
         tracing::info!(id = %self.options.id, serial, lives = ?lives, "certificate obtained");
         let expiry = not_after

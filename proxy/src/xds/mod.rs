@@ -25,10 +25,11 @@ use crate::directory::{Directory, Link};
 use crate::drain::Watch;
 use crate::observe::metrics::Metrics;
 use crate::snapshot::{Builder, INBOUND};
+use crate::state::State;
 use crate::status::Status as Shown;
 use crate::tls::Credentials;
 use session::Session;
-use store::Store;
+use store::{Kept, Store};
 
 /// Reconnecting starts at this and doubles, with full jitter.
 const MIN_BACKOFF: Duration = Duration::from_millis(200);
@@ -48,7 +49,14 @@ pub struct Options {
     pub max_message: usize,
     /// Names that were not used for so long are given back.
     pub idle_names: Duration,
+    /// Where the last good configuration is kept for a restart.
+    pub state: Option<Arc<State>>,
 }
+
+/// The name under which it is kept.
+const FILE: &str = "configuration";
+/// How long changes are collected before they are written.
+const SAVE_AFTER: Duration = Duration::from_millis(200);
 
 /// The client's side of the stream, and what it knows.
 #[derive(Debug)]
@@ -68,6 +76,10 @@ pub struct Client {
     unneeded: BTreeSet<(&'static str, String)>,
     /// Authorities without an answer, with since when.
     silent: HashMap<String, Instant>,
+    /// When to write down what was accepted.
+    save: Option<Instant>,
+    /// What runs is from before a restart, and the control plane hasn't been heard since.
+    is_restored: bool,
 }
 
 impl Client {
@@ -97,12 +109,58 @@ impl Client {
             sweep: Instant::now() + idle_names / 4,
             unneeded: BTreeSet::new(),
             silent: HashMap::new(),
+            save: None,
+            is_restored: false,
+        }
+    }
+
+    /// Lets what was kept before a restart run, until the control plane confirms it or says otherwise.
+    fn restore(&mut self) {
+        let Some(state) = &self.options.state else {
+            return;
+        };
+        self.store.keep_bodies();
+        let kept: Vec<Kept> = match state.load(FILE) {
+            Ok(kept) => kept.unwrap_or_default(),
+            Err(reason) => return tracing::warn!(reason, "the kept configuration is refused"),
+        };
+        if kept.is_empty() {
+            return;
+        }
+        let count = kept.len();
+        for response in Kept::responses(kept) {
+            let applied = self.store.apply(&response);
+            for refused in &applied.refused {
+                tracing::warn!(name = refused.name, field = refused.field, "not restored");
+            }
+            let names = response.resources.iter().map(|r| r.name.clone());
+            match type_url::ALL.into_iter().find(|t| *t == response.type_url) {
+                // The stream isn't open: its opening says all of it.
+                Some(type_url) => drop(self.session.subscribe(type_url, names)),
+                None => continue,
+            }
+        }
+        self.take_roots();
+        drop(self.follow());
+        self.is_restored = true;
+        self.publish(true);
+        tracing::info!(resources = count, "restored, not confirmed yet");
+    }
+
+    /// Writes down what was accepted, for a restart.
+    fn save(&mut self) {
+        self.save = None;
+        if let Some(state) = &self.options.state
+            && let Err(error) = state.save(FILE, &self.store.kept())
+        {
+            tracing::warn!(%error, "the configuration can't be kept for a restart");
         }
     }
 
     /// Keeps the stream up until the end. `asked` are the authorities that the path asks for.
     pub async fn run(mut self, mut asked: mpsc::UnboundedReceiver<String>, watch: Watch) {
         let mut backoff = MIN_BACKOFF;
+        self.restore();
         loop {
             let began = Instant::now();
             let ended = tokio::select! {
@@ -110,7 +168,10 @@ impl Client {
                 () = watch.ended() => return,
             };
             self.metrics.connected.set(0);
-            let words = format!("control plane unreachable since {}: {ended}", Shown::now());
+            let mut words = format!("control plane unreachable since {}: {ended}", Shown::now());
+            if self.is_restored {
+                words.push_str("; what runs is from before a restart");
+            }
             if self.directory.link().up || self.directory.link().words.is_empty() {
                 tracing::warn!(target = %self.options.target, "{words}");
                 self.directory.set_link(Link { up: false, words });
@@ -138,6 +199,7 @@ impl Client {
                 () = sleep_until(until) => return true,
                 () = watch.ended() => return false,
                 () = at(self.warming) => self.publish(true),
+                () = at(self.save) => self.save(),
                 name = asked.recv() => match name {
                     Some(name) => drop(self.session.subscribe(LISTENER, [name])),
                     None => return false,
@@ -165,6 +227,10 @@ impl Client {
                 },
                 () = at(self.warming) => {
                     self.publish(true);
+                    Vec::new()
+                }
+                () = at(self.save) => {
+                    self.save();
                     Vec::new()
                 }
                 () = sleep_until(self.sweep) => {
@@ -214,6 +280,10 @@ impl Client {
 
     /// Applies a response; returns what to say now.
     fn receive(&mut self, response: &DeltaDiscoveryResponse) -> Vec<DeltaDiscoveryRequest> {
+        self.is_restored = false;
+        if self.options.state.is_some() {
+            self.save.get_or_insert_with(|| Instant::now() + SAVE_AFTER);
+        }
         let applied = self.store.apply(response);
         for resource in &response.resources {
             if response.type_url != LISTENER {

@@ -5,9 +5,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use leno_proto::Any;
 use leno_proto::leno::Refused;
 use leno_proto::pb::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource as Sent};
 use leno_proto::type_url::{CLUSTER, ENDPOINTS, LISTENER, ROUTE, SECRET};
+use serde::{Deserialize, Serialize};
 
 use crate::config::cluster::{Cluster, Discovery};
 use crate::config::listener::Filter;
@@ -27,6 +31,8 @@ pub struct Store {
     /// The roots of trust, when the control plane sent them.
     pub roots: Option<Arc<Roots>>,
     versions: HashMap<(&'static str, String), String>,
+    /// Resources as they were sent, when they are kept for a restart.
+    bodies: Option<HashMap<(&'static str, String), Any>>,
     refused: BTreeMap<(String, String), Refused>,
 }
 
@@ -35,6 +41,44 @@ pub struct Store {
 pub struct Applied {
     /// What was refused.
     pub refused: Vec<Refused>,
+}
+
+/// A resource that is kept for a restart.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Kept {
+    type_url: String,
+    name: String,
+    version: String,
+    /// Its encoding, in base64.
+    body: String,
+}
+
+impl Kept {
+    /// The resources of `kept` as the control plane would send them, a response a type, in the order of their use.
+    pub fn responses(kept: Vec<Kept>) -> Vec<DeltaDiscoveryResponse> {
+        let mut responses: Vec<_> = leno_proto::type_url::ALL
+            .map(|type_url| DeltaDiscoveryResponse {
+                type_url: type_url.to_owned(),
+                ..DeltaDiscoveryResponse::default()
+            })
+            .into();
+        for one in kept {
+            let response = responses.iter_mut().find(|r| r.type_url == one.type_url);
+            let (Some(response), Ok(value)) = (response, BASE64.decode(&one.body)) else {
+                continue;
+            };
+            response.resources.push(Sent {
+                name: one.name,
+                version: one.version,
+                resource: Some(Any {
+                    type_url: one.type_url,
+                    value,
+                }),
+                ..Sent::default()
+            });
+        }
+        responses
+    }
 }
 
 impl Store {
@@ -101,6 +145,9 @@ impl Store {
             Ok(()) => {
                 self.refused.remove(&key);
                 let key = (type_url, sent.name.clone());
+                if let (Some(bodies), Some(any)) = (&mut self.bodies, &sent.resource) {
+                    bodies.insert(key.clone(), any.clone());
+                }
                 self.versions.insert(key, sent.version.clone());
             }
             Err(invalid) => {
@@ -155,6 +202,27 @@ impl Store {
             // Roots are replaced, never removed: without any, nothing could be verified.
             _ => {}
         }
+    }
+
+    /// From now on resources are also held as they were sent, for [`Store::kept`].
+    pub fn keep_bodies(&mut self) {
+        self.bodies.get_or_insert_default();
+    }
+
+    /// Everything that was accepted and holds, as it was sent.
+    pub fn kept(&mut self) -> Vec<Kept> {
+        let (versions, bodies) = (&self.versions, self.bodies.get_or_insert_default());
+        bodies.retain(|key, _| versions.contains_key(key));
+        let kept = bodies.iter().map(|((type_url, name), any)| Kept {
+            type_url: (*type_url).to_owned(),
+            name: name.clone(),
+            version: versions
+                .get(&(*type_url, name.clone()))
+                .cloned()
+                .unwrap_or_default(),
+            body: BASE64.encode(&any.value),
+        });
+        kept.collect()
     }
 
     /// Forgets a resource that is not subscribed any more.

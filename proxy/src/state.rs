@@ -1,0 +1,194 @@
+//! What a restarted proxy begins with: its certificate and the last good configuration, in a directory of its own.
+//!
+//! Invariant: what is read back is what was written, for this identity, and nobody else could read or change it; anything
+//! else is refused with the reason, and the proxy begins as if it were new.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::tls::SpiffeId;
+
+/// The first words of every file: what it is, and the version of its form.
+const MAGIC: &str = "leno-proxy state 1";
+/// The largest file that is read.
+const MAX_FILE: u64 = 256 * 1024 * 1024;
+/// Permissions that others have.
+const OTHERS: u32 = 0o077;
+
+/// The directory of one workload.
+#[derive(Debug)]
+pub struct State {
+    directory: PathBuf,
+    id: SpiffeId,
+}
+
+impl State {
+    /// Opens the directory of the workload `id`; creates it, for its owner only, on first use.
+    ///
+    /// # Errors
+    /// When it can't be used, or others have access to it.
+    pub fn open(directory: &Path, id: &SpiffeId) -> Result<State, String> {
+        let wrong = |words: &dyn std::fmt::Display| format!("{}: {words}", directory.display());
+        match DirBuilder::new().mode(0o700).create(directory) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(wrong(&error)),
+            _ => {}
+        }
+        let metadata = fs::metadata(directory).map_err(|error| wrong(&error))?;
+        if !metadata.is_dir() {
+            return Err(wrong(&"is not a directory"));
+        }
+        if metadata.mode() & OTHERS != 0 {
+            let mode = metadata.mode() & 0o777;
+            let words = format!("others have access to it (mode {mode:o}); it must be 700");
+            return Err(wrong(&words));
+        }
+        Ok(State {
+            directory: directory.to_owned(),
+            id: id.clone(),
+        })
+    }
+
+    /// Keeps `payload` as `name`. A file is there whole or not at all.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn save(&self, name: &str, payload: &impl Serialize) -> io::Result<()> {
+        let payload = serde_json::to_vec(payload)?;
+        let next = self.directory.join(format!(".{name}.next"));
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&next)?;
+        writeln!(file, "{}", self.header(&payload))?;
+        file.write_all(&payload)?;
+        drop(file);
+        fs::rename(next, self.directory.join(name))
+    }
+
+    /// What was kept as `name`; `None` when nothing was.
+    ///
+    /// # Errors
+    /// Why what is there is not used.
+    pub fn load<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, String> {
+        let path = self.directory.join(name);
+        let wrong = |words: &dyn std::fmt::Display| format!("{}: {words}", path.display());
+        let file = match File::open(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            file => file.map_err(|error| wrong(&error))?,
+        };
+        let metadata = file.metadata().map_err(|error| wrong(&error))?;
+        if metadata.mode() & OTHERS != 0 {
+            let mode = metadata.mode() & 0o777;
+            return Err(wrong(&format!("others have access to it (mode {mode:o})")));
+        }
+        let mut bytes = Vec::new();
+        let read = file.take(MAX_FILE).read_to_end(&mut bytes);
+        read.map_err(|error| wrong(&error))?;
+        let end = bytes.iter().position(|byte| *byte == b'\n');
+        let (header, payload) =
+            end.map_or((&bytes[..], &[][..]), |at| (&bytes[..at], &bytes[at + 1..]));
+        let expected = self.header(payload);
+        if header != expected.as_bytes() {
+            return Err(wrong(&self.difference(header)));
+        }
+        let payload = serde_json::from_slice(payload);
+        payload.map(Some).map_err(|error| wrong(&error))
+    }
+
+    fn header(&self, payload: &[u8]) -> String {
+        let sum = digest(&SHA256, payload);
+        let sum: String = sum
+            .as_ref()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        format!("{MAGIC} {} {sum}", self.id)
+    }
+
+    /// What is wrong with a header that isn't the expected one.
+    fn difference(&self, header: &[u8]) -> String {
+        let header = String::from_utf8_lossy(header);
+        let Some(rest) = header.strip_prefix(MAGIC) else {
+            return "is not a state file of this version".to_owned();
+        };
+        match rest.split_whitespace().next() {
+            Some(id) if id == self.id.as_str() => "is cut short or was changed".to_owned(),
+            Some(id) => format!("belongs to {id}, not to {}", self.id),
+            None => "is cut short".to_owned(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn directory(name: &str) -> PathBuf {
+        let unique = format!("leno-state-{name}-{}", std::process::id());
+        std::env::temp_dir().join(unique)
+    }
+
+    fn id(account: &str) -> SpiffeId {
+        SpiffeId::of("cluster.local", "default", account).expect("an id")
+    }
+
+    #[test]
+    fn only_what_was_written_whole_for_this_identity_is_read_back() {
+        let path = directory("read");
+        let state = State::open(&path, &id("a")).expect("open");
+        assert_eq!(state.load::<Vec<u8>>("it"), Ok(None));
+        state.save("it", &vec![1, 2, 3]).expect("saved");
+        assert_eq!(state.load("it"), Ok(Some(vec![1_u8, 2, 3])));
+        let file = path.join("it");
+        let whole = fs::read(&file).expect("a file");
+        let mode = fs::metadata(&file).expect("a file").mode() & 0o777;
+        assert_eq!(mode, 0o600);
+        let other = State::open(&path, &id("b")).expect("open");
+        let reason = other.load::<Vec<u8>>("it").expect_err("of a");
+        assert!(
+            reason.contains("belongs to spiffe://cluster.local/ns/default/sa/a"),
+            "{reason}"
+        );
+        for length in 0..whole.len() {
+            fs::write(&file, &whole[..length]).expect("written");
+            state.load::<Vec<u8>>("it").expect_err("cut short");
+        }
+        let mut changed = whole.clone();
+        *changed.last_mut().expect("a byte") = b'4';
+        fs::write(&file, &changed).expect("written");
+        assert!(
+            state
+                .load::<Vec<u8>>("it")
+                .expect_err("changed")
+                .contains("was changed")
+        );
+        fs::write(&file, &whole).expect("written");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).expect("set");
+        let reason = state.load::<Vec<u8>>("it").expect_err("open to others");
+        assert!(
+            reason.contains("others have access to it (mode 644)"),
+            "{reason}"
+        );
+        fs::remove_dir_all(path).expect("removed");
+    }
+
+    #[test]
+    fn a_directory_that_others_can_enter_is_refused() {
+        let path = directory("open");
+        fs::create_dir(&path).expect("made");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("set");
+        let reason = State::open(&path, &id("a")).expect_err("open to others");
+        assert!(reason.contains("it must be 700"), "{reason}");
+        fs::remove_dir_all(path).expect("removed");
+    }
+}

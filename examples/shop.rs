@@ -95,6 +95,13 @@ impl App {
             // One write: lines of several requests never mix.
             let _ = log.write_all(format!("{line}\n").as_bytes());
         }
+        // An app that is broken, for as long as this file is there.
+        if self.args.log.with_extension("broken").exists() {
+            return respond(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                json!({"error": "broken"}),
+            );
+        }
         let path = request.uri().path().to_owned();
         match path.trim_start_matches('/').split_once('/') {
             Some(("users", id)) => self.user(request.method(), id),

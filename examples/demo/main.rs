@@ -50,12 +50,16 @@ enum Step {
     Foreign,
     /// A caller or a request that isn't allowed is refused.
     Denied,
+    /// An instance that fails is ejected, tried again, and taken back.
+    Ejection,
     /// An edit of the YAML moves traffic without a failed request.
     Reload,
     /// A certificate is renewed under load.
     Rotation,
     /// The control plane is killed, and traffic goes on.
     ControlPlane,
+    /// Sidecars are killed and started again while the control plane is dead and its directory gone.
+    Restart,
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -106,9 +110,11 @@ async fn tell(mesh: &mut Mesh, sabotage: Option<Step>) -> Result<()> {
             Step::Plaintext => plaintext(mesh).await,
             Step::Foreign => foreigner(mesh, broken).await,
             Step::Denied => denied(mesh).await,
+            Step::Ejection => ejection(mesh).await,
             Step::Reload => reload(mesh, broken).await,
             Step::Rotation => rotation(mesh, broken).await,
             Step::ControlPlane => control_plane(mesh, broken).await,
+            Step::Restart => restart(mesh, broken).await,
         };
         let said = said.with_context(|| format!("at step {}", name.get_name()))?;
         println!("\n✓ {}\n  {}", name.get_name(), said.replace('\n', "\n  "));
@@ -134,7 +140,14 @@ async fn break_it(mesh: &mut Mesh, step: Step) -> Result<()> {
             mesh.edit("security.yaml", "  - from:", "  - {}\n  - from:")?;
         }
         Step::Denied => mesh.edit("security.yaml", "  - from:", "  - {}\n  - from:")?,
-        Step::Foreign | Step::Reload | Step::Rotation | Step::ControlPlane => {}
+        Step::Ejection => {
+            mesh.edit(
+                "routing.yaml",
+                "consecutive5xxErrors: 5",
+                "consecutive5xxErrors: 0",
+            )?;
+        }
+        Step::Foreign | Step::Reload | Step::Rotation | Step::ControlPlane | Step::Restart => {}
     }
     sleep(Duration::from_secs(2)).await;
     Ok(())
@@ -302,6 +315,56 @@ async fn denied(mesh: &Mesh) -> Result<String> {
     ))
 }
 
+/// Asks user-service `count` times by way of order-service's sidecar; says how often it failed.
+async fn users(count: usize) -> Result<usize> {
+    let mut failed = 0;
+    for _ in 0..count {
+        let answer = http::get(ORDER_OUTBOUND.parse()?, "user-service", "/users/1").await?;
+        failed += usize::from(answer.status >= 500);
+    }
+    Ok(failed)
+}
+
+async fn ejection(mesh: &Mesh) -> Result<String> {
+    const BAD: &str = "127.0.1.2";
+    let seen = || Ok::<_, anyhow::Error>(mesh.requests_of(BAD)?.len());
+    mesh.edit("routing.yaml", "interval: 30s", "interval: 1s")?;
+    mesh.edit(
+        "routing.yaml",
+        "baseEjectionTime: 30s",
+        "baseEjectionTime: 4s",
+    )?;
+    sleep(Duration::from_secs(1)).await;
+    mesh.break_app(BAD, true)?;
+    let began = Clock::now();
+    let mut failed = 0;
+    while failed < 5 && began.elapsed() < Duration::from_secs(10) {
+        failed += users(10).await?;
+    }
+    let (before, ejected) = (seen()?, Clock::now());
+    let more = users(60).await?;
+    ensure!(
+        (failed, more, seen()?) == (5, 0, before),
+        "{failed} requests failed, and {more} of 60 after that; the broken app saw {} of those",
+        seen()? - before
+    );
+    mesh.break_app(BAD, false)?;
+    while seen()? < before + 5 {
+        ensure!(
+            users(10).await? == 0,
+            "a request failed after the app was healed"
+        );
+        ensure!(
+            ejected.elapsed() < Duration::from_secs(15),
+            "the healed app is not taken back"
+        );
+    }
+    Ok(format!(
+        "one of three v1 instances answered 500: 5 requests failed, then it saw none of 60; healed, it was taken back {:.1} s later",
+        ejected.elapsed().as_secs_f32()
+    ))
+}
+
 async fn reload(mesh: &Mesh, broken: bool) -> Result<String> {
     let load = Load::start(mesh.order_app);
     sleep(Duration::from_secs(1)).await;
@@ -368,5 +431,41 @@ async fn control_plane(mesh: &mut Mesh, broken: bool) -> Result<String> {
     orders(mesh, 10, "curl").await?;
     Ok(format!(
         "killed for 3 s: {sent} requests, 0 failed; it is back"
+    ))
+}
+
+async fn restart(mesh: &mut Mesh, broken: bool) -> Result<String> {
+    // All traffic goes to v2 since the reload.
+    const SIDECARS: [&str; 2] = ["127.0.1.4", "127.0.2.1"];
+    mesh.kill_control_plane().await?;
+    mesh.hide_state(true)?;
+    for ip in SIDECARS {
+        mesh.kill_sidecar(ip).await?;
+        if broken {
+            std::fs::remove_dir_all(mesh.kept(ip))?;
+        }
+    }
+    let before = mesh.requests_of(SIDECARS[0])?.len();
+    for ip in SIDECARS {
+        mesh.restart_sidecar(ip)?;
+    }
+    let began = Clock::now();
+    while orders(mesh, 1, "curl").await.is_err() {
+        ensure!(
+            began.elapsed() < Duration::from_secs(5),
+            "no request was served within 5 s"
+        );
+        sleep(Duration::from_millis(20)).await;
+    }
+    let took = began.elapsed();
+    let seen = mesh.requests_of(SIDECARS[0])?;
+    let last = seen.last().filter(|_| seen.len() > before);
+    let cert = last.context("the app saw no request")?["x-forwarded-client-cert"].to_string();
+    ensure!(cert.contains("sa/order-service"), "no mutual TLS: {cert}");
+    mesh.hide_state(false)?;
+    mesh.start_control_plane().await?;
+    Ok(format!(
+        "control plane dead, its directory gone, both sidecars killed: mutual TLS again {} ms after their start",
+        took.as_millis()
     ))
 }

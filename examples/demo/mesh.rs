@@ -1,5 +1,6 @@
 //! The mesh of the demo: real processes, each workload on an address of its own, as pods have.
 
+use std::ffi::OsString;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -39,6 +40,8 @@ const USERS: [(&str, &str, &str); 4] = [
 pub(crate) struct Process {
     pub(crate) name: String,
     pub(crate) child: Child,
+    /// What it was started with, for a sidecar that is started again.
+    args: Vec<OsString>,
 }
 
 /// The mesh.
@@ -165,6 +168,7 @@ impl Mesh {
         command.args(["--outbound-address", &format!("{ip}:15001")]);
         command.args(["--admin-address", &format!("{ip}:15000")]);
         command.arg("--token-file").arg(token);
+        command.arg("--state-dir").arg(self.kept(ip));
         if let Some(inbound) = inbound {
             command.args(["--inbound", inbound]);
         }
@@ -178,6 +182,7 @@ impl Mesh {
             .directory
             .join(format!("{}.stderr", name.replace(' ', "-")));
         let stderr = fs::File::create(file)?;
+        let args = command.as_std().get_args().map(OsString::from).collect();
         let child = command
             .stdin(Stdio::null())
             .stderr(stderr)
@@ -186,7 +191,58 @@ impl Mesh {
         Ok(Process {
             name: name.to_owned(),
             child: child.with_context(|| format!("cannot start {name}"))?,
+            args,
         })
+    }
+
+    /// Where the sidecar at `ip` keeps what it begins with after a restart.
+    pub(crate) fn kept(&self, ip: &str) -> PathBuf {
+        self.directory.join(format!("{ip}.state"))
+    }
+
+    /// Kills the sidecar at `ip`, as SIGKILL does.
+    pub(crate) async fn kill_sidecar(&mut self, ip: &str) -> Result<()> {
+        let found = self.sidecars.iter_mut().find(|s| s.name.ends_with(ip));
+        found.context("it runs")?.child.kill().await?;
+        Ok(())
+    }
+
+    /// Starts the sidecar at `ip` again, just as it was started.
+    pub(crate) fn restart_sidecar(&mut self, ip: &str) -> Result<()> {
+        let at = self.sidecars.iter().position(|s| s.name.ends_with(ip));
+        let at = at.context("it was started")?;
+        let mut command = Command::new(self.programs.join("leno-proxy"));
+        command.args(&self.sidecars[at].args);
+        self.sidecars[at] = self.spawn(&self.sidecars[at].name.clone(), command)?;
+        Ok(())
+    }
+
+    /// Moves the control plane's state directory away, or back.
+    pub(crate) fn hide_state(&self, hidden: bool) -> Result<()> {
+        let (here, there) = (self.directory.join("state"), self.directory.join("hidden"));
+        match hidden {
+            true => fs::rename(here, there)?,
+            false => fs::rename(there, here)?,
+        }
+        Ok(())
+    }
+
+    /// What one instance of user-service wrote into its own log.
+    pub(crate) fn requests_of(&self, ip: &str) -> Result<Vec<Value>> {
+        let text = fs::read_to_string(self.directory.join(format!("user-{ip}.log")))?;
+        text.lines()
+            .map(|line| Ok(serde_json::from_str(line)?))
+            .collect()
+    }
+
+    /// Breaks the instance of user-service at `ip`, or heals it.
+    pub(crate) fn break_app(&self, ip: &str, is_broken: bool) -> Result<()> {
+        let file = self.directory.join(format!("user-{ip}.broken"));
+        match is_broken {
+            true => fs::write(file, "")?,
+            false => fs::remove_file(file)?,
+        }
+        Ok(())
     }
 
     async fn ready(&self) -> Result<()> {
@@ -225,10 +281,7 @@ impl Mesh {
     pub(crate) fn user_requests(&self) -> Result<Vec<Value>> {
         let mut all = Vec::new();
         for (ip, ..) in USERS {
-            let text = fs::read_to_string(self.directory.join(format!("user-{ip}.log")))?;
-            for line in text.lines() {
-                all.push(serde_json::from_str(line)?);
-            }
+            all.extend(self.requests_of(ip)?);
         }
         Ok(all)
     }

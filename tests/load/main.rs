@@ -237,9 +237,11 @@ async fn the_demo_notices_when_a_step_does_not_hold() {
         "plaintext",
         "foreign",
         "denied",
+        "ejection",
         "reload",
         "rotation",
         "control-plane",
+        "restart",
     ] {
         let (said, content) = sabotaged(step).await;
         assert!(!content, "{step}: {said}");

@@ -8,6 +8,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
@@ -90,10 +91,15 @@ impl App {
             "x-request-id": header("x-request-id"),
             "x-forwarded-client-cert": header("x-forwarded-client-cert"),
             "traceparent": header("traceparent"),
+            "x-envoy-attempt-count": header("x-envoy-attempt-count"),
         });
         if let Ok(mut log) = self.log.lock() {
             // One write: lines of several requests never mix.
             let _ = log.write_all(format!("{line}\n").as_bytes());
+        }
+        // An app that is slow, for as long as this file is there.
+        if self.args.log.with_extension("slow").exists() {
+            tokio::time::sleep(Duration::from_millis(500)).await;
         }
         // An app that is broken, for as long as this file is there.
         if self.args.log.with_extension("broken").exists() {

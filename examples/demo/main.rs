@@ -52,8 +52,12 @@ enum Step {
     Denied,
     /// An instance that fails is ejected, tried again, and taken back.
     Ejection,
+    /// A sidecar is killed; its requests go elsewhere.
+    Retry,
     /// An edit of the YAML moves traffic without a failed request.
     Reload,
+    /// More requests than may be under way: those above are told so at once.
+    Overflow,
     /// A certificate is renewed under load.
     Rotation,
     /// The control plane is killed, and traffic goes on.
@@ -111,7 +115,9 @@ async fn tell(mesh: &mut Mesh, sabotage: Option<Step>) -> Result<()> {
             Step::Foreign => foreigner(mesh, broken).await,
             Step::Denied => denied(mesh).await,
             Step::Ejection => ejection(mesh).await,
+            Step::Retry => retry(mesh).await,
             Step::Reload => reload(mesh, broken).await,
+            Step::Overflow => overflow(mesh, broken).await,
             Step::Rotation => rotation(mesh, broken).await,
             Step::ControlPlane => control_plane(mesh, broken).await,
             Step::Restart => restart(mesh, broken).await,
@@ -147,7 +153,13 @@ async fn break_it(mesh: &mut Mesh, step: Step) -> Result<()> {
                 "consecutive5xxErrors: 0",
             )?;
         }
-        Step::Foreign | Step::Reload | Step::Rotation | Step::ControlPlane | Step::Restart => {}
+        Step::Retry => mesh.edit("routing.yaml", "  - route:", "  - retries: {}\n    route:")?,
+        Step::Foreign
+        | Step::Reload
+        | Step::Overflow
+        | Step::Rotation
+        | Step::ControlPlane
+        | Step::Restart => {}
     }
     sleep(Duration::from_secs(2)).await;
     Ok(())
@@ -335,7 +347,7 @@ async fn ejection(mesh: &Mesh) -> Result<String> {
         "baseEjectionTime: 4s",
     )?;
     sleep(Duration::from_secs(1)).await;
-    mesh.break_app(BAD, true)?;
+    mesh.afflict(BAD, "broken", true)?;
     let began = Clock::now();
     let mut failed = 0;
     while failed < 5 && began.elapsed() < Duration::from_secs(10) {
@@ -348,7 +360,7 @@ async fn ejection(mesh: &Mesh) -> Result<String> {
         "{failed} requests failed, and {more} of 60 after that; the broken app saw {} of those",
         seen()? - before
     );
-    mesh.break_app(BAD, false)?;
+    mesh.afflict(BAD, "broken", false)?;
     while seen()? < before + 5 {
         ensure!(
             users(10).await? == 0,
@@ -362,6 +374,88 @@ async fn ejection(mesh: &Mesh) -> Result<String> {
     Ok(format!(
         "one of three v1 instances answered 500: 5 requests failed, then it saw none of 60; healed, it was taken back {:.1} s later",
         ejected.elapsed().as_secs_f32()
+    ))
+}
+
+async fn retry(mesh: &mut Mesh) -> Result<String> {
+    const GONE: &str = "127.0.1.3";
+    let again = |all: &[Value]| {
+        all.iter()
+            .filter(|r| r["x-envoy-attempt-count"] == "2")
+            .count()
+    };
+    mesh.kill_sidecar(GONE).await?;
+    let before = again(&mesh.user_requests()?);
+    let failed = users(60).await?;
+    let saved = again(&mesh.user_requests()?) - before;
+    ensure!(failed == 0, "{failed} of 60 requests failed");
+    ensure!(saved > 0, "no request was tried twice");
+    mesh.restart_sidecar(GONE)?;
+    mesh.ready().await?;
+    Ok(format!(
+        "a v1 sidecar killed: of 60 requests {saved} met it and were answered by another at the second try, by the apps' own logs; 0 failed"
+    ))
+}
+
+/// Asks user-service; says how long the answer took.
+async fn timed() -> Result<(http::Answer, Duration)> {
+    let began = Clock::now();
+    let answer = http::get(ORDER_OUTBOUND.parse()?, "user-service", "/users/1").await?;
+    Ok((answer, began.elapsed()))
+}
+
+async fn overflow(mesh: &Mesh, broken: bool) -> Result<String> {
+    let connections = if broken {
+        "maxConnections: 99"
+    } else {
+        "maxConnections: 1"
+    };
+    mesh.edit("routing.yaml", "maxConnections: 100", connections)?;
+    mesh.edit(
+        "routing.yaml",
+        "http1MaxPendingRequests: 50",
+        "http1MaxPendingRequests: 1",
+    )?;
+    sleep(Duration::from_secs(1)).await;
+    // All traffic goes to v2 since the reload.
+    mesh.afflict("127.0.1.4", "slow", true)?;
+    let before = mesh.user_requests()?.len();
+    let asked: Vec<_> = (0..5).map(|_| tokio::spawn(timed())).collect();
+    let (mut served, mut refused, mut why) = (0, Vec::new(), String::new());
+    for request in asked {
+        let (answer, took) = request.await??;
+        if answer.header("x-envoy-overloaded") == Some("true") {
+            refused.push(took);
+            answer
+                .header("proxy-status")
+                .unwrap_or_default()
+                .clone_into(&mut why);
+        } else {
+            served += usize::from(answer.status == 200);
+        }
+    }
+    mesh.afflict("127.0.1.4", "slow", false)?;
+    let seen = mesh.user_requests()?.len() - before;
+    let slowest = refused.iter().max().copied().unwrap_or_default();
+    ensure!(
+        (served, refused.len(), seen) == (2, 3, 2),
+        "of 5 requests {served} were served and {} refused; the app saw {seen}",
+        refused.len()
+    );
+    ensure!(
+        slowest < Duration::from_millis(100),
+        "refused after {slowest:?}"
+    );
+    mesh.edit("routing.yaml", "maxConnections: 1", "maxConnections: 100")?;
+    mesh.edit(
+        "routing.yaml",
+        "http1MaxPendingRequests: 1",
+        "http1MaxPendingRequests: 50",
+    )?;
+    sleep(Duration::from_secs(1)).await;
+    Ok(format!(
+        "one request may be under way, one may wait: of 5 the app saw 2, and 3 were told within {} ms\n  {why}",
+        slowest.as_millis()
     ))
 }
 

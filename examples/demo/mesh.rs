@@ -235,17 +235,18 @@ impl Mesh {
             .collect()
     }
 
-    /// Breaks the instance of user-service at `ip`, or heals it.
-    pub(crate) fn break_app(&self, ip: &str, is_broken: bool) -> Result<()> {
-        let file = self.directory.join(format!("user-{ip}.broken"));
-        match is_broken {
+    /// Makes the instance of user-service at `ip` `broken` or `slow`, or heals it.
+    pub(crate) fn afflict(&self, ip: &str, how: &str, is_so: bool) -> Result<()> {
+        let file = self.directory.join(format!("user-{ip}.{how}"));
+        match is_so {
             true => fs::write(file, "")?,
             false => fs::remove_file(file)?,
         }
         Ok(())
     }
 
-    async fn ready(&self) -> Result<()> {
+    /// Waits until every sidecar is ready.
+    pub(crate) async fn ready(&self) -> Result<()> {
         for (ip, ..) in USERS {
             answers(&format!("{ip}:15000"), "/ready")
                 .await

@@ -252,17 +252,17 @@ async fn find_plan(
     inside: Option<&Arc<OutboundPlan>>,
 ) -> Result<Arc<OutboundPlan>, Error> {
     let directory = &worker.shared.directory;
-    if let Some(known) = directory.find(authority) {
-        return match (known, inside) {
-            (Err(error), Some(plan)) if error.kind == Kind::UnknownAuthority => {
-                Ok(Arc::clone(plan))
-            }
-            (known, _) => known,
-        };
-    }
-    match (Box::pin(directory.resolve(authority)).await, inside) {
-        (Err(error), Some(plan)) if error.kind == Kind::UnknownAuthority => Ok(Arc::clone(plan)),
-        (known, _) => known,
+    let found = match directory.find(authority) {
+        Some(known) => known,
+        None => Box::pin(directory.resolve(authority)).await,
+    };
+    match (found, inside) {
+        // The tunnel's destination as it runs now; the plan of its beginning only when that is gone.
+        (Err(error), Some(plan)) if error.kind == Kind::UnknownAuthority => {
+            let current = directory.find(&plan.authority).and_then(Result::ok);
+            Ok(current.unwrap_or_else(|| Arc::clone(plan)))
+        }
+        (found, _) => found,
     }
 }
 

@@ -48,6 +48,9 @@ impl State {
             let words = format!("others have access to it (mode {mode:o}); it must be 700");
             return Err(wrong(&words));
         }
+        if !is_ours(&metadata) {
+            return Err(wrong(&"belongs to another user"));
+        }
         Ok(State {
             directory: directory.to_owned(),
             id: id.clone(),
@@ -89,6 +92,9 @@ impl State {
             let mode = metadata.mode() & 0o777;
             return Err(wrong(&format!("others have access to it (mode {mode:o})")));
         }
+        if !is_ours(&metadata) {
+            return Err(wrong(&"belongs to another user"));
+        }
         let mut bytes = Vec::new();
         let read = file.take(MAX_FILE).read_to_end(&mut bytes);
         read.map_err(|error| wrong(&error))?;
@@ -125,6 +131,11 @@ impl State {
             None => "is cut short".to_owned(),
         }
     }
+}
+
+/// Whether a file is of the user that this process runs as.
+fn is_ours(metadata: &fs::Metadata) -> bool {
+    fs::metadata("/proc/self").is_ok_and(|own| own.uid() == metadata.uid())
 }
 
 #[cfg(test)]

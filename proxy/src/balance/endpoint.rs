@@ -84,6 +84,14 @@ impl Endpoint {
         self.idle_close.fetch_min(millis, Ordering::Relaxed);
     }
 
+    /// It had left a connection open that was idle for `idle`: what it did before, it does no more.
+    pub fn open_after(&self, idle: Duration) {
+        let millis = u32::try_from(idle.as_millis()).unwrap_or(u32::MAX);
+        if self.idle_close.load(Ordering::Relaxed) < millis {
+            self.idle_close.store(millis, Ordering::Relaxed);
+        }
+    }
+
     /// Whether a connection that was idle for `idle` is surely open still: for less than half as long as the shortest
     /// after which the endpoint closed one.
     pub fn surely_open_after(&self, idle: Duration) -> bool {

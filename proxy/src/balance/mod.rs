@@ -267,7 +267,12 @@ impl Cluster {
         let ejected = |e: &&Arc<Endpoint>| e.health.ejection().is_some();
         let count = set.endpoints.iter().filter(ejected).count();
         let is_new = health.ejection().is_none();
-        if !is_new || !outlier::may_eject(outlier, count, set.endpoints.len()) {
+        if !is_new {
+            // Whoever ejected it may have done so for the cluster that this one replaced.
+            self.count_ejected(&lock);
+            return None;
+        }
+        if !outlier::may_eject(outlier, count, set.endpoints.len()) {
             return None;
         }
         health.eject(outlier, reason, self.start, now);

@@ -97,9 +97,13 @@ impl RetryOn {
             on.push(match word {
                 "5xx" => RetryOn::FiveXx,
                 "gateway-error" => RetryOn::GatewayError,
-                "reset" | "reset-before-request" | "http3-post-connect-failure" => RetryOn::Reset,
+                "reset" => RetryOn::Reset,
                 "retriable-4xx" => RetryOn::Retriable4xx,
-                "connect-failure" | "refused-stream" | "retriable-status-codes" => continue,
+                "connect-failure"
+                | "refused-stream"
+                | "reset-before-request"
+                | "http3-post-connect-failure"
+                | "retriable-status-codes" => continue,
                 "cancelled" => RetryOn::Grpc(1),
                 "deadline-exceeded" => RetryOn::Grpc(4),
                 "resource-exhausted" => RetryOn::Grpc(8),

@@ -56,8 +56,9 @@ impl Upstream {
         }
         let mut cx = Context::from_waker(Waker::noop());
         let is_alive = self.half.is_alive(&mut cx);
-        if !is_alive {
-            self.endpoint.closed_after(idle);
+        match is_alive {
+            true => self.endpoint.open_after(idle),
+            false => self.endpoint.closed_after(idle),
         }
         is_alive
     }

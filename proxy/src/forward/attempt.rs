@@ -8,10 +8,10 @@ use tokio::time::{Instant, sleep, timeout};
 use super::http::{Exchange, Transfer};
 use super::replay::Replay;
 use super::retry::{self, Decision, Failure};
-use crate::balance::limits::Held;
+use crate::balance::limits::{Held, Leave};
 use crate::balance::outlier::Verdict;
 use crate::balance::{Ask, Cluster, Endpoint, Lease};
-use crate::config::route::Retry;
+use crate::config::route::{Retry, RetryOn};
 use crate::connect::pool::Upstream;
 use crate::connect::{Carries, dial};
 use crate::deadline::Deadline;
@@ -77,6 +77,13 @@ pub enum Policy<'a> {
     Stale,
 }
 
+/// A response that has begun.
+#[derive(Debug)]
+struct Begun {
+    upstream: Box<Upstream>,
+    leave: Leave,
+}
+
 /// Why a try is over without an answer for the caller.
 #[derive(Debug)]
 enum Ended {
@@ -104,15 +111,13 @@ impl Attempt<'_> {
             None => answering.await,
             Some(at_most) => {
                 let limited = limit.deadline.limit(now + at_most, answering).await;
-                limited.unwrap_or_else(|| Err(late(at_most)))
+                limited.unwrap_or_else(|| {
+                    self.report_late(cluster, &mut tries);
+                    Err(late(at_most))
+                })
             }
         };
-        outcome.map_err(|error| {
-            if error.kind == Kind::Timeout && tries.lease.is_some() {
-                self.report(cluster, &mut tries, Verdict::TimedOut);
-            }
-            explain(error, &tries).behind(&cluster.object)
-        })
+        outcome.map_err(|error| explain(error, &tries).behind(&cluster.object))
     }
 
     async fn tries(
@@ -123,21 +128,26 @@ impl Attempt<'_> {
         edit: impl FnOnce(&Head, &mut Head),
     ) -> Result<(), Error> {
         let _request = cluster.load.begin()?;
-        let (mut edit, mut number, mut now) = (Some(edit), 1, now);
+        let (mut number, mut now) = (1, now);
         loop {
             let per_try = tries.policy.per_try();
-            let once = self.once(cluster, now, number, tries, &mut edit);
-            let ended = match per_try {
+            let once = self.once(cluster, now, number, tries);
+            let begun = match per_try {
                 None => once.await,
+                // Its time is up when no response has begun; what has begun may take as long as it likes.
                 Some(at_most) => Box::pin(timeout(at_most, once))
                     .await
                     .unwrap_or_else(|_| Err(Ended::Error(late(at_most)))),
             };
-            let Err(ended) = ended else { return Ok(()) };
+            let ended = match begun {
+                Ok(begun) => return self.finish(cluster, tries, begun, edit).await,
+                Err(ended) => ended,
+            };
             if let Ended::Error(error) = ended {
                 let error = error.at(tries.progress);
-                if let Some(verdict) = verdict(&error) {
-                    self.report(cluster, tries, verdict);
+                match error.kind {
+                    Kind::Timeout => self.report_late(cluster, tries),
+                    _ => self.report_error(cluster, tries, &error),
                 }
                 if !self.may_try_again(cluster, tries, Failure::Error(&error), number) {
                     return Err(error);
@@ -154,17 +164,21 @@ impl Attempt<'_> {
         }
     }
 
-    /// One try. An answer that the policy doesn't want is an error as long as another try is allowed.
+    /// One try, up to the response's head. An answer that the policy doesn't want is an error as long as another try is
+    /// allowed.
     async fn once(
         &mut self,
         cluster: &Arc<Cluster>,
-        now: Instant,
+        mut now: Instant,
         number: u32,
         tries: &mut Tries<'_>,
-        edit: &mut Option<impl FnOnce(&Head, &mut Head)>,
-    ) -> Result<(), Ended> {
+    ) -> Result<Begun, Ended> {
         tries.progress = Progress::Nothing;
-        let _leave = cluster.load.connection().await.map_err(Ended::Error)?;
+        let leave = cluster.load.connection().await.map_err(Ended::Error)?;
+        if cluster.load.limits().connections.is_some() {
+            // It may have waited.
+            now = Instant::now();
+        }
         self.look_after(cluster, now);
         let ask = Ask {
             tried: &tries.tried,
@@ -191,13 +205,27 @@ impl Attempt<'_> {
         let begun = exchange.begin(self.request, self.response).await;
         begun.map_err(Ended::Error)?;
         self.judge(cluster, tries, number)?;
-        let Some(edit) = edit.take() else {
-            return Err(Ended::Error(Error::own(Kind::Protocol, "answered twice")));
-        };
-        let mut exchange = tries.exchange(self.down, &mut upstream.half);
+        Ok(Begun { upstream, leave })
+    }
+
+    /// Passes a response on that has begun.
+    async fn finish(
+        &mut self,
+        cluster: &Arc<Cluster>,
+        tries: &mut Tries<'_>,
+        mut begun: Begun,
+        edit: impl FnOnce(&Head, &mut Head),
+    ) -> Result<(), Error> {
+        let mut exchange = tries.exchange(self.down, &mut begun.upstream.half);
         let finished = exchange.finish(self.request, self.response, edit).await;
-        finished.map_err(Ended::Error)?;
-        self.worker.pool.give_back(upstream);
+        match finished {
+            Ok(()) => self.worker.pool.give_back(begun.upstream),
+            Err(error) => {
+                self.report_error(cluster, tries, &error);
+                return Err(error);
+            }
+        }
+        drop(begun.leave);
         Ok(())
     }
 
@@ -254,6 +282,8 @@ impl Attempt<'_> {
         failure: Failure<'_>,
         number: u32,
     ) -> bool {
+        // Its own last try is over, and no part of the budget any more.
+        tries.held = None;
         let withheld = match tries.decide(failure) {
             Decision::Final => return false,
             Decision::Withheld(reason) => reason,
@@ -270,6 +300,24 @@ impl Attempt<'_> {
         };
         self.worker.shared.metrics.withheld(withheld);
         false
+    }
+
+    /// Tells the cluster of an error, if it is the endpoint's.
+    fn report_error(&self, cluster: &Arc<Cluster>, tries: &mut Tries<'_>, error: &Error) {
+        match (error.side, error.kind) {
+            (Side::Up, Kind::ConnectTimeout) => self.report(cluster, tries, Verdict::TimedOut),
+            (Side::Up, _) => self.report(cluster, tries, Verdict::Failed),
+            _ => {}
+        }
+    }
+
+    /// Tells the cluster that there was no response in time, if the endpoint had all it needed for one: it isn't to blame
+    /// for a caller that sends or reads slowly.
+    fn report_late(&self, cluster: &Arc<Cluster>, tries: &mut Tries<'_>) {
+        if tries.progress < Progress::Answered && tries.upload.is_done() {
+            self.report(cluster, tries, Verdict::TimedOut);
+        }
+        tries.lease = None;
     }
 
     /// Tells the cluster what became of the request on the endpoint of the moment.
@@ -312,12 +360,13 @@ impl<'a> Tries<'a> {
     fn new(policy: Policy<'a>, request: &Head, body: Length) -> Tries<'a> {
         let is_idempotent = retry::is_idempotent(request);
         let is_repeatable = is_idempotent || policy.repeats_anything();
+        // A request that can't be repeated once it was sent needs nothing of what was sent.
+        let keeps = (is_repeatable || policy.repeats_answered()) && policy.attempts() > 0;
         Tries {
             policy,
             is_idempotent,
             is_repeatable,
-            // A request that can't be repeated once it was sent needs nothing of what was sent.
-            replay: Replay::new(is_repeatable && body != Length::Empty && policy.attempts() > 0),
+            replay: Replay::new(keeps && body != Length::Empty),
             progress: Progress::Nothing,
             upload: Transfer::default(),
             tried: Vec::new(),
@@ -377,6 +426,15 @@ impl Policy<'_> {
         }
     }
 
+    /// Whether whoever wrote it names answers after which a request is sent again.
+    fn repeats_answered(self) -> bool {
+        let answers = |on: &RetryOn| !matches!(on, RetryOn::Reset);
+        let Policy::Route(Some(retry)) = self else {
+            return false;
+        };
+        retry.is_explicit && retry.on.iter().any(answers)
+    }
+
     /// Whether whoever wrote it says that requests may be repeated that were sent.
     fn repeats_anything(self) -> bool {
         let broken = Error::up(Kind::Reset, "").at(Progress::Sent);
@@ -392,15 +450,6 @@ impl Policy<'_> {
 fn late(at_most: Duration) -> Error {
     let detail = format!("no complete response after {at_most:?}");
     Error::own(Kind::Timeout, detail)
-}
-
-/// What an error says of the endpoint; nothing, when it isn't the endpoint's.
-fn verdict(error: &Error) -> Option<Verdict> {
-    match (error.side, error.kind) {
-        (_, Kind::Timeout) | (Side::Up, Kind::ConnectTimeout) => Some(Verdict::TimedOut),
-        (Side::Up, _) => Some(Verdict::Failed),
-        _ => None,
-    }
 }
 
 /// Says how far the last try got, and that it wasn't the first.

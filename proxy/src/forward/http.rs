@@ -139,6 +139,11 @@ enum Failed {
 }
 
 impl Transfer {
+    /// Whether the body has been sent whole.
+    pub fn is_done(&self) -> bool {
+        self.is_done
+    }
+
     /// Moves what can be moved; ready when the body has been sent whole.
     fn poll(
         &mut self,

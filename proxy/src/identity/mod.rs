@@ -137,10 +137,12 @@ impl Renewal {
                 Err(error) => {
                     let left = self.credentials.identity().map(|i| {
                         let left = i.not_after.duration_since(SystemTime::now());
-                        left.unwrap_or_default().as_secs()
+                        left.unwrap_or_default()
                     });
-                    tracing::warn!(%error, certificate_seconds_left = left, "no new certificate");
-                    let pause = backoff;
+                    let seconds = left.map(|left| left.as_secs());
+                    tracing::warn!(%error, certificate_seconds_left = seconds, "no new certificate");
+                    let left = left.unwrap_or_default();
+                    let pause = rotate::retry_after(backoff, left, MIN_BACKOFF);
                     backoff = (backoff * 2).min(MAX_BACKOFF);
                     pause.mul_f64(0.5 + fastrand::f64() / 2.0)
                 }
@@ -221,6 +223,13 @@ impl Renewal {
         let [leaf, .., root] = certificates.as_slice() else {
             return Err(Error::Unusable("the chain has no leaf and root".to_owned()));
         };
+        let (not_before, not_after) = verify::validity(leaf).map_err(|error| unusable(&error))?;
+        let lives = not_after
+            .duration_since(SystemTime::now())
+            .unwrap_or_default();
+        if lives.is_zero() {
+            return Err(Error::Unusable("it has expired".to_owned()));
+        }
         // At first contact, or after too long a time without a certificate, the token said whom to trust.
         if first {
             self.credentials
@@ -231,14 +240,7 @@ impl Renewal {
         self.credentials
             .verify_own(&certificates, Allowed::Ids(&allowed))
             .map_err(|error| unusable(&error))?;
-        let (not_before, not_after) = verify::validity(leaf).map_err(|error| unusable(&error))?;
         let serial = verify::serial(leaf).map_err(|error| unusable(&error))?;
-        let lives = not_after
-            .duration_since(SystemTime::now())
-            .unwrap_or_default();
-        if lives.is_zero() {
-            return Err(Error::Unusable("it has expired".to_owned()));
-        }
         let key = key.certified(certificates).map_err(Error::Unusable)?;
         tracing::info!(id = %self.options.id, serial, lives = ?lives, "certificate obtained");
         let expiry = not_after

@@ -10,9 +10,33 @@ pub fn renew_after(lives: Duration, dice: f64) -> Duration {
     lives.mul_f64(0.45 + 0.1 * dice.clamp(0.0, 1.0))
 }
 
+/// How long to wait after a renewal that failed, when the backoff says `backoff` and the certificate lives for `left`: never
+/// so long that only a few tries are left, or an outage of the control plane outlasts its end by a whole backoff.
+pub fn retry_after(backoff: Duration, left: Duration, least: Duration) -> Duration {
+    match left.is_zero() {
+        true => backoff,
+        false => backoff.min((left / 8).max(least)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tries_come_closer_as_the_end_does() {
+        let [s, ms] = [Duration::from_secs, Duration::from_millis];
+        for (backoff, left, expected) in [
+            (s(30), s(12 * 3600), s(30)),
+            (s(30), s(80), s(10)),
+            (s(8), s(6), ms(750)),
+            (s(8), s(1), ms(500)),
+            (ms(500), s(1), ms(500)),
+            (s(30), s(0), s(30)),
+        ] {
+            assert_eq!(retry_after(backoff, left, ms(500)), expected);
+        }
+    }
 
     #[test]
     fn renewal_comes_about_half_way() {

@@ -294,6 +294,21 @@ async fn a_status_is_retried_as_the_policy_says() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn after_a_try_that_took_too_long_another_endpoint_is_asked() {
+    // It takes connections and never answers.
+    let hole = TcpListener::bind("127.0.0.1:0").await.expect("an address");
+    let app = Upstream::named("app").await;
+    let policy = "retries: {attempts: 1, perTryTimeout: 100ms, retryOn: 5xx}, ";
+    let apps = [hole.local_addr().expect("bound"), app.address];
+    let mesh = Mesh::start(&(plain("users", &apps) + &routes(policy))).await;
+    let caller = mesh.proxy("web", "").await;
+    for _ in 0..12 {
+        assert_eq!(get(caller.outbound, "users", "/").await.text(), "app");
+    }
+    assert!(caller.metric("leno_retries_total", &[]).await > 0.5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_is_too_large_to_keep_is_sent_once_and_whole() {
     let seen: Arc<Mutex<Vec<usize>>> = Arc::default();
     let record = Arc::clone(&seen);

@@ -317,7 +317,6 @@ impl Attempt<'_> {
         if tries.progress < Progress::Answered && tries.upload.is_done() {
             self.report(cluster, tries, Verdict::TimedOut);
         }
-        tries.lease = None;
     }
 
     /// Tells the cluster what became of the request on the endpoint of the moment.

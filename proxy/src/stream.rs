@@ -2,7 +2,6 @@
 //! compiled once.
 
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -118,11 +117,6 @@ impl Stream {
         }
         // A broken socket is readable: the read then says what is wrong.
         self.tcp().poll_read_ready(cx).map(drop)
-    }
-
-    /// The peer's address, if the connection still has one.
-    pub fn peer_addr(&self) -> Option<SocketAddr> {
-        self.tcp().peer_addr().ok()
     }
 }
 

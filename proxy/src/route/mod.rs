@@ -54,12 +54,6 @@ impl<P> Router<P> {
         found.map(|(_, plan)| plan).ok_or(NotFound::Route)
     }
 
-    /// Every plan, in order.
-    pub fn plans(&self) -> impl Iterator<Item = &P> {
-        let routes = self.hosts.iter().flat_map(|host| &host.routes);
-        routes.map(|(_, plan)| plan)
-    }
-
     /// Exact names win over suffixes, longer suffixes over shorter ones, those over `*`.
     fn host(&self, authority: &str) -> Option<&Host<P>> {
         let rank = |domain: &String| domain_rank(domain, authority);

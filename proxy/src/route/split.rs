@@ -34,11 +34,6 @@ impl<T> Split<T> {
             .partition_point(|(sum, _)| u64::from(*sum) <= scaled);
         self.choices.get(at).map(|(_, choice)| choice)
     }
-
-    /// Every choice.
-    pub fn choices(&self) -> impl Iterator<Item = &T> {
-        self.choices.iter().map(|(_, choice)| choice)
-    }
 }
 
 #[cfg(test)]

@@ -69,11 +69,6 @@ impl ServerHalf {
         self.conn
     }
 
-    /// Whether another request may come after this one.
-    pub fn keeps_alive(&self) -> bool {
-        self.keep_alive
-    }
-
     /// No request after this one.
     pub fn close_after(&mut self) {
         self.keep_alive = false;

@@ -101,6 +101,9 @@ pub struct LimitArgs {
     /// Time that a connection may be idle between requests.
     #[arg(long, env = "LENO_IDLE_TIMEOUT", value_parser = duration, default_value = "1h")]
     pub idle_timeout: Duration,
+    /// Time that a peer may take nothing of what is sent to it.
+    #[arg(long, env = "LENO_STREAM_FLUSH_TIMEOUT", value_parser = duration, default_value = "5m")]
+    pub stream_flush_timeout: Duration,
     /// Time that an upstream connection is kept idle.
     #[arg(long, env = "LENO_UPSTREAM_IDLE_TIMEOUT", value_parser = duration, default_value = "60s")]
     pub upstream_idle_timeout: Duration,
@@ -264,6 +267,7 @@ impl RunArgs {
             timeouts: Timeouts {
                 idle: limits.idle_timeout,
                 head: limits.head_timeout,
+                flush: limits.stream_flush_timeout,
             },
             upstream_idle: limits.upstream_idle_timeout,
             detection: limits.protocol_detection_timeout,

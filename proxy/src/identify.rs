@@ -1,11 +1,16 @@
 //! What a connection carries, told from its first bytes.
 
+use std::future::poll_fn;
 use std::time::Duration;
 
 use rustls::server::Acceptor;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
+
+use crate::http::h1::Conn;
+use crate::http::h2::PREFACE;
+use crate::http::head::Version;
 
 /// First bytes that are looked at; a ClientHello with post-quantum keys takes about 2 KiB.
 const MAX_SNIFF: usize = 16 * 1024;
@@ -38,9 +43,25 @@ pub async fn identify(tcp: &mut TcpStream, within: Duration) -> (Protocol, Vec<u
     }
 }
 
+/// Reads the first bytes of HTTP on `conn`, and tells its version; `None` when nothing comes before `until`.
+pub async fn http_version(conn: &mut Conn, until: Instant) -> Option<Version> {
+    loop {
+        match conn.unread() {
+            read if read.starts_with(PREFACE) => return Some(Version::Http2),
+            read if !PREFACE.starts_with(read) => return Some(Version::Http11),
+            _ => {}
+        }
+        match timeout_at(until, poll_fn(|cx| conn.poll_fill(cx))).await {
+            Ok(Ok(count)) if count > 0 => {}
+            _ if conn.unread().is_empty() => return None,
+            // Whoever reads it finds the words for what is wrong.
+            _ => return Some(Version::Http11),
+        }
+    }
+}
+
 /// Tells the protocol from its first bytes; `None` when more of them are needed.
 pub fn sniff(bytes: &[u8]) -> Option<Protocol> {
-    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     if bytes.len() >= MAX_SNIFF {
         return Some(Protocol::Opaque);
     }

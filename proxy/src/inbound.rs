@@ -1,5 +1,6 @@
 //! The inbound story: what others send to the app, from their connection to the answer.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
@@ -11,11 +12,14 @@ use tokio::time::{Instant, timeout};
 use crate::deadline::Deadline;
 use crate::error::{Error, Kind, Progress};
 use crate::forward::answer::{self, Audience};
-use crate::forward::attempt::{Attempt, Limit, Policy};
-use crate::forward::{headers, http, tcp};
+use crate::forward::attempt::{Attempt, Limit};
+use crate::forward::tries::Policy;
+use crate::forward::{Arrival, Served, headers, http, serve_stream, tcp};
 use crate::http::h1::{Conn, Read, ServerHalf};
-use crate::http::head::{Head, Known};
-use crate::identify::{Protocol, identify};
+use crate::http::h2;
+use crate::http::half::Down;
+use crate::http::head::{Head, Known, Version};
+use crate::identify::{Protocol, http_version, identify};
 use crate::observe::Outcome;
 use crate::observe::metrics::{Party, Series};
 use crate::outbound::normalise;
@@ -97,7 +101,8 @@ pub async fn serve(worker: Rc<Worker>, mut tcp: TcpStream, address: SocketAddr, 
     // Phase 2: who it is.
     let socket = Socket::with_read(tcp, read);
     if !chain.tls {
-        return carry(&worker, connection, Stream::Plain(socket), chain.http).await;
+        let is_http = chain.http;
+        return carry(worker, connection, Stream::Plain(socket), is_http).await;
     }
     let accepted = match Box::pin(shared.acceptor.accept(socket)).await {
         Ok(accepted) => accepted,
@@ -108,15 +113,16 @@ pub async fn serve(worker: Rc<Worker>, mut tcp: TcpStream, address: SocketAddr, 
     };
     connection.peer = Some(Authenticated::new(&worker, accepted.peer));
     // Phase 3: what it asks for.
-    carry(&worker, connection, accepted.stream, chain.http).await;
+    let is_http = chain.http;
+    carry(worker, connection, accepted.stream, is_http).await;
 }
 
-async fn carry(worker: &Worker, connection: Connection, stream: Stream, carries_http: bool) {
-    if carries_http {
-        return serve_http(worker, &connection, stream).await;
+async fn carry(worker: Rc<Worker>, connection: Connection, stream: Stream, is_http: bool) {
+    if is_http {
+        return serve_http(worker, connection, stream).await;
     }
     // A box: opaque connections must not make every connection's task larger.
-    if let Err(error) = Box::pin(carry_bytes(worker, &connection, stream)).await {
+    if let Err(error) = Box::pin(carry_bytes(&worker, &connection, stream)).await {
         tracing::info!(address = %connection.address, %error, "connection not carried");
     }
 }
@@ -132,6 +138,11 @@ impl Connection {
         }
     }
 
+    /// When its peer's certificate ends.
+    fn expires(&self) -> Option<Instant> {
+        self.peer.as_ref().map(|caller| caller.expires)
+    }
+
     fn audience(&self) -> Audience {
         match self.peer {
             Some(_) => Audience::Trusted,
@@ -140,7 +151,7 @@ impl Connection {
     }
 
     /// Answers a request that failed, and counts it.
-    fn refuse(&self, down: &mut ServerHalf, outcome: &mut Outcome, error: &Error, request: &Head) {
+    fn refuse(&self, down: &mut Down<'_>, outcome: &mut Outcome, error: &Error, request: &Head) {
         outcome.answered(error.answer().status, error.answer().flag);
         answer::refuse(down, error, request, self.audience());
     }
@@ -195,14 +206,30 @@ async fn current<'a>(
     serving.as_ref()
 }
 
-async fn serve_http(worker: &Worker, connection: &Connection, stream: Stream) {
+async fn serve_http(worker: Rc<Worker>, connection: Connection, stream: Stream) {
+    let shared = &worker.shared;
+    let mut conn = Conn::new(stream, Vec::new(), shared.limits);
+    let idle = Instant::now() + shared.timeouts.idle;
+    let version = tokio::select! {
+        version = http_version(&mut conn, idle) => version,
+        () = shared.watch.ended() => return,
+    };
+    match version {
+        None => {}
+        // A box: a connection that carries many requests at once must not make the others' tasks larger.
+        Some(Version::Http2) => Box::pin(serve_h2(worker, connection, conn)).await,
+        Some(_) => serve_h1(&worker, &connection, conn).await,
+    }
+}
+
+async fn serve_h1(worker: &Worker, connection: &Connection, conn: Conn) {
     let shared = &worker.shared;
     let timeouts = &shared.timeouts;
-    let mut down = ServerHalf::new(Conn::new(stream, Vec::new(), shared.limits));
+    let mut down = ServerHalf::new(conn);
     let (mut request, mut response) = (Head::default(), Head::default());
     let mut deadline = Deadline::new(timeouts.idle);
     let mut serving: Option<Serving> = None;
-    let expires = connection.peer.as_ref().map(|caller| caller.expires);
+    let expires = connection.expires();
     let mut ended = pin!(shared.watch.ended());
     loop {
         let idle = Instant::now() + timeouts.idle;
@@ -212,42 +239,22 @@ async fn serve_http(worker: &Worker, connection: &Connection, stream: Stream) {
             read = down.read_request(&mut request, &mut deadline, idle, timeouts.head) => read,
             () = &mut ended, if down.conn_ref().unread().is_empty() => return,
         };
-        let arrived = Instant::now();
+        let at = Instant::now();
         // A request that was pipelined before the peer's certificate ended is not served after it.
-        if matches!(read, Ok(Read::Closed)) || expires.is_some_and(|expires| expires <= arrived) {
+        if matches!(read, Ok(Read::Closed)) || expires.is_some_and(|expires| expires <= at) {
             return;
         }
-        let Some(Serving { chain, series, .. }) = current(worker, connection, &mut serving).await
-        else {
-            return;
-        };
-        let mut outcome = Outcome::begun(series);
-        if let Err(error) = read {
-            connection.refuse(&mut down, &mut outcome, &error, &Head::default());
-            return down.close().await;
-        }
-        shared.metrics.parsed.inc();
-        worker.random(|rng| headers::request_id(&mut request, rng));
-        let attempt = Attempt {
-            worker,
-            down: &mut down,
+        let arrival = Arrival {
+            down: Down::H1(&mut down),
+            read: read.map(drop),
             request: &mut request,
             response: &mut response,
-            outcome: &mut outcome,
-        };
-        let limit = Limit {
             deadline: &mut deadline,
-            since: arrived,
-            at_most: None,
+            at,
         };
-        match forward(attempt, connection, chain, limit).await {
-            Ok(()) => outcome.answered(response.status(), "-"),
-            Err(error) if error.progress == Progress::Answered => {
-                return outcome.answered(response.status(), error.answer().flag);
-            }
-            Err(error) => connection.refuse(&mut down, &mut outcome, &error, &request),
+        if serve_request(worker, connection, &mut serving, arrival).await == Served::Cut {
+            return;
         }
-        drop(outcome);
         if !down.settle().await {
             return down.close().await;
         }
@@ -256,9 +263,90 @@ async fn serve_http(worker: &Worker, connection: &Connection, stream: Stream) {
     }
 }
 
+async fn serve_h2(worker: Rc<Worker>, connection: Connection, conn: Conn) {
+    let shared = Arc::clone(&worker.shared);
+    let how = h2::Served {
+        limits: shared.limits,
+        timeouts: shared.timeouts,
+        is_mesh: connection.peer.is_some(),
+        until: connection.expires(),
+    };
+    let (io, read) = conn.into_parts();
+    let connection = Rc::new(connection);
+    // The streams share it while none of them is at it.
+    let serving: Rc<Cell<Option<Serving>>> = Rc::default();
+    let handle = move |arrived: h2::Arrived| {
+        let (worker, connection) = (Rc::clone(&worker), Rc::clone(&connection));
+        let serving = Rc::clone(&serving);
+        async move {
+            let mut own = serving.take();
+            let serve = async |arrival: Arrival<'_>| {
+                serve_request(&worker, &connection, &mut own, arrival).await
+            };
+            serve_stream(arrived, &worker.shared.timeouts, serve).await;
+            serving.set(own);
+        }
+    };
+    h2::serve(io, read, how, shared.watch.ended(), handle).await;
+}
+
+/// Serves one request, from its head to the answer.
+async fn serve_request(
+    worker: &Worker,
+    connection: &Connection,
+    serving: &mut Option<Serving>,
+    mut arrival: Arrival<'_>,
+) -> Served {
+    let Some(Serving { chain, series, .. }) = current(worker, connection, serving).await else {
+        return Served::Cut;
+    };
+    let mut outcome = Outcome::begun(series);
+    if let Err(error) = arrival.read {
+        connection.refuse(&mut arrival.down, &mut outcome, &error, &Head::default());
+        return Served::Whole;
+    }
+    worker.shared.metrics.parsed.inc();
+    worker.random(|rng| headers::request_id(arrival.request, rng));
+    let mut attempt = Attempt {
+        worker,
+        down: arrival.down,
+        request: arrival.request,
+        response: arrival.response,
+        outcome: &mut outcome,
+    };
+    let limit = Limit {
+        deadline: arrival.deadline,
+        since: arrival.at,
+        at_most: None,
+    };
+    match forward(&mut attempt, connection, chain, limit).await {
+        Ok(()) => {
+            let status = attempt.response.status();
+            attempt.outcome.answered(status, "-");
+            Served::Whole
+        }
+        Err(error) if error.progress == Progress::Answered => {
+            let status = attempt.response.status();
+            attempt.outcome.answered(status, error.answer().flag);
+            tracing::debug!(%error, "response cut short");
+            Served::Cut
+        }
+        Err(error) => {
+            let Attempt {
+                mut down,
+                request,
+                outcome,
+                ..
+            } = attempt;
+            connection.refuse(&mut down, outcome, &error, request);
+            Served::Whole
+        }
+    }
+}
+
 /// From a request with an id to the app's response.
 async fn forward(
-    mut attempt: Attempt<'_>,
+    attempt: &mut Attempt<'_>,
     connection: &Connection,
     chain: &InboundChain,
     limit: Limit<'_>,
@@ -277,7 +365,8 @@ async fn forward(
     }
     authorize(connection, chain, request)?;
 
-    http::prepare(request);
+    http::prepare(request, attempt.down.body_length());
+    worker.random(|rng| headers::websocket_key(request, rng));
     headers::forwarded_for(request, &connection.ip);
     let scheme = if connection.peer.is_some() {
         "https"

@@ -3,9 +3,10 @@
 //! Without interception the app names the destination itself: by `Host`, by an absolute target (`HTTP_PROXY`), or by
 //! CONNECT, after which the connection is treated as one to that destination.
 
-use std::future::poll_fn;
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -15,13 +16,16 @@ use tokio::time::Instant;
 use crate::deadline::Deadline;
 use crate::error::{Error, Kind, Progress};
 use crate::forward::answer::{self, Audience};
-use crate::forward::attempt::{Attempt, Limit, Policy};
-use crate::forward::{headers, http, tcp};
+use crate::forward::attempt::{Attempt, Limit};
+use crate::forward::tries::Policy;
+use crate::forward::{Arrival, Served, headers, http, serve_stream, tcp};
 use crate::http::Outgoing;
 use crate::http::h1::{Conn, Read, ServerHalf};
-use crate::http::head::{Head, Known};
+use crate::http::h2::{self, Arrived};
+use crate::http::half::Down;
+use crate::http::head::{Head, Known, Version};
 use crate::http::path;
-use crate::identify::{Protocol, sniff};
+use crate::identify::{Protocol, http_version, sniff};
 use crate::observe::Outcome;
 use crate::route::NotFound;
 use crate::route::matcher::RequestView;
@@ -32,11 +36,30 @@ use crate::worker::Worker;
 /// Serves a connection of the app until it ends.
 pub async fn serve(worker: Rc<Worker>, tcp: TcpStream) {
     let stream = Stream::Plain(Socket::new(tcp));
-    let conn = Conn::new(stream, Vec::new(), worker.shared.limits);
-    let down = ServerHalf::new(conn);
-    if let Some(tunnel) = serve_http(&worker, down, None).await {
-        // A box: tunnels are rare, and must not make every connection's task larger.
-        Box::pin(serve_tunnel(&worker, tunnel)).await;
+    let mut conn = Conn::new(stream, Vec::new(), worker.shared.limits);
+    let idle = Instant::now() + worker.shared.timeouts.idle;
+    let version = tokio::select! {
+        version = http_version(&mut conn, idle) => version,
+        () = worker.shared.watch.ended() => return,
+    };
+    if let Some(version) = version {
+        serve_http(worker, conn, version, None).await;
+    }
+}
+
+/// Serves HTTP on `conn`. `inside` is the plan of the tunnel that it is.
+async fn serve_http(
+    worker: Rc<Worker>,
+    conn: Conn,
+    version: Version,
+    inside: Option<Arc<OutboundPlan>>,
+) {
+    // Boxes: what is rare must not make every connection's task larger.
+    if version == Version::Http2 {
+        return Box::pin(serve_h2(worker, conn, inside)).await;
+    }
+    if let Some(tunnel) = serve_h1(&worker, ServerHalf::new(conn), inside.as_ref()).await {
+        serve_tunnel(worker, tunnel).await;
     }
 }
 
@@ -47,9 +70,8 @@ struct Tunnel {
     plan: Arc<OutboundPlan>,
 }
 
-/// Serves requests until the connection ends, or becomes a tunnel. `inside` is the plan of the tunnel that the
-/// connection is already.
-async fn serve_http(
+/// Serves requests until the connection ends, or becomes a tunnel.
+async fn serve_h1(
     worker: &Worker,
     mut down: ServerHalf,
     inside: Option<&Arc<OutboundPlan>>,
@@ -61,57 +83,138 @@ async fn serve_http(
     let mut last: Option<Destination> = None;
     let mut ended = pin!(shared.watch.ended());
     loop {
-        // Phase 1: nothing is known of the request yet; what can't be read is answered, and counted under no service.
         let idle = Instant::now() + timeouts.idle;
         let read = tokio::select! {
             biased;
             read = down.read_request(&mut request, &mut deadline, idle, timeouts.head) => read,
             () = &mut ended, if down.conn_ref().unread().is_empty() => return None,
         };
-        let arrived = Instant::now();
+        let at = Instant::now();
         if matches!(read, Ok(Read::Closed)) {
             return None;
         }
-        let mut outcome = Outcome::begun(&shared.unknown);
-        if let Err(error) = read {
-            refuse(&mut down, &mut outcome, &error, &Head::default());
+        if read.is_ok() && request.method() == b"CONNECT" && inside.is_none() {
+            if let Some(plan) = connect(worker, &mut Down::H1(&mut down), &request).await {
+                answer::plain(&mut down, 200);
+                let flushed = poll_fn(|cx| down.conn().poll_flush(cx)).await;
+                let conn = down.into_conn();
+                return flushed.is_ok().then_some(Tunnel { conn, plan });
+            }
+            // What was sent ahead of the answer was meant for the tunnel: it must not be read as requests.
+            let _ = down.settle().await;
             down.close().await;
             return None;
         }
-        shared.metrics.parsed.inc();
-        if request.method() == b"CONNECT" && inside.is_none() {
-            if let Some(plan) = connect(worker, &mut down, &mut request, &mut outcome).await {
-                let conn = down.into_conn();
-                return Some(Tunnel { conn, plan });
-            }
-        } else {
-            // Phase 2: the request has an id; every failure is answered with its reason.
-            worker.random(|rng| headers::request_id(&mut request, rng));
-            let attempt = Attempt {
-                worker,
-                down: &mut down,
-                request: &mut request,
-                response: &mut response,
-                outcome: &mut outcome,
-            };
-            match forward(attempt, inside, &mut last, &mut deadline, arrived).await {
-                Ok(()) => outcome.answered(response.status(), "-"),
-                Err(error) if error.progress == Progress::Answered => {
-                    // The head is out: cutting the body short is the only way left to say that it isn't whole.
-                    outcome.answered(response.status(), error.answer().flag);
-                    tracing::debug!(%error, "response cut short");
-                    return None;
-                }
-                Err(error) => refuse(&mut down, &mut outcome, &error, &request),
-            }
+        let arrival = Arrival {
+            down: Down::H1(&mut down),
+            read: read.map(drop),
+            request: &mut request,
+            response: &mut response,
+            deadline: &mut deadline,
+            at,
+        };
+        if serve_request(worker, inside, &mut last, arrival).await == Served::Cut {
+            return None;
         }
-        drop(outcome);
         if !down.settle().await {
             down.close().await;
             return None;
         }
         request.rest();
         response.rest();
+    }
+}
+
+async fn serve_h2(worker: Rc<Worker>, conn: Conn, inside: Option<Arc<OutboundPlan>>) {
+    let shared = Arc::clone(&worker.shared);
+    let how = h2::Served {
+        limits: shared.limits,
+        timeouts: shared.timeouts,
+        is_mesh: false,
+        until: None,
+    };
+    let (io, read) = conn.into_parts();
+    // The streams share it while none of them is at it.
+    let last: Rc<Cell<Option<Destination>>> = Rc::default();
+    let handle = move |arrived: Arrived| {
+        let (worker, inside, last) = (Rc::clone(&worker), inside.clone(), Rc::clone(&last));
+        async move {
+            if arrived.head.method() == b"CONNECT" && arrived.read.is_ok() && inside.is_none() {
+                return connect_stream(worker, arrived).await;
+            }
+            let mut own = last.take();
+            let serve = async |arrival: Arrival<'_>| {
+                serve_request(&worker, inside.as_ref(), &mut own, arrival).await
+            };
+            serve_stream(arrived, &worker.shared.timeouts, serve).await;
+            last.set(own);
+        }
+    };
+    h2::serve(io, read, how, shared.watch.ended(), handle).await;
+}
+
+/// Makes a stream the tunnel that it asks for.
+async fn connect_stream(worker: Rc<Worker>, arrived: Arrived) {
+    let mut plan = None;
+    let connect = async |mut arrival: Arrival<'_>| {
+        plan = connect(&worker, &mut arrival.down, arrival.request).await;
+        Served::Whole
+    };
+    let Some(stream) = serve_stream(arrived, &worker.shared.timeouts, connect).await else {
+        return;
+    };
+    if let (Some(plan), Some(tunnel)) = (plan, stream.into_tunnel()) {
+        let io = Stream::Inside(Box::new(tunnel));
+        let conn = Conn::new(io, Vec::new(), worker.shared.limits);
+        serve_tunnel(worker, Tunnel { conn, plan }).await;
+    }
+}
+
+/// Serves one request, from its head to the answer.
+async fn serve_request(
+    worker: &Worker,
+    inside: Option<&Arc<OutboundPlan>>,
+    last: &mut Option<Destination>,
+    mut arrival: Arrival<'_>,
+) -> Served {
+    // Phase 1: nothing is known of the request yet; what can't be read is answered, and counted under no service.
+    let mut outcome = Outcome::begun(&worker.shared.unknown);
+    if let Err(error) = arrival.read {
+        refuse(&mut arrival.down, &mut outcome, &error, &Head::default());
+        return Served::Whole;
+    }
+    worker.shared.metrics.parsed.inc();
+    // Phase 2: the request has an id; every failure is answered with its reason.
+    worker.random(|rng| headers::request_id(arrival.request, rng));
+    let mut attempt = Attempt {
+        worker,
+        down: arrival.down,
+        request: arrival.request,
+        response: arrival.response,
+        outcome: &mut outcome,
+    };
+    match forward(&mut attempt, inside, last, arrival.deadline, arrival.at).await {
+        Ok(()) => {
+            let status = attempt.response.status();
+            attempt.outcome.answered(status, "-");
+            Served::Whole
+        }
+        Err(error) if error.progress == Progress::Answered => {
+            let status = attempt.response.status();
+            attempt.outcome.answered(status, error.answer().flag);
+            tracing::debug!(%error, "response cut short");
+            Served::Cut
+        }
+        Err(error) => {
+            let Attempt {
+                mut down,
+                request,
+                outcome,
+                ..
+            } = attempt;
+            refuse(&mut down, outcome, &error, request);
+            Served::Whole
+        }
     }
 }
 
@@ -157,14 +260,14 @@ async fn destination<'a>(
 }
 
 /// Answers a request that failed, and counts it.
-fn refuse(down: &mut ServerHalf, outcome: &mut Outcome, error: &Error, request: &Head) {
+fn refuse(down: &mut Down<'_>, outcome: &mut Outcome, error: &Error, request: &Head) {
     outcome.answered(error.answer().status, error.answer().flag);
     answer::refuse(down, error, request, Audience::Trusted);
 }
 
 /// Phase 3: from a request with an id to its response.
 async fn forward(
-    mut attempt: Attempt<'_>,
+    attempt: &mut Attempt<'_>,
     inside: Option<&Arc<OutboundPlan>>,
     last: &mut Option<Destination>,
     deadline: &mut Deadline,
@@ -197,7 +300,9 @@ async fn forward(
         .as_ref()
         .map_err(|reason| no_cluster(route, reason))?;
 
-    http::prepare(attempt.request);
+    let body = attempt.down.body_length();
+    http::prepare(attempt.request, body);
+    worker.random(|rng| headers::websocket_key(attempt.request, rng));
     headers::forwarded_proto(attempt.request, "http");
     worker.random(|rng| headers::traceparent(attempt.request, rng));
     let edit = |request: &Head, response: &mut Head| {
@@ -266,13 +371,14 @@ async fn find_plan(
     }
 }
 
-/// Answers a CONNECT; returns the destination's plan when the connection becomes a tunnel.
+/// The plan of the destination that a CONNECT names. One that can't be connected to is refused with the reason.
 async fn connect(
     worker: &Worker,
-    down: &mut ServerHalf,
-    request: &mut Head,
-    outcome: &mut Outcome,
+    down: &mut Down<'_>,
+    request: &Head,
 ) -> Option<Arc<OutboundPlan>> {
+    let mut outcome = Outcome::begun(&worker.shared.unknown);
+    worker.shared.metrics.parsed.inc();
     let authority = canonical(&String::from_utf8_lossy(request.target()), None);
     let plan = match check_loop(worker, &authority) {
         Ok(()) => find_plan(worker, &authority, None).await,
@@ -282,24 +388,28 @@ async fn connect(
         Ok(plan) => {
             outcome.toward(&plan.series);
             outcome.answered(200, "-");
-            answer::plain(down, 200);
-            let flushed = poll_fn(|cx| down.conn().poll_flush(cx)).await;
-            flushed.is_ok().then_some(plan)
+            Some(plan)
         }
         Err(error) => {
-            // What was sent ahead of the answer was meant for the tunnel: it must not be read as requests.
             down.close_after();
-            refuse(down, outcome, &error, request);
+            refuse(down, &mut outcome, &error, request);
             None
         }
     }
 }
 
 /// Carries what comes through a tunnel: HTTP by the mesh's routes, anything else as bytes.
-async fn serve_tunnel(worker: &Worker, mut tunnel: Tunnel) {
-    if matches!(tunnel.plan.kind, OutboundKind::Tcp(_)) {
-        return carry(worker, tunnel).await;
-    }
+fn serve_tunnel(worker: Rc<Worker>, tunnel: Tunnel) -> Pin<Box<dyn Future<Output = ()>>> {
+    // A box: a tunnel may carry HTTP, which is where tunnels come from.
+    Box::pin(async move {
+        match matches!(tunnel.plan.kind, OutboundKind::Tcp(_)) {
+            true => carry(&worker, tunnel).await,
+            false => serve_told(worker, tunnel).await,
+        }
+    })
+}
+
+async fn serve_told(worker: Rc<Worker>, mut tunnel: Tunnel) {
     let deadline = Instant::now() + worker.shared.detection;
     let protocol = loop {
         if let Some(protocol) = sniff(tunnel.conn.unread()) {
@@ -314,10 +424,10 @@ async fn serve_tunnel(worker: &Worker, mut tunnel: Tunnel) {
     };
     match protocol {
         Protocol::Http1 => {
-            let down = ServerHalf::new(tunnel.conn);
-            serve_http(worker, down, Some(&tunnel.plan)).await;
+            serve_http(worker, tunnel.conn, Version::Http11, Some(tunnel.plan)).await
         }
-        _ => carry(worker, tunnel).await,
+        Protocol::Http2 => serve_http(worker, tunnel.conn, Version::Http2, Some(tunnel.plan)).await,
+        _ => carry(&worker, tunnel).await,
     }
 }
 

@@ -1,6 +1,7 @@
 //! A byte stream to a peer: plain TCP, or TLS over it in either role. One concrete type, so that the path above it is
 //! compiled once.
 
+use std::fmt::Debug;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -81,6 +82,11 @@ impl AsyncWrite for Socket {
     }
 }
 
+/// Bytes both ways, whatever carries them.
+pub trait Bytes: AsyncRead + AsyncWrite + Unpin + Debug {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Debug> Bytes for T {}
+
 /// A byte stream to a peer.
 #[derive(Debug)]
 pub enum Stream {
@@ -90,33 +96,41 @@ pub enum Stream {
     Accepted(Box<tokio_rustls::server::TlsStream<Socket>>),
     /// TLS that we opened.
     Opened(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+    /// A stream inside another connection.
+    Inside(Box<dyn Bytes>),
 }
 
 impl Stream {
-    /// The TCP connection below.
-    pub fn tcp(&self) -> &TcpStream {
+    /// The ALPN protocol that was agreed on.
+    pub fn alpn(&self) -> Option<&[u8]> {
         match self {
-            Stream::Plain(socket) => socket.tcp(),
-            Stream::Accepted(tls) => tls.get_ref().0.tcp(),
-            Stream::Opened(tls) => tls.get_ref().0,
+            Stream::Accepted(tls) => tls.get_ref().1.alpn_protocol(),
+            Stream::Opened(tls) => tls.get_ref().1.alpn_protocol(),
+            Stream::Plain(_) | Stream::Inside(_) => None,
         }
     }
 
     /// Whether a read may give something. Far cheaper than a read that gives nothing.
     pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let has_some = match self {
-            Stream::Plain(socket) => !socket.read.is_empty(),
+        let (has_some, tcp) = match self {
+            Stream::Plain(socket) => (!socket.read.is_empty(), socket.tcp()),
             // rustls wants nothing more to read while it holds plaintext.
             Stream::Accepted(tls) => {
-                !tls.get_ref().1.wants_read() || !tls.get_ref().0.read.is_empty()
+                let (socket, connection) = tls.get_ref();
+                let has_some = !connection.wants_read() || !socket.read.is_empty();
+                (has_some, socket.tcp())
             }
-            Stream::Opened(tls) => !tls.get_ref().1.wants_read(),
+            Stream::Opened(tls) => {
+                let (tcp, connection) = tls.get_ref();
+                (!connection.wants_read(), tcp)
+            }
+            Stream::Inside(_) => return Poll::Ready(()),
         };
         if has_some {
             return Poll::Ready(());
         }
         // A broken socket is readable: the read then says what is wrong.
-        self.tcp().poll_read_ready(cx).map(drop)
+        tcp.poll_read_ready(cx).map(drop)
     }
 }
 
@@ -132,6 +146,10 @@ macro_rules! each {
                 $call
             }
             Stream::Opened($io) => {
+                let $io = Pin::new($io.as_mut());
+                $call
+            }
+            Stream::Inside($io) => {
                 let $io = Pin::new($io.as_mut());
                 $call
             }

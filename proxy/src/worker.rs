@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,7 +47,7 @@ pub struct Worker {
     /// What all workers share.
     pub shared: Arc<Shared>,
     /// Idle upstream connections.
-    pub pool: Pool,
+    pub pool: Rc<Pool>,
     rng: RefCell<fastrand::Rng>,
 }
 
@@ -55,7 +56,7 @@ impl Worker {
     pub fn new(shared: Arc<Shared>, pool: Pool) -> Worker {
         Worker {
             shared,
-            pool,
+            pool: Rc::new(pool),
             rng: RefCell::new(fastrand::Rng::new()),
         }
     }

@@ -4,6 +4,7 @@ pub mod ads;
 pub mod ca;
 pub mod client;
 pub mod dns;
+pub mod h2;
 pub mod mesh;
 pub mod upstream;
 

@@ -2,6 +2,7 @@
 #![allow(clippy::too_many_lines)]
 
 mod hostile;
+mod http2;
 mod identity;
 mod layout;
 mod limits;

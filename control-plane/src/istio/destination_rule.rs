@@ -138,6 +138,23 @@ pub struct HttpSettings {
     /// How long a connection is kept without a request.
     #[serde(default)]
     pub idle_timeout: Option<Period>,
+    /// Whether HTTP/1 requests are carried by HTTP/2 between sidecars.
+    #[serde(default, rename = "h2UpgradePolicy")]
+    pub h2_upgrade_policy: H2UpgradePolicy,
+    /// Whether endpoints are spoken to in the version of the request.
+    #[serde(default)]
+    pub use_client_protocol: bool,
+}
+
+/// Whether HTTP/1 requests are carried by HTTP/2.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+#[allow(missing_docs)]
+pub enum H2UpgradePolicy {
+    #[default]
+    Default,
+    DoNotUpgrade,
+    Upgrade,
 }
 
 /// When an endpoint is ejected.

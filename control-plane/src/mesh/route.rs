@@ -132,8 +132,22 @@ pub struct Policy {
     pub idle_timeout: Option<Duration>,
     /// TCP keepalive.
     pub keepalive: Option<Keepalive>,
+    /// Whether endpoints are spoken to in another version of HTTP than their port's.
+    pub version: HttpVersion,
     /// When one is ejected.
     pub ejection: Option<Ejection>,
+}
+
+/// The version of HTTP that endpoints are spoken to in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum HttpVersion {
+    /// That of the port.
+    #[default]
+    Port,
+    /// HTTP/2, where the port carries HTTP/1: between sidecars.
+    Upgraded,
+    /// That of the request.
+    Client,
 }
 
 /// How an endpoint is picked.

@@ -36,8 +36,10 @@ pub struct Port {
 /// What a port carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
-    /// HTTP: anything else is refused.
+    /// HTTP/1: anything else is refused.
     Http,
+    /// HTTP/2, which gRPC is: anything else than HTTP is refused.
+    Http2,
     /// What is told from its first bytes.
     Auto,
     /// Bytes.

@@ -237,7 +237,7 @@ impl Compiler<'_> {
         Some(endpoints)
     }
 
-    /// Says which ports carry what the proxy can't speak yet.
+    /// Says which ports carry what the proxy can't.
     fn notice_protocols<'p>(&mut self, object: &Object, names: impl Iterator<Item = &'p str>) {
         for name in names {
             let word = name
@@ -245,12 +245,10 @@ impl Compiler<'_> {
                 .next()
                 .unwrap_or_default()
                 .to_ascii_lowercase();
-            let text = match word.as_str() {
-                "http2" | "grpc" => "this version of leno-proxy speaks HTTP/1 only",
-                "udp" => "UDP is not carried",
-                _ => continue,
-            };
-            self.problem(object, Severity::Notice, format!("port {name}: {text}"));
+            if word == "udp" {
+                let text = format!("port {name}: UDP is not carried");
+                self.problem(object, Severity::Notice, text);
+            }
         }
     }
 

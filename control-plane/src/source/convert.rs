@@ -8,13 +8,20 @@ use crate::istio::virtual_service as vs;
 use crate::istio::{Object, Place};
 use crate::mesh::policy::Mode;
 use crate::mesh::route::{
-    Balance, Ejection, Keepalive, Match, Policy, Retries, RetryPolicy, Rule, StringMatch, Target,
+    Balance, Ejection, HttpVersion, Keepalive, Match, Policy, Retries, RetryPolicy, Rule,
+    StringMatch, Target,
 };
 use crate::mesh::service::Protocol;
 
 /// What a port carries, by Istio's protocol names: the prefix up to a dash, or the whole. What isn't named is told from
 /// its first bytes.
 pub(super) fn protocol(name: &str) -> Protocol {
+    // Kubernetes' own words for `appProtocol`.
+    match name {
+        "kubernetes.io/h2c" => return Protocol::Http2,
+        "kubernetes.io/ws" => return Protocol::Http,
+        _ => {}
+    }
     let word = name
         .split('-')
         .next()
@@ -22,7 +29,8 @@ pub(super) fn protocol(name: &str) -> Protocol {
         .to_ascii_lowercase();
     match word.as_str() {
         "tcp" | "tls" | "https" | "mongo" | "mysql" | "redis" | "udp" => Protocol::Tcp,
-        "http" | "http2" | "grpc" => Protocol::Http,
+        "http" => Protocol::Http,
+        "http2" | "grpc" => Protocol::Http2,
         _ => Protocol::Auto,
     }
 }
@@ -156,6 +164,11 @@ pub(super) fn policy(said: Option<&dr::TrafficPolicy>, host: Option<&Policy>) ->
         policy.max_retries = limit(http.max_retries);
         policy.max_requests_per_connection = limit(http.max_requests_per_connection);
         policy.idle_timeout = http.idle_timeout.map(|time| time.0);
+        policy.version = match (http.use_client_protocol, http.h2_upgrade_policy) {
+            (true, _) => HttpVersion::Client,
+            (false, dr::H2UpgradePolicy::Upgrade) => HttpVersion::Upgraded,
+            (false, _) => HttpVersion::Port,
+        };
         policy.keepalive = tcp.tcp_keepalive.map(|said| Keepalive {
             probes: said.probes,
             time: said.time.map(|time| time.0),

@@ -10,7 +10,10 @@ use leno_proto::pb::envoy::config::cluster::v3::{
         ClusterDiscoveryType, DiscoveryType, EdsClusterConfig, LbPolicy, TransportSocketMatch,
     },
 };
-use leno_proto::pb::envoy::config::core::v3::{HttpProtocolOptions as Common, TcpKeepalive};
+use leno_proto::pb::envoy::config::core::v3::{
+    Http1ProtocolOptions as Http1, Http2ProtocolOptions as Http2, HttpProtocolOptions as Common,
+    TcpKeepalive,
+};
 use leno_proto::pb::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
 use leno_proto::pb::envoy::extensions::transport_sockets::tls::v3::{
     CertificateValidationContext, CommonTlsContext, SubjectAltNameMatcher, UpstreamTlsContext,
@@ -19,14 +22,17 @@ use leno_proto::pb::envoy::extensions::transport_sockets::tls::v3::{
 };
 use leno_proto::pb::envoy::extensions::upstreams::http::v3::{
     HttpProtocolOptions,
-    http_protocol_options::{UpstreamProtocolOptions, UseDownstreamHttpConfig},
+    http_protocol_options::{
+        ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig,
+        explicit_http_config::ProtocolConfig,
+    },
 };
 use leno_proto::type_url::CLUSTER;
 use leno_proto::{Any, pack};
 
 use super::{Answer, ClusterName, ROOTS, clients, present, wire};
-use crate::mesh::route::{Balance, DestinationRule, Keepalive, Policy, StringMatch};
-use crate::mesh::service::{Endpoints, Service};
+use crate::mesh::route::{Balance, DestinationRule, HttpVersion, Keepalive, Policy, StringMatch};
+use crate::mesh::service::{Endpoints, Protocol, Service};
 use crate::mesh::{Client, Mesh, Node};
 
 /// Istio's connect timeout.
@@ -59,6 +65,12 @@ pub fn outbound(mesh: &Mesh, node: &Node, name: &str) -> Answer {
         },
     };
     let identities = identities(mesh, service);
+    let port = service.port(parsed.port).map(|port| port.protocol);
+    let protocol = spoken(port.unwrap_or(Protocol::Auto), policy.version);
+    let alpn: &[&str] = match protocol {
+        Protocol::Http2 => &["istio-h2", "h2", "istio"],
+        _ => &["istio-http/1.1", "istio"],
+    };
     let cluster = Cluster {
         name: name.to_owned(),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into())),
@@ -73,9 +85,9 @@ pub fn outbound(mesh: &Mesh, node: &Node, name: &str) -> Answer {
             Balance::Random => LbPolicy::Random,
         }
         .into(),
-        transport_socket_matches: sockets(node, &identities, &parsed),
+        transport_socket_matches: sockets(node, &identities, &parsed, alpn),
         circuit_breakers: breakers(policy),
-        typed_extension_protocol_options: http_options(node.client, policy),
+        typed_extension_protocol_options: http_options(node.client, policy, protocol),
         upstream_connection_options: policy.keepalive.map(|said| UpstreamConnectionOptions {
             tcp_keepalive: Some(keepalive(said)),
             ..UpstreamConnectionOptions::default()
@@ -133,6 +145,7 @@ fn sockets(
     node: &Node,
     identities: &BTreeSet<String>,
     name: &ClusterName<'_>,
+    alpn: &[&str],
 ) -> Vec<TransportSocketMatch> {
     if identities.is_empty() {
         return Vec::new();
@@ -145,7 +158,7 @@ fn sockets(
     let context = UpstreamTlsContext {
         sni: format!("outbound_.{}_.{subset}.{}", name.port, name.host),
         common_tls_context: Some(CommonTlsContext {
-            alpn_protocols: ["istio-http/1.1", "istio"].map(str::to_owned).to_vec(),
+            alpn_protocols: alpn.iter().map(|&protocol| protocol.to_owned()).collect(),
             tls_params: clients::tls_params(node.client),
             tls_certificate_sds_secret_configs: vec![wire::own_certificate(node.client)],
             validation_context_type: Some(ValidationContextType::CombinedValidationContext(
@@ -206,21 +219,49 @@ pub(super) fn breakers(policy: &Policy) -> Option<CircuitBreakers> {
     })
 }
 
-/// How connections for HTTP are used.
-pub(super) fn http_options(client: Client, policy: &Policy) -> HashMap<String, Any> {
+/// What endpoints of a port that carries `port` are spoken to in.
+fn spoken(port: Protocol, version: HttpVersion) -> Protocol {
+    match (port, version) {
+        (Protocol::Tcp, _) => Protocol::Tcp,
+        (_, HttpVersion::Client) => Protocol::Auto,
+        (Protocol::Http, HttpVersion::Upgraded) => Protocol::Http2,
+        (port, _) => port,
+    }
+}
+
+/// How connections for HTTP are used. What isn't declared is spoken as the request was.
+pub(super) fn http_options(
+    client: Client,
+    policy: &Policy,
+    protocol: Protocol,
+) -> HashMap<String, Any> {
     let common = Common {
         max_requests_per_connection: policy.max_requests_per_connection.map(wire::number),
         idle_timeout: policy.idle_timeout.map(wire::duration),
         ..Common::default()
     };
-    if common == Common::default() {
+    let is_http1 = matches!(protocol, Protocol::Http | Protocol::Tcp);
+    if common == Common::default() && (is_http1 || client == Client::Grpc) {
         return HashMap::new();
     }
+    let explicit = |protocol| {
+        UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
+            protocol_config: Some(protocol),
+        })
+    };
     let options = HttpProtocolOptions {
         common_http_protocol_options: Some(common),
-        // Envoy demands to be told; a sidecar of ours speaks as it was spoken to.
-        upstream_protocol_options: (client == Client::Envoy).then(|| {
-            UpstreamProtocolOptions::UseDownstreamProtocolConfig(UseDownstreamHttpConfig::default())
+        upstream_protocol_options: Some(match protocol {
+            Protocol::Http | Protocol::Tcp => {
+                explicit(ProtocolConfig::HttpProtocolOptions(Http1::default()))
+            }
+            Protocol::Http2 => explicit(ProtocolConfig::Http2ProtocolOptions(Http2::default())),
+            Protocol::Auto => {
+                UpstreamProtocolOptions::UseDownstreamProtocolConfig(UseDownstreamHttpConfig {
+                    http2_protocol_options: Some(Http2::default()),
+                    ..UseDownstreamHttpConfig::default()
+                })
+            }
         }),
         ..HttpProtocolOptions::default()
     };

@@ -38,9 +38,11 @@ use crate::mesh::service::Protocol;
 use crate::mesh::{Client, Mesh, Node};
 
 /// ALPN protocols that only a sidecar offers: for HTTP, and for anything else.
-const SIDECAR: [&str; 2] = ["istio-http/1.1", "istio"];
+const SIDECAR: [&str; 3] = ["istio-h2", "istio-http/1.1", "istio"];
 /// What a connection that looks like HTTP counts as offering.
-const HTTP: [&str; 1] = ["http/1.1"];
+const HTTP: [&str; 2] = ["http/1.1", "h2c"];
+/// What mutual TLS that carries HTTP offers, whoever speaks it.
+const HTTP_TLS: [&str; 4] = ["istio-h2", "istio-http/1.1", "h2", "http/1.1"];
 
 /// What is known of a workload's port.
 #[derive(Debug, Clone, Default)]
@@ -77,7 +79,7 @@ impl Workload {
                 // Of several services on one port the strictest reading holds.
                 known.protocol = match (known.protocol, port.protocol) {
                     (None | Some(Protocol::Auto), own) => Some(own),
-                    (Some(Protocol::Http), Protocol::Tcp) => Some(Protocol::Tcp),
+                    (Some(Protocol::Http | Protocol::Http2), Protocol::Tcp) => Some(Protocol::Tcp),
                     (before, _) => before,
                 };
                 known.service.clone_from(&service.host);
@@ -144,6 +146,9 @@ pub(super) fn cluster(mesh: &Mesh, node: &Node, name: &str) -> Answer {
         max_requests_per_connection: known.and_then(|known| known.max_requests_per_connection),
         ..Policy::default()
     };
+    let protocol = known
+        .and_then(|known| known.protocol)
+        .unwrap_or(Protocol::Auto);
     let cluster = Cluster {
         name: name.to_owned(),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(
@@ -151,7 +156,7 @@ pub(super) fn cluster(mesh: &Mesh, node: &Node, name: &str) -> Answer {
         )),
         connect_timeout: Some(wire::duration(clusters::CONNECT)),
         lb_policy: LbPolicy::ClusterProvided.into(),
-        typed_extension_protocol_options: clusters::http_options(node.client, &policy),
+        typed_extension_protocol_options: clusters::http_options(node.client, &policy, protocol),
         metadata: Some(wire::metadata(&[("rule", "the local app")])),
         ..Cluster::default()
     };
@@ -196,11 +201,11 @@ fn port_chains(
     let mut chains = Vec::new();
     if protocol == Protocol::Auto {
         if terminates {
-            chains.push(chain(&http, "tls", &[SIDECAR[0], HTTP[0]], true));
+            chains.push(chain(&http, "tls", &HTTP_TLS, true));
             let rest: &[&str] = if mode == Mode::Strict {
                 &[]
             } else {
-                &SIDECAR[1..]
+                &SIDECAR[2..]
             };
             chains.push(chain(&tcp, "tls", rest, true));
         }
@@ -309,7 +314,9 @@ fn downstream_tls(client: Client) -> leno_proto::pb::envoy::config::core::v3::Tr
     let context = DownstreamTlsContext {
         require_client_certificate: Some(BoolValue { value: true }),
         common_tls_context: Some(CommonTlsContext {
-            alpn_protocols: ["istio-http/1.1", "istio"].map(str::to_owned).to_vec(),
+            alpn_protocols: ["h2", "istio-http/1.1", "istio"]
+                .map(str::to_owned)
+                .to_vec(),
             tls_certificate_sds_secret_configs: vec![wire::own_certificate(client)],
             validation_context_type: Some(ValidationContextType::ValidationContextSdsSecretConfig(
                 wire::secret(ROOTS),

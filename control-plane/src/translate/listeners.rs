@@ -33,14 +33,14 @@ pub fn outbound(mesh: &Mesh, node: &Node, authority: &str) -> Answer {
     };
     if node.client == Client::Grpc {
         return match port.protocol {
-            Protocol::Http | Protocol::Auto => {
+            Protocol::Http | Protocol::Http2 | Protocol::Auto => {
                 present(LISTENER, &clients::grpc_listener(authority, &manager))
             }
             Protocol::Tcp => Answer::Missing(format!("{authority} does not carry HTTP")),
         };
     }
     let filter = match port.protocol {
-        Protocol::Http | Protocol::Auto => {
+        Protocol::Http | Protocol::Http2 | Protocol::Auto => {
             wire::filter("envoy.filters.network.http_connection_manager", &manager)
         }
         Protocol::Tcp => wire::filter(
@@ -83,6 +83,8 @@ pub(super) fn cluster_names(mesh: &Mesh, node: &Node, authority: &str) -> BTreeS
     };
     match port.protocol {
         Protocol::Tcp => [cluster_name(port.number, None, &service.host)].into(),
-        Protocol::Http | Protocol::Auto => routes::cluster_names(service, port.number),
+        Protocol::Http | Protocol::Http2 | Protocol::Auto => {
+            routes::cluster_names(service, port.number)
+        }
     }
 }

@@ -34,13 +34,16 @@ pub struct Endpoint {
     idle_close: AtomicU32,
     in_flight: AtomicU32,
     retired: AtomicBool,
+    http1_only: AtomicBool,
 }
 
 /// The TLS of one set of identities, by what is carried.
 #[derive(Debug)]
 pub struct Connectors {
-    /// For HTTP.
+    /// For HTTP/1.
     pub http: Connector,
+    /// For HTTP/2, or HTTP/1 where it isn't known.
+    pub http2: Connector,
     /// For any other protocol.
     pub tcp: Connector,
 }
@@ -70,6 +73,7 @@ impl Endpoint {
             idle_close: AtomicU32::new(u32::MAX),
             in_flight: AtomicU32::new(0),
             retired: AtomicBool::new(false),
+            http1_only: AtomicBool::new(false),
         }
     }
 
@@ -97,6 +101,16 @@ impl Endpoint {
     pub fn surely_open_after(&self, idle: Duration) -> bool {
         let shortest = Duration::from_millis(self.idle_close.load(Ordering::Relaxed).into());
         idle < shortest / 2
+    }
+
+    /// Its TLS knows no HTTP/2.
+    pub fn refuses_http2(&self) {
+        self.http1_only.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether its TLS knows no HTTP/2.
+    pub fn is_http1_only(&self) -> bool {
+        self.http1_only.load(Ordering::Relaxed)
     }
 
     /// No cluster names it any more: its idle connections are closed.

@@ -59,6 +59,11 @@ impl Load {
         [&self.requests, &self.pending, &self.retries].map(|count| count.load(Ordering::Relaxed))
     }
 
+    /// Leave that costs no connection: the request is one of many on a shared one.
+    pub fn shared() -> Leave {
+        Leave(None)
+    }
+
     /// A request begins.
     ///
     /// # Errors

@@ -11,7 +11,10 @@ use leno_proto::pb::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuf
 use leno_proto::pb::envoy::extensions::transport_sockets::tls::v3::{
     CommonTlsContext, UpstreamTlsContext, common_tls_context::ValidationContextType,
 };
-use leno_proto::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
+use leno_proto::pb::envoy::extensions::upstreams::http::v3::{
+    HttpProtocolOptions,
+    http_protocol_options::{UpstreamProtocolOptions, explicit_http_config::ProtocolConfig},
+};
 use leno_proto::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use leno_proto::pb::google::protobuf::{Duration as Period, UInt32Value, value::Kind};
 use leno_proto::prost::Name;
@@ -45,9 +48,23 @@ pub struct Cluster {
     pub connections: Connections,
 }
 
+/// The HTTP version that a cluster's endpoints are spoken to in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.1, Envoy's default.
+    #[default]
+    Http1,
+    /// HTTP/2.
+    Http2,
+    /// That of the request.
+    Downstream,
+}
+
 /// How connections to a cluster are used.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Connections {
+    /// The HTTP version that is spoken on them.
+    pub protocol: Protocol,
     /// Requests that one connection carries.
     pub max_requests: Option<u32>,
     /// How long one is kept without a request.
@@ -223,11 +240,33 @@ fn outlier(said: &OutlierDetection) -> Result<Outlier, Invalid> {
     })
 }
 
+fn protocol(said: Option<&UpstreamProtocolOptions>) -> Result<Protocol, Invalid> {
+    match said {
+        None => Ok(Protocol::Http1),
+        Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(_)) => Ok(Protocol::Downstream),
+        Some(UpstreamProtocolOptions::ExplicitHttpConfig(explicit)) => {
+            match explicit.protocol_config {
+                None | Some(ProtocolConfig::HttpProtocolOptions(_)) => Ok(Protocol::Http1),
+                Some(ProtocolConfig::Http2ProtocolOptions(_)) => Ok(Protocol::Http2),
+                Some(ProtocolConfig::Http3ProtocolOptions(_)) => {
+                    let field = "explicit_http_config.http3_protocol_options";
+                    Err(Invalid::new(field, "is not supported"))
+                }
+            }
+        }
+        Some(UpstreamProtocolOptions::AutoConfig(_)) => {
+            Err(Invalid::new("auto_config", "is not supported"))
+        }
+    }
+}
+
 fn connections(message: &ClusterMessage) -> Result<Connections, Invalid> {
     let mut connections = Connections::default();
     for (name, any) in &message.typed_extension_protocol_options {
         let within = |e: Invalid| e.within(&format!("typed_extension_protocol_options[{name}]"));
         let options: HttpProtocolOptions = super::typed(any).map_err(within)?;
+        connections.protocol =
+            protocol(options.upstream_protocol_options.as_ref()).map_err(within)?;
         let common = options.common_http_protocol_options.unwrap_or_default();
         connections.max_requests = common.max_requests_per_connection.map(|max| max.value);
         connections.idle_timeout = match &common.idle_timeout {

@@ -1,5 +1,6 @@
 //! A connection to an endpoint: TCP, then mutual TLS where it has a sidecar, within one deadline.
 
+pub mod multiplexed;
 pub mod pool;
 
 use socket2::{SockRef, TcpKeepalive};
@@ -15,8 +16,10 @@ use crate::tls::Peer;
 /// What a connection will carry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Carries {
-    /// HTTP.
+    /// HTTP/1.
     Http,
+    /// HTTP/2, or HTTP/1 where the peer's TLS knows nothing newer.
+    Http2,
     /// Any bytes.
     Tcp,
 }
@@ -59,6 +62,7 @@ async fn connect(
     };
     let connector = match carries {
         Carries::Http => &tls.http,
+        Carries::Http2 => &tls.http2,
         Carries::Tcp => &tls.tcp,
     };
     let (stream, peer) = connector.connect(tcp).await?;

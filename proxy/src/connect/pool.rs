@@ -1,4 +1,4 @@
-//! Idle upstream connections of one worker, the most recently used first.
+//! Upstream connections of one worker: idle ones, the most recently used first, and those that many requests share.
 //!
 //! Invariant: what is handed out was open a moment ago, its peer's certificate is valid, and a cluster still names its
 //! endpoint.
@@ -6,34 +6,37 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::multiplexed::Multiplexed;
 use crate::balance::Endpoint;
 use crate::config::cluster::Connections;
-use crate::http::h1::ClientHalf;
+use crate::http::half::Up;
 
 /// A connection is given up this long before a certificate that made it ends: the peer closes it then, and a request
 /// must not meet that.
-const BEFORE_EXPIRY: Duration = Duration::from_millis(500);
+pub(super) const BEFORE_EXPIRY: Duration = Duration::from_millis(500);
 
 /// An upstream connection.
 #[derive(Debug)]
 pub struct Upstream {
     /// HTTP on it.
-    pub half: ClientHalf,
+    pub half: Up,
     until: Option<Instant>,
     endpoint: Arc<Endpoint>,
     uses: Connections,
 }
 
 impl Upstream {
-    /// A fresh connection to `endpoint`, used as `uses` says; when it is mutual TLS, the certificates that made it are valid `until` then.
+    /// A connection to `endpoint`, or a stream of one, used as `uses` says; when it is mutual TLS, the certificates that
+    /// made it are valid `until` then.
     pub fn new(
-        half: ClientHalf,
+        half: Up,
         until: Option<Instant>,
         endpoint: &Arc<Endpoint>,
         uses: Connections,
@@ -54,8 +57,10 @@ impl Upstream {
         if expires || idle >= idle_timeout || self.endpoint.is_retired() {
             return false;
         }
-        let mut cx = Context::from_waker(Waker::noop());
-        let is_alive = self.half.is_alive(&mut cx);
+        let Up::H1(half) = &mut self.half else {
+            return false;
+        };
+        let is_alive = half.is_alive(&mut Context::from_waker(Waker::noop()));
         match is_alive {
             true => self.endpoint.open_after(idle),
             false => self.endpoint.closed_after(idle),
@@ -102,6 +107,8 @@ type Idle = Vec<(Instant, Box<Upstream>)>;
 pub struct Pool {
     idle: RefCell<HashMap<u64, Idle, BuildHasherDefault<IdHasher>>>,
     idle_timeout: Duration,
+    /// Connections that many requests share.
+    pub multiplexed: Rc<Multiplexed>,
 }
 
 impl Pool {
@@ -110,6 +117,7 @@ impl Pool {
         Pool {
             idle: RefCell::default(),
             idle_timeout,
+            multiplexed: Rc::default(),
         }
     }
 
@@ -137,13 +145,28 @@ impl Pool {
         None
     }
 
+    /// A stream to `endpoint`, if a shared connection has room for one.
+    pub fn stream(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        now: Instant,
+        is_repeatable: bool,
+    ) -> Option<Box<Upstream>> {
+        self.multiplexed
+            .take(endpoint, now, self.idle_timeout, is_repeatable)
+    }
+
     /// Keeps `upstream` for the next request, if it can take one.
     pub fn give_back(&self, mut upstream: Box<Upstream>) {
         let is_done = upstream.endpoint.is_retired() || upstream.is_worn_out();
-        if is_done || !upstream.half.is_reusable() {
+        // A stream is used once; its connection is shared anyway.
+        let Up::H1(half) = &mut upstream.half else {
+            return;
+        };
+        if is_done || !half.is_reusable() {
             return;
         }
-        upstream.half.conn().rest();
+        half.conn().rest();
         let mut idle = self.idle.borrow_mut();
         let connections = idle.entry(upstream.endpoint.id).or_default();
         connections.push((Instant::now(), upstream));
@@ -151,6 +174,7 @@ impl Pool {
 
     /// Closes what has been idle for too long, or can't be used any more. Called every second or so.
     pub fn sweep(&self, now: Instant) {
+        self.multiplexed.sweep(now, self.idle_timeout);
         let mut idle = self.idle.borrow_mut();
         idle.retain(|_, connections| {
             connections

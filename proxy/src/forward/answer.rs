@@ -4,6 +4,7 @@ use super::headers;
 use crate::error::{Error, Progress};
 use crate::http::Outgoing;
 use crate::http::h1::{Length, ServerHalf};
+use crate::http::half::Down;
 use crate::http::head::Head;
 
 /// Longest explanation that travels in a header.
@@ -19,14 +20,24 @@ pub enum Audience {
 }
 
 /// Buffers the answer to a request that failed. Whatever of its body hasn't come makes the connection close after it.
-pub fn refuse(down: &mut ServerHalf, error: &Error, request: &Head, audience: Audience) {
-    if !down.conn_ref().has_received() {
+/// gRPC's clients look for a status of theirs, in a response without a body.
+pub fn refuse(down: &mut Down<'_>, error: &Error, request: &Head, audience: Audience) {
+    if !down.has_received() {
         down.close_after();
     }
     let answer = error.answer();
-    let mut head = Head::response(answer.status);
-    head.add("content-type", b"text/plain");
-    head.add("content-length", answer.text.len().to_string().as_bytes());
+    let is_grpc = is_grpc(request);
+    let text = if is_grpc { "" } else { answer.text };
+    let mut head = match is_grpc {
+        true => grpc(error, audience),
+        false => {
+            let mut head = Head::response(answer.status);
+            head.add("content-type", b"text/plain");
+            head
+        }
+    };
+    let mut digits = itoa::Buffer::new();
+    head.add("content-length", digits.format(text.len()).as_bytes());
     head.add("server", b"leno");
     head.add("proxy-status", proxy_status(error, audience).as_bytes());
     headers::echo_id(request, &mut head);
@@ -34,12 +45,41 @@ pub fn refuse(down: &mut ServerHalf, error: &Error, request: &Head, audience: Au
         head.add("x-envoy-overloaded", b"true");
     }
     let is_head = down.is_head();
-    let length = if is_head { 0 } else { answer.text.len() as u64 };
+    let length = if is_head { 0 } else { text.len() as u64 };
     down.respond(&mut head, Length::Fixed(length));
     if !is_head {
-        down.conn().write(answer.text.as_bytes());
+        down.write(text.as_bytes());
     }
-    down.conn().finish(None);
+    down.finish(None);
+}
+
+/// Whether whoever sent `request` waits for a gRPC status.
+pub fn is_grpc(request: &Head) -> bool {
+    request.values("content-type").any(|value| {
+        let rest = value.strip_prefix(b"application/grpc");
+        rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+    })
+}
+
+/// A gRPC response without messages: the status that stands for the HTTP status (gRPC's `http-grpc-status-mapping`), and
+/// why, percent-encoded.
+fn grpc(error: &Error, audience: Audience) -> Head {
+    let status: &[u8] = match error.answer().status {
+        400 | 431 => b"13",
+        403 => b"7",
+        404 => b"12",
+        408 | 429 | 502..=504 => b"14",
+        _ => b"2",
+    };
+    let words = match audience {
+        Audience::Trusted => quoted(&error.to_string()).replace('%', "%25"),
+        Audience::Anyone => error.answer().error.to_owned(),
+    };
+    let mut head = Head::response(200);
+    head.add("content-type", b"application/grpc");
+    head.add("grpc-status", status);
+    head.add("grpc-message", words.as_bytes());
+    head
 }
 
 /// Buffers an answer without a body.

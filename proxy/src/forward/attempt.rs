@@ -1,26 +1,31 @@
 //! A request on its way to a cluster: tries, each at one endpoint, until one is answered or there is no use in another.
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
-use super::http::{Exchange, Transfer};
-use super::replay::Replay;
 use super::retry::{self, Decision, Failure};
-use crate::balance::limits::{Held, Leave};
+use super::tries::{Policy, Tries};
+use crate::balance::limits::{Leave, Load};
 use crate::balance::outlier::Verdict;
-use crate::balance::{Ask, Cluster, Endpoint, Lease};
-use crate::config::route::{Retry, RetryOn};
-use crate::connect::pool::Upstream;
+use crate::balance::{Ask, Cluster, Endpoint};
+use crate::config::cluster::Protocol;
+use crate::connect::multiplexed::Member;
+use crate::connect::pool::{Pool, Upstream};
 use crate::connect::{Carries, dial};
 use crate::deadline::Deadline;
 use crate::error::{Error, Kind, Progress, Side};
-use crate::http::h1::{ClientHalf, Conn, Length, ServerHalf};
-use crate::http::head::{Head, Known};
+use crate::http::Broken;
+use crate::http::h1::{ClientHalf, Conn};
+use crate::http::h2::Connection;
+use crate::http::half::{Down, Up};
+use crate::http::head::{Head, Known, Version};
 use crate::observe::Outcome;
-use crate::tls::expiry;
-use crate::worker::Worker;
+use crate::stream::Stream;
+use crate::tls::{alpn, expiry};
+use crate::worker::{Shared, Worker};
 
 /// A request on its way to a cluster.
 #[derive(Debug)]
@@ -28,7 +33,7 @@ pub struct Attempt<'a> {
     /// What the worker has at hand.
     pub worker: &'a Worker,
     /// Who sent the request.
-    pub down: &'a mut ServerHalf,
+    pub down: Down<'a>,
     /// The request's head, as it will be sent.
     pub request: &'a mut Head,
     /// Where the response's head goes.
@@ -46,35 +51,6 @@ pub struct Limit<'a> {
     pub since: Instant,
     /// How much there is of it.
     pub at_most: Option<Duration>,
-}
-
-/// What the tries of one request share.
-#[derive(Debug)]
-struct Tries<'a> {
-    policy: Policy<'a>,
-    is_idempotent: bool,
-    /// Whether it may be sent again although it was sent.
-    is_repeatable: bool,
-    replay: Replay,
-    upload: Transfer,
-    progress: Progress,
-    /// Endpoints of the tries before.
-    tried: Vec<u64>,
-    /// The endpoint of the moment.
-    lease: Option<Lease>,
-    /// Whether the connection of the moment had carried a request before.
-    is_reused: bool,
-    /// The place in the budget of retries.
-    held: Option<Held>,
-}
-
-/// When a request is tried again.
-#[derive(Debug, Clone, Copy)]
-pub enum Policy<'a> {
-    /// As the route says.
-    Route(Option<&'a Retry>),
-    /// Once, when an idle connection turned out to be closed: what the app itself does is for its callers to judge.
-    Stale,
 }
 
 /// A response that has begun.
@@ -104,10 +80,13 @@ impl Attempt<'_> {
         policy: Policy<'_>,
         edit: impl FnOnce(&Head, &mut Head),
     ) -> Result<(), Error> {
+        let is_upgrade = self.request.get(Known::Upgrade).is_some();
         let mut tries = Tries::new(policy, self.request, self.down.body_length());
         let now = limit.since;
         let answering = self.tries(cluster, now, &mut tries, edit);
-        let outcome = match limit.at_most {
+        // A protocol that was switched to takes as long as it likes.
+        let at_most = limit.at_most.filter(|_| !is_upgrade);
+        let outcome = match at_most {
             None => answering.await,
             Some(at_most) => {
                 let limited = limit.deadline.limit(now + at_most, answering).await;
@@ -174,7 +153,11 @@ impl Attempt<'_> {
         tries: &mut Tries<'_>,
     ) -> Result<Begun, Ended> {
         tries.progress = Progress::Nothing;
-        let leave = cluster.load.connection().await.map_err(Ended::Error)?;
+        let is_shared = self.down.is_h2() && self.speaks_http2(cluster);
+        let leave = match is_shared {
+            true => Load::shared(),
+            false => cluster.load.connection().await.map_err(Ended::Error)?,
+        };
         if cluster.load.limits().connections.is_some() {
             // It may have waited.
             now = Instant::now();
@@ -201,7 +184,8 @@ impl Attempt<'_> {
         let mut upstream = upstream.map_err(Ended::Error)?;
         tries.is_reused = upstream.half.exchanges() > 0;
         tries.restart();
-        let mut exchange = tries.exchange(self.down, &mut upstream.half);
+        let patience = self.worker.shared.timeouts.flush;
+        let mut exchange = tries.exchange(&mut self.down, &mut upstream.half, patience);
         let begun = exchange.begin(self.request, self.response).await;
         begun.map_err(Ended::Error)?;
         self.judge(cluster, tries, number)?;
@@ -216,7 +200,8 @@ impl Attempt<'_> {
         mut begun: Begun,
         edit: impl FnOnce(&Head, &mut Head),
     ) -> Result<(), Error> {
-        let mut exchange = tries.exchange(self.down, &mut begun.upstream.half);
+        let patience = self.worker.shared.timeouts.flush;
+        let mut exchange = tries.exchange(&mut self.down, &mut begun.upstream.half, patience);
         let finished = exchange.finish(self.request, self.response, edit).await;
         match finished {
             Ok(()) => self.worker.pool.give_back(begun.upstream),
@@ -229,7 +214,28 @@ impl Attempt<'_> {
         Ok(())
     }
 
-    /// An idle connection to `endpoint`, or a new one.
+    /// Whether the cluster's endpoints are spoken to in HTTP/2.
+    fn speaks_http2(&self, cluster: &Cluster) -> bool {
+        match cluster.connections.protocol {
+            Protocol::Http1 => false,
+            Protocol::Http2 => true,
+            Protocol::Downstream => self.down.is_h2(),
+        }
+    }
+
+    /// Whether this request goes to `endpoint` in HTTP/2. Between sidecars what only HTTP/1 can say takes an HTTP/1
+    /// connection of its own.
+    fn goes_by_http2(&self, cluster: &Cluster, endpoint: &Endpoint) -> bool {
+        let is_of_http1 =
+            self.request.version() == Version::Http10 || self.request.get(Known::Upgrade).is_some();
+        let takes_http2 = match endpoint.tls {
+            Some(_) => !is_of_http1 && !endpoint.is_http1_only(),
+            None => true,
+        };
+        takes_http2 && self.speaks_http2(cluster)
+    }
+
+    /// An idle connection to `endpoint` or room on a shared one, or a new one.
     async fn upstream(
         &self,
         cluster: &Arc<Cluster>,
@@ -237,18 +243,51 @@ impl Attempt<'_> {
         now: Instant,
         tries: &Tries<'_>,
     ) -> Result<Box<Upstream>, Error> {
-        let pool = &self.worker.pool;
+        let (shared, pool) = (&self.worker.shared, &self.worker.pool);
+        if self.goes_by_http2(cluster, endpoint) {
+            // A box: requests by HTTP/1 must not carry its room.
+            let stream = Box::pin(self.stream(cluster, endpoint, now, tries)).await?;
+            if let Some(stream) = stream {
+                return Ok(stream);
+            }
+        }
         if let Some(upstream) = pool.take(endpoint, now, tries.is_repeatable) {
             return Ok(upstream);
         }
-        let shared = &self.worker.shared;
-        let identity = shared.credentials.identity();
-        let expires = identity.map(|identity| expiry(identity.not_after));
-        let (stream, peer) = dial(cluster, endpoint, Carries::Http).await?;
+        let (stream, until) = connect(shared, cluster, endpoint, Carries::Http).await?;
         let conn = Conn::new(stream, Vec::new(), shared.limits);
-        let until = peer.map(|peer| earliest(peer.expires(), expires));
-        let half = ClientHalf::new(conn);
+        let half = Up::H1(ClientHalf::new(conn));
         Ok(Upstream::new(half, until, endpoint, cluster.connections))
+    }
+
+    /// A stream to `endpoint`; `None` when it turns out to know no HTTP/2.
+    async fn stream(
+        &self,
+        cluster: &Arc<Cluster>,
+        endpoint: &Arc<Endpoint>,
+        mut now: Instant,
+        tries: &Tries<'_>,
+    ) -> Result<Option<Box<Upstream>>, Error> {
+        let pool = &self.worker.pool;
+        let is_upgrade = self.request.get(Known::Upgrade).is_some();
+        while !endpoint.is_http1_only() {
+            if let Some(upstream) = pool.stream(endpoint, now, tries.is_repeatable) {
+                if let (Up::H2(stream), true) = (&upstream.half, is_upgrade)
+                    && !stream.takes_extended_connect().await
+                {
+                    let words = "the endpoint speaks HTTP/2 without extended CONNECT (RFC 8441)";
+                    return Err(Error::up(Kind::Protocol, words));
+                }
+                return Ok(Some(upstream));
+            }
+            let (shared, own) = (Arc::clone(&self.worker.shared), Rc::clone(pool));
+            let (cluster, endpoint) = (Arc::clone(cluster), Arc::clone(endpoint));
+            let id = endpoint.id;
+            let open = || open(shared, own, cluster, endpoint);
+            pool.multiplexed.open(id, open).await?;
+            now = Instant::now();
+        }
+        Ok(None)
     }
 
     /// Looks at the response's head: what it says of the endpoint, and whether the policy wants another.
@@ -355,95 +394,42 @@ impl Attempt<'_> {
     }
 }
 
-impl<'a> Tries<'a> {
-    fn new(policy: Policy<'a>, request: &Head, body: Length) -> Tries<'a> {
-        let is_idempotent = retry::is_idempotent(request);
-        let is_repeatable = is_idempotent || policy.repeats_anything();
-        // A request that can't be repeated once it was sent needs nothing of what was sent.
-        let keeps = (is_repeatable || policy.repeats_answered()) && policy.attempts() > 0;
-        Tries {
-            policy,
-            is_idempotent,
-            is_repeatable,
-            replay: Replay::new(keeps && body != Length::Empty),
-            progress: Progress::Nothing,
-            upload: Transfer::default(),
-            tried: Vec::new(),
-            lease: None,
-            is_reused: false,
-            held: None,
-        }
-    }
-
-    /// The next try begins with the body's first byte.
-    fn restart(&mut self) {
-        self.replay.restart();
-        self.upload = Transfer::default();
-    }
-
-    fn exchange<'t>(
-        &'t mut self,
-        down: &'t mut ServerHalf,
-        up: &'t mut ClientHalf,
-    ) -> Exchange<'t> {
-        Exchange {
-            down,
-            replay: &mut self.replay,
-            up,
-            progress: &mut self.progress,
-            upload: &mut self.upload,
-        }
-    }
-
-    fn decide(&self, failure: Failure<'_>) -> Decision {
-        match (self.policy, failure) {
-            (Policy::Route(Some(retry)), _) => retry::decide(retry, self.is_idempotent, failure),
-            (Policy::Stale, Failure::Error(error)) if self.is_reused => {
-                let is_unseen = self.progress == Progress::Nothing || self.is_idempotent;
-                match error.side == Side::Up && error.kind == Kind::Reset && is_unseen {
-                    true => Decision::Again,
-                    false => Decision::Final,
-                }
-            }
-            _ => Decision::Final,
-        }
-    }
+/// Connects to `endpoint`; until when the certificates of the connection are valid.
+async fn connect(
+    shared: &Shared,
+    cluster: &Cluster,
+    endpoint: &Endpoint,
+    carries: Carries,
+) -> Result<(Stream, Option<Instant>), Error> {
+    let identity = shared.credentials.identity();
+    let expires = identity.map(|identity| expiry(identity.not_after));
+    let (stream, peer) = dial(cluster, endpoint, carries).await?;
+    let until = peer.map(|peer| earliest(peer.expires(), expires));
+    Ok((stream, until))
 }
 
-impl Policy<'_> {
-    fn attempts(self) -> u32 {
-        match self {
-            Policy::Route(retry) => retry.map_or(0, |retry| retry.attempts),
-            Policy::Stale => 1,
-        }
+/// Opens a shared connection to `endpoint`, and gives it to the pool.
+async fn open(
+    shared: Arc<Shared>,
+    pool: Rc<Pool>,
+    cluster: Arc<Cluster>,
+    endpoint: Arc<Endpoint>,
+) -> Result<(), Error> {
+    let (stream, until) = connect(&shared, &cluster, &endpoint, Carries::Http2).await?;
+    let is_mesh = endpoint.tls.is_some();
+    if is_mesh && !matches!(stream.alpn(), Some(alpn::HTTP2 | b"h2")) {
+        endpoint.refuses_http2();
+        return Ok(());
     }
-
-    fn per_try(self) -> Option<Duration> {
-        match self {
-            Policy::Route(retry) => retry?.per_try,
-            Policy::Stale => None,
-        }
-    }
-
-    /// Whether whoever wrote it names answers after which a request is sent again.
-    fn repeats_answered(self) -> bool {
-        let answers = |on: &RetryOn| !matches!(on, RetryOn::Reset);
-        let Policy::Route(Some(retry)) = self else {
-            return false;
-        };
-        retry.is_explicit && retry.on.iter().any(answers)
-    }
-
-    /// Whether whoever wrote it says that requests may be repeated that were sent.
-    fn repeats_anything(self) -> bool {
-        let broken = Error::up(Kind::Reset, "").at(Progress::Sent);
-        let Policy::Route(Some(retry)) = self else {
-            return false;
-        };
-        retry.is_explicit
-            && !retry.on.is_empty()
-            && retry::decide(retry, false, Failure::Error(&broken)) == Decision::Again
-    }
+    let connection = Connection::open(stream, is_mesh, shared.limits).await;
+    let refused = |broken: Broken| Error::up(Kind::Connect, broken.to_string());
+    pool.multiplexed.add(Member {
+        connection: connection.map_err(refused)?,
+        until,
+        endpoint,
+        uses: cluster.connections,
+    });
+    Ok(())
 }
 
 fn late(at_most: Duration) -> Error {

@@ -1,6 +1,10 @@
 //! Fields that a sidecar adds: request id, trace context, where the request came from.
 
-use crate::http::head::{Head, Known};
+use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+
+use crate::http::head::{Head, Known, Version};
 
 /// Longest request id that is taken from a caller.
 const MAX_ID: usize = 128;
@@ -107,6 +111,31 @@ pub fn client_cert(request: &mut Head, element: &str) {
     append(request, name, Known::ClientCert, ",", element);
 }
 
+/// Gives an HTTP/1 server the key that it expects of WebSocket (RFC 6455, section 4.1), and HTTP/2 has none of.
+pub fn websocket_key(request: &mut Head, rng: &mut fastrand::Rng) {
+    let upgrade = request.get(Known::Upgrade);
+    if request.version() == Version::Http2
+        && upgrade.is_some_and(|protocol| protocol.eq_ignore_ascii_case(b"websocket"))
+    {
+        let key = BASE64.encode(rng.u128(..).to_be_bytes());
+        request.add("sec-websocket-key", key.as_bytes());
+    }
+}
+
+/// Gives an HTTP/1 client the proof that it expects of WebSocket (RFC 6455, section 4.2.2), when the server is spoken to
+/// by HTTP/2, which has none.
+pub fn websocket_accept(request: &Head, response: &mut Head) {
+    const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+    let Some(key) = request.values("sec-websocket-key").next() else {
+        return;
+    };
+    if response.values("sec-websocket-accept").next().is_none() {
+        let proof = digest(&SHA1_FOR_LEGACY_USE_ONLY, &[key, GUID].concat());
+        let proof = BASE64.encode(proof.as_ref());
+        response.add("sec-websocket-accept", proof.as_bytes());
+    }
+}
+
 /// Appends an element to a field that is a list.
 fn append(request: &mut Head, name: &str, known: Known, separator: &str, element: &str) {
     if request.get(known).is_none() {
@@ -183,6 +212,16 @@ mod tests {
             assert!(is_traceparent(after));
             assert_eq!(head.len(), 1);
         }
+    }
+
+    #[test]
+    fn websocket_is_proven_as_the_rfc_shows() {
+        let mut request = Head::request("GET", "/chat");
+        request.add("Sec-WebSocket-Key", b"dGhlIHNhbXBsZSBub25jZQ==");
+        let mut response = Head::response(101);
+        websocket_accept(&request, &mut response);
+        let accept: Vec<_> = response.values("sec-websocket-accept").collect();
+        assert_eq!(accept, [b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="]);
     }
 
     #[test]

@@ -1,13 +1,21 @@
-//! One attempt: a downstream half and an upstream half joined. Both directions of the exchange run at once, in one
+//! One attempt: the two halves of an exchange joined. Both directions of the exchange run at once, in one
 //! task, so a response may begin before the request has ended, and neither body is ever held whole.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
+use tokio::time::{Sleep, sleep};
+
+use super::headers;
 use super::replay::Replay;
+use ::h2::Reason;
+
 use crate::error::{Error, Kind, Progress};
-use crate::http::h1::{ClientHalf, Invalid, Length, ServerHalf};
-use crate::http::head::{Head, Known};
+use crate::http::h1::{Invalid, Length};
+use crate::http::half::{Down, Up};
+use crate::http::head::{Head, Known, Version};
 use crate::http::{Broken, Incoming, Outgoing};
 
 /// Informational responses that one request may have; beyond, the app is broken.
@@ -15,27 +23,30 @@ const MAX_INFORMATIONAL: usize = 20;
 
 /// An exchange between the two peers of a request.
 #[derive(Debug)]
-pub struct Exchange<'a> {
+pub struct Exchange<'a, 'd> {
     /// Who sent the request, whose head was read already.
-    pub down: &'a mut ServerHalf,
+    pub down: &'a mut Down<'d>,
     /// Its body.
     pub replay: &'a mut Replay,
     /// Who answers it.
-    pub up: &'a mut ClientHalf,
+    pub up: &'a mut Up,
     /// How far it got; true after a failure as well.
     pub progress: &'a mut Progress,
     /// How much of the body was sent.
     pub upload: &'a mut Transfer,
+    /// How long a peer may take nothing of what is sent to it.
+    pub patience: Duration,
 }
 
-impl Exchange<'_> {
+impl Exchange<'_, '_> {
     /// Sends `request` with its body, and receives the response's head into `response`.
     ///
     /// # Errors
     /// What went wrong, on whose side.
     pub async fn begin(&mut self, request: &mut Head, response: &mut Head) -> Result<(), Error> {
-        self.up.request(request, self.down.body_length());
-        self.response_head(response).await
+        let sent = self.up.request(request, self.down.body_length());
+        sent.map_err(|broken| no_response(&broken))?;
+        self.response_head(request, response).await
     }
 
     /// Passes the response on, after `edit` has changed its head.
@@ -49,13 +60,20 @@ impl Exchange<'_> {
         response: &mut Head,
         edit: impl FnOnce(&Head, &mut Head),
     ) -> Result<(), Error> {
+        if response.status() == 101 {
+            return self.switch(request, response, edit).await;
+        }
         let received = self.up.receive(response, self.down.is_head());
         let length = received.map_err(|invalid| protocol(&invalid))?;
         response.remove_hop_by_hop();
         edit(request, response);
         *self.progress = Progress::Answered;
         self.down.respond(response, length);
-        self.response_body(length).await?;
+        let passed = self.response_body(length).await;
+        passed.map_err(|(error, reason)| {
+            self.down.cut(reason);
+            error
+        })?;
         if !self.upload.is_done {
             // The app answered without reading all of the request; what is left of it can't be told from a next one.
             self.down.close_after();
@@ -63,20 +81,49 @@ impl Exchange<'_> {
         Ok(())
     }
 
+    /// Joins the peers in the protocol that they switched to, until both directions have ended.
+    async fn switch(
+        &mut self,
+        request: &Head,
+        response: &mut Head,
+        edit: impl FnOnce(&Head, &mut Head),
+    ) -> Result<(), Error> {
+        response.remove_hop_by_hop();
+        headers::websocket_accept(request, response);
+        edit(request, response);
+        *self.progress = Progress::Answered;
+        self.down.switch(request, response);
+        self.up.switch();
+        let (mut upload, mut download) = (Transfer::default(), Transfer::default());
+        poll_fn(|cx| {
+            let sent = upload.poll(cx, self.down, self.up, self.patience);
+            let received = download.poll(cx, self.up, self.down, self.patience);
+            match (sent, received) {
+                (Poll::Ready(Err(Failed::From(broken) | Failed::To(broken))), _)
+                | (_, Poll::Ready(Err(Failed::From(broken) | Failed::To(broken)))) => {
+                    let error = Error::up(Kind::Reset, format!("after the upgrade: {broken}"));
+                    Poll::Ready(Err(error))
+                }
+                (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(Ok(())),
+                _ => Poll::Pending,
+            }
+        })
+        .await
+    }
+
     /// Sends the request while waiting for the final response's head; passes informational ones on.
-    async fn response_head(&mut self, response: &mut Head) -> Result<(), Error> {
+    async fn response_head(&mut self, request: &Head, response: &mut Head) -> Result<(), Error> {
         for _ in 0..=MAX_INFORMATIONAL {
             poll_fn(|cx| self.poll_response_head(cx, response)).await?;
             match response.status() {
+                101 if request.get(Known::Upgrade).is_some() => return Ok(()),
                 101 => return Err(protocol_error("a 101 that was not asked for")),
                 100..=199 => {
                     // From here on the caller has seen something of this try.
                     *self.progress = Progress::Informed;
                     response.remove_hop_by_hop();
                     self.down.inform(response);
-                    poll_fn(|cx| self.down.conn().poll_flush(cx))
-                        .await
-                        .map_err(left)?;
+                    poll_fn(|cx| self.down.poll_flush(cx)).await.map_err(left)?;
                 }
                 _ => return Ok(()),
             }
@@ -91,33 +138,48 @@ impl Exchange<'_> {
         response: &mut Head,
     ) -> Poll<Result<(), Error>> {
         let sent = self.poll_upload(cx);
-        if *self.progress == Progress::Nothing && self.up.conn().is_sent() {
+        if *self.progress == Progress::Nothing && self.up.is_sent() {
             *self.progress = Progress::Sent;
         }
-        // The app may refuse the rest of a request and still have answered it: its answer decides.
-        if let Poll::Ready(Err(Failed::From(broken))) = sent {
-            return Poll::Ready(Err(bad_body(&broken)));
-        }
+        sent?;
         let head = ready!(self.up.poll_head(cx, response));
-        Poll::Ready(head.map_err(|broken| no_response(&broken)))
+        Poll::Ready(head.map_err(|broken| {
+            if let Broken::Unprocessed(_) = broken {
+                *self.progress = Progress::Nothing;
+            }
+            no_response(&broken)
+        }))
     }
 
-    fn poll_upload(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failed>> {
-        let mut body = self.replay.over(self.down.conn());
-        self.upload.poll(cx, &mut body, self.up.conn())
+    /// Sends what there is of the request's body. An error is one that ends the exchange.
+    fn poll_upload(&mut self, cx: &mut Context<'_>) -> Result<(), Error> {
+        if let Poll::Ready(broken) = self.down.poll_gone(cx) {
+            return Err(left(broken));
+        }
+        let mut body = self.replay.over(self.down);
+        match self.upload.poll(cx, &mut body, self.up, self.patience) {
+            Poll::Ready(Err(Failed::From(broken))) => Err(bad_body(&broken)),
+            Poll::Ready(Err(Failed::To(broken @ Broken::Stalled(_)))) => Err(stalled(&broken)),
+            // The app may refuse the rest of a request and still have answered it: its answer decides.
+            _ => Ok(()),
+        }
     }
 
-    async fn response_body(&mut self, length: Length) -> Result<(), Error> {
+    /// Passes the response's body on. An error comes with the reason of an upstream that reset its stream.
+    async fn response_body(&mut self, length: Length) -> Result<(), (Error, Option<Reason>)> {
         let mut download = Transfer::default();
         poll_fn(|cx| {
-            let sent = self.poll_upload(cx);
-            if let Poll::Ready(Err(Failed::From(broken))) = sent {
-                return Poll::Ready(Err(bad_body(&broken)));
-            }
-            let received = ready!(download.poll(cx, self.up.conn(), self.down.conn()));
+            self.poll_upload(cx).map_err(|error| (error, None))?;
+            let received = ready!(download.poll(cx, self.up, self.down, self.patience));
             Poll::Ready(received.map_err(|failed| match failed {
-                Failed::From(broken) => cut_short(&broken, length),
-                Failed::To(broken) => left(broken),
+                Failed::From(broken) => {
+                    let reason = match broken {
+                        Broken::Reset(reason) => Some(reason),
+                        _ => None,
+                    };
+                    (cut_short(&broken, length), reason)
+                }
+                Failed::To(broken) => (left(broken), None),
             }))
         })
         .await
@@ -129,6 +191,8 @@ impl Exchange<'_> {
 pub struct Transfer {
     is_finished: bool,
     is_done: bool,
+    /// Runs while the receiver takes nothing.
+    stalled: Option<Pin<Box<Sleep>>>,
 }
 
 /// Whose side a transfer failed on.
@@ -144,17 +208,45 @@ impl Transfer {
         self.is_done
     }
 
-    /// Moves what can be moved; ready when the body has been sent whole.
+    /// Moves what can be moved; ready when the body has been sent whole, or the receiver took nothing for as long as
+    /// `patience`.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
         from: &mut impl Incoming,
         to: &mut impl Outgoing,
+        patience: Duration,
     ) -> Poll<Result<(), Failed>> {
+        let mut is_stalled = false;
+        let moved = self.poll_move(cx, from, to, &mut is_stalled);
+        if !is_stalled {
+            self.stalled = None;
+            return moved;
+        }
+        let timer = self
+            .stalled
+            .get_or_insert_with(|| Box::pin(sleep(patience)));
+        timer
+            .as_mut()
+            .poll(cx)
+            .map(|()| Err(Failed::To(Broken::Stalled(patience))))
+    }
+
+    fn poll_move(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut impl Incoming,
+        to: &mut impl Outgoing,
+        is_stalled: &mut bool,
+    ) -> Poll<Result<(), Failed>> {
+        let mut taken = |poll: Poll<Result<(), Broken>>| {
+            *is_stalled = poll.is_pending();
+            poll.map_err(Failed::To)
+        };
         while !self.is_finished {
             match from.poll_data(cx) {
                 Poll::Ready(Ok(true)) => {
-                    ready!(to.poll_ready(cx)).map_err(Failed::To)?;
+                    ready!(taken(to.poll_ready(cx)))?;
                     let data = from.data();
                     let count = data.len();
                     to.write(data);
@@ -167,13 +259,13 @@ impl Transfer {
                 Poll::Ready(Err(broken)) => return Poll::Ready(Err(Failed::From(broken))),
                 Poll::Pending => {
                     // Nothing more comes for now: what is here goes out.
-                    ready!(to.poll_flush(cx)).map_err(Failed::To)?;
+                    ready!(taken(to.poll_flush(cx)))?;
                     return Poll::Pending;
                 }
             }
         }
         if !self.is_done {
-            ready!(to.poll_flush(cx)).map_err(Failed::To)?;
+            ready!(taken(to.poll_flush(cx)))?;
             self.is_done = true;
         }
         Poll::Ready(Ok(()))
@@ -183,7 +275,7 @@ impl Transfer {
 fn bad_body(broken: &Broken) -> Error {
     let kind = match broken {
         Broken::Syntax(_) => Kind::BadRequest,
-        Broken::Closed | Broken::Io(_) => Kind::Reset,
+        _ => Kind::Reset,
     };
     Error::down(kind, format!("request body: {broken}"))
 }
@@ -192,15 +284,19 @@ fn no_response(broken: &Broken) -> Error {
     match broken {
         Broken::Syntax(invalid) => protocol(invalid),
         Broken::Closed => Error::up(Kind::Reset, "the connection was closed before a response"),
-        Broken::Io(error) => Error::up(
+        other => Error::up(
             Kind::Reset,
-            format!("the connection broke before a response: {error}"),
+            format!("the connection broke before a response: {other}"),
         ),
     }
 }
 
 fn cut_short(broken: &Broken, length: Length) -> Error {
     Error::up(Kind::Reset, format!("response body ({length:?}): {broken}"))
+}
+
+fn stalled(broken: &Broken) -> Error {
+    Error::up(Kind::Timeout, format!("request body: {broken}"))
 }
 
 fn left(broken: Broken) -> Error {
@@ -218,13 +314,23 @@ fn protocol_error(text: &str) -> Error {
     )
 }
 
-/// Removes from a request what a proxy must not pass on.
-pub fn prepare(request: &mut Head) {
+/// Removes from a request what a proxy must not pass on. A request for another protocol keeps saying so, but not for
+/// HTTP/2 in plaintext, which a proxy can't know the app's answer to (RFC 9113, section 3.1).
+pub fn prepare(request: &mut Head, body: Length) {
+    let upgrade = request.get(Known::Upgrade).filter(|protocol| {
+        let is_asked = request.version() != Version::Http10 && request.connection_has("upgrade");
+        is_asked && body == Length::Empty && !protocol.eq_ignore_ascii_case(b"h2c")
+    });
+    let upgrade = upgrade.map(<[u8]>::to_vec);
     let wants_trailers = request
         .get(Known::Te)
         .is_some_and(|te| te.eq_ignore_ascii_case(b"trailers"));
     request.remove_hop_by_hop();
     if wants_trailers {
         request.add("te", b"trailers");
+    }
+    if let Some(protocol) = upgrade {
+        request.add("connection", b"upgrade");
+        request.add("upgrade", &protocol);
     }
 }

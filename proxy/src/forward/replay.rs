@@ -3,7 +3,7 @@
 
 use std::task::{Context, Poll};
 
-use crate::http::h1::Conn;
+use crate::http::half::Down;
 use crate::http::head::Head;
 use crate::http::{Broken, Incoming};
 
@@ -42,8 +42,8 @@ impl Replay {
     }
 
     /// The body as it comes: what was kept first.
-    pub fn over<'a>(&'a mut self, conn: &'a mut Conn) -> Replaying<'a> {
-        Replaying { replay: self, conn }
+    pub fn over<'a, 'd>(&'a mut self, down: &'a mut Down<'d>) -> Replaying<'a, 'd> {
+        Replaying { replay: self, down }
     }
 
     fn keep(&mut self, data: &[u8]) {
@@ -59,23 +59,23 @@ impl Replay {
 
 /// A body that may be read a second time.
 #[derive(Debug)]
-pub struct Replaying<'a> {
+pub struct Replaying<'a, 'd> {
     replay: &'a mut Replay,
-    conn: &'a mut Conn,
+    down: &'a mut Down<'d>,
 }
 
-impl Incoming for Replaying<'_> {
+impl Incoming for Replaying<'_, '_> {
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Broken>> {
         match self.replay.at < self.replay.kept.len() {
             true => Poll::Ready(Ok(true)),
-            false => self.conn.poll_data(cx),
+            false => self.down.poll_data(cx),
         }
     }
 
     fn data(&self) -> &[u8] {
         match self.replay.kept.get(self.replay.at..) {
             Some(rest) if !rest.is_empty() => rest,
-            _ => self.conn.data(),
+            _ => self.down.data(),
         }
     }
 
@@ -84,11 +84,11 @@ impl Incoming for Replaying<'_> {
             self.replay.at += count;
             return;
         }
-        self.replay.keep(&self.conn.data()[..count]);
-        self.conn.consume(count);
+        self.replay.keep(&self.down.data()[..count]);
+        self.down.consume(count);
     }
 
     fn trailers(&self) -> Option<&Head> {
-        self.conn.trailers()
+        self.down.trailers()
     }
 }

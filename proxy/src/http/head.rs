@@ -72,6 +72,7 @@ pub enum Known {
     Server,
     ProxyStatus,
     Trailer,
+    HeaderCase,
 }
 
 impl Known {
@@ -96,6 +97,7 @@ impl Known {
             16 if is("proxy-connection") => Known::ProxyConnection,
             17 if is("transfer-encoding") => Known::TransferEncoding,
             17 if is("x-forwarded-proto") => Known::ForwardedProto,
+            18 if is("x-leno-header-case") => Known::HeaderCase,
             18 if is("proxy-authenticate") => Known::ProxyAuthenticate,
             19 if is("proxy-authorization") => Known::ProxyAuthorization,
             21 if is("x-envoy-attempt-count") => Known::AttemptCount,
@@ -118,6 +120,7 @@ impl Known {
                 | Known::ProxyAuthorization
                 | Known::ProxyAuthenticate
                 | Known::Trailer
+                | Known::HeaderCase
         )
     }
 }
@@ -129,6 +132,8 @@ pub enum Version {
     Http10,
     /// HTTP/1.1
     Http11,
+    /// HTTP/2
+    Http2,
 }
 
 /// The head of a request or a response.
@@ -173,6 +178,24 @@ impl Head {
         head.first = head.append(method.as_bytes());
         head.target = head.append(target.as_bytes());
         head
+    }
+
+    /// Forgets the message and begins an HTTP/2 request.
+    pub fn begin_request(&mut self, method: &[u8], target: &[u8]) {
+        self.clear();
+        buffers::lend(&mut self.bytes);
+        self.version = Version::Http2;
+        self.first = self.append(method);
+        self.target = self.append(target);
+    }
+
+    /// Forgets the message and begins an HTTP/2 response.
+    pub fn begin_response(&mut self, status: u16) {
+        self.clear();
+        buffers::lend(&mut self.bytes);
+        self.version = Version::Http2;
+        self.first = Span::default();
+        self.status = status;
     }
 
     /// Forgets the message and keeps the allocations.
@@ -234,6 +257,11 @@ impl Head {
         self.status
     }
 
+    /// Replaces the response's status.
+    pub fn set_status(&mut self, status: u16) {
+        self.status = status;
+    }
+
     /// The message's version.
     pub fn version(&self) -> Version {
         self.version
@@ -271,6 +299,32 @@ impl Head {
     pub fn fields(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         self.kept()
             .map(|f| (&self.bytes[f.name.range()], &self.bytes[f.value.range()]))
+    }
+
+    /// Every field with what the path knows it as.
+    pub fn known_fields(&self) -> impl Iterator<Item = (Known, &[u8], &[u8])> {
+        let name = |f: &Field| &self.bytes[f.name.range()];
+        self.kept()
+            .map(move |f| (f.known, name(f), &self.bytes[f.value.range()]))
+    }
+
+    /// Writes the name of each field called `name`, whatever its case, just as `name` is.
+    pub fn set_case(&mut self, name: &[u8]) {
+        for field in &self.fields {
+            let own = &mut self.bytes[field.name.range()];
+            if own.eq_ignore_ascii_case(name) {
+                own.copy_from_slice(name);
+            }
+        }
+    }
+
+    /// Removes what a trailer section must not carry: fields that change how the message is framed or routed (RFC 9110,
+    /// section 6.5.1), or say who sent it.
+    pub fn sanitise_trailers(&mut self) {
+        for known in [Known::ContentLength, Known::Host, Known::ClientCert] {
+            self.remove(known);
+        }
+        self.remove_hop_by_hop();
     }
 
     fn kept(&self) -> impl Iterator<Item = &Field> {

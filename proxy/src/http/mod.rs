@@ -1,13 +1,16 @@
 //! HTTP on the path: one [`head::Head`] for every version, and the two directions of an exchange as traits, so that
-//! the HTTP/1 halves of today and HTTP/2 streams beside them are joined by the same code, by static dispatch.
+//! HTTP/1 connections and HTTP/2 streams are joined by the same code ([`half`]), by static dispatch.
 
 pub mod buffers;
 pub mod h1;
+pub mod h2;
+pub mod half;
 pub mod head;
 pub mod path;
 
 use std::io;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use head::Head;
 
@@ -59,6 +62,15 @@ pub enum Broken {
     /// The transport failed.
     #[error("{0}")]
     Io(#[from] io::Error),
+    /// It reset the stream (RFC 9113, section 5.4.2).
+    #[error("stream reset: {0}")]
+    Reset(::h2::Reason),
+    /// It says that it didn't process the request (RFC 9113, section 8.7), or was never sent it.
+    #[error("not processed: {0}")]
+    Unprocessed(String),
+    /// It took nothing of what is sent to it for this long.
+    #[error("nothing was taken for {0:?}")]
+    Stalled(Duration),
     /// It sent what isn't HTTP, or not in the strict form that Leno accepts.
     #[error("{0}")]
     Syntax(h1::Invalid),

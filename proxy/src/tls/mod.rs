@@ -24,6 +24,8 @@ pub use verify::Rejected;
 
 /// ALPN protocols between sidecars, as Istio names them.
 pub mod alpn {
+    /// HTTP/2 between sidecars.
+    pub const HTTP2: &[u8] = b"istio-h2";
     /// HTTP/1.1 between sidecars.
     pub const HTTP1: &[u8] = b"istio-http/1.1";
     /// Any other protocol between sidecars.

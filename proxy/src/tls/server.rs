@@ -30,8 +30,6 @@ pub struct Accepted {
     pub stream: Stream,
     /// Who is at the other end.
     pub peer: Peer,
-    /// The ALPN protocol that was agreed on.
-    pub alpn: Option<Vec<u8>>,
 }
 
 impl Acceptor {
@@ -45,8 +43,9 @@ impl Acceptor {
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(verifier)
             .with_cert_resolver(Arc::new(Current(Arc::clone(credentials))));
-        // `http/1.1` last: STRICT terminates every TLS, and a foreign client's refusal should be about its certificate.
-        config.alpn_protocols = [alpn::HTTP1, alpn::TCP, b"http/1.1"]
+        // Everybody's names last: STRICT terminates every TLS, gRPC's library speaks mutual TLS by itself, and a foreign
+        // client's refusal should be about its certificate.
+        config.alpn_protocols = [alpn::HTTP2, alpn::HTTP1, alpn::TCP, b"h2", b"http/1.1"]
             .map(Vec::from)
             .to_vec();
         // A resumed session would skip the verifier and keep an identity beyond its certificate's life.
@@ -73,11 +72,9 @@ impl Acceptor {
         let leaf = connection.peer_certificates().and_then(<[_]>::first);
         let leaf = leaf.ok_or_else(|| failed("no client certificate".to_owned()))?;
         let peer = peer(leaf).map_err(|error| failed(error.to_string()))?;
-        let alpn = connection.alpn_protocol().map(Vec::from);
         Ok(Accepted {
             stream: Stream::Accepted(Box::new(tls)),
             peer,
-            alpn,
         })
     }
 }

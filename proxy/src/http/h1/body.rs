@@ -3,7 +3,7 @@
 //! Chunked bodies are decoded and framed anew, so neither chunk sizes nor extensions of one peer reach the other.
 
 use super::{Invalid, Length, Limits, parse_trailers};
-use crate::http::head::{Head, Known};
+use crate::http::head::Head;
 
 /// Bytes of a chunk extension that are read over. Extensions have no use that a proxy should carry.
 const MAX_EXTENSION: usize = 256;
@@ -141,11 +141,7 @@ impl Decoder {
         if parse_trailers(&mut head, &self.limits)? != Some(head.buffer().len()) {
             return Err(Invalid::Syntax("a line must end with CR LF"));
         }
-        // RFC 9110, section 6.5.1: a trailer must not change how the message is framed or routed.
-        for known in [Known::ContentLength, Known::Host, Known::ClientCert] {
-            head.remove(known);
-        }
-        head.remove_hop_by_hop();
+        head.sanitise_trailers();
         if !head.is_empty() {
             self.trailers = Some(head);
         }

@@ -31,6 +31,17 @@ impl ClientHalf {
         &mut self.conn
     }
 
+    /// The connection, to look at.
+    pub fn conn_ref(&self) -> &Conn {
+        &self.conn
+    }
+
+    /// What is sent and received from now on belongs to the protocol that was switched to.
+    pub fn switch(&mut self) {
+        self.keep_alive = false;
+        self.conn.switch();
+    }
+
     /// How many requests were sent before the one under way.
     pub fn exchanges(&self) -> u64 {
         self.exchanges
@@ -42,6 +53,13 @@ impl ClientHalf {
         self.keep_alive = false;
         if length == Length::Chunked {
             head.set("transfer-encoding", Known::TransferEncoding, b"chunked");
+        }
+        // What HTTP/2 says by the end of the stream (RFC 9110, section 8.6).
+        if length == Length::Empty
+            && head.version() == Version::Http2
+            && matches!(head.method(), b"POST" | b"PUT" | b"PATCH")
+        {
+            head.set("content-length", Known::ContentLength, b"0");
         }
         self.conn.send(length, |out| {
             head.write_request(out);
@@ -76,6 +94,7 @@ impl ClientHalf {
         self.keep_alive = match head.version() {
             Version::Http11 => !head.connection_has("close"),
             Version::Http10 => head.connection_has("keep-alive"),
+            Version::Http2 => true,
         } && length != Length::UntilClose;
         self.conn.receive(length);
         Ok(length)

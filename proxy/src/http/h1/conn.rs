@@ -35,6 +35,8 @@ pub struct Conn {
     ended: bool,
     /// Whether a byte of the message that is being sent has left.
     is_sent: bool,
+    /// Whether the protocol was switched: the end of what is sent is the end of our direction.
+    is_switched: bool,
     limits: Limits,
 }
 
@@ -53,6 +55,7 @@ impl Conn {
             encoder: Encoder::new(Length::Empty),
             ended: false,
             is_sent: false,
+            is_switched: false,
             limits,
         }
     }
@@ -104,6 +107,13 @@ impl Conn {
         self.is_sent = false;
         buffers::lend(&mut self.write);
         write_head(&mut self.write);
+    }
+
+    /// What is sent and received from now on is no HTTP, until each direction ends.
+    pub(super) fn switch(&mut self) {
+        self.decoder = Decoder::new(Length::UntilClose, self.limits);
+        self.encoder = Encoder::new(Length::UntilClose);
+        self.is_switched = true;
     }
 
     /// Whether a byte of the message that is being sent has left.
@@ -184,6 +194,14 @@ impl Conn {
         self.consumed = self.read.len();
     }
 
+    /// Ends our direction, when it is the end of what is sent that says so.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        match self.is_switched && self.encoder.is_finished() {
+            true => self.poll_shutdown(cx).map_err(Broken::Io),
+            false => Poll::Ready(Ok(())),
+        }
+    }
+
     fn compact(&mut self) {
         if self.consumed > 0 {
             self.read.drain(..self.consumed);
@@ -248,7 +266,7 @@ impl Outgoing for Conn {
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
         if self.write.is_empty() {
-            return Poll::Ready(Ok(()));
+            return self.poll_end(cx);
         }
         while self.written < self.write.len() {
             let io = Pin::new(&mut self.io);
@@ -262,6 +280,6 @@ impl Outgoing for Conn {
         ready!(Pin::new(&mut self.io).poll_flush(cx))?;
         buffers::give_back(&mut self.write);
         self.written = 0;
-        Poll::Ready(Ok(()))
+        self.poll_end(cx)
     }
 }

@@ -34,10 +34,18 @@ pub fn parse_request(head: &mut Head, limits: &Limits) -> Parsed {
         fields(bytes, at, head, limits)
     })?;
     if end.is_some() {
-        check_target(head)?;
-        check_host(head)?;
+        check_request(head)?;
     }
     Ok(end)
+}
+
+/// Checks what a request's head says of where it goes.
+///
+/// # Errors
+/// [`Invalid`] when its target isn't one that Leno accepts, or its `Host` isn't one, or is there twice.
+pub fn check_request(head: &Head) -> Result<(), Invalid> {
+    check_target(head)?;
+    check_host(head)
 }
 
 /// Parses the response head at the front of `head`'s buffer.

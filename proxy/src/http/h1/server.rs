@@ -30,6 +30,8 @@ pub struct Timeouts {
     pub idle: Duration,
     /// From the first byte of a head to its last.
     pub head: Duration,
+    /// To take anything of what is sent to it.
+    pub flush: Duration,
 }
 
 /// A connection on which requests come.
@@ -136,6 +138,7 @@ impl ServerHalf {
         let wants = match self.version {
             Version::Http11 => !head.connection_has("close"),
             Version::Http10 => head.connection_has("keep-alive"),
+            Version::Http2 => true,
         };
         self.keep_alive = keep_alive && wants;
         Ok(())
@@ -158,12 +161,24 @@ impl ServerHalf {
         match (self.keep_alive, self.version) {
             (false, _) => head.add("connection", b"close"),
             (true, Version::Http10) => head.add("connection", b"keep-alive"),
-            (true, Version::Http11) => {}
+            (true, Version::Http11 | Version::Http2) => {}
         }
         self.conn.send(length, |out| {
             head.write_response(out);
             out.extend_from_slice(b"\r\n");
         });
+    }
+
+    /// Switches to the protocol that `request` asked for, with the answer `head`.
+    pub fn switch(&mut self, request: &Head, head: &mut Head) {
+        self.keep_alive = false;
+        head.add("connection", b"upgrade");
+        head.add("upgrade", request.get(Known::Upgrade).unwrap_or_default());
+        self.conn.send(Length::Empty, |out| {
+            head.write_response(out);
+            out.extend_from_slice(b"\r\n");
+        });
+        self.conn.switch();
     }
 
     fn frame(&mut self, head: &mut Head, length: Length) -> Length {
@@ -179,6 +194,13 @@ impl ServerHalf {
             Length::Chunked | Length::UntilClose => {
                 head.add("transfer-encoding", b"chunked");
                 Length::Chunked
+            }
+            Length::Fixed(0) => {
+                // HTTP/2 says it by the end of the stream.
+                if head.get(Known::ContentLength).is_none() {
+                    head.add("content-length", b"0");
+                }
+                length
             }
             Length::Empty | Length::Fixed(_) => length,
         }
@@ -214,7 +236,7 @@ impl ServerHalf {
 }
 
 /// What a refused head is on the path.
-fn refused(invalid: Invalid) -> Error {
+pub fn refused(invalid: Invalid) -> Error {
     let kind = match invalid {
         Invalid::TooLarge(_) | Invalid::TooMany(_) => Kind::HeadTooLarge,
         Invalid::Syntax(_) => Kind::BadRequest,

@@ -1,0 +1,300 @@
+//! A connection whose streams carry requests of many callers, and one such stream.
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use ::h2::client::{Builder, ResponseFuture, SendRequest};
+use ::h2::{Ping, PingPong};
+use bytes::Bytes;
+use tokio::time::{Instant, timeout};
+
+use super::body::{Receiving, Sending};
+use super::flood::Guarded;
+use super::heads::{self, Peer};
+use super::{CONNECTION_WINDOW, SEND_BUFFER, STREAM_WINDOW, broken};
+use crate::http::h1::{Invalid, Length, Limits, response_length};
+use crate::http::head::{Head, Known};
+use crate::http::{Broken, Incoming, Outgoing};
+use crate::stream::Stream;
+
+/// How long a peer may take to say what it supports.
+const INTRODUCTION: Duration = Duration::from_secs(5);
+
+/// A connection on which requests are sent as streams.
+pub struct Connection {
+    sender: SendRequest<Bytes>,
+    pings: RefCell<Option<PingPong>>,
+    is_closed: Rc<Cell<bool>>,
+    active: Cell<usize>,
+    streams: Cell<u64>,
+    idle_since: Cell<Instant>,
+    peer: Peer,
+    limits: Limits,
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("Connection");
+        debug.field("active", &self.active.get());
+        debug.finish_non_exhaustive()
+    }
+}
+
+impl Connection {
+    /// Begins a connection on `io`, whose peer proved to be in the mesh if `is_mesh`.
+    ///
+    /// # Errors
+    /// [`Broken`] when the peer is gone.
+    pub async fn open(io: Stream, is_mesh: bool, limits: Limits) -> Result<Rc<Connection>, Broken> {
+        let mut builder = Builder::new();
+        builder
+            .initial_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
+            .max_send_buffer_size(SEND_BUFFER)
+            .enable_push(false);
+        let (sender, mut connection) = builder
+            .handshake(Guarded::from_server(io))
+            .await
+            .map_err(broken)?;
+        let pings = RefCell::new(connection.ping_pong());
+        let is_closed = Rc::new(Cell::new(false));
+        let closed = Rc::clone(&is_closed);
+        tokio::task::spawn_local(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "upstream HTTP/2 connection ended");
+            }
+            closed.set(true);
+        });
+        Ok(Rc::new(Connection {
+            sender,
+            pings,
+            is_closed,
+            active: Cell::new(0),
+            streams: Cell::new(0),
+            idle_since: Cell::new(Instant::now()),
+            peer: if is_mesh { Peer::Mesh } else { Peer::Foreign },
+            limits,
+        }))
+    }
+
+    /// Whether it takes another request now.
+    pub fn has_room(&self) -> bool {
+        self.is_open() && self.active.get() < self.sender.current_max_send_streams()
+    }
+
+    /// Whether it takes requests at all: the peer neither closed it nor said that it will.
+    pub fn is_open(&self) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        !self.is_closed.get()
+            && matches!(self.sender.clone().poll_ready(&mut cx), Poll::Ready(Ok(())))
+    }
+
+    /// How many requests were begun on it.
+    pub fn streams(&self) -> u64 {
+        self.streams.get()
+    }
+
+    /// Since when no request has been under way; `None` while one is.
+    pub fn idle_since(&self) -> Option<Instant> {
+        (self.active.get() == 0).then(|| self.idle_since.get())
+    }
+
+    /// Whether the peer takes extended CONNECT (RFC 8441). Its settings come before its answer to a ping.
+    pub async fn takes_extended_connect(&self) -> bool {
+        if self.sender.is_extended_connect_protocol_enabled() {
+            return true;
+        }
+        let Some(mut pings) = self.pings.take() else {
+            return false;
+        };
+        let _ = timeout(INTRODUCTION, pings.ping(Ping::opaque())).await;
+        self.pings.replace(Some(pings));
+        self.sender.is_extended_connect_protocol_enabled()
+    }
+
+    /// A stream for one request.
+    pub fn stream(self: &Rc<Connection>) -> ClientStream {
+        self.active.set(self.active.get() + 1);
+        let before = self.streams.replace(self.streams.get() + 1);
+        ClientStream {
+            before,
+            response: None,
+            sending: None,
+            receiving: None,
+            is_held: false,
+            connection: Rc::clone(self),
+        }
+    }
+}
+
+/// One request as a stream.
+#[derive(Debug)]
+pub struct ClientStream {
+    /// How many requests the connection carried before.
+    before: u64,
+    response: Option<ResponseFuture>,
+    sending: Option<Sending>,
+    receiving: Option<Receiving>,
+    /// Whether it asks for another protocol and hasn't switched: what is sent then is no body of the request.
+    is_held: bool,
+    connection: Rc<Connection>,
+}
+
+impl Drop for ClientStream {
+    fn drop(&mut self) {
+        let connection = &self.connection;
+        connection.active.set(connection.active.get() - 1);
+        connection.idle_since.set(Instant::now());
+    }
+}
+
+impl ClientStream {
+    /// How many requests were sent on its connection before.
+    pub fn exchanges(&self) -> u64 {
+        self.before
+    }
+
+    /// Whether the peer takes extended CONNECT (RFC 8441).
+    pub async fn takes_extended_connect(&self) -> bool {
+        self.connection.takes_extended_connect().await
+    }
+
+    /// Whether the library has the request's head.
+    pub fn is_sent(&self) -> bool {
+        self.sending.is_some()
+    }
+
+    /// Starts a request whose body has `length` as its sender framed it.
+    ///
+    /// # Errors
+    /// [`Broken`] when HTTP/2 can't say it, or the connection takes no request any more; it wasn't sent then.
+    pub fn request(&mut self, head: &Head, length: Length) -> Result<(), Broken> {
+        self.is_held = head.get(Known::Upgrade).is_some();
+        let request = heads::write_request(head, self.connection.peer, self.is_held);
+        let request = request.map_err(Broken::Syntax)?;
+        let is_ended = !self.is_held && matches!(length, Length::Empty | Length::Fixed(0));
+        let sent = self
+            .connection
+            .sender
+            .clone()
+            .send_request(request, is_ended);
+        let (response, stream) = sent.map_err(|error| Broken::Unprocessed(error.to_string()))?;
+        self.response = Some(response);
+        self.sending = Some(Sending::new(stream, is_ended));
+        Ok(())
+    }
+
+    /// Waits for a response's head.
+    ///
+    /// # Errors
+    /// [`Broken`] when the peer left or reset the stream first, or what it sent isn't an acceptable response.
+    pub fn poll_head(&mut self, cx: &mut Context<'_>, head: &mut Head) -> Poll<Result<(), Broken>> {
+        let Some(future) = &mut self.response else {
+            return Poll::Ready(Err(Broken::Closed));
+        };
+        let Connection { peer, limits, .. } = *self.connection;
+        match ready!(future.poll_informational(cx)) {
+            Some(response) => {
+                let response = response.map_err(broken)?;
+                let read = heads::read_response(&response, peer, &limits, head);
+                Poll::Ready(read.map_err(Broken::Syntax))
+            }
+            None => {
+                let response = ready!(Pin::new(future).poll(cx)).map_err(broken)?;
+                let (parts, body) = response.into_parts();
+                self.receiving = Some(Receiving::new(body));
+                let response = http::Response::from_parts(parts, ());
+                let read = heads::read_response(&response, peer, &limits, head);
+                read.map_err(Broken::Syntax)?;
+                if self.is_held && (200..300).contains(&head.status()) {
+                    head.set_status(101);
+                }
+                Poll::Ready(Ok(()))
+            }
+        }
+    }
+
+    /// Starts receiving the body of the final response `head`; returns how it is framed.
+    ///
+    /// # Errors
+    /// [`Invalid`] when the head leaves a doubt about it.
+    pub fn receive(&mut self, head: &Head, is_head: bool) -> Result<Length, Invalid> {
+        let length = response_length(head, is_head)?;
+        let Some(receiving) = &mut self.receiving else {
+            return Ok(Length::Empty);
+        };
+        Ok(match length {
+            Length::Empty => {
+                receiving.end();
+                Length::Empty
+            }
+            _ if receiving.is_done() => Length::Fixed(0),
+            Length::UntilClose => Length::Chunked,
+            length => length,
+        })
+    }
+
+    /// What is sent from now on belongs to the protocol that was switched to.
+    pub fn switch(&mut self) {
+        self.is_held = false;
+    }
+}
+
+impl Incoming for ClientStream {
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Broken>> {
+        match &mut self.receiving {
+            Some(receiving) => receiving.poll_data(cx),
+            None => Poll::Ready(Err(Broken::Closed)),
+        }
+    }
+
+    fn data(&self) -> &[u8] {
+        self.receiving.as_ref().map_or(&[], Receiving::data)
+    }
+
+    fn consume(&mut self, count: usize) {
+        if let Some(receiving) = &mut self.receiving {
+            receiving.consume(count);
+        }
+    }
+
+    fn trailers(&self) -> Option<&Head> {
+        self.receiving.as_ref()?.trailers()
+    }
+}
+
+impl Outgoing for ClientStream {
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        match &mut self.sending {
+            Some(sending) => sending.poll_ready(cx),
+            None => Poll::Ready(Err(Broken::Closed)),
+        }
+    }
+
+    fn write(&mut self, data: &[u8]) {
+        if let Some(sending) = &mut self.sending {
+            sending.write(data);
+        }
+    }
+
+    fn finish(&mut self, trailers: Option<&Head>) {
+        if let Some(sending) = &mut self.sending
+            && !self.is_held
+        {
+            sending.finish(trailers);
+        }
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        match &mut self.sending {
+            Some(sending) => sending.poll_flush(cx),
+            None => Poll::Ready(Err(Broken::Closed)),
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! What runs: resources in, a [`Snapshot`] out, one swap, and the path reads it.
+//!
+//! Invariants: a plan is published only when everything that it names has been answered (or 5 s have passed); what
+//! didn't change keeps its plan; endpoints outlive the assignment that named them first.
+
+mod builder;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::balance::Cluster;
+use crate::config::cluster;
+use crate::config::endpoints::{Assignment, Workload};
+use crate::config::listener::{ChainMatch, Listener};
+use crate::config::rbac::Rbac;
+use crate::config::route::{Retry, RouteConfig};
+use crate::observe::metrics::{Labels, Party, Series};
+use crate::route::Router;
+use crate::route::split::Split;
+pub use builder::Builder;
+
+/// The name of the one inbound Listener.
+pub const INBOUND: &str = "virtualInbound";
+
+/// What the control plane said of a name.
+#[derive(Debug, Clone)]
+pub enum Answer<T> {
+    /// It exists.
+    Present(Arc<T>),
+    /// It doesn't; why, for a person.
+    Missing(Arc<str>),
+}
+
+/// Everything that was answered, by name.
+#[derive(Debug, Default)]
+pub struct Resources {
+    /// Listeners: authorities that are dialled, and [`INBOUND`].
+    pub listeners: HashMap<String, Answer<Listener>>,
+    /// RouteConfigurations.
+    pub routes: HashMap<String, Answer<RouteConfig>>,
+    /// Clusters.
+    pub clusters: HashMap<String, Answer<cluster::Cluster>>,
+    /// ClusterLoadAssignments.
+    pub endpoints: HashMap<String, Answer<Assignment>>,
+}
+
+/// What runs.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    outbound: HashMap<String, Arc<Entry>>,
+    /// What is done with connections to the app; `None` until the first inbound Listener is accepted.
+    pub inbound: Option<Arc<InboundPlan>>,
+}
+
+/// What is known of one authority.
+#[derive(Debug)]
+pub struct Entry {
+    /// What is done with its requests, or why there is no such thing.
+    pub answer: Result<Arc<OutboundPlan>, Arc<str>>,
+    used: Arc<AtomicU64>,
+}
+
+/// What is done with requests for one authority.
+#[derive(Debug)]
+pub struct OutboundPlan {
+    /// The authority, as it was asked for: `user-service:80`.
+    pub authority: Arc<str>,
+    /// What is done.
+    pub kind: OutboundKind,
+    /// Where requests are counted that reach no endpoint.
+    pub series: Arc<Series>,
+    used: Arc<AtomicU64>,
+}
+
+/// What connections to an authority carry.
+#[derive(Debug)]
+pub enum OutboundKind {
+    /// HTTP.
+    Http(Router<RoutePlan>),
+    /// Bytes, for this cluster.
+    Tcp(Target),
+    /// HTTP whose routes never came.
+    NoRoutes(Arc<str>),
+}
+
+/// Where a route leads.
+#[derive(Debug)]
+pub struct RoutePlan {
+    /// Which rule of which object it is.
+    pub rule: Arc<str>,
+    /// Clusters by weight.
+    pub split: Split<Target>,
+    /// How long a whole exchange may take.
+    pub timeout: Option<Duration>,
+    /// When it is tried again.
+    pub retry: Option<Retry>,
+}
+
+/// A cluster that a route names.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// Its name.
+    pub name: Arc<str>,
+    /// The cluster, or why there is none.
+    pub cluster: Result<Arc<Cluster>, Arc<str>>,
+}
+
+/// What is done with connections to the app.
+#[derive(Debug)]
+pub struct InboundPlan {
+    chains: Vec<Arc<InboundChain>>,
+    default_chain: Option<Arc<InboundChain>>,
+}
+
+/// What is done with connections to one workload port.
+#[derive(Debug)]
+pub struct InboundChain {
+    matches: ChainMatch,
+    /// Whether mutual TLS is terminated.
+    pub tls: bool,
+    /// Which object decided on the mTLS mode.
+    pub rule: Arc<str>,
+    /// Who may do what.
+    pub policies: Vec<Rbac>,
+    /// Whether they carry HTTP, when they look like it; else bytes.
+    pub http: bool,
+    /// The app, by workload port.
+    apps: HashMap<u16, Target>,
+    workload: Workload,
+    service: String,
+}
+
+impl Snapshot {
+    /// What is known of `authority`, and that it is being used now (in seconds of any clock that only goes forward).
+    pub fn find(&self, authority: &str, now: u64) -> Option<&Arc<Entry>> {
+        let entry = self.outbound.get(authority)?;
+        entry.used.store(now, Ordering::Relaxed);
+        Some(entry)
+    }
+
+    /// Whether anything is known of `authority`.
+    pub fn knows(&self, authority: &str) -> bool {
+        self.outbound.contains_key(authority)
+    }
+
+    /// Authorities with when each was last used.
+    pub fn uses(&self) -> impl Iterator<Item = (&str, u64)> {
+        let uses = self.outbound.iter();
+        uses.map(|(name, entry)| (name.as_str(), entry.used.load(Ordering::Relaxed)))
+    }
+}
+
+impl OutboundPlan {
+    /// The plan is being used now (in seconds of any clock that only goes forward).
+    pub fn used(&self, now: u64) {
+        self.used.store(now, Ordering::Relaxed);
+    }
+}
+
+impl InboundPlan {
+    /// The chain for a connection to workload port `port` that begins with TLS or doesn't, and offers `alpn`. A chain
+    /// that names more wins, in Envoy's order: port, transport, ALPN.
+    pub fn find(&self, port: u16, tls: bool, alpn: &[Vec<u8>]) -> Option<&Arc<InboundChain>> {
+        let fits = |chain: &&Arc<InboundChain>| {
+            let m = &chain.matches;
+            let offered = |wanted: &String| alpn.iter().any(|offer| offer == wanted.as_bytes());
+            m.port.is_none_or(|p| p == port)
+                && m.tls.is_none_or(|t| t == tls)
+                && (m.alpn.is_empty() || m.alpn.iter().any(offered))
+        };
+        let specific = |chain: &&Arc<InboundChain>| {
+            let m = &chain.matches;
+            (m.port.is_some(), m.tls.is_some(), !m.alpn.is_empty())
+        };
+        let best = self.chains.iter().filter(fits).max_by_key(specific);
+        best.or(self.default_chain.as_ref())
+    }
+}
+
+impl InboundChain {
+    /// The app behind workload port `port`.
+    pub fn app(&self, port: u16) -> Option<&Target> {
+        self.apps.get(&port)
+    }
+
+    /// Labels of requests from `source` that this chain takes.
+    pub fn labels(&self, source: &Party, principal: Option<String>, security: &str) -> Labels {
+        let destination = Party {
+            workload: self.workload.clone(),
+            principal,
+        };
+        Labels::new("destination", source, &destination, &self.service, security)
+    }
+}

@@ -11,6 +11,7 @@ use axum::extract::State as Extract;
 use axum::http::StatusCode;
 use axum::routing::get;
 use leno_proto::ca::istio_certificate_service_server::IstioCertificateServiceServer;
+use leno_proto::leno::lifecycle_server::LifecycleServer;
 use leno_proto::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use leno_proto::tonic::{self, transport::Server};
 use serde_json::{Value, json};
@@ -27,6 +28,7 @@ use crate::source::compile::Settings;
 use crate::source::file::{Options, Source};
 use crate::source::{State, dns};
 use crate::xds::hub::Hub;
+use crate::xds::lifecycle::{Drains, Lifecycle};
 use crate::xds::server::Ads;
 
 /// What the control plane is configured with.
@@ -100,15 +102,14 @@ pub async fn run(bootstrap: Bootstrap) -> Result<Bound> {
     let ca = Arc::new(ca.map_err(|error| anyhow!("CA: {error}"))?);
     let metrics = Arc::new(Metrics::new()?);
     let (demand, addresses) = dns::start(bootstrap.dns_server).map_err(|e| anyhow!("DNS: {e}"))?;
-    let bind = async |what: &str, address: SocketAddr| {
-        let words = format!("cannot listen on {address} for {what}");
-        TcpListener::bind(address).await.context(words)
-    };
     let xds = bind("xDS and certificates", bootstrap.xds).await?;
     let monitoring = bind("monitoring", bootstrap.monitoring).await?;
     let (publish, state) = watch::channel(State::default());
     let (ended, ending) = watch::channel(false);
-    let hub = Arc::new(Hub::new(state.clone(), ca.root_pem().to_owned(), demand));
+    let drains = Drains::default();
+    let draining = drains.watch();
+    let roots = ca.root_pem().to_owned();
+    let hub = Arc::new(Hub::new(state.clone(), roots, demand, drains));
     let mut tasks = JoinSet::new();
     let bound_xds = xds.local_addr()?;
     ca.listens_at(bound_xds.ip())
@@ -120,7 +121,10 @@ pub async fn run(bootstrap: Bootstrap) -> Result<Bound> {
         settings: bootstrap.settings,
         limits: bootstrap.limits,
     });
-    tasks.spawn(async move { source.run(publish, addresses).await.map_err(|e| anyhow!(e)) });
+    tasks.spawn(async move {
+        let running = source.run(publish, addresses, draining);
+        running.await.map_err(|e| anyhow!(e))
+    });
     let incoming = auth::accept(xds, &ca, ending)?;
     let services = services(&hub, &ca, &metrics, bootstrap.max_xds_message);
     tasks.spawn(async move {
@@ -148,6 +152,11 @@ pub async fn run(bootstrap: Bootstrap) -> Result<Bound> {
     })
 }
 
+async fn bind(what: &str, address: SocketAddr) -> Result<TcpListener> {
+    let words = format!("cannot listen on {address} for {what}");
+    TcpListener::bind(address).await.context(words)
+}
+
 /// The gRPC services.
 fn services(
     hub: &Arc<Hub>,
@@ -162,6 +171,7 @@ fn services(
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .http2_keepalive_timeout(Some(Duration::from_secs(20)))
         .add_service(ads)
+        .add_service(LifecycleServer::new(Lifecycle::new(Arc::clone(hub))))
         .add_service(IstioCertificateServiceServer::new(certificates))
 }
 

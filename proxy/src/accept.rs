@@ -11,7 +11,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
 
-use crate::drain::{Guard, Watch};
+use crate::drain::{Guard, Phase, Side, Watch};
 use crate::observe::metrics::Metrics;
 use crate::stream::tune;
 
@@ -86,42 +86,59 @@ pub struct Kept {
     _guard: Guard,
 }
 
-/// Accepts until the end, and runs `serve` for each connection in a task of this worker.
+/// Accepts until the side's end, and runs `serve` for each connection in a task of this worker.
 pub async fn accept<F>(
     listener: TcpListener,
     gate: Arc<Gate>,
-    watch: Watch,
+    (watch, side): (Watch, Side),
     serve: impl Fn(TcpStream, SocketAddr) -> F,
 ) where
     F: Future<Output = ()> + 'static,
 {
+    let begin = |tcp: TcpStream, peer: SocketAddr| {
+        // Above the limit the connection is closed at once: waiting in silence would look like an outage.
+        let Some(pass) = gate.enter() else {
+            return;
+        };
+        let kept = Kept {
+            _pass: pass,
+            _guard: watch.guard(side),
+        };
+        tune(&tcp);
+        let serving = serve(tcp, peer);
+        tokio::task::spawn_local(async move {
+            serving.await;
+            drop(kept);
+        });
+    };
+    let end = match side {
+        Side::Inbound => Phase::Closing,
+        Side::Outbound => Phase::Ending,
+    };
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = watch.ended() => return,
+            () = watch.reached(end) => break,
         };
         match accepted {
-            Ok((tcp, peer)) => {
-                // Above the limit the connection is closed at once: waiting in silence would look like an outage.
-                let Some(pass) = gate.enter() else {
-                    continue;
-                };
-                let kept = Kept {
-                    _pass: pass,
-                    _guard: watch.guard(),
-                };
-                tune(&tcp);
-                let serving = serve(tcp, peer);
-                tokio::task::spawn_local(async move {
-                    serving.await;
-                    drop(kept);
-                });
-            }
+            Ok((tcp, peer)) => begin(tcp, peer),
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
                 tracing::warn!(%error, "cannot accept");
                 sleep(REST).await;
             }
+        }
+    }
+    // Whoever is in the kernel's queue was promised a connection.
+    let Ok(listener) = listener.into_std() else {
+        return;
+    };
+    while let Ok((tcp, peer)) = listener.accept() {
+        if let Ok(tcp) = tcp
+            .set_nonblocking(true)
+            .and_then(|()| TcpStream::from_std(tcp))
+        {
+            begin(tcp, peer);
         }
     }
 }

@@ -23,9 +23,10 @@ use crate::bootstrap::Bootstrap;
 use crate::config::endpoints::Workload;
 use crate::connect::pool::Pool;
 use crate::directory::Directory;
-use crate::drain::{self, Watch};
+use crate::drain::{self, Phase, Side, Watch};
 use crate::http::buffers;
 use crate::identity::{self, Renewal};
+use crate::lifecycle::Lifecycle;
 use crate::observe::metrics::{Labels, Metrics, Party};
 use crate::snapshot::Builder;
 use crate::state::State;
@@ -47,15 +48,16 @@ pub struct Bound {
     pub inbound: Vec<SocketAddr>,
     /// Where the admin port is.
     pub admin: SocketAddr,
+    lifecycle: Lifecycle,
     signal: drain::Signal,
     drain: Duration,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Bound {
-    /// Ends: open requests are finished, within the drain time.
+    /// Ends: callers are sent elsewhere, open requests are finished, within the drain time.
     pub async fn shutdown(self) {
-        self.signal.drain(self.drain).await;
+        self.lifecycle.end(&self.signal, self.drain).await;
         for thread in self.threads {
             let joined = tokio::task::spawn_blocking(move || thread.join()).await;
             if !matches!(joined, Ok(Ok(()))) {
@@ -99,6 +101,12 @@ pub fn run(bootstrap: Bootstrap) -> Result<Bound> {
         outbound: sockets.outbound.local_addr()?,
         inbound: local_addresses(&sockets.inbound)?,
         admin: sockets.admin.local_addr()?,
+        lifecycle: Lifecycle {
+            target: bootstrap.target.clone(),
+            node: node_id(&bootstrap),
+            credentials: Arc::clone(&shared.credentials),
+            directory: Arc::clone(&shared.directory),
+        },
         signal,
         drain: bootstrap.drain,
         threads: Vec::new(),
@@ -271,15 +279,17 @@ async fn work(
         let worker = Rc::clone(&worker);
         let serve = move |tcp, peer| inbound::serve(Rc::clone(&worker), tcp, peer, port);
         let listener = TcpListener::from_std(listener)?;
-        let accepting = accept::accept(listener, Arc::clone(&gate), watch.clone(), serve);
+        let side = (watch.clone(), Side::Inbound);
+        let accepting = accept::accept(listener, Arc::clone(&gate), side, serve);
         tokio::task::spawn_local(accepting);
     }
     let own = Rc::clone(&worker);
     let serve = move |tcp, _| outbound::serve(Rc::clone(&own), tcp);
-    let accepting = accept::accept(TcpListener::from_std(outbound)?, gate, watch.clone(), serve);
+    let side = (watch.clone(), Side::Outbound);
+    let accepting = accept::accept(TcpListener::from_std(outbound)?, gate, side, serve);
     tokio::task::spawn_local(accepting);
     let mut sweep = tokio::time::interval(SWEEP);
-    while !watch.is_ending() {
+    while !watch.has_reached(Phase::Ending) {
         tokio::select! {
             _ = sweep.tick() => {
                 worker.pool.sweep(Instant::now());

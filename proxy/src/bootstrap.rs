@@ -131,8 +131,8 @@ pub struct LimitArgs {
     /// Bytes of a message from the control plane.
     #[arg(long, env = "LENO_MAX_XDS_MESSAGE", default_value_t = 16 * 1024 * 1024)]
     pub max_xds_message: usize,
-    /// Time that open requests are given when the proxy ends.
-    #[arg(long, env = "LENO_DRAIN_TIMEOUT", value_parser = duration, default_value = "5s")]
+    /// Time that the proxy takes to end at most: callers learn it, open requests are finished.
+    #[arg(long, env = "LENO_DRAIN_TIMEOUT", value_parser = duration, default_value = "25s")]
     pub drain_timeout: Duration,
 }
 

@@ -183,6 +183,13 @@ impl Directory {
         self.clock_at(Instant::now())
     }
 
+    /// For how many whole seconds no destination has been used, by the clock; `None` when none ever was.
+    pub fn quiet(&self) -> Option<u64> {
+        let snapshot = self.snapshot();
+        let last = snapshot.uses().map(|(_, used)| used).max();
+        last.map(|last| self.clock().saturating_sub(last))
+    }
+
     /// The clock at `now`.
     pub fn clock_at(&self, now: Instant) -> u64 {
         now.duration_since(self.started).as_secs()

@@ -1,22 +1,64 @@
-//! Ending in good order: a signal that everything watches, and guards that say who is still at work.
+//! Ending in good order, in phases that everything watches, and guards that say who is still at work.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+/// How far the end has come. What the app itself asks for is served to the last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// It hasn't begun.
+    Serving,
+    /// Callers are told to go elsewhere, and served meanwhile.
+    Draining,
+    /// No connection to the app is accepted any more.
+    Closing,
+    /// Nothing is.
+    Ending,
+}
+
+/// Whose connection it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// One to the app.
+    Inbound,
+    /// One of the app's.
+    Outbound,
+}
+
 /// Says when to end.
 #[derive(Debug)]
 pub struct Signal {
-    ending: watch::Sender<bool>,
-    busy: watch::Sender<usize>,
+    phase: watch::Sender<Phase>,
+    draining: Arc<AtomicBool>,
+    busy: Busy,
+}
+
+/// How many are at work.
+#[derive(Debug, Clone, Default)]
+struct Busy {
+    inbound: watch::Sender<usize>,
+    outbound: watch::Sender<usize>,
+}
+
+impl Busy {
+    fn of(&self, side: Side) -> &watch::Sender<usize> {
+        match side {
+            Side::Inbound => &self.inbound,
+            Side::Outbound => &self.outbound,
+        }
+    }
 }
 
 /// Watches for the end. Clones are cheap; [`Watch::guard`] keeps the process waiting.
 #[derive(Debug, Clone)]
 pub struct Watch {
-    ending: watch::Receiver<bool>,
-    busy: watch::Sender<usize>,
+    phase: watch::Receiver<Phase>,
+    draining: Arc<AtomicBool>,
+    busy: Busy,
 }
 
 /// Somebody is at work until this is dropped.
@@ -27,57 +69,88 @@ pub struct Guard {
 
 /// A signal and what watches for it.
 pub fn channel() -> (Signal, Watch) {
-    let (ending, receiver) = watch::channel(false);
-    let busy = watch::Sender::new(0);
+    let (phase, receiver) = watch::channel(Phase::Serving);
+    let (draining, busy) = (Arc::<AtomicBool>::default(), Busy::default());
     let signal = Signal {
-        ending,
+        phase,
+        draining: Arc::clone(&draining),
         busy: busy.clone(),
     };
     let watch = Watch {
-        ending: receiver,
+        phase: receiver,
+        draining,
         busy,
     };
     (signal, watch)
 }
 
 impl Signal {
-    /// Everything is to end; waits until nobody is at work, or `at_most`. Whoever is at work then is given up.
-    pub async fn drain(&self, at_most: Duration) {
-        let _ = self.ending.send(true);
-        let mut busy = self.busy.subscribe();
-        if timeout(at_most, busy.wait_for(|count| *count == 0))
-            .await
-            .is_err()
-        {
-            let _ = self.busy.send(0);
+    /// The end has come so far.
+    pub fn reach(&self, phase: Phase) {
+        self.draining.store(true, Ordering::Relaxed);
+        self.phase.send_if_modified(|before| {
+            let is_new = *before < phase;
+            *before = phase.max(*before);
+            is_new
+        });
+    }
+
+    /// Waits until nobody is at work on a side, for `at_most`; whether that is so.
+    pub async fn idle(&self, side: Side, at_most: Duration) -> bool {
+        let mut busy = self.busy.of(side).subscribe();
+        let idle = timeout(at_most, busy.wait_for(|count| *count == 0)).await;
+        idle.is_ok()
+    }
+
+    /// Everything ends; who is still at work has `at_most`, and is given up then.
+    pub async fn end(&self, at_most: Duration) {
+        self.reach(Phase::Ending);
+        let both = async {
+            self.idle(Side::Inbound, Duration::MAX).await;
+            self.idle(Side::Outbound, Duration::MAX).await;
+        };
+        if timeout(at_most, both).await.is_err() {
+            self.busy.inbound.send_replace(0);
+            self.busy.outbound.send_replace(0);
         }
     }
 }
 
 impl Watch {
-    /// Waits for the end.
-    pub async fn ended(&self) {
-        let mut ending = self.ending.clone();
-        // A signal that was dropped is an end as well.
-        let _ = ending.wait_for(|ending| *ending).await;
+    /// Waits until the end has come so far. A signal that was dropped is the end as well.
+    pub async fn reached(&self, phase: Phase) {
+        let mut own = self.phase.clone();
+        let _ = own.wait_for(|now| *now >= phase).await;
     }
 
-    /// Whether it has come: it was said, or whoever could say it is gone.
-    pub fn is_ending(&self) -> bool {
-        *self.ending.borrow() || self.ending.has_changed().is_err()
+    /// Waits for the end.
+    pub async fn ended(&self) {
+        self.reached(Phase::Ending).await;
+    }
+
+    /// Whether it has come so far, or whoever could say so is gone.
+    pub fn has_reached(&self, phase: Phase) -> bool {
+        *self.phase.borrow() >= phase || self.phase.has_changed().is_err()
+    }
+
+    /// Raised when the end begins, for those that look at each request.
+    pub fn flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.draining)
     }
 
     /// Waits until nobody is at work.
     pub async fn idle(&self) {
-        let _ = self.busy.subscribe().wait_for(|count| *count == 0).await;
+        for side in [Side::Inbound, Side::Outbound] {
+            let mut busy = self.busy.of(side).subscribe();
+            let _ = busy.wait_for(|count| *count == 0).await;
+        }
     }
 
     /// Somebody is at work.
-    pub fn guard(&self) -> Guard {
-        self.busy.send_modify(|count| *count += 1);
-        Guard {
-            busy: self.busy.clone(),
-        }
+    pub fn guard(&self, side: Side) -> Guard {
+        let busy = self.busy.of(side).clone();
+        busy.send_modify(|count| *count += 1);
+        Guard { busy }
     }
 }
 
@@ -95,27 +168,40 @@ mod tests {
     #[tokio::test]
     async fn a_signal_that_is_dropped_is_an_end() {
         let (signal, watch) = channel();
-        assert!(!watch.is_ending());
+        assert!(!watch.has_reached(Phase::Draining));
         drop(signal);
         watch.ended().await;
         assert!(
-            watch.is_ending(),
+            watch.has_reached(Phase::Ending),
             "who asks and who waits are told the same"
         );
+    }
+
+    #[tokio::test]
+    async fn phases_only_go_forward() {
+        let (signal, watch) = channel();
+        signal.reach(Phase::Closing);
+        watch.reached(Phase::Draining).await;
+        signal.reach(Phase::Draining);
+        assert!(watch.has_reached(Phase::Closing));
+        assert!(!watch.has_reached(Phase::Ending));
+        assert!(watch.flag().load(Ordering::Relaxed));
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_end_waits_for_who_is_at_work_but_not_for_ever() {
         let (signal, watch) = channel();
-        let guard = watch.guard();
-        assert!(!watch.is_ending());
+        let minute = Duration::from_secs(60);
+        let guard = watch.guard(Side::Inbound);
+        assert!(!signal.idle(Side::Inbound, minute).await);
+        assert!(signal.idle(Side::Outbound, minute).await);
         let work = async {
             watch.ended().await;
             drop(guard);
         };
-        tokio::join!(signal.drain(Duration::from_secs(60)), work);
-        let _stuck = watch.guard();
-        signal.drain(Duration::from_secs(60)).await;
-        assert!(watch.is_ending());
+        tokio::join!(signal.end(minute), work);
+        let _stuck = watch.guard(Side::Outbound);
+        signal.end(minute).await;
+        watch.idle().await;
     }
 }

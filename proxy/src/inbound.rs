@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use crate::deadline::Deadline;
+use crate::drain::Phase;
 use crate::error::{Error, Kind, Progress};
 use crate::forward::answer::{self, Audience};
 use crate::forward::attempt::{Attempt, Limit};
@@ -212,7 +213,7 @@ async fn serve_http(worker: Rc<Worker>, connection: Connection, stream: Stream) 
     let idle = Instant::now() + shared.timeouts.idle;
     let version = tokio::select! {
         version = http_version(&mut conn, idle) => version,
-        () = shared.watch.ended() => return,
+        () = shared.watch.reached(Phase::Closing) => return,
     };
     match version {
         None => {}
@@ -225,12 +226,12 @@ async fn serve_http(worker: Rc<Worker>, connection: Connection, stream: Stream) 
 async fn serve_h1(worker: &Worker, connection: &Connection, conn: Conn) {
     let shared = &worker.shared;
     let timeouts = &shared.timeouts;
-    let mut down = ServerHalf::new(conn);
+    let mut down = ServerHalf::new(conn).closing_on(shared.watch.flag());
     let (mut request, mut response) = (Head::default(), Head::default());
     let mut deadline = Deadline::new(timeouts.idle);
     let mut serving: Option<Serving> = None;
     let expires = connection.expires();
-    let mut ended = pin!(shared.watch.ended());
+    let mut ended = pin!(shared.watch.reached(Phase::Closing));
     loop {
         let idle = Instant::now() + timeouts.idle;
         let idle = expires.map_or(idle, |expires| expires.min(idle));
@@ -287,7 +288,12 @@ async fn serve_h2(worker: Rc<Worker>, connection: Connection, conn: Conn) {
             serving.set(own);
         }
     };
-    h2::serve(io, read, how, shared.watch.ended(), handle).await;
+    // A connection that comes while callers are told to go elsewhere is served until they all know.
+    let closing = match shared.watch.has_reached(Phase::Draining) {
+        true => Phase::Closing,
+        false => Phase::Draining,
+    };
+    h2::serve(io, read, how, shared.watch.reached(closing), handle).await;
 }
 
 /// Serves one request, from its head to the answer.

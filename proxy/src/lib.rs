@@ -27,6 +27,7 @@ pub mod route;
 pub mod balance;
 pub mod connect;
 pub mod forward;
+pub mod lifecycle;
 pub mod observe;
 pub mod worker;
 

@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// A module of the proxy, and the modules of ours that it may import.
-const PROXY: [(&str, &str); 30] = [
+const PROXY: [(&str, &str); 31] = [
     ("accept", "drain observe stream"),
     ("admin", "directory drain observe status tls"),
     (
         "app",
-        "accept admin bootstrap config connect directory drain http identity inbound observe outbound snapshot state status tls worker xds",
+        "accept admin bootstrap config connect directory drain http identity inbound lifecycle observe outbound snapshot state status tls worker xds",
     ),
     ("balance", "config error observe tls"),
     ("bootstrap", "channel directory http tls"),
@@ -29,9 +29,10 @@ const PROXY: [(&str, &str); 30] = [
     ("identity", "channel drain observe state tls"),
     (
         "inbound",
-        "balance connect deadline error forward http identify observe outbound policy route snapshot stream tls worker",
+        "balance connect deadline drain error forward http identify observe outbound policy route snapshot stream tls worker",
     ),
     ("lib", ""),
+    ("lifecycle", "channel directory drain tls"),
     ("main", ""),
     ("observe", "config"),
     (

@@ -1,6 +1,7 @@
 //! The whole mesh in-process, a test a behaviour.
 #![allow(clippy::too_many_lines)]
 
+mod draining;
 mod hostile;
 mod http2;
 mod identity;

@@ -30,7 +30,21 @@ pub struct Mesh {
     pub policies: Arc<Vec<AuthorizationPolicy>>,
     /// What names were resolved to, for services that DNS serves.
     pub resolved: Arc<BTreeMap<String, Vec<IpAddr>>>,
+    /// Workloads that take no new work.
+    pub draining: Arc<Draining>,
 }
+
+/// Workloads that take no new work, and how often that has changed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Draining {
+    /// Grows with each change.
+    pub revision: u64,
+    /// Who it is.
+    pub workloads: BTreeSet<WorkloadKey>,
+}
+
+/// What tells workloads apart: address, namespace, service account.
+pub type WorkloadKey = (IpAddr, String, String);
 
 /// What kind of client asks: each has its own form of a Listener.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -67,6 +81,13 @@ pub struct Node {
     pub account: String,
     /// What kind of client it is.
     pub client: Client,
+}
+
+impl Node {
+    /// Which workload it is.
+    pub fn workload(&self) -> WorkloadKey {
+        (self.ip, self.namespace.clone(), self.account.clone())
+    }
 }
 
 /// What a change touches.
@@ -132,6 +153,22 @@ impl Mesh {
                 && endpoint.namespace == node.namespace
                 && endpoint.account.as_deref() == Some(&node.account)
         })
+    }
+
+    /// Whether an endpoint's workload takes no new work.
+    pub fn is_draining(&self, endpoint: &Endpoint) -> bool {
+        let draining = &self.draining.workloads;
+        let Some(account) = (!draining.is_empty())
+            .then_some(endpoint.account.as_ref())
+            .flatten()
+        else {
+            return false;
+        };
+        draining.contains(&(
+            endpoint.address,
+            endpoint.namespace.clone(),
+            account.clone(),
+        ))
     }
 
     /// Labels of the workload of `node`, from wherever the registry has it.
@@ -250,6 +287,14 @@ impl Mesh {
             }
         }
         for (host, service) in &next.services {
+            if let Endpoints::Static(list) = &service.endpoints
+                && self.draining != next.draining
+                && list
+                    .iter()
+                    .any(|e| self.is_draining(e) != next.is_draining(e))
+            {
+                touched.hosts.insert(host.clone());
+            }
             if let Endpoints::Dns(names) = &service.endpoints
                 && names
                     .iter()

@@ -15,7 +15,7 @@ use super::compile::Settings;
 use super::dns::Addresses;
 use super::last_good::{LastGood, Reading};
 use crate::istio::{self, Limits, Object, Place, Problem, Severity};
-use crate::mesh::Mesh;
+use crate::mesh::{Draining, Mesh};
 
 /// Stands before each last good form, with the file that it came from.
 const FROM: &str = "# from: ";
@@ -83,11 +83,12 @@ impl Source {
         mut self,
         publish: watch::Sender<State>,
         mut addresses: watch::Receiver<Arc<Addresses>>,
+        mut draining: watch::Receiver<Arc<Draining>>,
     ) -> Result<(), String> {
         let (events, mut changed) = mpsc::unbounded_channel();
         let _watcher = watch_directory(&self.options.directory, events)?;
         self.read();
-        self.publish(&publish, &addresses.borrow_and_update().clone());
+        self.publish(&publish, &mut addresses, &mut draining);
         loop {
             let pause = self.emptied.values().min().map_or(REREAD, |since| {
                 (*since + EMPTY).saturating_duration_since(Instant::now()) + QUIET / 10
@@ -107,9 +108,13 @@ impl Source {
                         std::future::pending::<()>().await;
                     }
                 }
+                changed = draining.changed() => {
+                    if changed.is_err() {
+                        std::future::pending::<()>().await;
+                    }
+                }
             }
-            let resolved = addresses.borrow_and_update().clone();
-            self.publish(&publish, &resolved);
+            self.publish(&publish, &mut addresses, &mut draining);
         }
     }
 
@@ -197,9 +202,15 @@ impl Source {
         Vec::new()
     }
 
-    fn publish(&self, publish: &watch::Sender<State>, resolved: &Arc<Addresses>) {
+    fn publish(
+        &self,
+        publish: &watch::Sender<State>,
+        addresses: &mut watch::Receiver<Arc<Addresses>>,
+        draining: &mut watch::Receiver<Arc<Draining>>,
+    ) {
         let mut mesh = self.mesh.clone();
-        mesh.resolved = Arc::clone(resolved);
+        mesh.resolved = Arc::clone(&addresses.borrow_and_update());
+        mesh.draining = Arc::clone(&draining.borrow_and_update());
         let state = State {
             mesh: Arc::new(mesh),
             problems: Arc::clone(&self.problems),

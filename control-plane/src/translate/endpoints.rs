@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use leno_proto::pb::envoy::config::core::v3::{Locality, Metadata};
+use leno_proto::pb::envoy::config::core::v3::{HealthStatus, Locality, Metadata};
 use leno_proto::pb::envoy::config::endpoint::v3::{
     ClusterLoadAssignment, Endpoint as EndpointMessage, LbEndpoint, LocalityLbEndpoints,
     lb_endpoint::HostIdentifier,
@@ -103,6 +103,9 @@ fn meshed(mesh: &Mesh, endpoint: &Endpoint, port: u16) -> LbEndpoint {
         add_tls(&mut metadata);
     }
     message.metadata = Some(metadata);
+    if mesh.is_draining(endpoint) {
+        message.health_status = HealthStatus::Draining.into();
+    }
     message
 }
 

@@ -108,6 +108,10 @@ impl Dialog for Connection {
         self.refused.values().collect()
     }
 
+    fn is_settled(&self) -> bool {
+        self.sent.is_empty()
+    }
+
     fn names(&self) -> usize {
         self.subscribed.values().map(BTreeMap::len).sum()
     }

@@ -2,10 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::sync::watch;
+use tokio::time::timeout;
 
+use super::lifecycle::Drains;
 use super::{Dialog, Lookup};
 use crate::mesh::{Client, Mesh, Node, Touched};
 use crate::source::State;
@@ -19,16 +22,21 @@ pub struct Hub {
     roots: String,
     dns: Demand,
     proxies: Mutex<BTreeMap<u64, Value>>,
+    /// What each stream's client has taken, as a revision of who drains.
+    taken: watch::Sender<BTreeMap<u64, (u64, String)>>,
+    pub(super) drains: Drains,
 }
 
 impl Hub {
     /// A hub over a source.
-    pub fn new(state: watch::Receiver<State>, roots: String, dns: Demand) -> Hub {
+    pub fn new(state: watch::Receiver<State>, roots: String, dns: Demand, drains: Drains) -> Hub {
         Hub {
             state,
             roots,
             dns,
             proxies: Mutex::default(),
+            taken: watch::Sender::default(),
+            drains,
         }
     }
 
@@ -59,7 +67,26 @@ impl Hub {
             .insert(stream, shown);
     }
 
+    /// The client of `stream` has taken everything up to `revision`.
+    pub(super) fn took(&self, stream: u64, node: &str, revision: u64) {
+        self.taken.send_if_modified(|taken| {
+            let (before, _) = taken.entry(stream).or_insert_with(|| (0, node.to_owned()));
+            std::mem::replace(before, revision) != revision
+        });
+    }
+
+    /// Waits until every client has taken `revision`, for `at_most`; who hasn't by then.
+    pub(super) async fn all_took(&self, revision: u64, at_most: Duration) -> Vec<String> {
+        let mut taken = self.taken.subscribe();
+        let everyone = taken.wait_for(|taken| taken.values().all(|(r, _)| *r >= revision));
+        let _ = timeout(at_most, everyone).await;
+        let taken = self.taken.borrow();
+        let late = taken.values().filter(|(r, _)| *r < revision);
+        late.map(|(_, node)| node.clone()).collect()
+    }
+
     pub(super) fn forget(&self, stream: u64) {
+        self.taken.send_modify(|taken| drop(taken.remove(&stream)));
         self.proxies
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

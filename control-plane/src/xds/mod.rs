@@ -2,6 +2,7 @@
 
 pub mod connection;
 pub mod hub;
+pub mod lifecycle;
 pub mod server;
 pub mod sotw;
 
@@ -50,6 +51,8 @@ pub trait Dialog: Default + Send + Sync {
     fn changed(&mut self, lookup: &dyn Lookup) -> Vec<Self::Response>;
     /// What the client refuses now.
     fn refused(&self) -> Vec<&Refused>;
+    /// Whether the client has answered everything that it was sent.
+    fn is_settled(&self) -> bool;
     /// Names that are subscribed.
     fn names(&self) -> usize;
     /// Whether the client leaves too much unanswered to be served on.

@@ -1,12 +1,10 @@
 //! The gRPC service: pumps between a stream and its [`Connection`], and checks who is at the other end.
 
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use leno_proto::pb::envoy::config::core::v3::Node as NodeMessage;
 use leno_proto::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
     aggregated_discovery_service_server::AggregatedDiscoveryService,
@@ -19,10 +17,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::Dialog;
 use super::connection::Connection;
 use super::hub::{Hub, usable};
+use super::lifecycle::identify;
 use super::sotw::StateOfTheWorld;
 use crate::auth::Peer;
 use crate::ca::Identity;
-use crate::mesh::{Client, Mesh, Node, Touched};
+use crate::mesh::{Mesh, Node, Touched};
 use crate::metrics::Metrics;
 
 /// Responses on their way to one proxy; a proxy that doesn't read holds nobody else up.
@@ -131,7 +130,9 @@ impl<D: Dialog> Pump<D> {
         };
         let no_node = || Status::invalid_argument("the first request must carry the node");
         let said = D::node(&first).ok_or_else(no_node)?;
-        let node = self.identify(said)?;
+        let node = identify(&self.peer, &said.id, &said.user_agent_name)?;
+        self.hub.drains.begins(&node);
+        self.hub.took(self.number, &said.id, 0);
         tracing::info!(node = said.id, "connected");
         let mut state = self.hub.state();
         let mut connection = D::default();
@@ -149,6 +150,9 @@ impl<D: Dialog> Pump<D> {
         let responses = connection.request(&first, &view);
         self.send(responses, &connection, &said.id).await?;
         loop {
+            if connection.is_settled() {
+                self.hub.took(self.number, &said.id, mesh.draining.revision);
+            }
             let responses = tokio::select! {
                 request = requests.message() => match request? {
                     None => return Ok(()),
@@ -212,32 +216,5 @@ impl<D: Dialog> Pump<D> {
             sent.map_err(|_| Status::cancelled("the proxy left"))?;
         }
         Ok(())
-    }
-
-    /// Who the proxy is: as its certificate says, and as its node id says where the certificate doesn't.
-    fn identify(&self, said: &NodeMessage) -> Result<Node, Status> {
-        let form = || {
-            let text = "node.id must be sidecar~IP~workload.namespace~domain";
-            Status::invalid_argument(format!("{text}; it is {:?}", said.id))
-        };
-        let parts: Vec<&str> = said.id.split('~').collect();
-        let ["sidecar", ip, workload, _domain] = parts.as_slice() else {
-            return Err(form());
-        };
-        let ip: IpAddr = ip.parse().map_err(|_| form())?;
-        let (_, namespace) = workload.rsplit_once('.').ok_or_else(form)?;
-        if namespace != self.peer.namespace {
-            let text = format!(
-                "the node is of namespace {namespace}, the certificate {}",
-                self.peer.id
-            );
-            return Err(Status::permission_denied(text));
-        }
-        Ok(Node {
-            ip,
-            namespace: self.peer.namespace.clone(),
-            account: self.peer.account.clone(),
-            client: Client::of(&said.user_agent_name),
-        })
     }
 }

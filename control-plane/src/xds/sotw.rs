@@ -123,6 +123,12 @@ impl Dialog for StateOfTheWorld {
         types.flat_map(|state| state.refused.values()).collect()
     }
 
+    fn is_settled(&self) -> bool {
+        self.types
+            .values()
+            .all(|of| of.offer.is_none() && !of.stale)
+    }
+
     fn names(&self) -> usize {
         let held = |state: &Type| state.names.len().max(state.accepted.len());
         self.types.values().map(held).sum()

@@ -78,13 +78,21 @@ impl Resource for Assignment {
         if message.cluster_name.is_empty() {
             return Err(Invalid::new("cluster_name", "is required"));
         }
-        let mut endpoints = Vec::new();
+        let (mut endpoints, mut draining) = (Vec::new(), Vec::new());
         for (i, locality) in message.endpoints.into_iter().enumerate() {
             for (j, endpoint) in locality.lb_endpoints.into_iter().enumerate() {
                 let valid = Endpoint::validate(endpoint)
                     .map_err(|e| e.within(&format!("endpoints[{i}].lb_endpoints[{j}]")))?;
-                endpoints.extend(valid);
+                match valid {
+                    (Takes::Requests, endpoint) => endpoints.push(endpoint),
+                    (Takes::Last, endpoint) => draining.push(endpoint),
+                    (Takes::Nothing, _) => {}
+                }
             }
+        }
+        // One that is about to go is better than none.
+        if endpoints.is_empty() {
+            endpoints = draining;
         }
         if endpoints.len() > MAX_ENDPOINTS {
             let reason = format!("{} endpoints; at most {MAX_ENDPOINTS}", endpoints.len());
@@ -102,9 +110,18 @@ impl Resource for Assignment {
     }
 }
 
+/// What an endpoint takes, by its health.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Takes {
+    Requests,
+    /// Requests that nobody else takes: it is draining.
+    Last,
+    Nothing,
+}
+
 impl Endpoint {
-    /// The endpoint, or `None` when its health says that it takes no requests.
-    fn validate(message: LbEndpoint) -> Result<Option<Endpoint>, Invalid> {
+    /// The endpoint, and what it takes.
+    fn validate(message: LbEndpoint) -> Result<(Takes, Endpoint), Invalid> {
         let weight = message
             .load_balancing_weight
             .map_or(1, |weight| weight.value);
@@ -120,9 +137,12 @@ impl Endpoint {
                 return Err(Invalid::new("endpoint_name", "is not supported"));
             }
         };
-        let takes_requests = match HealthStatus::try_from(message.health_status) {
-            Ok(HealthStatus::Unknown | HealthStatus::Healthy | HealthStatus::Degraded) => true,
-            Ok(HealthStatus::Unhealthy | HealthStatus::Draining | HealthStatus::Timeout) => false,
+        let takes = match HealthStatus::try_from(message.health_status) {
+            Ok(HealthStatus::Unknown | HealthStatus::Healthy | HealthStatus::Degraded) => {
+                Takes::Requests
+            }
+            Ok(HealthStatus::Draining) => Takes::Last,
+            Ok(HealthStatus::Unhealthy | HealthStatus::Timeout) => Takes::Nothing,
             Err(_) => return Err(Invalid::new("health_status", "is not a known status")),
         };
         let metadata = message.metadata.as_ref();
@@ -138,7 +158,7 @@ impl Endpoint {
             },
             workload: Workload::of(metadata),
         };
-        Ok(takes_requests.then_some(endpoint))
+        Ok((takes, endpoint))
     }
 }
 

@@ -1,6 +1,8 @@
 //! The half that faces the peer that sends requests.
 
 use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -42,6 +44,8 @@ pub struct ServerHalf {
     version: Version,
     is_head: bool,
     length: Length,
+    /// Raised when the peer is to go elsewhere after what is under way.
+    closing: Option<Arc<AtomicBool>>,
 }
 
 impl ServerHalf {
@@ -53,7 +57,15 @@ impl ServerHalf {
             version: Version::Http11,
             is_head: false,
             length: Length::Empty,
+            closing: None,
         }
+    }
+
+    /// Once `flag` is raised, each response is the connection's last.
+    #[must_use]
+    pub fn closing_on(mut self, flag: Arc<AtomicBool>) -> ServerHalf {
+        self.closing = Some(flag);
+        self
     }
 
     /// The connection: its body directions.
@@ -158,6 +170,10 @@ impl ServerHalf {
     /// here.
     pub fn respond(&mut self, head: &mut Head, length: Length) {
         let length = self.frame(head, length);
+        let closing = self.closing.as_ref();
+        if closing.is_some_and(|flag| flag.load(Ordering::Relaxed)) {
+            self.keep_alive = false;
+        }
         match (self.keep_alive, self.version) {
             (false, _) => head.add("connection", b"close"),
             (true, Version::Http10) => head.add("connection", b"keep-alive"),

@@ -1,0 +1,332 @@
+//! A proxy that ends without losing a request.
+
+use std::time::Duration;
+
+use leno_proto::leno::DrainRequest;
+use leno_proto::leno::lifecycle_client::LifecycleClient;
+use leno_proto::type_url::LISTENER;
+use leno_tests::ads::{ClientStream, certificate, channel, subscribe};
+use leno_tests::client::{Client, get};
+use leno_tests::h2::{App, ask, connect, request, send};
+use leno_tests::mesh::{Mesh, PORT, mtls, service};
+use leno_tests::upstream::Upstream;
+use leno_tests::{fresh_ip, until};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
+
+/// An app that answers after `/slow` when it is let go, and at once otherwise.
+async fn app(name: &'static str, go: watch::Receiver<bool>) -> App {
+    App::start(move |request, mut respond| {
+        let mut go = go.clone();
+        async move {
+            if request.uri().path() == "/slow" {
+                let _ = go.wait_for(|go| *go).await;
+            }
+            let stream = respond.send_response(http::Response::new(()), false)?;
+            send(stream, name.as_bytes(), None).await
+        }
+    })
+    .await
+}
+
+/// A subscriber that takes what it is sent and never answers.
+async fn deaf(mesh: &Mesh) -> ClientStream {
+    let certified = certificate(mesh.xds, &mesh.token("web"))
+        .await
+        .expect("a certificate");
+    let node = "sidecar~127.0.0.9~deaf.default~default.svc.cluster.local";
+    let first = subscribe(LISTENER, &["users:80"], Some(node));
+    let stream = ClientStream::open(mesh.xds, Some(certified), first).await;
+    let mut stream = stream.expect("a stream");
+    stream.response().await.expect("a response");
+    stream
+}
+
+/// Says as `account` that `node` drains; what the control plane says against it.
+async fn drain(mesh: &Mesh, account: &str, node: &str) -> Result<Vec<String>, String> {
+    let certified = certificate(mesh.xds, &mesh.token(account))
+        .await
+        .expect("a certificate");
+    let channel = channel(mesh.xds, Some(certified))
+        .await
+        .expect("it is let in");
+    let node = node.to_owned();
+    let call = LifecycleClient::new(channel)
+        .drain(DrainRequest { node })
+        .await;
+    let mut call = call
+        .map_err(|status| status.message().to_owned())?
+        .into_inner();
+    let answer = call.message().await.expect("no error").expect("an answer");
+    Ok(answer.waiting)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_are_sent_elsewhere_before_the_listener_closes() {
+    let (one, other) = (fresh_ip(), fresh_ip());
+    let (_go, wait) = watch::channel(false);
+    let (app_one, app_other) = (app("one", wait.clone()).await, app("other", wait).await);
+    let named = service("users", &[(one, "v1"), (other, "v1")])
+        .replace("name: http, protocol: HTTP", "name: grpc, protocol: GRPC");
+    let mesh = Mesh::start(&format!("{named}{}", mtls("STRICT"))).await;
+    let first = mesh
+        .proxy(
+            "users",
+            &format!("--inbound {one}:{PORT}={}", app_one.address),
+        )
+        .await;
+    let second = mesh
+        .proxy(
+            "users",
+            &format!("--inbound {other}:{PORT}={}", app_other.address),
+        )
+        .await;
+    let caller = mesh.proxy("web", "").await;
+    let sender = connect(caller.outbound).await;
+    // Both are warm: connections to each are open, over HTTP/2 and by HTTP/1 callers.
+    let names = async || {
+        let mut names = Vec::new();
+        for _ in 0..20 {
+            let call = request("POST", "http://users/", &[]);
+            let answer = ask(&sender, call, b"x", None).await.expect("an answer");
+            assert_eq!(answer.status, 200, "{answer:?}");
+            names.push(String::from_utf8_lossy(&answer.body).into_owned());
+            let answer = get(caller.outbound, "users", "/").await;
+            assert_eq!(answer.status, 200, "{}", answer.why());
+            names.push(answer.text());
+        }
+        names
+    };
+    assert!(names().await.iter().any(|name| name == "one"));
+
+    let ending = tokio::spawn(first.stop());
+    // From some moment on everything goes to the other; not one request fails before or after.
+    until("everybody knows", || async {
+        names()
+            .await
+            .iter()
+            .all(|name| name == "other")
+            .then_some(())
+    })
+    .await;
+    timeout(Duration::from_secs(10), ending)
+        .await
+        .expect("it ends")
+        .expect("in order");
+    assert!(names().await.iter().all(|name| name == "other"));
+
+    // The same workload again takes work again.
+    let _first = mesh
+        .proxy(
+            "users",
+            &format!("--inbound {one}:{PORT}={}", app_one.address),
+        )
+        .await;
+    until("it is back", || async {
+        names().await.iter().any(|name| name == "one").then_some(())
+    })
+    .await;
+    drop(second);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_under_way_is_finished_and_what_comes_meanwhile_is_served() {
+    let ip = fresh_ip();
+    let (go, wait) = watch::channel(false);
+    let app = app("app", wait).await;
+    let named = service("users", &[(ip, "v1")])
+        .replace("name: http, protocol: HTTP", "name: http2, protocol: HTTP2");
+    let mesh = Mesh::start(&named).await;
+    let callee = mesh
+        .proxy("users", &format!("--inbound {ip}:{PORT}={}", app.address))
+        .await;
+    let address = callee.inbound[0];
+    // Three callers with a slow request under way: by HTTP/1, by HTTP/2, and one that is idle.
+    let mut slow = Client::connect(address).await;
+    slow.send("GET /slow HTTP/1.1\r\nHost: users\r\n\r\n").await;
+    let sender = connect(address).await;
+    let streamed = tokio::spawn({
+        let sender = sender.clone();
+        async move { ask(&sender, request("GET", "http://users/slow", &[]), b"", None).await }
+    });
+    let mut idle = Client::connect(address).await;
+    assert_eq!(
+        idle.ask("GET / HTTP/1.1\r\nHost: users\r\n\r\n")
+            .await
+            .status,
+        200
+    );
+    until("they are under way", || async {
+        (callee.metric("leno_connections", &[]).await == 3.0).then_some(())
+    })
+    .await;
+    // A subscriber that never answers holds the barrier: the window stays open for its five seconds.
+    let deaf = deaf(&mesh).await;
+    let begun = Instant::now();
+    let ending = tokio::spawn(callee.stop());
+    let answer = until("responses close", || async {
+        let mut client = Client::connect(address).await;
+        let answer = client.ask("GET / HTTP/1.1\r\nHost: users\r\n\r\n").await;
+        assert_eq!(answer.status, 200, "new connections are served");
+        (answer.header("connection") == Some("close")).then_some(answer)
+    })
+    .await;
+    assert_eq!(answer.text(), "app");
+    let answer = idle.ask("GET / HTTP/1.1\r\nHost: users\r\n\r\n").await;
+    assert_eq!(
+        (answer.status, answer.header("connection")),
+        (200, Some("close"))
+    );
+    until("the stream's connection says goodbye", || async {
+        sender.clone().ready().await.is_err().then_some(())
+    })
+    .await;
+    let fresh = connect(address).await;
+    let answer = ask(&fresh, request("GET", "http://users/", &[]), b"", None).await;
+    assert_eq!(answer.expect("an answer").status, 200, "new ones serve");
+    assert!(!ending.is_finished());
+    // The window closes; what is under way has its time.
+    until("the listener is closed", || async {
+        TcpStream::connect(address).await.is_err().then_some(())
+    })
+    .await;
+    let window = begun.elapsed();
+    assert!(
+        window > Duration::from_secs(4) && window < Duration::from_secs(8),
+        "{window:?}"
+    );
+    assert!(!ending.is_finished());
+    go.send(true).expect("the app waits");
+    let answer = slow.response().await.expect("an answer");
+    assert_eq!(
+        (answer.status, answer.header("connection")),
+        (200, Some("close"))
+    );
+    let answer = streamed.await.expect("ended").expect("an answer");
+    assert_eq!(answer.status, 200);
+    timeout(Duration::from_secs(5), ending)
+        .await
+        .expect("it ends")
+        .expect("in order");
+    drop(deaf);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_app_asks_for_is_served_to_the_end() {
+    let (users, other) = (fresh_ip(), fresh_ip());
+    let (go, wait) = watch::channel(false);
+    let slow = app("slow", wait).await;
+    let friend = Upstream::named("friend").await;
+    let named = service("users", &[(users, "v1")])
+        .replace("name: http, protocol: HTTP", "name: http2, protocol: HTTP2");
+    let mesh = Mesh::start(&format!("{named}{}", service("friend", &[(other, "v1")]))).await;
+    let callee = mesh
+        .proxy(
+            "users",
+            &format!("--inbound {users}:{PORT}={}", slow.address),
+        )
+        .await;
+    let _friend = mesh
+        .proxy(
+            "friend",
+            &format!("--inbound {other}:{PORT}={}", friend.address),
+        )
+        .await;
+    let (address, outbound) = (callee.inbound[0], callee.outbound);
+    let sender = connect(address).await;
+    let (response, _) = sender
+        .clone()
+        .send_request(request("GET", "http://users/slow", &[]), true)
+        .expect("sent");
+    let ending = tokio::spawn(callee.stop());
+    until("the listener is closed", || async {
+        TcpStream::connect(address).await.is_err().then_some(())
+    })
+    .await;
+    // A destination that it never asked for before: the stream to the control plane is up as well.
+    for _ in 0..20 {
+        let answer = get(outbound, "friend", "/").await;
+        assert_eq!(answer.text(), "friend", "{}", answer.why());
+    }
+    assert!(!ending.is_finished());
+    go.send(true).expect("the app waits");
+    assert_eq!(response.await.expect("a response").status(), 200);
+    timeout(Duration::from_secs(10), ending)
+        .await
+        .expect("it ends")
+        .expect("in order");
+    assert!(TcpStream::connect(outbound).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_doesnt_wait_for_a_control_plane_that_is_gone() {
+    let app = Upstream::named("app").await;
+    let ip = fresh_ip();
+    let mut mesh = Mesh::start(&service("users", &[(ip, "v1")])).await;
+    let callee = mesh
+        .proxy("users", &format!("--inbound {ip}:{PORT}={}", app.address))
+        .await;
+    mesh.stop_control_plane().await;
+    let begun = Instant::now();
+    callee.stop().await;
+    assert!(
+        begun.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        begun.elapsed()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_endpoint_of_a_service_serves_while_it_drains() {
+    let ip = fresh_ip();
+    let (go, wait) = watch::channel(false);
+    let app = app("app", wait).await;
+    let named = service("users", &[(ip, "v1")])
+        .replace("name: http, protocol: HTTP", "name: http2, protocol: HTTP2");
+    let mesh = Mesh::start(&format!("{named}{}", mtls("STRICT"))).await;
+    let callee = mesh
+        .proxy("users", &format!("--inbound {ip}:{PORT}={}", app.address))
+        .await;
+    let caller = mesh.proxy("web", "").await;
+    assert_eq!(get(caller.outbound, "users", "/").await.status, 200);
+    let deaf = deaf(&mesh).await;
+    let ending = tokio::spawn(callee.stop());
+    let mut served = 0;
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(3) {
+        let answer = get(caller.outbound, "users", "/").await;
+        assert_eq!(answer.status, 200, "{}", answer.why());
+        served += 1;
+    }
+    assert!(served > 10, "{served}");
+    drop((go, deaf));
+    timeout(Duration::from_secs(15), ending)
+        .await
+        .expect("it ends")
+        .expect("in order");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_drains_a_workload_but_itself() {
+    let ip = fresh_ip();
+    let mesh = Mesh::start(&service("users", &[(ip, "v1")])).await;
+    let users = format!("sidecar~{ip}~users.default~default.svc.cluster.local");
+    let app = Upstream::named("app").await;
+    let _callee = mesh
+        .proxy("users", &format!("--inbound {ip}:{PORT}={}", app.address))
+        .await;
+    let caller = mesh.proxy("web", "").await;
+    assert_eq!(get(caller.outbound, "users", "/").await.text(), "app");
+    // Another account of the namespace names the same address: it means a workload of its own, which there is none of.
+    let own = format!("sidecar~{ip}~users.default~default.svc.cluster.local");
+    assert!(drain(&mesh, "web", &own).await.is_ok());
+    assert_eq!(get(caller.outbound, "users", "/").await.text(), "app");
+    let config = caller.config().await.to_string();
+    assert!(config.contains(&ip.to_string()), "{config}");
+    let other = users.replace("users.default", "users.other");
+    let refused = drain(&mesh, "users", &other)
+        .await
+        .expect_err("another namespace");
+    assert!(refused.contains("namespace"), "{refused}");
+}

@@ -2,6 +2,7 @@
 //!
 //! `nginx`, `haproxy`, `envoy` and a `python3` that has grpcio must be on PATH; CONTRIBUTING says where they come from.
 
+mod grpc;
 mod http1;
 #[path = "../differential/reader.rs"]
 mod reader;

@@ -140,6 +140,19 @@ impl Error {
         self
     }
 
+    /// Whether whoever asked has left: there is nobody to answer.
+    pub fn is_farewell(&self) -> bool {
+        self.side == Side::Down && self.kind == Kind::Reset
+    }
+
+    /// Envoy's response flag, also of a failure that nobody is left to be told of.
+    pub fn flag(&self) -> &'static str {
+        match self.is_farewell() {
+            true => "DC",
+            false => self.answer().flag,
+        }
+    }
+
     /// The response that this failure becomes.
     pub fn answer(&self) -> Answer {
         self.kind.answer()

@@ -8,7 +8,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
-use crate::http::h1::Conn;
+use crate::http::h1::{Conn, Timeouts};
 use crate::http::h2::PREFACE;
 use crate::http::head::Version;
 
@@ -43,8 +43,10 @@ pub async fn identify(tcp: &mut TcpStream, within: Duration) -> (Protocol, Vec<u
     }
 }
 
-/// Reads the first bytes of HTTP on `conn`, and tells its version; `None` when nothing comes before `until`.
-pub async fn http_version(conn: &mut Conn, until: Instant) -> Option<Version> {
+/// Reads the first bytes of HTTP on `conn`, and tells its version; `None` when nothing comes for as long as it may be
+/// idle.
+pub async fn http_version(conn: &mut Conn, timeouts: &Timeouts) -> Option<Version> {
+    let mut until = Instant::now() + timeouts.idle;
     loop {
         match conn.unread() {
             read if read.starts_with(PREFACE) => return Some(Version::Http2),
@@ -52,7 +54,7 @@ pub async fn http_version(conn: &mut Conn, until: Instant) -> Option<Version> {
             _ => {}
         }
         match timeout_at(until, poll_fn(|cx| conn.poll_fill(cx))).await {
-            Ok(Ok(count)) if count > 0 => {}
+            Ok(Ok(count)) if count > 0 => until = until.min(Instant::now() + timeouts.head),
             _ if conn.unread().is_empty() => return None,
             // Whoever reads it finds the words for what is wrong.
             _ => return Some(Version::Http11),

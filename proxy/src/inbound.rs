@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
 use crate::deadline::Deadline;
@@ -153,7 +154,9 @@ impl Connection {
 
     /// Answers a request that failed, and counts it.
     fn refuse(&self, down: &mut Down<'_>, outcome: &mut Outcome, error: &Error, request: &Head) {
-        outcome.answered(error.answer().status, error.answer().flag);
+        if !error.is_farewell() {
+            outcome.answered(error.answer().status, error.answer().flag);
+        }
         answer::refuse(down, error, request, self.audience());
     }
 
@@ -210,9 +213,8 @@ async fn current<'a>(
 async fn serve_http(worker: Rc<Worker>, connection: Connection, stream: Stream) {
     let shared = &worker.shared;
     let mut conn = Conn::new(stream, Vec::new(), shared.limits);
-    let idle = Instant::now() + shared.timeouts.idle;
     let version = tokio::select! {
-        version = http_version(&mut conn, idle) => version,
+        version = http_version(&mut conn, &shared.timeouts) => version,
         () = shared.watch.reached(Phase::Closing) => return,
     };
     match version {
@@ -253,7 +255,7 @@ async fn serve_h1(worker: &Worker, connection: &Connection, conn: Conn) {
             deadline: &mut deadline,
             at,
         };
-        if serve_request(worker, connection, &mut serving, arrival).await == Served::Cut {
+        if serve_request(worker, connection, &mut serving, arrival).await != Served::Whole {
             return;
         }
         if !down.settle().await {
@@ -276,13 +278,20 @@ async fn serve_h2(worker: Rc<Worker>, connection: Connection, conn: Conn) {
     let connection = Rc::new(connection);
     // The streams share it while none of them is at it.
     let serving: Rc<Cell<Option<Serving>>> = Rc::default();
+    // The plan may come to have no place for it.
+    let unfit: Rc<Notify> = Rc::default();
+    let misfit = Rc::clone(&unfit);
     let handle = move |arrived: h2::Arrived| {
         let (worker, connection) = (Rc::clone(&worker), Rc::clone(&connection));
-        let serving = Rc::clone(&serving);
+        let (serving, unfit) = (Rc::clone(&serving), Rc::clone(&misfit));
         async move {
             let mut own = serving.take();
             let serve = async |arrival: Arrival<'_>| {
-                serve_request(&worker, &connection, &mut own, arrival).await
+                let served = serve_request(&worker, &connection, &mut own, arrival).await;
+                if served == Served::Refused {
+                    unfit.notify_one();
+                }
+                served
             };
             serve_stream(arrived, &worker.shared.timeouts, serve).await;
             serving.set(own);
@@ -293,7 +302,13 @@ async fn serve_h2(worker: Rc<Worker>, connection: Connection, conn: Conn) {
         true => Phase::Closing,
         false => Phase::Draining,
     };
-    h2::serve(io, read, how, shared.watch.reached(closing), handle).await;
+    let closing = async {
+        tokio::select! {
+            () = shared.watch.reached(closing) => {}
+            () = unfit.notified() => {}
+        }
+    };
+    h2::serve(io, read, how, closing, handle).await;
 }
 
 /// Serves one request, from its head to the answer.
@@ -304,7 +319,7 @@ async fn serve_request(
     mut arrival: Arrival<'_>,
 ) -> Served {
     let Some(Serving { chain, series, .. }) = current(worker, connection, serving).await else {
-        return Served::Cut;
+        return Served::Refused;
     };
     let mut outcome = Outcome::begun(series);
     if let Err(error) = arrival.read {
@@ -333,7 +348,7 @@ async fn serve_request(
         }
         Err(error) if error.progress == Progress::Answered => {
             let status = attempt.response.status();
-            attempt.outcome.answered(status, error.answer().flag);
+            attempt.outcome.answered(status, error.flag());
             tracing::debug!(%error, "response cut short");
             Served::Cut
         }

@@ -17,6 +17,7 @@ use crate::deadline::Deadline;
 use crate::error::{Error, Kind, Progress};
 use crate::forward::answer::{self, Audience};
 use crate::forward::attempt::{Attempt, Limit};
+use crate::forward::http::unless_gone;
 use crate::forward::tries::Policy;
 use crate::forward::{Arrival, Served, headers, http, serve_stream, tcp};
 use crate::http::Outgoing;
@@ -37,9 +38,8 @@ use crate::worker::Worker;
 pub async fn serve(worker: Rc<Worker>, tcp: TcpStream) {
     let stream = Stream::Plain(Socket::new(tcp));
     let mut conn = Conn::new(stream, Vec::new(), worker.shared.limits);
-    let idle = Instant::now() + worker.shared.timeouts.idle;
     let version = tokio::select! {
-        version = http_version(&mut conn, idle) => version,
+        version = http_version(&mut conn, &worker.shared.timeouts) => version,
         () = worker.shared.watch.ended() => return,
     };
     if let Some(version) = version {
@@ -113,7 +113,7 @@ async fn serve_h1(
             deadline: &mut deadline,
             at,
         };
-        if serve_request(worker, inside, &mut last, arrival).await == Served::Cut {
+        if serve_request(worker, inside, &mut last, arrival).await != Served::Whole {
             return None;
         }
         if !down.settle().await {
@@ -201,7 +201,7 @@ async fn serve_request(
         }
         Err(error) if error.progress == Progress::Answered => {
             let status = attempt.response.status();
-            attempt.outcome.answered(status, error.answer().flag);
+            attempt.outcome.answered(status, error.flag());
             tracing::debug!(%error, "response cut short");
             Served::Cut
         }
@@ -230,13 +230,14 @@ struct Destination {
     since: Instant,
 }
 
-/// Where `request` goes. `last` is looked at first, and brought up to date.
+/// Where the request goes. `last` is looked at first, and brought up to date.
 async fn destination<'a>(
     worker: &Worker,
-    request: &mut Head,
+    attempt: &mut Attempt<'_>,
     inside: Option<&Arc<OutboundPlan>>,
     last: &'a mut Option<Destination>,
 ) -> Result<&'a Destination, Error> {
+    let (request, down) = (&mut *attempt.request, &mut attempt.down);
     let generation = worker.shared.directory.generation();
     let host = request.get(Known::Host).unwrap_or_default();
     let is_same = last.as_ref().is_some_and(|last| {
@@ -246,7 +247,8 @@ async fn destination<'a>(
         *last = None;
         let authority = take_authority(request, inside)?;
         check_loop(worker, &authority)?;
-        let plan = find_plan(worker, &authority, inside).await?;
+        let found = unless_gone(down, find_plan(worker, &authority, inside));
+        let plan = found.await??;
         *last = Some(Destination {
             host: request.get(Known::Host).unwrap_or_default().to_vec(),
             authority,
@@ -261,7 +263,9 @@ async fn destination<'a>(
 
 /// Answers a request that failed, and counts it.
 fn refuse(down: &mut Down<'_>, outcome: &mut Outcome, error: &Error, request: &Head) {
-    outcome.answered(error.answer().status, error.answer().flag);
+    if !error.is_farewell() {
+        outcome.answered(error.answer().status, error.answer().flag);
+    }
     answer::refuse(down, error, request, Audience::Trusted);
 }
 
@@ -274,7 +278,7 @@ async fn forward(
     arrived: Instant,
 ) -> Result<(), Error> {
     let worker = attempt.worker;
-    let found = destination(worker, attempt.request, inside, last).await?;
+    let found = destination(worker, attempt, inside, last).await?;
     normalise(attempt.request)?;
     let (plan, authority) = (&found.plan, &found.authority);
     plan.used(worker.shared.directory.clock_at(arrived));

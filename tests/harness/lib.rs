@@ -6,6 +6,7 @@ pub mod client;
 pub mod dns;
 pub mod h2;
 pub mod mesh;
+pub mod process;
 pub mod upstream;
 
 use std::future::Future;

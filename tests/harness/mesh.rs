@@ -156,6 +156,17 @@ impl Mesh {
             .expect("a token")
     }
 
+    /// A file that holds a join token.
+    ///
+    /// # Panics
+    /// When it can't be written.
+    pub fn token_file(&self, account: &str) -> std::path::PathBuf {
+        let name = format!("token-{:08x}", fastrand::u32(..));
+        let path = self.directory.path().join(name);
+        std::fs::write(&path, self.token(account)).expect("written");
+        path
+    }
+
     /// A proxy of `account` with more flags, ready.
     pub async fn proxy(&self, account: &str, flags: &str) -> Proxy {
         let proxy = self.start_proxy(account, flags);
@@ -168,11 +179,7 @@ impl Mesh {
     /// # Panics
     /// When it can't start.
     pub fn start_proxy(&self, account: &str, flags: &str) -> Proxy {
-        let token = self
-            .directory
-            .path()
-            .join(format!("token-{:08x}", fastrand::u32(..)));
-        std::fs::write(&token, self.token(account)).expect("written");
+        let token = self.token_file(account);
         Proxy::start(&format!(
             "--xds-address {} --service-account {account} --token-file {} {flags}",
             self.xds,

@@ -1,6 +1,9 @@
 //! What takes the whole machine: run one after the other, apart from the tests of behaviour.
 #![allow(clippy::too_many_lines)]
 
+mod events;
+mod traffic;
+
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;

@@ -356,16 +356,17 @@ async fn an_upgrade_that_is_refused_is_an_ordinary_answer() {
         (seen[1].header("upgrade"), seen[1].header("http2-settings")),
         (None, None)
     );
-    let sender = connect(caller.outbound).await;
+    // Over HTTP/2 a 200 would mean that the tunnel is open.
+    let mut sender = connect(caller.outbound).await;
     let mut extended = request("CONNECT", "http://users/", &[]);
     extended
         .extensions_mut()
         .insert(Protocol::from_static("websocket"));
-    let (response, _stream) = sender.clone().send_request(extended, false).expect("sent");
+    let (response, _stream) = sender.send_request(extended, false).expect("sent");
     let response = response.await.expect("a response");
-    let (parts, body) = response.into_parts();
-    let whole = receive(200, parts.headers, body).await.expect("whole");
-    assert_eq!(whole.body, b"plain");
+    assert_eq!(response.status(), 502);
+    let why = response.headers()["proxy-status"].to_str().expect("ASCII");
+    assert!(why.contains("did not switch protocols"), "{why}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -557,7 +558,12 @@ async fn resets_travel_both_ways() {
             stream.send_data(Bytes::from_static(b"half"), false)?;
             // What was sent must be out before it is taken back.
             tokio::time::sleep(Duration::from_millis(100)).await;
-            stream.send_reset(Reason::ENHANCE_YOUR_CALM);
+            // Without an error, it isn't whole either.
+            let reason = match request.uri().path() {
+                "/half" => Reason::ENHANCE_YOUR_CALM,
+                _ => Reason::NO_ERROR,
+            };
+            stream.send_reset(reason);
             Ok(())
         }
     })
@@ -578,6 +584,17 @@ async fn resets_travel_both_ways() {
     let answer = ask(&sender, request("GET", "http://users/half", &[]), b"", None).await;
     let error = answer.expect_err("it is cut short");
     assert_eq!(error.reason(), Some(Reason::ENHANCE_YOUR_CALM), "{error}");
+    let answer = ask(
+        &sender,
+        request("GET", "http://users/quiet", &[]),
+        b"",
+        None,
+    )
+    .await;
+    assert!(
+        answer.is_err(),
+        "half of a body is not the whole: {answer:?}"
+    );
     let mut client = Client::connect(caller.outbound).await;
     client
         .send("GET /half HTTP/1.1\r\nHost: users\r\n\r\n")
@@ -645,7 +662,8 @@ async fn many_requests_share_one_connection_between_sidecars() {
     let (_mesh, caller, callee, _) =
         pair(app.address, "grpc", &mtls("STRICT"), "--workers 1").await;
     let sender = connect(caller.outbound).await;
-    let calls = (0..80).map(|i| {
+    // More than a connection has room for: they share two, and none is turned away.
+    let calls = (0..180).map(|i| {
         let sender = sender.clone();
         tokio::spawn(async move {
             let call = request("POST", &format!("http://users/{i}"), &[]);
@@ -658,8 +676,8 @@ async fn many_requests_share_one_connection_between_sidecars() {
     for call in calls.collect::<Vec<_>>() {
         assert_eq!(call.await.expect("ended"), 200);
     }
-    assert_eq!(callee.metric("leno_connections", &[]).await, 1.0);
-    assert_eq!(app.connections(), 1);
+    assert!(callee.metric("leno_connections", &[]).await <= 3.0);
+    assert!(app.connections() <= 3, "{}", app.connections());
 }
 
 #[tokio::test(flavor = "multi_thread")]

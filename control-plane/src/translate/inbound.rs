@@ -80,6 +80,8 @@ impl Workload {
                 known.protocol = match (known.protocol, port.protocol) {
                     (None | Some(Protocol::Auto), own) => Some(own),
                     (Some(Protocol::Http | Protocol::Http2), Protocol::Tcp) => Some(Protocol::Tcp),
+                    (Some(Protocol::Http), Protocol::Http2)
+                    | (Some(Protocol::Http2), Protocol::Http) => Some(Protocol::Auto),
                     (before, _) => before,
                 };
                 known.service.clone_from(&service.host);
@@ -201,7 +203,13 @@ fn port_chains(
     let mut chains = Vec::new();
     if protocol == Protocol::Auto {
         if terminates {
-            chains.push(chain(&http, "tls", &HTTP_TLS, true));
+            // TLS that isn't ours passes to the app, unless mutual TLS is demanded.
+            let offered = if mode == Mode::Strict {
+                &HTTP_TLS[..]
+            } else {
+                &HTTP_TLS[..2]
+            };
+            chains.push(chain(&http, "tls", offered, true));
             let rest: &[&str] = if mode == Mode::Strict {
                 &[]
             } else {

@@ -268,7 +268,8 @@ fn connections(message: &ClusterMessage) -> Result<Connections, Invalid> {
         connections.protocol =
             protocol(options.upstream_protocol_options.as_ref()).map_err(within)?;
         let common = options.common_http_protocol_options.unwrap_or_default();
-        connections.max_requests = common.max_requests_per_connection.map(|max| max.value);
+        let max = common.max_requests_per_connection.map(|max| max.value);
+        connections.max_requests = max.filter(|max| *max > 0);
         connections.idle_timeout = match &common.idle_timeout {
             None => None,
             Some(value) => {

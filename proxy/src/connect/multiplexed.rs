@@ -32,19 +32,42 @@ pub struct Member {
 }
 
 impl Member {
+    /// Whether it may be used for requests to come. Learns from what it sees.
     fn is_usable(&self, now: Instant, idle_timeout: Duration) -> bool {
-        let idle_timeout = self.uses.idle_timeout.unwrap_or(idle_timeout);
         let since = self.connection.idle_since();
-        let is_stale = since.is_some_and(|since| now.duration_since(since) >= idle_timeout);
+        let idle = since.map_or(Duration::ZERO, |since| now.duration_since(since));
+        if !self.connection.is_open() {
+            if since.is_some() {
+                self.endpoint.closed_after(idle);
+            }
+            return false;
+        }
+        let is_stale = idle >= self.uses.idle_timeout.unwrap_or(idle_timeout);
         let expires = self.until.is_some_and(|until| until <= now + BEFORE_EXPIRY);
+        !(is_stale || expires || self.endpoint.is_retired())
+    }
+
+    /// Whether it has room for a request. One that can't be sent again needs a connection that is surely open: a busy
+    /// one, or one that the endpoint has never closed so early.
+    fn takes(&self, now: Instant, is_repeatable: bool) -> bool {
         // A sidecar at the other end keeps the limit for its app itself.
         let max = self
             .uses
             .max_requests
             .filter(|_| self.endpoint.tls.is_none());
         let is_worn_out = max.is_some_and(|max| self.connection.streams() >= u64::from(max));
-        let is_retired = self.endpoint.is_retired();
-        !(is_stale || expires || is_worn_out || is_retired) && self.connection.is_open()
+        let is_sure = is_repeatable
+            || self.connection.idle_since().is_none_or(|since| {
+                let idle = now.duration_since(since);
+                self.endpoint.surely_open_after(idle)
+            });
+        is_sure && !is_worn_out && self.connection.has_room()
+    }
+
+    /// A stream on it.
+    pub fn stream(&self) -> Box<Upstream> {
+        let stream = Up::H2(self.connection.stream());
+        Upstream::new(stream, self.until, &self.endpoint, self.uses)
     }
 }
 
@@ -58,9 +81,18 @@ pub struct Multiplexed {
     opening: RefCell<HashMap<u64, watch::Receiver<Opened>>>,
 }
 
+/// Somebody opens a connection to an endpoint, until this is dropped.
+#[derive(Debug)]
+struct Opening(Rc<Multiplexed>, u64);
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        self.0.opening.borrow_mut().remove(&self.1);
+    }
+}
+
 impl Multiplexed {
-    /// A stream to `endpoint`, if a connection has room for one. For a request that can't be sent again, only on a
-    /// connection that is surely open.
+    /// A stream to `endpoint`, if a connection has room for one.
     pub fn take(
         &self,
         endpoint: &Arc<Endpoint>,
@@ -71,13 +103,8 @@ impl Multiplexed {
         let mut members = self.members.borrow_mut();
         let members = members.get_mut(&endpoint.id)?;
         members.retain(|member| member.is_usable(now, idle_timeout));
-        let member = members.iter().find(|member| {
-            let since = member.connection.idle_since();
-            let idle = since.map_or(Duration::ZERO, |since| now.duration_since(since));
-            member.connection.has_room() && (is_repeatable || endpoint.surely_open_after(idle))
-        })?;
-        let stream = Up::H2(member.connection.stream());
-        Some(Upstream::new(stream, member.until, endpoint, member.uses))
+        let member = members.iter().find(|m| m.takes(now, is_repeatable))?;
+        Some(member.stream())
     }
 
     /// Keeps a connection for requests to come.
@@ -88,34 +115,49 @@ impl Multiplexed {
         of.insert(0, member);
     }
 
-    /// Waits until a connection to `endpoint` is open: by `open`, unless somebody is at it already.
+    /// Waits until somebody else's try to connect to `endpoint` is over; `None` when nobody is at it.
     ///
     /// # Errors
-    /// Why it can't be opened; to everybody who waits.
+    /// Why it failed.
+    pub async fn wait(&self, endpoint: u64) -> Option<Result<(), Error>> {
+        let mut opened = self.opening.borrow().get(&endpoint)?.clone();
+        let outcome = opened.wait_for(Option::is_some).await;
+        outcome.ok()?.clone()
+    }
+
+    /// Connects to `endpoint` by `open`, for whoever asks and whoever waits; what it gives is a stream on the connection,
+    /// or nothing where the endpoint knows no HTTP/2.
+    ///
+    /// # Errors
+    /// Why it can't be connected to.
     pub async fn open<F>(
         self: &Rc<Self>,
         endpoint: u64,
-        open: impl FnOnce() -> F,
-    ) -> Result<(), Error>
+        open: F,
+    ) -> Result<Option<Box<Upstream>>, Error>
     where
-        F: Future<Output = Result<(), Error>> + 'static,
+        F: Future<Output = Result<Option<Member>, Error>> + 'static,
     {
-        let under_way = self.opening.borrow().get(&endpoint).cloned();
-        let mut opened = under_way.unwrap_or_else(|| {
-            let (sender, receiver) = watch::channel(None);
-            self.opening.borrow_mut().insert(endpoint, receiver.clone());
-            let (own, opening) = (Rc::clone(self), open());
-            // A task: whoever asked first may leave, and the others still wait.
-            tokio::task::spawn_local(async move {
-                let outcome = opening.await;
-                own.opening.borrow_mut().remove(&endpoint);
-                let _ = sender.send(Some(outcome));
+        let (sender, receiver) = watch::channel(None);
+        self.opening.borrow_mut().insert(endpoint, receiver);
+        let (own, opening) = (Rc::clone(self), Opening(Rc::clone(self), endpoint));
+        // A task: whoever asked first may leave, and the others still wait.
+        let task = tokio::task::spawn_local(async move {
+            let outcome = open.await;
+            drop(opening);
+            let said = outcome.as_ref().map(drop).map_err(Clone::clone);
+            let stream = outcome.map(|member| {
+                let member = member?;
+                // It is good for this request, whatever the next ones want of a connection.
+                let stream = member.stream();
+                own.add(member);
+                Some(stream)
             });
-            receiver
+            let _ = sender.send(Some(said));
+            stream
         });
-        let outcome = opened.wait_for(Option::is_some).await;
-        let outcome = outcome.ok().and_then(|outcome| outcome.clone());
-        outcome.unwrap_or_else(|| Err(Error::up(Kind::Connect, "the worker is ending")))
+        let ended = |_| Error::up(Kind::Connect, "the worker is ending");
+        task.await.map_err(ended)?
     }
 
     /// Closes what can't be used any more, once nobody uses it. Called every second or so.

@@ -1,31 +1,26 @@
 //! A request on its way to a cluster: tries, each at one endpoint, until one is answered or there is no use in another.
 
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
+use super::http::unless_gone;
 use super::retry::{self, Decision, Failure};
 use super::tries::{Policy, Tries};
+use super::wanted::{Wanted, is_of_http1};
 use crate::balance::limits::{Leave, Load};
 use crate::balance::outlier::Verdict;
-use crate::balance::{Ask, Cluster, Endpoint};
+use crate::balance::{Ask, Cluster};
 use crate::config::cluster::Protocol;
-use crate::connect::multiplexed::Member;
-use crate::connect::pool::{Pool, Upstream};
+use crate::connect::pool::Upstream;
 use crate::connect::{Carries, dial};
 use crate::deadline::Deadline;
 use crate::error::{Error, Kind, Progress, Side};
-use crate::http::Broken;
-use crate::http::h1::{ClientHalf, Conn};
-use crate::http::h2::Connection;
 use crate::http::half::{Down, Up};
-use crate::http::head::{Head, Known, Version};
+use crate::http::head::{Head, Known};
 use crate::observe::Outcome;
-use crate::stream::Stream;
-use crate::tls::{alpn, expiry};
-use crate::worker::{Shared, Worker};
+use crate::worker::Worker;
 
 /// A request on its way to a cluster.
 #[derive(Debug)]
@@ -81,7 +76,8 @@ impl Attempt<'_> {
         edit: impl FnOnce(&Head, &mut Head),
     ) -> Result<(), Error> {
         let is_upgrade = self.request.get(Known::Upgrade).is_some();
-        let mut tries = Tries::new(policy, self.request, self.down.body_length());
+        let keeps = self.speaks_http2(cluster);
+        let mut tries = Tries::new(policy, self.request, self.down.body_length(), keeps);
         let now = limit.since;
         let answering = self.tries(cluster, now, &mut tries, edit);
         // A protocol that was switched to takes as long as it likes.
@@ -137,7 +133,8 @@ impl Attempt<'_> {
             number += 1;
             self.worker.shared.metrics.retries.inc();
             if let Policy::Route(Some(retry)) = tries.policy {
-                sleep(retry::backoff(retry, number, self.worker.dice())).await;
+                let pause = sleep(retry::backoff(retry, number, self.worker.dice()));
+                unless_gone(&mut self.down, pause).await?;
             }
             now = Instant::now();
         }
@@ -153,10 +150,14 @@ impl Attempt<'_> {
         tries: &mut Tries<'_>,
     ) -> Result<Begun, Ended> {
         tries.progress = Progress::Nothing;
-        let is_shared = self.down.is_h2() && self.speaks_http2(cluster);
+        let is_http2 = self.speaks_http2(cluster);
+        let is_shared = self.down.is_h2() && is_http2 && !is_of_http1(self.request);
         let leave = match is_shared {
             true => Load::shared(),
-            false => cluster.load.connection().await.map_err(Ended::Error)?,
+            false => {
+                let leave = unless_gone(&mut self.down, cluster.load.connection());
+                leave.await.and_then(|leave| leave).map_err(Ended::Error)?
+            }
         };
         if cluster.load.limits().connections.is_some() {
             // It may have waited.
@@ -180,9 +181,18 @@ impl Attempt<'_> {
             let name = "x-envoy-attempt-count";
             self.request.set(name, Known::AttemptCount, count);
         }
-        let upstream = self.upstream(cluster, &endpoint, now, tries).await;
+        let wanted = Wanted {
+            cluster,
+            endpoint: &endpoint,
+            is_http2,
+            request: self.request,
+            is_repeatable: tries.is_repeatable,
+        };
+        let upstream = unless_gone(&mut self.down, wanted.connection(self.worker, now));
+        let upstream = upstream.await.and_then(|upstream| upstream);
         let mut upstream = upstream.map_err(Ended::Error)?;
-        tries.is_reused = upstream.half.exchanges() > 0;
+        // What becomes of one stream of many says nothing of the connection.
+        tries.is_reused = matches!(&upstream.half, Up::H1(half) if half.exchanges() > 0);
         tries.restart();
         let patience = self.worker.shared.timeouts.flush;
         let mut exchange = tries.exchange(&mut self.down, &mut upstream.half, patience);
@@ -221,73 +231,6 @@ impl Attempt<'_> {
             Protocol::Http2 => true,
             Protocol::Downstream => self.down.is_h2(),
         }
-    }
-
-    /// Whether this request goes to `endpoint` in HTTP/2. Between sidecars what only HTTP/1 can say takes an HTTP/1
-    /// connection of its own.
-    fn goes_by_http2(&self, cluster: &Cluster, endpoint: &Endpoint) -> bool {
-        let is_of_http1 =
-            self.request.version() == Version::Http10 || self.request.get(Known::Upgrade).is_some();
-        let takes_http2 = match endpoint.tls {
-            Some(_) => !is_of_http1 && !endpoint.is_http1_only(),
-            None => true,
-        };
-        takes_http2 && self.speaks_http2(cluster)
-    }
-
-    /// An idle connection to `endpoint` or room on a shared one, or a new one.
-    async fn upstream(
-        &self,
-        cluster: &Arc<Cluster>,
-        endpoint: &Arc<Endpoint>,
-        now: Instant,
-        tries: &Tries<'_>,
-    ) -> Result<Box<Upstream>, Error> {
-        let (shared, pool) = (&self.worker.shared, &self.worker.pool);
-        if self.goes_by_http2(cluster, endpoint) {
-            // A box: requests by HTTP/1 must not carry its room.
-            let stream = Box::pin(self.stream(cluster, endpoint, now, tries)).await?;
-            if let Some(stream) = stream {
-                return Ok(stream);
-            }
-        }
-        if let Some(upstream) = pool.take(endpoint, now, tries.is_repeatable) {
-            return Ok(upstream);
-        }
-        let (stream, until) = connect(shared, cluster, endpoint, Carries::Http).await?;
-        let conn = Conn::new(stream, Vec::new(), shared.limits);
-        let half = Up::H1(ClientHalf::new(conn));
-        Ok(Upstream::new(half, until, endpoint, cluster.connections))
-    }
-
-    /// A stream to `endpoint`; `None` when it turns out to know no HTTP/2.
-    async fn stream(
-        &self,
-        cluster: &Arc<Cluster>,
-        endpoint: &Arc<Endpoint>,
-        mut now: Instant,
-        tries: &Tries<'_>,
-    ) -> Result<Option<Box<Upstream>>, Error> {
-        let pool = &self.worker.pool;
-        let is_upgrade = self.request.get(Known::Upgrade).is_some();
-        while !endpoint.is_http1_only() {
-            if let Some(upstream) = pool.stream(endpoint, now, tries.is_repeatable) {
-                if let (Up::H2(stream), true) = (&upstream.half, is_upgrade)
-                    && !stream.takes_extended_connect().await
-                {
-                    let words = "the endpoint speaks HTTP/2 without extended CONNECT (RFC 8441)";
-                    return Err(Error::up(Kind::Protocol, words));
-                }
-                return Ok(Some(upstream));
-            }
-            let (shared, own) = (Arc::clone(&self.worker.shared), Rc::clone(pool));
-            let (cluster, endpoint) = (Arc::clone(cluster), Arc::clone(endpoint));
-            let id = endpoint.id;
-            let open = || open(shared, own, cluster, endpoint);
-            pool.multiplexed.open(id, open).await?;
-            now = Instant::now();
-        }
-        Ok(None)
     }
 
     /// Looks at the response's head: what it says of the endpoint, and whether the policy wants another.
@@ -394,44 +337,6 @@ impl Attempt<'_> {
     }
 }
 
-/// Connects to `endpoint`; until when the certificates of the connection are valid.
-async fn connect(
-    shared: &Shared,
-    cluster: &Cluster,
-    endpoint: &Endpoint,
-    carries: Carries,
-) -> Result<(Stream, Option<Instant>), Error> {
-    let identity = shared.credentials.identity();
-    let expires = identity.map(|identity| expiry(identity.not_after));
-    let (stream, peer) = dial(cluster, endpoint, carries).await?;
-    let until = peer.map(|peer| earliest(peer.expires(), expires));
-    Ok((stream, until))
-}
-
-/// Opens a shared connection to `endpoint`, and gives it to the pool.
-async fn open(
-    shared: Arc<Shared>,
-    pool: Rc<Pool>,
-    cluster: Arc<Cluster>,
-    endpoint: Arc<Endpoint>,
-) -> Result<(), Error> {
-    let (stream, until) = connect(&shared, &cluster, &endpoint, Carries::Http2).await?;
-    let is_mesh = endpoint.tls.is_some();
-    if is_mesh && !matches!(stream.alpn(), Some(alpn::HTTP2 | b"h2")) {
-        endpoint.refuses_http2();
-        return Ok(());
-    }
-    let connection = Connection::open(stream, is_mesh, shared.limits).await;
-    let refused = |broken: Broken| Error::up(Kind::Connect, broken.to_string());
-    pool.multiplexed.add(Member {
-        connection: connection.map_err(refused)?,
-        until,
-        endpoint,
-        uses: cluster.connections,
-    });
-    Ok(())
-}
-
 fn late(at_most: Duration) -> Error {
     let detail = format!("no complete response after {at_most:?}");
     Error::own(Kind::Timeout, detail)
@@ -445,9 +350,4 @@ fn explain(error: Error, tries: &Tries<'_>) -> Error {
         error.detail = format!("{} (after {} tries)", error.detail, count + 1);
     }
     error
-}
-
-/// A connection is good while both certificates that made it are.
-fn earliest(peer: Instant, own: Option<Instant>) -> Instant {
-    own.map_or(peer, |own| own.min(peer))
 }

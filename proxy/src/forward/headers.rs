@@ -116,6 +116,7 @@ pub fn websocket_key(request: &mut Head, rng: &mut fastrand::Rng) {
     let upgrade = request.get(Known::Upgrade);
     if request.version() == Version::Http2
         && upgrade.is_some_and(|protocol| protocol.eq_ignore_ascii_case(b"websocket"))
+        && request.values("sec-websocket-key").next().is_none()
     {
         let key = BASE64.encode(rng.u128(..).to_be_bytes());
         request.add("sec-websocket-key", key.as_bytes());

@@ -2,7 +2,7 @@
 //! task, so a response may begin before the request has ended, and neither body is ever held whole.
 
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -63,11 +63,17 @@ impl Exchange<'_, '_> {
         if response.status() == 101 {
             return self.switch(request, response, edit).await;
         }
+        if self.down.is_held() && (200..300).contains(&response.status()) {
+            let status = response.status();
+            let text = format!("the app answered {status} and did not switch protocols");
+            return Err(protocol_error(&text));
+        }
         let received = self.up.receive(response, self.down.is_head());
         let length = received.map_err(|invalid| protocol(&invalid))?;
         response.remove_hop_by_hop();
         edit(request, response);
         *self.progress = Progress::Answered;
+        self.replay.forget();
         self.down.respond(response, length);
         let passed = self.response_body(length).await;
         passed.map_err(|(error, reason)| {
@@ -144,7 +150,7 @@ impl Exchange<'_, '_> {
         sent?;
         let head = ready!(self.up.poll_head(cx, response));
         Poll::Ready(head.map_err(|broken| {
-            if let Broken::Unprocessed(_) = broken {
+            if matches!(broken, Broken::Unprocessed(_)) && *self.progress == Progress::Sent {
                 *self.progress = Progress::Nothing;
             }
             no_response(&broken)
@@ -159,7 +165,11 @@ impl Exchange<'_, '_> {
         let mut body = self.replay.over(self.down);
         match self.upload.poll(cx, &mut body, self.up, self.patience) {
             Poll::Ready(Err(Failed::From(broken))) => Err(bad_body(&broken)),
-            Poll::Ready(Err(Failed::To(broken @ Broken::Stalled(_)))) => Err(stalled(&broken)),
+            Poll::Ready(Err(Failed::To(broken @ Broken::Stalled(_))))
+                if *self.progress < Progress::Answered =>
+            {
+                Err(stalled(&broken))
+            }
             // The app may refuse the rest of a request and still have answered it: its answer decides.
             _ => Ok(()),
         }
@@ -186,6 +196,19 @@ impl Exchange<'_, '_> {
     }
 }
 
+/// Waits for `future`, unless whoever sent the request takes it back.
+///
+/// # Errors
+/// When that happened.
+pub async fn unless_gone<F: Future>(down: &mut Down<'_>, future: F) -> Result<F::Output, Error> {
+    let mut future = pin!(future);
+    poll_fn(|cx| match down.poll_gone(cx) {
+        Poll::Ready(broken) => Poll::Ready(Err(left(broken))),
+        Poll::Pending => future.as_mut().poll(cx).map(Ok),
+    })
+    .await
+}
+
 /// A body on its way from one peer to the other.
 #[derive(Debug, Default)]
 pub struct Transfer {
@@ -193,6 +216,8 @@ pub struct Transfer {
     is_done: bool,
     /// Runs while the receiver takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
+    /// How much it had not taken then.
+    unsent: usize,
 }
 
 /// Whose side a transfer failed on.
@@ -222,6 +247,10 @@ impl Transfer {
         if !is_stalled {
             self.stalled = None;
             return moved;
+        }
+        let unsent = to.unsent();
+        if std::mem::replace(&mut self.unsent, unsent) != unsent {
+            self.stalled = None;
         }
         let timer = self
             .stalled

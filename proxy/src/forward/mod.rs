@@ -8,9 +8,11 @@ pub mod replay;
 pub mod retry;
 pub mod tcp;
 pub mod tries;
+mod wanted;
 
 use std::future::poll_fn;
 
+use ::h2::Reason;
 use tokio::time::{Instant, timeout};
 
 use crate::deadline::Deadline;
@@ -43,8 +45,10 @@ pub struct Arrival<'a> {
 pub enum Served {
     /// An answer, though not all of it may have been sent yet.
     Whole,
-    /// Nothing, or part of an answer: cutting it short is the only way left to say so.
+    /// Part of an answer: cutting it short is the only way left to say so.
     Cut,
+    /// Nothing, and nothing was done about it: its sender may send it elsewhere.
+    Refused,
 }
 
 /// Serves a request that came as a stream. Gives the stream back when nothing was answered on it.
@@ -72,8 +76,14 @@ pub async fn serve_stream(
         return Some(stream);
     }
     let flush = timeout(timeouts.flush, poll_fn(|cx| stream.poll_flush(cx)));
-    if served == Served::Cut || !matches!(flush.await, Ok(Ok(()))) {
-        Down::H2(&mut stream).cut(None);
+    match served {
+        Served::Refused => stream.reset(Reason::REFUSED_STREAM),
+        Served::Cut => Down::H2(&mut stream).cut(None),
+        Served::Whole => {
+            if !matches!(flush.await, Ok(Ok(()))) {
+                Down::H2(&mut stream).cut(None);
+            }
+        }
     }
     head.rest();
     response.rest();

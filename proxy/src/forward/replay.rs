@@ -36,6 +36,15 @@ impl Replay {
         !self.is_lost
     }
 
+    /// The request won't be sent again; what is left of this try is sent still.
+    pub fn forget(&mut self) {
+        self.keeps = false;
+        if self.at == self.kept.len() {
+            self.is_lost |= !self.kept.is_empty();
+            (self.kept, self.at) = (Vec::new(), 0);
+        }
+    }
+
     /// The body is sent from its beginning again.
     pub fn restart(&mut self) {
         self.at = 0;

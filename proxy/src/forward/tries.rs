@@ -43,11 +43,14 @@ pub enum Policy<'a> {
 }
 
 impl<'a> Tries<'a> {
-    pub(super) fn new(policy: Policy<'a>, request: &Head, body: Length) -> Tries<'a> {
+    /// The tries of `request`. Its body is kept for a try that may follow; also, if `keeps`, for one that follows only
+    /// because the request wasn't processed, as HTTP/2 can say of what was sent.
+    pub(super) fn new(policy: Policy<'a>, request: &Head, body: Length, keeps: bool) -> Tries<'a> {
         let is_idempotent = retry::is_idempotent(request);
         let is_repeatable = is_idempotent || policy.repeats_anything();
-        // A request that can't be repeated once it was sent needs nothing of what was sent.
-        let keeps = (is_repeatable || policy.repeats_answered()) && policy.attempts() > 0;
+        // Otherwise a request that can't be repeated once it was sent needs nothing of what was sent.
+        let keeps = keeps || is_repeatable || policy.repeats_answered();
+        let keeps = keeps && policy.attempts() > 0;
         Tries {
             policy,
             is_idempotent,
@@ -87,8 +90,11 @@ impl<'a> Tries<'a> {
     pub(super) fn decide(&self, failure: Failure<'_>) -> Decision {
         match (self.policy, failure) {
             (Policy::Route(Some(retry)), _) => retry::decide(retry, self.is_idempotent, failure),
-            (Policy::Stale, Failure::Error(error)) if self.is_reused => {
-                let is_unseen = self.progress == Progress::Nothing || self.is_idempotent;
+            (Policy::Stale, Failure::Error(error)) => {
+                let is_unseen = match self.progress {
+                    Progress::Nothing => true,
+                    _ => self.is_reused && self.is_idempotent,
+                };
                 match error.side == Side::Up && error.kind == Kind::Reset && is_unseen {
                     true => Decision::Again,
                     false => Decision::Final,

@@ -64,6 +64,11 @@ impl Down<'_> {
         }
     }
 
+    /// Whether an answer of 2xx would say that the protocol was switched.
+    pub fn is_held(&self) -> bool {
+        matches!(self, Down::H2(stream) if stream.is_held())
+    }
+
     /// Passes an informational response on.
     pub fn inform(&mut self, head: &Head) {
         match self {
@@ -211,6 +216,13 @@ macro_rules! directions {
 
             fn write(&mut self, data: &[u8]) {
                 each!(self, $side, half => half.write(data));
+            }
+
+            fn unsent(&self) -> usize {
+                match self {
+                    $side::H1(half) => half.conn_ref().unsent(),
+                    $side::H2(stream) => stream.unsent(),
+                }
             }
 
             fn finish(&mut self, trailers: Option<&Head>) {

@@ -43,6 +43,9 @@ pub trait Outgoing {
     /// Buffers `data`.
     fn write(&mut self, data: &[u8]);
 
+    /// How much is buffered.
+    fn unsent(&self) -> usize;
+
     /// Ends the body.
     fn finish(&mut self, trailers: Option<&Head>);
 

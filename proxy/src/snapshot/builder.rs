@@ -443,7 +443,11 @@ fn app_cluster(name: &str) -> cluster::Cluster {
         tls: None,
         limits: cluster::Limits::default(),
         outlier: None,
-        connections: cluster::Connections::default(),
+        // Nobody said what it speaks.
+        connections: cluster::Connections {
+            protocol: cluster::Protocol::Downstream,
+            ..cluster::Connections::default()
+        },
     }
 }
 

@@ -55,11 +55,11 @@ impl ClientHalf {
             head.set("transfer-encoding", Known::TransferEncoding, b"chunked");
         }
         // What HTTP/2 says by the end of the stream (RFC 9110, section 8.6).
-        if length == Length::Empty
-            && head.version() == Version::Http2
-            && matches!(head.method(), b"POST" | b"PUT" | b"PATCH")
-        {
-            head.set("content-length", Known::ContentLength, b"0");
+        if length == Length::Empty && head.version() == Version::Http2 {
+            head.remove(Known::ContentLength);
+            if matches!(head.method(), b"POST" | b"PUT" | b"PATCH") {
+                head.add("content-length", b"0");
+            }
         }
         self.conn.send(length, |out| {
             head.write_request(out);

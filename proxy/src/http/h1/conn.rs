@@ -248,8 +248,12 @@ impl Incoming for Conn {
 }
 
 impl Outgoing for Conn {
+    fn unsent(&self) -> usize {
+        self.write.len() - self.written
+    }
+
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
-        match self.write.len() - self.written < HIGH_WATER {
+        match self.unsent() < HIGH_WATER {
             true => Poll::Ready(Ok(())),
             false => self.poll_flush(cx),
         }

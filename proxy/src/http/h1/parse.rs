@@ -39,6 +39,11 @@ pub fn parse_request(head: &mut Head, limits: &Limits) -> Parsed {
     Ok(end)
 }
 
+/// Whether `text` is a token (RFC 9110, section 5.6.2).
+pub fn is_token(text: &[u8]) -> bool {
+    !text.is_empty() && all(text, TOKEN)
+}
+
 /// Checks what a request's head says of where it goes.
 ///
 /// # Errors

@@ -59,12 +59,6 @@ impl Incoming for Receiving {
             }
             match ready!(self.stream.poll_data(cx)) {
                 Some(Ok(chunk)) => self.chunk = chunk,
-                // A server that answered early wants no more of the request: its answer is whole (RFC 9113, section 8.1).
-                Some(Err(error))
-                    if error.is_remote() && error.reason() == Some(Reason::NO_ERROR) =>
-                {
-                    self.is_done = true;
-                }
                 Some(Err(error)) => return Poll::Ready(Err(broken(error))),
                 None => ready!(self.poll_end(cx))?,
             }
@@ -155,6 +149,10 @@ impl Sending {
 }
 
 impl Outgoing for Sending {
+    fn unsent(&self) -> usize {
+        self.pending.len()
+    }
+
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
         match self.pending.len() < HIGH_WATER {
             true => Poll::Ready(Ok(())),

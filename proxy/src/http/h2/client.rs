@@ -11,24 +11,30 @@ use std::time::Duration;
 use ::h2::client::{Builder, ResponseFuture, SendRequest};
 use ::h2::{Ping, PingPong};
 use bytes::Bytes;
+use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout};
 
 use super::body::{Receiving, Sending};
 use super::flood::Guarded;
 use super::heads::{self, Peer};
-use super::{CONNECTION_WINDOW, SEND_BUFFER, STREAM_WINDOW, broken};
+use super::{
+    CONNECTION_WINDOW, FRAME_BUDGET, MAX_STREAMS, RESET_STREAMS, SEND_BUFFER, STREAM_WINDOW, broken,
+};
 use crate::http::h1::{Invalid, Length, Limits, response_length};
 use crate::http::head::{Head, Known};
 use crate::http::{Broken, Incoming, Outgoing};
 use crate::stream::Stream;
 
-/// How long a peer may take to say what it supports.
-const INTRODUCTION: Duration = Duration::from_secs(5);
+/// How long a peer that let a request wait may take to prove that it is there.
+const PROOF: Duration = Duration::from_secs(3);
 
 /// A connection on which requests are sent as streams.
 pub struct Connection {
     sender: SendRequest<Bytes>,
-    pings: RefCell<Option<PingPong>>,
+    /// Taken while a ping is under way.
+    pings: Rc<RefCell<Option<PingPong>>>,
+    driver: AbortHandle,
     is_closed: Rc<Cell<bool>>,
     active: Cell<usize>,
     streams: Cell<u64>,
@@ -46,46 +52,58 @@ impl fmt::Debug for Connection {
 }
 
 impl Connection {
-    /// Begins a connection on `io`, whose peer proved to be in the mesh if `is_mesh`.
+    /// Opens a connection on `io`, whose peer is a sidecar of ours if `is_ours`. Its settings are known then: they come
+    /// before its answer to a ping.
     ///
     /// # Errors
-    /// [`Broken`] when the peer is gone.
-    pub async fn open(io: Stream, is_mesh: bool, limits: Limits) -> Result<Rc<Connection>, Broken> {
+    /// [`Broken`] when the peer is gone, or speaks something else.
+    pub async fn open(io: Stream, is_ours: bool, limits: Limits) -> Result<Rc<Connection>, Broken> {
         let mut builder = Builder::new();
         builder
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
+            .initial_max_send_streams(MAX_STREAMS as usize)
             .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
             .max_send_buffer_size(SEND_BUFFER)
+            .max_concurrent_reset_streams(RESET_STREAMS)
+            .max_local_error_reset_streams(None)
+            .data_frame_budget(FRAME_BUDGET)
             .enable_push(false);
         let (sender, mut connection) = builder
             .handshake(Guarded::from_server(io))
             .await
             .map_err(broken)?;
-        let pings = RefCell::new(connection.ping_pong());
+        let mut pings = connection.ping_pong();
         let is_closed = Rc::new(Cell::new(false));
-        let closed = Rc::clone(&is_closed);
-        tokio::task::spawn_local(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "upstream HTTP/2 connection ended");
-            }
+        let (closed, (ended, why)) = (Rc::clone(&is_closed), oneshot::channel());
+        let driver = tokio::task::spawn_local(async move {
+            let outcome = connection.await;
             closed.set(true);
+            let _ = ended.send(outcome.err().map_or(Broken::Closed, broken));
         });
+        if let Some(pings) = &mut pings
+            && let Err(error) = pings.ping(Ping::opaque()).await
+        {
+            // The connection's own end says more than the ping that it ended.
+            return Err(why.await.unwrap_or_else(|_| broken(error)));
+        }
         Ok(Rc::new(Connection {
             sender,
-            pings,
+            pings: Rc::new(RefCell::new(pings)),
+            driver: driver.abort_handle(),
             is_closed,
             active: Cell::new(0),
             streams: Cell::new(0),
             idle_since: Cell::new(Instant::now()),
-            peer: if is_mesh { Peer::Mesh } else { Peer::Foreign },
+            peer: if is_ours { Peer::Mesh } else { Peer::Foreign },
             limits,
         }))
     }
 
-    /// Whether it takes another request now.
+    /// Whether it takes another request now. Of more streams than have windows, some would wait for others to be read.
     pub fn has_room(&self) -> bool {
-        self.is_open() && self.active.get() < self.sender.current_max_send_streams()
+        let room = self.sender.current_max_send_streams();
+        self.is_open() && self.active.get() < room.min(MAX_STREAMS as usize)
     }
 
     /// Whether it takes requests at all: the peer neither closed it nor said that it will.
@@ -105,17 +123,22 @@ impl Connection {
         (self.active.get() == 0).then(|| self.idle_since.get())
     }
 
-    /// Whether the peer takes extended CONNECT (RFC 8441). Its settings come before its answer to a ping.
-    pub async fn takes_extended_connect(&self) -> bool {
-        if self.sender.is_extended_connect_protocol_enabled() {
-            return true;
-        }
+    /// A request got no answer: unless the peer answers a ping, it is gone, and so is every other request on it.
+    fn doubt(&self) {
         let Some(mut pings) = self.pings.take() else {
-            return false;
+            return;
         };
-        let _ = timeout(INTRODUCTION, pings.ping(Ping::opaque())).await;
-        self.pings.replace(Some(pings));
-        self.sender.is_extended_connect_protocol_enabled()
+        let (own, driver) = (Rc::clone(&self.pings), self.driver.clone());
+        let is_closed = Rc::clone(&self.is_closed);
+        tokio::task::spawn_local(async move {
+            let proof = timeout(PROOF, pings.ping(Ping::opaque())).await;
+            own.replace(Some(pings));
+            if proof.is_err() {
+                tracing::info!("an HTTP/2 connection is given up: its peer answers nothing");
+                is_closed.set(true);
+                driver.abort();
+            }
+        });
     }
 
     /// A stream for one request.
@@ -151,6 +174,9 @@ impl Drop for ClientStream {
         let connection = &self.connection;
         connection.active.set(connection.active.get() - 1);
         connection.idle_since.set(Instant::now());
+        if self.sending.is_some() && self.receiving.is_none() && !connection.is_closed.get() {
+            connection.doubt();
+        }
     }
 }
 
@@ -161,8 +187,9 @@ impl ClientStream {
     }
 
     /// Whether the peer takes extended CONNECT (RFC 8441).
-    pub async fn takes_extended_connect(&self) -> bool {
-        self.connection.takes_extended_connect().await
+    pub fn takes_extended_connect(&self) -> bool {
+        let sender = &self.connection.sender;
+        sender.is_extended_connect_protocol_enabled()
     }
 
     /// Whether the library has the request's head.
@@ -275,6 +302,10 @@ impl Outgoing for ClientStream {
             Some(sending) => sending.poll_ready(cx),
             None => Poll::Ready(Err(Broken::Closed)),
         }
+    }
+
+    fn unsent(&self) -> usize {
+        self.sending.as_ref().map_or(0, Outgoing::unsent)
     }
 
     fn write(&mut self, data: &[u8]) {

@@ -14,9 +14,9 @@ use super::PREFACE;
 use crate::stream::Stream;
 
 /// Idle frames that a peer may send at once.
-const BURST: u32 = 2_000;
+const BURST: u32 = 10_000;
 /// Idle frames that it may send for good.
-const PER_SECOND: u32 = 500;
+const PER_SECOND: u32 = 2_000;
 /// Bytes of bodies, either way, that are worth an idle frame: windows are opened because of them.
 const BYTES_PER_FRAME: u32 = 64;
 

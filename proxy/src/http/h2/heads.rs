@@ -51,11 +51,19 @@ pub(super) fn read_request(
     if !authority.is_empty() && !host.eq_ignore_ascii_case(authority.as_bytes()) {
         return Err(Invalid::Syntax("Host differs from :authority"));
     }
-    if !host.is_empty() {
-        head.add("host", host);
+    if host.is_empty() {
+        return Err(Invalid::Syntax("neither :authority nor Host"));
     }
+    head.add("host", host);
     read_fields(map, peer, limits, head)?;
     if let Some(protocol) = protocol {
+        // The library takes any text, and a tunnel has no length.
+        if !h1::is_token(protocol.as_str().as_bytes()) {
+            return Err(Invalid::Syntax("invalid :protocol"));
+        }
+        if head.get(Known::ContentLength).is_some() {
+            return Err(Invalid::Syntax("Content-Length with :protocol"));
+        }
         head.add("connection", b"upgrade");
         head.add("upgrade", protocol.as_str().as_bytes());
     }
@@ -119,7 +127,9 @@ fn read_fields(
             .get_all(CASE)
             .iter()
             .flat_map(|v| v.as_bytes().split(|&b| b == b','));
-        names.for_each(|name| head.set_case(name));
+        names
+            .take(limits.headers)
+            .for_each(|name| head.set_case(name));
     }
     Ok(())
 }
@@ -261,6 +271,17 @@ mod tests {
                 "{uri}"
             );
         }
+        for (protocol, fields) in [
+            ("websocket\r\nx-forwarded-client-cert: me", &[][..]),
+            ("websocket\r\n\r\nGET / HTTP/1.1", &[]),
+            ("", &[]),
+            ("websocket", &[("content-length", "5")]),
+        ] {
+            let mut connect = request("CONNECT", "http://a/", fields);
+            connect.extensions_mut().insert(Protocol::from(protocol));
+            assert!(read(&connect, Peer::Foreign).is_err(), "{protocol:?}");
+        }
+        assert!(read(&request("GET", "/", &[]), Peer::Foreign).is_err());
         let many: Vec<_> = (0..101).map(|_| ("x", "y")).collect();
         let many = read(&request("GET", "http://a/", &many), Peer::Foreign);
         assert_eq!(many.err(), Some(Invalid::TooMany(100)));

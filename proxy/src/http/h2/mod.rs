@@ -31,7 +31,11 @@ const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MAX_STREAMS;
 /// Bytes that a stream holds that its peer hasn't taken yet.
 const SEND_BUFFER: usize = 64 * 1024;
 /// How long a peer may take to end a connection that was told to end.
-const FAREWELL: Duration = Duration::from_secs(5);
+const FAREWELL: Duration = Duration::from_secs(60);
+/// Streams that were reset and whose last frames may still come. Forgetting them earlier costs the whole connection.
+const RESET_STREAMS: usize = 1_000;
+/// Overhead of small frames that wait to be read: a few streams of small messages may each have a full window of them.
+const FRAME_BUDGET: usize = 16 * 1024 * 1024;
 
 /// What an error of the library means for an exchange.
 fn broken(error: Error) -> Broken {

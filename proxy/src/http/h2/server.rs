@@ -13,7 +13,10 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::flood::Guarded;
 use super::heads::Peer;
 use super::stream::{Opened, ServerStream, Streams};
-use super::{CONNECTION_WINDOW, FAREWELL, MAX_STREAMS, SEND_BUFFER, STREAM_WINDOW};
+use super::{
+    CONNECTION_WINDOW, FAREWELL, FRAME_BUDGET, MAX_STREAMS, RESET_STREAMS, SEND_BUFFER,
+    STREAM_WINDOW,
+};
 use crate::http::h1::{Invalid, Limits, Timeouts};
 use crate::http::head::Head;
 use crate::stream::Stream;
@@ -101,11 +104,12 @@ pub async fn serve<F: Future<Output = ()> + 'static>(
             },
             () = &mut closing, if is_open => session.close(),
             () = sleep_until(wake) => {
+                // Streams may have begun or ended meanwhile.
                 let now = Instant::now();
-                let is_idle = session.streams.count.get() == 0;
+                let is_due = session.wake() <= now;
                 match session.closed {
-                    Some(_) if is_idle => return,
-                    None if is_idle || session.how.is_over(now) => session.close(),
+                    Some(_) if is_due => return,
+                    None if is_due || session.how.is_over(now) => session.close(),
                     _ => {}
                 }
             }
@@ -144,7 +148,9 @@ impl Session {
             return None;
         }
         let opened = Opened::new(&self.streams);
-        if self.streams.resets.borrow().is_flood() {
+        // One that its peer took back is no longer counted by the library, but may still be worked on here.
+        let is_crowded = self.streams.count.get() > 2 * MAX_STREAMS as usize;
+        if is_crowded || self.streams.resets.borrow().is_flood() {
             tracing::info!("HTTP/2 connection ended: a flood of streams that are reset at once");
             self.connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
             return None;
@@ -163,6 +169,9 @@ async fn handshake(io: Guarded, how: &Served) -> Option<Connection<Guarded, Byte
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(u32::try_from(how.limits.head_bytes).unwrap_or(u32::MAX))
         .max_send_buffer_size(SEND_BUFFER)
+        .max_concurrent_reset_streams(RESET_STREAMS)
+        .max_pending_accept_reset_streams(MAX_STREAMS as usize)
+        .data_frame_budget(FRAME_BUDGET)
         .enable_connect_protocol()
         .handshake(io);
     match timeout(how.timeouts.head, handshake).await {

@@ -95,13 +95,11 @@ impl ServerStream {
         let (parts, body) = request.into_parts();
         let request = Request::from_parts(parts, ());
         let read = heads::read_request(&request, peer, limits, head);
-        let length = match body.is_end_stream() {
-            true => Ok(Length::Empty),
-            false => request_length(head).map(|length| match length {
-                Length::Empty => Length::Chunked,
-                length => length,
-            }),
-        };
+        let length = request_length(head).map(|length| match (body.is_end_stream(), length) {
+            (true, _) => Length::Empty,
+            (false, Length::Empty) => Length::Chunked,
+            (false, length) => length,
+        });
         let is_held = head.get(Known::Upgrade).is_some();
         let stream = ServerStream {
             respond,
@@ -137,6 +135,11 @@ impl ServerStream {
     /// Whether its response has begun.
     pub fn is_answered(&self) -> bool {
         self.sending.is_some()
+    }
+
+    /// Whether it asks for another protocol: an answer of 2xx says that it was switched to.
+    pub fn is_held(&self) -> bool {
+        self.is_held
     }
 
     /// Passes an informational response on.
@@ -237,6 +240,10 @@ impl Outgoing for ServerStream {
             Some(sending) => sending.poll_ready(cx),
             None => Poll::Ready(Err(Broken::Closed)),
         }
+    }
+
+    fn unsent(&self) -> usize {
+        self.sending.as_ref().map_or(0, Outgoing::unsent)
     }
 
     fn write(&mut self, data: &[u8]) {

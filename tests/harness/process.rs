@@ -1,0 +1,147 @@
+//! Sidecars as processes of their own, for what can only be done to a process.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use tokio::process::{Child, Command};
+use tokio::sync::OnceCell;
+
+use crate::client::get;
+use crate::mesh::Mesh;
+use crate::{fresh_ip, until};
+
+/// A sidecar, killed when it is dropped.
+pub struct Sidecar {
+    child: Child,
+    program: PathBuf,
+    arguments: Vec<String>,
+    /// Where its app's requests come in.
+    pub outbound: SocketAddr,
+    /// Where its admin port is.
+    pub admin: SocketAddr,
+}
+
+impl Sidecar {
+    /// A sidecar of `account` at `ip` with more flags, ready.
+    pub async fn start(mesh: &Mesh, account: &str, ip: Ipv4Addr, flags: &str) -> Sidecar {
+        let program = program().await.clone();
+        let local = fresh_ip();
+        let (outbound, admin) = (
+            SocketAddr::from((local, 15001)),
+            SocketAddr::from((local, 15000)),
+        );
+        let token = mesh.token_file(account);
+        let arguments = format!(
+            "run --xds-address {} --service-account {account} --ip {ip} --token-file {} \
+             --outbound-address {outbound} --admin-address {admin} {flags}",
+            mesh.xds,
+            token.display()
+        );
+        let arguments: Vec<String> = arguments.split_whitespace().map(str::to_owned).collect();
+        let sidecar = Sidecar {
+            child: spawn(&program, &arguments),
+            program,
+            arguments,
+            outbound,
+            admin,
+        };
+        sidecar.ready().await;
+        sidecar
+    }
+
+    /// Starts it again, as it was started.
+    pub async fn restart(&mut self) {
+        self.child = spawn(&self.program, &self.arguments);
+        self.ready().await;
+    }
+
+    async fn ready(&self) {
+        until("the sidecar is ready", || async {
+            let _ = tokio::net::TcpStream::connect(self.admin).await.ok()?;
+            (get(self.admin, "admin", "/ready").await.status == 200).then_some(())
+        })
+        .await;
+    }
+
+    /// Where it listens for its app, in the order of the flags.
+    pub fn inbound(&self) -> Vec<SocketAddr> {
+        let flags = self
+            .arguments
+            .windows(2)
+            .filter(|pair| pair[0] == "--inbound");
+        let listens = flags.filter_map(|pair| pair[1].split('=').next()?.parse().ok());
+        listens.collect()
+    }
+
+    /// Sends a signal by name.
+    ///
+    /// # Panics
+    /// When it doesn't run.
+    pub async fn signal(&self, name: &str) {
+        let pid = self.child.id().expect("it runs");
+        let kill = format!("kill -{name} {pid}");
+        let sent = Command::new("sh").args(["-c", &kill]).status().await;
+        assert!(sent.expect("sh").success(), "{kill}");
+    }
+
+    /// Waits until it has ended, and says whether it did so in order.
+    ///
+    /// # Panics
+    /// When it can't be waited for.
+    pub async fn ended(&mut self) -> bool {
+        self.child.wait().await.expect("a process").success()
+    }
+
+    /// Its resident memory, in bytes.
+    ///
+    /// # Panics
+    /// When it doesn't run.
+    pub fn memory(&self) -> usize {
+        let pid = self.child.id().expect("it runs");
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a process");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<usize>().ok());
+        kib.expect("a number") * 1024
+    }
+}
+
+fn spawn(program: &PathBuf, arguments: &[String]) -> Child {
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .env("LENO_LOG", "warn")
+        .stdin(Stdio::null());
+    command
+        .kill_on_drop(true)
+        .spawn()
+        .expect("leno-proxy starts")
+}
+
+/// Builds leno-proxy, once, and says where it is.
+async fn program() -> &'static PathBuf {
+    static PROGRAM: OnceCell<PathBuf> = OnceCell::const_new();
+    let build = || async {
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let mut command = Command::new(cargo);
+        command.args([
+            "build",
+            "--quiet",
+            "--package",
+            "leno-proxy",
+            "--bin",
+            "leno-proxy",
+        ]);
+        assert!(
+            command.status().await.expect("cargo").success(),
+            "leno-proxy builds"
+        );
+        // Beside the directory of this test's own program.
+        let own = std::env::current_exe().expect("a program");
+        own.ancestors()
+            .nth(2)
+            .expect("a directory")
+            .join("leno-proxy")
+    };
+    PROGRAM.get_or_init(build).await
+}

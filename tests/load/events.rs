@@ -1,0 +1,270 @@
+//! Planned events fail nothing; faults fail as little as they must, say why, and are over soon.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use leno_tests::fresh_ip;
+use leno_tests::mesh::{Mesh, PORT, mtls, service};
+use leno_tests::process::Sidecar;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{Instant, sleep};
+
+use crate::ALONE;
+use crate::traffic::{Apps, Outcome, Traffic, arrived};
+
+/// The port of the instances that carries gRPC.
+const CALLS: u16 = PORT + 1;
+/// What a sidecar may grow by, whatever happens.
+const GROWTH: usize = 32 * 1024 * 1024;
+
+/// Three instances of `users`, which is `calls` over gRPC, and a caller.
+struct Shop {
+    mesh: Mesh,
+    apps: Vec<Apps>,
+    instances: Vec<Sidecar>,
+    caller: Sidecar,
+    idle: usize,
+}
+
+impl Shop {
+    /// The shop; where `detour` gives another address for the first instance, callers go by it.
+    async fn open(detour: Option<Ipv4Addr>) -> Shop {
+        let ips = [fresh_ip(), fresh_ip(), fresh_ip()];
+        let listed = [detour.unwrap_or(ips[0]), ips[1], ips[2]].map(|ip| (ip, "v1"));
+        let calls = service("calls", &listed)
+            .replace("name: http, protocol: HTTP", "name: grpc, protocol: GRPC")
+            .replace(&PORT.to_string(), &CALLS.to_string())
+            .replace("serviceAccount: calls", "serviceAccount: users");
+        // What may be repeated is tried elsewhere when an instance hangs.
+        let retries = "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: users}\nspec:\n  hosts: [users]\n  http:\n  \
+             - match: [{method: {exact: GET}}]\n    retries: {attempts: 3, perTryTimeout: 1s, retryOn: \"gateway-error,connect-failure,reset\"}\n    route: [{destination: {host: users}}]\n  \
+             - route: [{destination: {host: users}}]\n";
+        let yaml = format!(
+            "{}{calls}{retries}{}",
+            service("users", &listed),
+            mtls("STRICT")
+        );
+        let mesh = Mesh::start(&yaml).await;
+        mesh.routed().await;
+        let (mut apps, mut instances) = (Vec::new(), Vec::new());
+        for ip in ips {
+            let own = Apps::start().await;
+            let [h1, h2] = own.addresses();
+            let flags = format!(
+                "--inbound {ip}:{PORT}={h1} --inbound {ip}:{CALLS}={h2} --certificate-ttl 13s"
+            );
+            let listed = if ip == ips[0] { listed[0].0 } else { ip };
+            instances.push(Sidecar::start(&mesh, "users", listed, &flags).await);
+            apps.push(own);
+        }
+        let caller = Sidecar::start(&mesh, "web", fresh_ip(), "--certificate-ttl 13s").await;
+        let idle = caller.memory();
+        Shop {
+            mesh,
+            apps,
+            instances,
+            caller,
+            idle,
+        }
+    }
+
+    /// Ends the traffic and holds what became of it against what arrived.
+    async fn close(self, traffic: Traffic) -> Vec<Outcome> {
+        let outcomes = traffic.end().await;
+        let arrived = arrived(&self.apps);
+        for (id, outcome) in &outcomes {
+            let count = arrived.get(id).copied().unwrap_or_default();
+            assert!(
+                outcome.is_get || count <= 1,
+                "request {id} arrived {count} times: {outcome:?}"
+            );
+            assert!(
+                count >= 1 || outcome.failed.is_some(),
+                "request {id} was answered and never arrived"
+            );
+        }
+        for sidecar in self.instances.iter().chain([&self.caller]) {
+            let memory = sidecar.memory();
+            assert!(
+                memory <= self.idle + GROWTH,
+                "{memory} bytes, {} idle",
+                self.idle
+            );
+        }
+        outcomes.into_iter().map(|(_, outcome)| outcome).collect()
+    }
+}
+
+fn failures(outcomes: &[Outcome]) -> Vec<&Outcome> {
+    outcomes
+        .iter()
+        .filter(|outcome| outcome.failed.is_some())
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn planned_events_fail_nothing_whatever_is_spoken() {
+    let _alone = ALONE.lock().await;
+    for run in 1..=3 {
+        let mut shop = Shop::open(None).await;
+        let traffic = Traffic::start(shop.caller.outbound);
+        let begun = Instant::now();
+        sleep(Duration::from_secs(2)).await;
+        for instance in &mut shop.instances {
+            instance.signal("TERM").await;
+            assert!(instance.ended().await, "it ends in order");
+            instance.restart().await;
+            sleep(Duration::from_secs(1)).await;
+        }
+        shop.mesh.stop_control_plane().await;
+        sleep(Duration::from_secs(4)).await;
+        shop.mesh.start_control_plane().await;
+        // A certificate's half life has passed on every connection by then.
+        sleep(Duration::from_secs(10).saturating_sub(begun.elapsed() / 4)).await;
+        let rotations = leno_tests::client::get(shop.caller.admin, "admin", "/metrics")
+            .await
+            .text();
+        let rotations = rotations
+            .lines()
+            .find_map(|line| line.strip_prefix("leno_certificates_total "));
+        let rotations: f64 = rotations.and_then(|n| n.parse().ok()).expect("a number");
+        let outcomes = shop.close(traffic).await;
+        let failed = failures(&outcomes);
+        println!(
+            "run {run}: {} requests in {:?}, three instances replaced, control plane away, {rotations} certificates: {} failed",
+            outcomes.len(),
+            begun.elapsed(),
+            failed.len()
+        );
+        assert!(failed.is_empty(), "{failed:#?}");
+        assert!(rotations >= 2.0, "{rotations}");
+        assert!(
+            outcomes.len() > 2000,
+            "{}: the load was not there",
+            outcomes.len()
+        );
+    }
+}
+
+/// What must hold of a fault between `began` and `healed`.
+fn hold(what: &str, outcomes: &[Outcome], began: Instant, healed: Instant) {
+    let failed = failures(outcomes);
+    let gets = failed.iter().filter(|outcome| outcome.is_get).count();
+    println!(
+        "{what}: {} requests, {} failed, {gets} of them GETs",
+        outcomes.len(),
+        failed.len()
+    );
+    assert_eq!(gets, 0, "{what}: {failed:#?}");
+    for outcome in &failed {
+        assert!(outcome.is_explained, "{what}: {outcome:?}");
+        assert!(outcome.at >= began, "{what}: before it began: {outcome:?}");
+        assert!(
+            outcome.at <= healed + Duration::from_secs(10),
+            "{what}: long after it: {outcome:?}"
+        );
+    }
+    let first = outcomes
+        .iter()
+        .filter(|o| o.failed.is_none() && o.at >= healed)
+        .map(|o| o.at)
+        .min();
+    let first = first.expect("a success") - healed;
+    assert!(first <= Duration::from_secs(5), "{what}: {first:?}");
+    assert!(outcomes.len() > 800, "{what}: the load was not there");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sidecar_that_is_killed_costs_little() {
+    let _alone = ALONE.lock().await;
+    let mut shop = Shop::open(None).await;
+    let traffic = Traffic::start(shop.caller.outbound);
+    sleep(Duration::from_secs(2)).await;
+    let began = Instant::now();
+    for instance in &mut shop.instances[..2] {
+        instance.signal("KILL").await;
+        assert!(!instance.ended().await);
+        sleep(Duration::from_millis(1500)).await;
+        instance.restart().await;
+    }
+    let healed = Instant::now();
+    sleep(Duration::from_secs(11)).await;
+    let outcomes = shop.close(traffic).await;
+    hold("kill -9", &outcomes, began, healed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sidecar_that_stops_costs_little() {
+    let _alone = ALONE.lock().await;
+    let shop = Shop::open(None).await;
+    let traffic = Traffic::start(shop.caller.outbound);
+    sleep(Duration::from_secs(2)).await;
+    let began = Instant::now();
+    shop.instances[0].signal("STOP").await;
+    sleep(Duration::from_secs(4)).await;
+    shop.instances[0].signal("CONT").await;
+    let healed = Instant::now();
+    sleep(Duration::from_secs(11)).await;
+    let outcomes = shop.close(traffic).await;
+    hold("a peer that stops reading", &outcomes, began, healed);
+}
+
+/// Carries connections from `from` to `to`, and resets each after a moment while `storm` is set.
+async fn carry(from: SocketAddr, to: SocketAddr, storm: Arc<AtomicBool>) {
+    let listener = TcpListener::bind(from).await.expect("listen");
+    tokio::spawn(async move {
+        while let Ok((mut down, _)) = listener.accept().await {
+            let storm = Arc::clone(&storm);
+            tokio::spawn(async move {
+                let Ok(mut up) = TcpStream::connect(to).await else {
+                    return;
+                };
+                let reset = async {
+                    loop {
+                        sleep(Duration::from_millis(fastrand::u64(5..80))).await;
+                        if storm.load(Ordering::Relaxed) {
+                            return;
+                        }
+                    }
+                };
+                let is_reset = tokio::select! {
+                    _ = tokio::io::copy_bidirectional(&mut down, &mut up) => false,
+                    () = reset => true,
+                };
+                if is_reset {
+                    // An abortive close: RST both ways.
+                    let _ = down.set_zero_linger();
+                    let _ = up.set_zero_linger();
+                }
+            });
+        }
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_storm_of_resets_costs_little() {
+    let _alone = ALONE.lock().await;
+    let detour = fresh_ip();
+    let shop = Shop::open(Some(detour)).await;
+    let storm = Arc::new(AtomicBool::new(false));
+    for (port, inbound) in [PORT, CALLS].into_iter().zip(shop.instances[0].inbound()) {
+        carry(
+            SocketAddr::from((detour, port)),
+            inbound,
+            Arc::clone(&storm),
+        )
+        .await;
+    }
+    let traffic = Traffic::start(shop.caller.outbound);
+    sleep(Duration::from_secs(2)).await;
+    let began = Instant::now();
+    storm.store(true, Ordering::Relaxed);
+    sleep(Duration::from_secs(5)).await;
+    storm.store(false, Ordering::Relaxed);
+    let healed = Instant::now();
+    sleep(Duration::from_secs(11)).await;
+    let outcomes = shop.close(traffic).await;
+    hold("a storm of resets", &outcomes, began, healed);
+}

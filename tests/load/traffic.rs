@@ -1,0 +1,243 @@
+//! Traffic as users have it: HTTP/1 on connections that are kept, HTTP/1 on a connection each, and gRPC; each request
+//! with an id of its own, counted where it is sent and where it arrives.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use leno_tests::client::Client;
+use leno_tests::h2::{App, ask, connect, receive, request, send};
+use leno_tests::upstream::Upstream;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+/// Between two requests of one client.
+const PACE: Duration = Duration::from_millis(60);
+
+/// What became of a request.
+#[derive(Debug, Clone)]
+pub(crate) struct Outcome {
+    /// When it ended.
+    pub(crate) at: Instant,
+    /// Whether it may be repeated.
+    pub(crate) is_get: bool,
+    /// Why it failed, if it did.
+    pub(crate) failed: Option<String>,
+    /// Whether a failure said why.
+    pub(crate) is_explained: bool,
+}
+
+/// Where requests arrive: an app for HTTP/1 and one for gRPC, behind each instance.
+#[derive(Clone)]
+pub(crate) struct Apps {
+    h1: Upstream,
+    h2: App,
+    calls: Arc<Mutex<Vec<usize>>>,
+}
+
+impl Apps {
+    /// The two apps of an instance.
+    pub(crate) async fn start() -> Apps {
+        let calls: Arc<Mutex<Vec<usize>>> = Arc::default();
+        let seen = Arc::clone(&calls);
+        let serve = move |request: http::Request<h2::RecvStream>,
+                          mut respond: h2::server::SendResponse<Bytes>| {
+            let seen = Arc::clone(&seen);
+            async move {
+                let (parts, body) = request.into_parts();
+                let id: Option<usize> = parts
+                    .headers
+                    .get("x-id")
+                    .and_then(|id| id.to_str().ok()?.parse().ok());
+                let whole = receive(0, parts.headers, body).await?;
+                held(&seen).extend(id);
+                let response = http::Response::builder().header("content-type", "application/grpc");
+                let stream =
+                    respond.send_response(response.body(()).expect("a response"), false)?;
+                let status = [("grpc-status", "0")].map(|(name, value)| {
+                    (
+                        http::HeaderName::from_static(name),
+                        http::HeaderValue::from_static(value),
+                    )
+                });
+                send(stream, &whole.body, Some(status.into_iter().collect())).await
+            }
+        };
+        Apps {
+            h1: Upstream::named("ok").await,
+            h2: App::start(serve).await,
+            calls,
+        }
+    }
+
+    /// Where they listen.
+    pub(crate) fn addresses(&self) -> [SocketAddr; 2] {
+        [self.h1.address, self.h2.address]
+    }
+
+    /// The ids that arrived.
+    fn ids(&self) -> Vec<usize> {
+        let seen = self.h1.requests();
+        let mut ids: Vec<usize> = (seen.iter())
+            .filter_map(|seen| seen.header("x-id")?.parse().ok())
+            .collect();
+        ids.extend(held(&self.calls).iter());
+        ids
+    }
+}
+
+fn held<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How many times each id arrived, at any instance.
+pub(crate) fn arrived(apps: &[Apps]) -> HashMap<usize, usize> {
+    let mut counts = HashMap::new();
+    for id in apps.iter().flat_map(Apps::ids) {
+        *counts.entry(id).or_default() += 1;
+    }
+    counts
+}
+
+/// Traffic that runs.
+pub(crate) struct Traffic {
+    shared: Arc<Shared>,
+    clients: Vec<JoinHandle<()>>,
+}
+
+struct Shared {
+    address: SocketAddr,
+    number: AtomicUsize,
+    is_over: AtomicBool,
+    outcomes: Mutex<Vec<(usize, Outcome)>>,
+}
+
+/// How a client sends.
+#[derive(Clone, Copy)]
+enum Style {
+    Kept,
+    Fresh,
+    Calls,
+}
+
+impl Traffic {
+    /// Starts twelve clients, about 200 requests a second, at a sidecar's outbound port.
+    pub(crate) fn start(address: SocketAddr) -> Traffic {
+        let shared = Arc::new(Shared {
+            address,
+            number: AtomicUsize::new(0),
+            is_over: AtomicBool::new(false),
+            outcomes: Mutex::default(),
+        });
+        let styles = [Style::Kept, Style::Fresh, Style::Calls];
+        let clients = (0..12).map(|i| tokio::spawn(client(Arc::clone(&shared), styles[i % 3])));
+        Traffic {
+            clients: clients.collect(),
+            shared,
+        }
+    }
+
+    /// Ends it; what became of each request, by id.
+    pub(crate) async fn end(self) -> Vec<(usize, Outcome)> {
+        self.shared.is_over.store(true, Ordering::Relaxed);
+        for client in self.clients {
+            client.await.expect("no panic");
+        }
+        std::mem::take(&mut *held(&self.shared.outcomes))
+    }
+}
+
+async fn client(shared: Arc<Shared>, style: Style) {
+    let mut tick = interval(PACE);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut kept, mut calls): (Option<Client>, Option<SendRequest<Bytes>>) = (None, None);
+    while !shared.is_over.load(Ordering::Relaxed) {
+        tick.tick().await;
+        let id = shared.number.fetch_add(1, Ordering::Relaxed);
+        let is_get = id % 10 >= 3;
+        let asked = match style {
+            Style::Kept => {
+                let asked = once(&mut kept, shared.address, id, is_get).await;
+                if asked.is_err() {
+                    kept = None;
+                }
+                asked
+            }
+            Style::Fresh => once(&mut None, shared.address, id, is_get).await,
+            Style::Calls => call(&mut calls, shared.address, id).await,
+        };
+        let outcome = Outcome {
+            at: Instant::now(),
+            is_get: is_get && !matches!(style, Style::Calls),
+            is_explained: !matches!(&asked, Err((_, false))),
+            failed: asked.err().map(|(words, _)| words),
+        };
+        held(&shared.outcomes).push((id, outcome));
+    }
+}
+
+/// Why a request failed, and whether it was told.
+type Failure = (String, bool);
+
+async fn once(
+    kept: &mut Option<Client>,
+    address: SocketAddr,
+    id: usize,
+    is_get: bool,
+) -> Result<(), Failure> {
+    if kept.is_none() {
+        *kept = Some(Client::connect(address).await);
+    }
+    let client = kept.as_mut().expect("set");
+    let request = match is_get {
+        true => format!("GET /users/{id} HTTP/1.1\r\nHost: users\r\nX-Id: {id}\r\n\r\n"),
+        false => format!(
+            "POST /users HTTP/1.1\r\nHost: users\r\nX-Id: {id}\r\nContent-Length: 5\r\n\r\nhello"
+        ),
+    };
+    client.send(request).await;
+    match client.response().await {
+        None => Err(("the connection ended".to_owned(), false)),
+        Some(response) if response.status >= 500 => {
+            let why = response.why().to_owned();
+            Err((
+                format!("{} {why}", response.status),
+                why.contains("details="),
+            ))
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+async fn call(
+    kept: &mut Option<SendRequest<Bytes>>,
+    address: SocketAddr,
+    id: usize,
+) -> Result<(), Failure> {
+    if kept.is_none() {
+        *kept = Some(connect(address).await);
+    }
+    let sender = kept.as_ref().expect("set");
+    let id = id.to_string();
+    let fields = [
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+        ("x-id", &*id),
+    ];
+    let call = request("POST", "http://calls/a.B/C", &fields);
+    match ask(sender, call, b"\0\0\0\0\x01x", None).await {
+        Err(error) => Err((error.to_string(), false)),
+        Ok(answer) if answer.trailer("grpc-status") == "0" => Ok(()),
+        Ok(answer) => {
+            let why = answer.header("grpc-message");
+            Err((
+                format!("grpc {} {why}", answer.header("grpc-status")),
+                !why.is_empty(),
+            ))
+        }
+    }
+}

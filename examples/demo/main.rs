@@ -54,6 +54,8 @@ enum Step {
     Ejection,
     /// A sidecar is killed; its requests go elsewhere.
     Retry,
+    /// Each v1 sidecar is replaced under load: told to end, awaited, started again.
+    Rollout,
     /// An edit of the YAML moves traffic without a failed request.
     Reload,
     /// More requests than may be under way: those above are told so at once.
@@ -116,6 +118,7 @@ async fn tell(mesh: &mut Mesh, sabotage: Option<Step>) -> Result<()> {
             Step::Denied => denied(mesh).await,
             Step::Ejection => ejection(mesh).await,
             Step::Retry => retry(mesh).await,
+            Step::Rollout => rollout(mesh, broken).await,
             Step::Reload => reload(mesh, broken).await,
             Step::Overflow => overflow(mesh, broken).await,
             Step::Rotation => rotation(mesh, broken).await,
@@ -155,6 +158,7 @@ async fn break_it(mesh: &mut Mesh, step: Step) -> Result<()> {
         }
         Step::Retry => mesh.edit("routing.yaml", "  - route:", "  - retries: {}\n    route:")?,
         Step::Foreign
+        | Step::Rollout
         | Step::Reload
         | Step::Overflow
         | Step::Rotation
@@ -455,6 +459,43 @@ async fn overflow(mesh: &Mesh, broken: bool) -> Result<String> {
     sleep(Duration::from_secs(1)).await;
     Ok(format!(
         "one request may be under way, one may wait: of 5 the app saw 2, and 3 were told within {} ms\n  {why}",
+        slowest.as_millis()
+    ))
+}
+
+async fn rollout(mesh: &mut Mesh, broken: bool) -> Result<String> {
+    const V1: [&str; 3] = ["127.0.1.1", "127.0.1.2", "127.0.1.3"];
+    let before = mesh.user_requests()?.len();
+    let load = Load::start(mesh.order_app);
+    sleep(Duration::from_secs(1)).await;
+    let mut slowest = Duration::ZERO;
+    for ip in V1 {
+        let began = Clock::now();
+        let signal = if broken { "KILL" } else { "TERM" };
+        let status = mesh.signal_sidecar(ip, signal).await?;
+        ensure!(status.success(), "the sidecar at {ip} ended with {status}");
+        slowest = slowest.max(began.elapsed());
+        mesh.restart_sidecar(ip)?;
+        mesh.ready().await?;
+        let (seen, began) = (mesh.requests_of(ip)?.len(), Clock::now());
+        while mesh.requests_of(ip)?.len() == seen {
+            let waited = began.elapsed();
+            ensure!(
+                waited < Duration::from_secs(5),
+                "{ip} serves nothing after its return"
+            );
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+    let (sent, failed) = load.stop().await?;
+    let seen = mesh.user_requests()?.len() - before;
+    ensure!(failed == 0, "{failed} of {sent} requests failed");
+    ensure!(
+        seen == sent,
+        "{sent} requests were sent, the apps saw {seen}"
+    );
+    Ok(format!(
+        "3 v1 sidecars, one after the other: SIGTERM, ended in order after {} ms at most, started again\n  {sent} requests under way, 0 failed; the apps saw each of them once",
         slowest.as_millis()
     ))
 }

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -205,6 +205,16 @@ impl Mesh {
         let found = self.sidecars.iter_mut().find(|s| s.name.ends_with(ip));
         found.context("it runs")?.child.kill().await?;
         Ok(())
+    }
+
+    /// Sends a signal to the sidecar at `ip`, and waits for its end.
+    pub(crate) async fn signal_sidecar(&mut self, ip: &str, name: &str) -> Result<ExitStatus> {
+        let found = self.sidecars.iter_mut().find(|s| s.name.ends_with(ip));
+        let child = &mut found.context("it runs")?.child;
+        let kill = format!("kill -{name} {}", child.id().context("it runs")?);
+        let sent = Command::new("sh").args(["-c", &kill]).status().await?;
+        ensure!(sent.success(), "{kill} failed");
+        Ok(child.wait().await?)
     }
 
     /// Starts the sidecar at `ip` again, just as it was started.

@@ -110,7 +110,7 @@ fn spawn(program: &PathBuf, arguments: &[String]) -> Child {
     let mut command = Command::new(program);
     command
         .args(arguments)
-        .env("LENO_LOG", "warn")
+        .env("LENO_LOG", "error")
         .stdin(Stdio::null());
     command
         .kill_on_drop(true)

@@ -242,6 +242,7 @@ async fn the_demo_notices_when_a_step_does_not_hold() {
         "denied",
         "ejection",
         "retry",
+        "rollout",
         "reload",
         "overflow",
         "rotation",

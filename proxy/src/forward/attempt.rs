@@ -272,7 +272,7 @@ impl Attempt<'_> {
             Decision::Again if number > tries.policy.attempts() => "attempts used up",
             Decision::Again if tries.progress > Progress::Sent => "a response had begun",
             Decision::Again if !tries.replay.is_whole() => "body not kept",
-            Decision::Again => match cluster.load.retry() {
+            Decision::Again => match cluster.load.retry(tries.progress > Progress::Nothing) {
                 Some(held) => {
                     tries.held = Some(held);
                     return true;

@@ -247,8 +247,10 @@ async fn destination<'a>(
         *last = None;
         let authority = take_authority(request, inside)?;
         check_loop(worker, &authority)?;
-        let found = unless_gone(down, find_plan(worker, &authority, inside));
-        let plan = found.await??;
+        let plan = {
+            let found = pin!(find_plan(worker, &authority, inside));
+            unless_gone(down, found).await??
+        };
         *last = Some(Destination {
             host: request.get(Known::Host).unwrap_or_default().to_vec(),
             authority,

@@ -83,16 +83,22 @@ impl Load {
         self.hold(|load| &load.retries, limit)
     }
 
+    /// Leave to use a connection, while there are fewer than may be.
+    pub fn connection_now(&self) -> Option<Leave> {
+        if self.limits.connections.is_none() {
+            return Some(Leave(None));
+        }
+        let permit = Arc::clone(&self.connections).try_acquire_owned();
+        permit.ok().map(|permit| Leave(Some(permit)))
+    }
+
     /// Leave to use a connection: at once while there are fewer than may be, else after one ends.
     ///
     /// # Errors
     /// [`Kind::Overload`] when as many as may are waiting already.
     pub async fn connection(self: &Arc<Load>) -> Result<Leave, Error> {
-        if self.limits.connections.is_none() {
-            return Ok(Leave(None));
-        }
-        if let Ok(permit) = Arc::clone(&self.connections).try_acquire_owned() {
-            return Ok(Leave(Some(permit)));
+        if let Some(leave) = self.connection_now() {
+            return Ok(leave);
         }
         let limit = self.limits.pending;
         let waiting = self.hold(|load| &load.pending, limit);

@@ -1,5 +1,6 @@
 //! A request on its way to a cluster: tries, each at one endpoint, until one is answered or there is no use in another.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -134,7 +135,7 @@ impl Attempt<'_> {
             self.worker.shared.metrics.retries.inc();
             if let Policy::Route(Some(retry)) = tries.policy {
                 let pause = sleep(retry::backoff(retry, number, self.worker.dice()));
-                unless_gone(&mut self.down, pause).await?;
+                unless_gone(&mut self.down, pin!(pause)).await?;
             }
             now = Instant::now();
         }
@@ -153,10 +154,16 @@ impl Attempt<'_> {
         let is_http2 = self.speaks_http2(cluster);
         let is_shared = self.down.is_h2() && is_http2 && !is_of_http1(self.request);
         let leave = match is_shared {
-            true => Load::shared(),
-            false => {
-                let leave = unless_gone(&mut self.down, cluster.load.connection());
-                leave.await.and_then(|leave| leave).map_err(Ended::Error)?
+            true => Some(Load::shared()),
+            false => cluster.load.connection_now(),
+        };
+        // Boxes here and below: what most requests don't wait for must not make the room of all of them larger.
+        let leave = match leave {
+            Some(leave) => leave,
+            None => {
+                let leave = Box::pin(cluster.load.connection());
+                let leave = unless_gone(&mut self.down, pin!(leave)).await;
+                leave.and_then(|leave| leave).map_err(Ended::Error)?
             }
         };
         if cluster.load.limits().connections.is_some() {
@@ -188,9 +195,14 @@ impl Attempt<'_> {
             request: self.request,
             is_repeatable: tries.is_repeatable,
         };
-        let upstream = unless_gone(&mut self.down, wanted.connection(self.worker, now));
-        let upstream = upstream.await.and_then(|upstream| upstream);
-        let mut upstream = upstream.map_err(Ended::Error)?;
+        let mut upstream = match wanted.idle(self.worker, now) {
+            Some(upstream) => upstream,
+            None => {
+                let new = Box::pin(wanted.connection(self.worker, now));
+                let new = unless_gone(&mut self.down, pin!(new)).await;
+                new.and_then(|new| new).map_err(Ended::Error)?
+            }
+        };
         // What becomes of one stream of many says nothing of the connection.
         tries.is_reused = matches!(&upstream.half, Up::H1(half) if half.exchanges() > 0);
         tries.restart();

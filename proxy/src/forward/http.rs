@@ -2,7 +2,7 @@
 //! task, so a response may begin before the request has ended, and neither body is ever held whole.
 
 use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -61,7 +61,8 @@ impl Exchange<'_, '_> {
         edit: impl FnOnce(&Head, &mut Head),
     ) -> Result<(), Error> {
         if response.status() == 101 {
-            return self.switch(request, response, edit).await;
+            // A box: it is rare, and must not make every request's room larger.
+            return Box::pin(self.switch(request, response, edit)).await;
         }
         if self.down.is_held() && (200..300).contains(&response.status()) {
             let status = response.status();
@@ -200,13 +201,14 @@ impl Exchange<'_, '_> {
 ///
 /// # Errors
 /// When that happened.
-pub async fn unless_gone<F: Future>(down: &mut Down<'_>, future: F) -> Result<F::Output, Error> {
-    let mut future = pin!(future);
-    poll_fn(|cx| match down.poll_gone(cx) {
+pub fn unless_gone<'a, F: Future>(
+    down: &'a mut Down<'_>,
+    mut future: Pin<&'a mut F>,
+) -> impl Future<Output = Result<F::Output, Error>> {
+    poll_fn(move |cx| match down.poll_gone(cx) {
         Poll::Ready(broken) => Poll::Ready(Err(left(broken))),
         Poll::Pending => future.as_mut().poll(cx).map(Ok),
     })
-    .await
 }
 
 /// A body on its way from one peer to the other.

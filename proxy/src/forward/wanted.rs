@@ -42,6 +42,21 @@ pub(super) fn is_of_http1(request: &Head) -> bool {
 }
 
 impl Wanted<'_> {
+    /// Whether it goes by HTTP/2.
+    fn goes_by_http2(&self) -> bool {
+        let takes_http2 = match self.endpoint.tls {
+            Some(_) => !is_of_http1(self.request) && !self.endpoint.is_http1_only(),
+            None => true,
+        };
+        self.is_http2 && takes_http2
+    }
+
+    /// An idle connection of HTTP/1, if that is what is wanted and there is one.
+    pub(super) fn idle(&self, worker: &Worker, now: Instant) -> Option<Box<Upstream>> {
+        let idle = || worker.pool.take(self.endpoint, now, self.is_repeatable);
+        (!self.goes_by_http2()).then(idle)?
+    }
+
     /// The connection.
     ///
     /// # Errors
@@ -52,14 +67,12 @@ impl Wanted<'_> {
         now: Instant,
     ) -> Result<Box<Upstream>, Error> {
         let endpoint = self.endpoint;
-        let is_http2 = self.is_http2 && (endpoint.tls.is_none() || !is_of_http1(self.request));
-        if is_http2 && !endpoint.is_http1_only() {
-            // A box: requests by HTTP/1 must not carry its room.
-            if let Some(stream) = Box::pin(self.stream(worker, now)).await? {
-                return self.fitting(stream);
-            }
+        if self.goes_by_http2()
+            && let Some(stream) = self.stream(worker, now).await?
+        {
+            return self.fitting(stream);
         }
-        if let Some(upstream) = worker.pool.take(endpoint, now, self.is_repeatable) {
+        if let Some(upstream) = self.idle(worker, now) {
             return Ok(upstream);
         }
         let (shared, cluster) = (&worker.shared, self.cluster);

@@ -152,15 +152,10 @@ impl Attempt<'_> {
     ) -> Result<Begun, Ended> {
         tries.progress = Progress::Nothing;
         let is_http2 = self.speaks_http2(cluster);
-        let is_shared = self.down.is_h2() && is_http2 && !is_of_http1(self.request);
-        let leave = match is_shared {
-            true => Some(Load::shared()),
-            false => cluster.load.connection_now(),
-        };
-        // Boxes here and below: what most requests don't wait for must not make the room of all of them larger.
-        let leave = match leave {
+        let leave = match self.leave_now(cluster, is_http2) {
             Some(leave) => leave,
             None => {
+                // Boxes here and below: what most requests don't wait for must not make the room of all of them larger.
                 let leave = Box::pin(cluster.load.connection());
                 let leave = unless_gone(&mut self.down, pin!(leave)).await;
                 leave.and_then(|leave| leave).map_err(Ended::Error)?
@@ -234,6 +229,14 @@ impl Attempt<'_> {
         }
         drop(begun.leave);
         Ok(())
+    }
+
+    /// Leave to use a connection, if it needn't be waited for. One of many requests on a connection needs none.
+    fn leave_now(&self, cluster: &Cluster, is_http2: bool) -> Option<Leave> {
+        match self.down.is_h2() && is_http2 && !is_of_http1(self.request) {
+            true => Some(Load::shared()),
+            false => cluster.load.connection_now(),
+        }
     }
 
     /// Whether the cluster's endpoints are spoken to in HTTP/2.

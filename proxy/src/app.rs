@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use leno_proto::pb::envoy::config::core::v3::{Node, node::UserAgentVersionType};
+use leno_proto::pb::google::protobuf::{Struct, Value, value::Kind};
 use tokio::net::TcpListener;
 use tokio::runtime::Builder as RuntimeBuilder;
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::accept::{self, Gate};
 use crate::admin::Admin;
@@ -36,6 +37,8 @@ use crate::tls::server::Acceptor;
 use crate::worker::{Shared, Worker};
 use crate::{inbound, outbound, xds};
 
+/// How long a thread may take to end once everything has.
+const JOIN: Duration = Duration::from_secs(5);
 /// How often pools are swept.
 const SWEEP: Duration = Duration::from_secs(1);
 
@@ -59,9 +62,11 @@ impl Bound {
     pub async fn shutdown(self) {
         self.lifecycle.end(&self.signal, self.drain).await;
         for thread in self.threads {
-            let joined = tokio::task::spawn_blocking(move || thread.join()).await;
-            if !matches!(joined, Ok(Ok(()))) {
-                tracing::error!("a thread ended by a panic");
+            let joining = tokio::task::spawn_blocking(move || thread.join());
+            match timeout(JOIN, joining).await {
+                Ok(Ok(Ok(()))) => {}
+                Ok(_) => tracing::error!("a thread ended by a panic"),
+                Err(_) => tracing::error!("a thread doesn't end"),
             }
         }
     }
@@ -104,6 +109,7 @@ pub fn run(bootstrap: Bootstrap) -> Result<Bound> {
         lifecycle: Lifecycle {
             target: bootstrap.target.clone(),
             node: node_id(&bootstrap),
+            instance: format!("{:032x}", fastrand::u128(..)),
             credentials: Arc::clone(&shared.credentials),
             directory: Arc::clone(&shared.directory),
         },
@@ -120,7 +126,8 @@ pub fn run(bootstrap: Bootstrap) -> Result<Bound> {
     let apps = ports
         .zip(bootstrap.inbound.iter().map(|inbound| inbound.app))
         .collect();
-    let control = start_control(&bootstrap, &shared, sockets.admin, asked, apps)?;
+    let stream = xds_options(&bootstrap, &bound.lifecycle.instance);
+    let control = start_control(&bootstrap, stream, &shared, sockets.admin, asked, apps)?;
     bound.threads.push(control);
     Ok(bound)
 }
@@ -128,6 +135,7 @@ pub fn run(bootstrap: Bootstrap) -> Result<Bound> {
 /// The thread beside the workers: the stream, the identity, the admin port.
 fn start_control(
     bootstrap: &Bootstrap,
+    mut stream: xds::Options,
     shared: &Arc<Shared>,
     listener: StdListener,
     asked: mpsc::UnboundedReceiver<String>,
@@ -135,6 +143,7 @@ fn start_control(
 ) -> Result<JoinHandle<()>> {
     let status = Arc::new(Status::default());
     let state = open_state(bootstrap)?;
+    stream.state.clone_from(&state);
     let credentials = Arc::clone(&shared.credentials);
     let metrics = Arc::clone(&shared.metrics);
     let builder = Builder::new(
@@ -144,7 +153,7 @@ fn start_control(
         apps,
     );
     let client = xds::Client::new(
-        xds_options(bootstrap, state.clone()),
+        stream,
         builder,
         Arc::clone(&shared.directory),
         Arc::clone(&credentials),
@@ -274,20 +283,21 @@ async fn work(
     gate: Arc<Gate>,
 ) -> io::Result<()> {
     let watch = worker.shared.watch.clone();
+    let mut accepting = Vec::new();
     for listener in inbound {
         let port = listener.local_addr()?.port();
         let worker = Rc::clone(&worker);
         let serve = move |tcp, peer| inbound::serve(Rc::clone(&worker), tcp, peer, port);
         let listener = TcpListener::from_std(listener)?;
         let side = (watch.clone(), Side::Inbound);
-        let accepting = accept::accept(listener, Arc::clone(&gate), side, serve);
-        tokio::task::spawn_local(accepting);
+        let loops = accept::accept(listener, Arc::clone(&gate), side, serve);
+        accepting.push(tokio::task::spawn_local(loops));
     }
     let own = Rc::clone(&worker);
     let serve = move |tcp, _| outbound::serve(Rc::clone(&own), tcp);
     let side = (watch.clone(), Side::Outbound);
-    let accepting = accept::accept(TcpListener::from_std(outbound)?, gate, side, serve);
-    tokio::task::spawn_local(accepting);
+    let loops = accept::accept(TcpListener::from_std(outbound)?, gate, side, serve);
+    accepting.push(tokio::task::spawn_local(loops));
     let mut sweep = tokio::time::interval(SWEEP);
     while !watch.has_reached(Phase::Ending) {
         tokio::select! {
@@ -297,6 +307,10 @@ async fn work(
             }
             () = watch.ended() => {}
         }
+    }
+    // They empty the kernel's queues before they end.
+    for accepting in accepting {
+        let _ = accepting.await;
     }
     watch.idle().await;
     Ok(())
@@ -321,7 +335,14 @@ fn node_id(bootstrap: &Bootstrap) -> String {
     format!("sidecar~{ip}~{workload}.{namespace}~{namespace}.svc.cluster.local")
 }
 
-fn xds_options(bootstrap: &Bootstrap, state: Option<Arc<State>>) -> xds::Options {
+fn text(text: &str) -> Value {
+    Value {
+        kind: Some(Kind::StringValue(text.to_owned())),
+    }
+}
+
+/// How the stream is opened: as `instance`, which tells this life of the workload from others.
+fn xds_options(bootstrap: &Bootstrap, instance: &str) -> xds::Options {
     let version = env!("CARGO_PKG_VERSION").to_owned();
     xds::Options {
         target: bootstrap.target.clone(),
@@ -330,11 +351,14 @@ fn xds_options(bootstrap: &Bootstrap, state: Option<Arc<State>>) -> xds::Options
             cluster: format!("{}.{}", bootstrap.workload, bootstrap.id.namespace()),
             user_agent_name: "leno-proxy".to_owned(),
             user_agent_version_type: Some(UserAgentVersionType::UserAgentVersion(version)),
+            metadata: Some(Struct {
+                fields: [("INSTANCE".to_owned(), text(instance))].into(),
+            }),
             ..Node::default()
         },
         max_message: bootstrap.max_xds_message,
         idle_names: bootstrap.idle_names,
-        state,
+        state: None,
     }
 }
 

@@ -204,7 +204,7 @@ pub struct Bootstrap {
     pub idle_names: Duration,
     /// Bytes of a message from the control plane.
     pub max_xds_message: usize,
-    /// How long open requests are given at the end.
+    /// How long the end may take.
     pub drain: Duration,
 }
 

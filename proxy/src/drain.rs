@@ -7,6 +7,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+/// What was on its way to us when the last of the others learned that we go has arrived after this.
+pub const ON_THE_WAY: Duration = Duration::from_millis(200);
+
 /// How far the end has come. What the app itself asks for is served to the last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {

@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::deadline::Deadline;
-use crate::drain::Phase;
-use crate::error::{Error, Kind, Progress};
+use crate::drain::{ON_THE_WAY, Phase};
+use crate::error::{Error, Kind};
 use crate::forward::answer::{self, Audience};
 use crate::forward::attempt::{Attempt, Limit};
 use crate::forward::tries::Policy;
@@ -152,14 +152,6 @@ impl Connection {
         }
     }
 
-    /// Answers a request that failed, and counts it.
-    fn refuse(&self, down: &mut Down<'_>, outcome: &mut Outcome, error: &Error, request: &Head) {
-        if !error.is_farewell() {
-            outcome.answered(error.answer().status, error.answer().flag);
-        }
-        answer::refuse(down, error, request, self.audience());
-    }
-
     /// Where requests on this connection are counted.
     fn series(&self, worker: &Worker, chain: &InboundChain) -> Arc<Series> {
         let source = Party {
@@ -213,9 +205,15 @@ async fn current<'a>(
 async fn serve_http(worker: Rc<Worker>, connection: Connection, stream: Stream) {
     let shared = &worker.shared;
     let mut conn = Conn::new(stream, Vec::new(), shared.limits);
+    // What was accepted may still say what it came for: its first request may be on its way.
+    let over = async {
+        shared.watch.reached(Phase::Closing).await;
+        sleep(ON_THE_WAY).await;
+    };
     let version = tokio::select! {
+        biased;
         version = http_version(&mut conn, &shared.timeouts) => version,
-        () = shared.watch.reached(Phase::Closing) => return,
+        () = over => return,
     };
     match version {
         None => {}
@@ -234,13 +232,21 @@ async fn serve_h1(worker: &Worker, connection: &Connection, conn: Conn) {
     let mut serving: Option<Serving> = None;
     let expires = connection.expires();
     let mut ended = pin!(shared.watch.reached(Phase::Closing));
+    let mut is_over = false;
     loop {
         let idle = Instant::now() + timeouts.idle;
         let idle = expires.map_or(idle, |expires| expires.min(idle));
         let read = tokio::select! {
             biased;
             read = down.read_request(&mut request, &mut deadline, idle, timeouts.head) => read,
-            () = &mut ended, if down.conn_ref().unread().is_empty() => return,
+            () = &mut ended, if !is_over => {
+                is_over = true;
+                // A request of which something is there is the last.
+                if down.conn_ref().unread().is_empty() {
+                    return;
+                }
+                continue;
+            }
         };
         let at = Instant::now();
         // A request that was pipelined before the peer's certificate ended is not served after it.
@@ -323,10 +329,13 @@ async fn serve_request(
     };
     let mut outcome = Outcome::begun(series);
     if let Err(error) = arrival.read {
-        connection.refuse(&mut arrival.down, &mut outcome, &error, &Head::default());
+        let (down, none) = (&mut arrival.down, &Head::default());
+        answer::refuse(down, &mut outcome, &error, none, connection.audience());
         return Served::Whole;
     }
-    worker.shared.metrics.parsed.inc();
+    if !arrival.down.is_h2() {
+        worker.shared.metrics.parsed.inc();
+    }
     worker.random(|rng| headers::request_id(arrival.request, rng));
     let mut attempt = Attempt {
         worker,
@@ -340,29 +349,8 @@ async fn serve_request(
         since: arrival.at,
         at_most: None,
     };
-    match forward(&mut attempt, connection, chain, limit).await {
-        Ok(()) => {
-            let status = attempt.response.status();
-            attempt.outcome.answered(status, "-");
-            Served::Whole
-        }
-        Err(error) if error.progress == Progress::Answered => {
-            let status = attempt.response.status();
-            attempt.outcome.answered(status, error.flag());
-            tracing::debug!(%error, "response cut short");
-            Served::Cut
-        }
-        Err(error) => {
-            let Attempt {
-                mut down,
-                request,
-                outcome,
-                ..
-            } = attempt;
-            connection.refuse(&mut down, outcome, &error, request);
-            Served::Whole
-        }
-    }
+    let forwarded = forward(&mut attempt, connection, chain, limit).await;
+    attempt.conclude(forwarded, connection.audience())
 }
 
 /// From a request with an id to the app's response.

@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::deadline::Deadline;
-use crate::error::{Error, Kind, Progress};
+use crate::error::{Error, Kind};
 use crate::forward::answer::{self, Audience};
 use crate::forward::attempt::{Attempt, Limit};
 use crate::forward::http::unless_gone;
@@ -82,12 +82,20 @@ async fn serve_h1(
     let mut deadline = Deadline::new(timeouts.idle);
     let mut last: Option<Destination> = None;
     let mut ended = pin!(shared.watch.ended());
+    let mut is_over = false;
     loop {
         let idle = Instant::now() + timeouts.idle;
         let read = tokio::select! {
             biased;
             read = down.read_request(&mut request, &mut deadline, idle, timeouts.head) => read,
-            () = &mut ended, if down.conn_ref().unread().is_empty() => return None,
+            () = &mut ended, if !is_over => {
+                is_over = true;
+                // A request of which something is there is the last.
+                if down.conn_ref().unread().is_empty() {
+                    return None;
+                }
+                continue;
+            }
         };
         let at = Instant::now();
         if matches!(read, Ok(Read::Closed)) {
@@ -180,7 +188,8 @@ async fn serve_request(
     // Phase 1: nothing is known of the request yet; what can't be read is answered, and counted under no service.
     let mut outcome = Outcome::begun(&worker.shared.unknown);
     if let Err(error) = arrival.read {
-        refuse(&mut arrival.down, &mut outcome, &error, &Head::default());
+        let (down, none) = (&mut arrival.down, &Head::default());
+        answer::refuse(down, &mut outcome, &error, none, Audience::Trusted);
         return Served::Whole;
     }
     worker.shared.metrics.parsed.inc();
@@ -193,29 +202,8 @@ async fn serve_request(
         response: arrival.response,
         outcome: &mut outcome,
     };
-    match forward(&mut attempt, inside, last, arrival.deadline, arrival.at).await {
-        Ok(()) => {
-            let status = attempt.response.status();
-            attempt.outcome.answered(status, "-");
-            Served::Whole
-        }
-        Err(error) if error.progress == Progress::Answered => {
-            let status = attempt.response.status();
-            attempt.outcome.answered(status, error.flag());
-            tracing::debug!(%error, "response cut short");
-            Served::Cut
-        }
-        Err(error) => {
-            let Attempt {
-                mut down,
-                request,
-                outcome,
-                ..
-            } = attempt;
-            refuse(&mut down, outcome, &error, request);
-            Served::Whole
-        }
-    }
+    let forwarded = forward(&mut attempt, inside, last, arrival.deadline, arrival.at).await;
+    attempt.conclude(forwarded, Audience::Trusted)
 }
 
 /// Where the last request of a connection went: the next one mostly goes there as well.
@@ -261,14 +249,6 @@ async fn destination<'a>(
     }
     last.as_ref()
         .ok_or_else(|| Error::own(Kind::NotConfigured, "no destination"))
-}
-
-/// Answers a request that failed, and counts it.
-fn refuse(down: &mut Down<'_>, outcome: &mut Outcome, error: &Error, request: &Head) {
-    if !error.is_farewell() {
-        outcome.answered(error.answer().status, error.answer().flag);
-    }
-    answer::refuse(down, error, request, Audience::Trusted);
 }
 
 /// Phase 3: from a request with an id to its response.
@@ -384,7 +364,9 @@ async fn connect(
     request: &Head,
 ) -> Option<Arc<OutboundPlan>> {
     let mut outcome = Outcome::begun(&worker.shared.unknown);
-    worker.shared.metrics.parsed.inc();
+    if !down.is_h2() {
+        worker.shared.metrics.parsed.inc();
+    }
     let authority = canonical(&String::from_utf8_lossy(request.target()), None);
     let plan = match check_loop(worker, &authority) {
         Ok(()) => find_plan(worker, &authority, None).await,
@@ -398,7 +380,7 @@ async fn connect(
         }
         Err(error) => {
             down.close_after();
-            refuse(down, &mut outcome, &error, request);
+            answer::refuse(down, &mut outcome, &error, request, Audience::Trusted);
             None
         }
     }

@@ -46,7 +46,7 @@ pub struct Shared {
 pub struct Worker {
     /// What all workers share.
     pub shared: Arc<Shared>,
-    /// Idle upstream connections.
+    /// Upstream connections: idle ones, and shared ones.
     pub pool: Rc<Pool>,
     rng: RefCell<fastrand::Rng>,
 }

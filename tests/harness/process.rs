@@ -6,10 +6,11 @@ use std::process::Stdio;
 
 use tokio::process::{Child, Command};
 use tokio::sync::OnceCell;
+use tokio::time::timeout;
 
 use crate::client::get;
 use crate::mesh::Mesh;
-use crate::{fresh_ip, until};
+use crate::{PATIENCE, fresh_ip, until};
 
 /// A sidecar, killed when it is dropped.
 pub struct Sidecar {
@@ -90,7 +91,8 @@ impl Sidecar {
     /// # Panics
     /// When it can't be waited for.
     pub async fn ended(&mut self) -> bool {
-        self.child.wait().await.expect("a process").success()
+        let ended = timeout(3 * PATIENCE, self.child.wait()).await;
+        ended.expect("it ends").expect("a process").success()
     }
 
     /// Its resident memory, in bytes.
@@ -122,26 +124,22 @@ fn spawn(program: &PathBuf, arguments: &[String]) -> Child {
 async fn program() -> &'static PathBuf {
     static PROGRAM: OnceCell<PathBuf> = OnceCell::const_new();
     let build = || async {
+        // Beside the directory of this test's own program, in its profile.
+        let own = std::env::current_exe().expect("a program");
+        let directory = own.ancestors().nth(2).expect("a directory").to_owned();
+        let profile = match directory.file_name().and_then(|name| name.to_str()) {
+            Some("debug") | None => "dev",
+            Some(name) => name,
+        };
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let mut command = Command::new(cargo);
-        command.args([
-            "build",
-            "--quiet",
-            "--package",
-            "leno-proxy",
-            "--bin",
-            "leno-proxy",
-        ]);
+        command.args(["build", "--quiet", "--profile", profile]);
+        command.args(["--package", "leno-proxy", "--bin", "leno-proxy"]);
         assert!(
             command.status().await.expect("cargo").success(),
             "leno-proxy builds"
         );
-        // Beside the directory of this test's own program.
-        let own = std::env::current_exe().expect("a program");
-        own.ancestors()
-            .nth(2)
-            .expect("a directory")
-            .join("leno-proxy")
+        directory.join("leno-proxy")
     };
     PROGRAM.get_or_init(build).await
 }

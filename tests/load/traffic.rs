@@ -79,6 +79,11 @@ impl Apps {
         [self.h1.address, self.h2.address]
     }
 
+    /// How many requests arrived.
+    pub(crate) fn count(&self) -> usize {
+        self.ids().len()
+    }
+
     /// The ids that arrived.
     fn ids(&self) -> Vec<usize> {
         let seen = self.h1.requests();

@@ -53,7 +53,10 @@ async fn drain(mesh: &Mesh, account: &str, node: &str) -> Result<Vec<String>, St
         .expect("it is let in");
     let node = node.to_owned();
     let call = LifecycleClient::new(channel)
-        .drain(DrainRequest { node })
+        .drain(DrainRequest {
+            node,
+            instance: "another".to_owned(),
+        })
         .await;
     let mut call = call
         .map_err(|status| status.message().to_owned())?
@@ -69,7 +72,10 @@ async fn callers_are_sent_elsewhere_before_the_listener_closes() {
     let (app_one, app_other) = (app("one", wait.clone()).await, app("other", wait).await);
     let named = service("users", &[(one, "v1"), (other, "v1")])
         .replace("name: http, protocol: HTTP", "name: grpc, protocol: GRPC");
-    let mesh = Mesh::start(&format!("{named}{}", mtls("STRICT"))).await;
+    // Without retries: nothing but the drain itself keeps requests from failing.
+    let once = "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: users}\nspec:\n  hosts: [users]\n  http: [{retries: {attempts: 0}, route: [{destination: {host: users}}]}]\n";
+    let mesh = Mesh::start(&format!("{named}{once}{}", mtls("STRICT"))).await;
+    mesh.routed().await;
     let first = mesh
         .proxy(
             "users",
@@ -309,24 +315,83 @@ async fn the_last_endpoint_of_a_service_serves_while_it_drains() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_drains_a_workload_but_itself() {
-    let ip = fresh_ip();
-    let mesh = Mesh::start(&service("users", &[(ip, "v1")])).await;
-    let users = format!("sidecar~{ip}~users.default~default.svc.cluster.local");
-    let app = Upstream::named("app").await;
-    let _callee = mesh
-        .proxy("users", &format!("--inbound {ip}:{PORT}={}", app.address))
-        .await;
+    let (one, other) = (fresh_ip(), fresh_ip());
+    let yaml = service("users", &[(one, "v1"), (other, "v1")]);
+    let mesh = Mesh::start(&yaml).await;
+    let apps = [Upstream::named("one").await, Upstream::named("other").await];
+    let _one = mesh.workload("users", one, apps[0].address).await;
+    let _other = mesh.workload("users", other, apps[1].address).await;
     let caller = mesh.proxy("web", "").await;
-    assert_eq!(get(caller.outbound, "users", "/").await.text(), "app");
+    let both = async || {
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..30 {
+            seen.insert(get(caller.outbound, "users", "/").await.text());
+        }
+        seen.len() == 2
+    };
+    assert!(both().await);
     // Another account of the namespace names the same address: it means a workload of its own, which there is none of.
-    let own = format!("sidecar~{ip}~users.default~default.svc.cluster.local");
-    assert!(drain(&mesh, "web", &own).await.is_ok());
-    assert_eq!(get(caller.outbound, "users", "/").await.text(), "app");
-    let config = caller.config().await.to_string();
-    assert!(config.contains(&ip.to_string()), "{config}");
-    let other = users.replace("users.default", "users.other");
-    let refused = drain(&mesh, "users", &other)
-        .await
-        .expect_err("another namespace");
+    let node = format!("sidecar~{one}~users.default~default.svc.cluster.local");
+    assert!(drain(&mesh, "web", &node).await.is_ok());
+    assert!(both().await);
+    let elsewhere = node.replace("users.default", "users.other");
+    let refused = drain(&mesh, "users", &elsewhere).await;
+    let refused = refused.expect_err("another namespace");
     assert!(refused.contains("namespace"), "{refused}");
+    assert!(both().await);
+    // The account itself may.
+    assert!(drain(&mesh, "users", &node).await.is_ok());
+    assert!(!both().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_control_plane_that_comes_back_learns_who_drains() {
+    let (one, other) = (fresh_ip(), fresh_ip());
+    let (go, wait) = watch::channel(false);
+    let (held, free) = (app("held", wait.clone()).await, app("free", wait).await);
+    let named = service("users", &[(one, "v1"), (other, "v1")])
+        .replace("name: http, protocol: HTTP", "name: http2, protocol: HTTP2");
+    let mut mesh = Mesh::start(&named).await;
+    let first = mesh.workload("users", one, held.address).await;
+    let _other = mesh.workload("users", other, free.address).await;
+    let caller = mesh.proxy("web", "").await;
+    assert_eq!(get(caller.outbound, "users", "/").await.status, 200);
+    // A slow request keeps the first one alive while it drains.
+    let before = first.metric("leno_connections", &[]).await;
+    let mut slow = Client::connect(first.inbound[0]).await;
+    slow.send("GET /slow HTTP/1.1\r\nHost: users\r\n\r\n").await;
+    until("it is under way", || async {
+        (first.metric("leno_connections", &[]).await > before).then_some(())
+    })
+    .await;
+    let ending = tokio::spawn(first.stop());
+    let lists_one = async || {
+        caller
+            .config()
+            .await
+            .to_string()
+            .contains(&format!("{one}:"))
+    };
+    until("callers know", || async {
+        (!lists_one().await).then_some(())
+    })
+    .await;
+    mesh.stop_control_plane().await;
+    mesh.start_control_plane().await;
+    // A caller that comes new is told the same, once the drain has been said again.
+    until("the new control plane knows", || async {
+        let fresh = mesh.proxy("web", "").await;
+        get(fresh.outbound, "users", "/").await;
+        let config = fresh.config().await.to_string();
+        let knows = config.contains(&format!("{other}:")) && !config.contains(&format!("{one}:"));
+        knows.then_some(())
+    })
+    .await;
+    assert!(!ending.is_finished());
+    go.send(true).expect("the app waits");
+    assert_eq!(slow.response().await.expect("an answer").status, 200);
+    timeout(Duration::from_secs(10), ending)
+        .await
+        .expect("it ends")
+        .expect("in order");
 }

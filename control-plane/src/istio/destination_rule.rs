@@ -138,7 +138,7 @@ pub struct HttpSettings {
     /// How long a connection is kept without a request.
     #[serde(default)]
     pub idle_timeout: Option<Period>,
-    /// Whether HTTP/1 requests are carried by HTTP/2 between sidecars.
+    /// Whether HTTP/1 requests are carried by HTTP/2 to the endpoints.
     #[serde(default, rename = "h2UpgradePolicy")]
     pub h2_upgrade_policy: H2UpgradePolicy,
     /// Whether endpoints are spoken to in the version of the request.

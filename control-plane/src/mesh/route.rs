@@ -144,7 +144,7 @@ pub enum HttpVersion {
     /// That of the port.
     #[default]
     Port,
-    /// HTTP/2, where the port carries HTTP/1: between sidecars.
+    /// HTTP/2, where the port carries HTTP/1.
     Upgraded,
     /// That of the request.
     Client,

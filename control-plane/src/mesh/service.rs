@@ -36,9 +36,9 @@ pub struct Port {
 /// What a port carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
-    /// HTTP/1: anything else is refused.
+    /// HTTP, and the app speaks HTTP/1: what isn't HTTP is refused.
     Http,
-    /// HTTP/2, which gRPC is: anything else than HTTP is refused.
+    /// HTTP, and the app speaks HTTP/2, as gRPC does: what isn't HTTP is refused.
     Http2,
     /// What is told from its first bytes.
     Auto,

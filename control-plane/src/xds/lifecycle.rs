@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use leno_proto::leno::lifecycle_server::Lifecycle as Service;
@@ -23,13 +23,25 @@ use crate::mesh::{Client, Draining, Node, WorkloadKey};
 const BARRIER: Duration = Duration::from_secs(5);
 /// A workload that went and never came back is forgotten after this: whatever is at its address then is another.
 const FORGOTTEN: Duration = Duration::from_secs(600);
+/// Bytes of what a proxy calls its life.
+const MAX_INSTANCE: usize = 128;
 
 /// Who drains.
 #[derive(Debug, Clone, Default)]
 pub struct Drains {
     said: watch::Sender<Arc<Draining>>,
-    /// Calls that are open, by workload; a workload that drained stays here without one.
-    calls: watch::Sender<BTreeMap<WorkloadKey, usize>>,
+    lives: Arc<Mutex<BTreeMap<WorkloadKey, Life>>>,
+}
+
+/// The life of a workload's proxy that ends, or has ended.
+#[derive(Debug)]
+struct Life {
+    /// What the proxy calls it.
+    instance: String,
+    /// Calls that say so.
+    calls: usize,
+    /// The revision that began it: what is forgotten later is this, and no other.
+    revision: u64,
 }
 
 impl Drains {
@@ -38,47 +50,65 @@ impl Drains {
         self.said.subscribe()
     }
 
-    /// A workload drains from now on; the revision of which everybody must know.
-    fn begin(&self, key: &WorkloadKey) -> u64 {
-        self.calls
-            .send_modify(|calls| *calls.entry(key.clone()).or_default() += 1);
-        self.say()
+    fn lives(&self) -> MutexGuard<'_, BTreeMap<WorkloadKey, Life>> {
+        self.lives.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A workload's life ends from now on; the revision of which everybody must know.
+    fn begin(&self, key: &WorkloadKey, instance: &str) -> u64 {
+        let mut lives = self.lives();
+        let revision = self.said.borrow().revision + 1;
+        let life = lives.entry(key.clone()).or_insert_with(|| Life {
+            instance: String::new(),
+            calls: 0,
+            revision,
+        });
+        instance.clone_into(&mut life.instance);
+        life.calls += 1;
+        self.say(&lives)
     }
 
     /// The call is over. The workload drains until it comes back, or for so long that it won't.
-    async fn end(&self, key: &WorkloadKey) {
-        self.calls.send_modify(|calls| {
-            if let Some(count) = calls.get_mut(key) {
-                *count = count.saturating_sub(1);
-            }
-        });
+    async fn end(&self, key: &WorkloadKey, instance: &str) {
+        let revision = {
+            let mut lives = self.lives();
+            let Some(life) = lives.get_mut(key).filter(|life| life.instance == instance) else {
+                return;
+            };
+            life.calls = life.calls.saturating_sub(1);
+            life.revision
+        };
         sleep(FORGOTTEN).await;
-        self.forget(key);
-    }
-
-    /// A workload's proxy says hello: unless it is the one that drains, it is a new one that takes work.
-    pub(super) fn begins(&self, node: &Node) {
-        self.forget(&node.workload());
-    }
-
-    fn forget(&self, key: &WorkloadKey) {
-        let is_gone = self.calls.send_if_modified(|calls| {
-            let is_over = calls.get(key) == Some(&0);
-            is_over && calls.remove(key).is_some()
-        });
-        if is_gone {
-            self.say();
+        let mut lives = self.lives();
+        let is_over = |life: &Life| life.revision == revision && life.calls == 0;
+        if lives.get(key).is_some_and(is_over) {
+            lives.remove(key);
+            self.say(&lives);
         }
     }
 
-    fn say(&self) -> u64 {
+    /// A workload's proxy opens a stream: another life than the one that ends takes work.
+    pub(super) fn begins(&self, node: &Node, instance: &str) {
+        let (key, mut lives) = (node.workload(), self.lives());
+        if lives
+            .get(&key)
+            .is_some_and(|life| life.instance != instance)
+        {
+            lives.remove(&key);
+            self.say(&lives);
+        }
+    }
+
+    fn say(&self, lives: &BTreeMap<WorkloadKey, Life>) -> u64 {
+        let mut revision = 0;
         self.said.send_modify(|said| {
+            revision = said.revision + 1;
             *said = Arc::new(Draining {
-                revision: said.revision + 1,
-                workloads: self.calls.borrow().keys().cloned().collect(),
+                revision,
+                workloads: lives.keys().cloned().collect(),
             });
         });
-        self.said.borrow().revision
+        revision
     }
 }
 
@@ -107,21 +137,33 @@ impl Service for Lifecycle {
         let identity = peer.and_then(|peer| peer.identity.clone()).ok_or_else(|| {
             Status::unauthenticated("the call needs a client certificate of this mesh")
         })?;
-        let node = identify(&identity, &request.get_ref().node, "")?;
-        let name = request.into_inner().node;
+        let DrainRequest {
+            node: name,
+            instance,
+        } = request.into_inner();
+        if instance.len() > MAX_INSTANCE {
+            return Err(Status::invalid_argument("instance is too long"));
+        }
+        let node = identify(&identity, &name, "")?;
         let (out, responses) = mpsc::channel(1);
         let hub = Arc::clone(&self.hub);
         tokio::spawn(async move {
+            // Nobody is sent to what isn't in the registry: nobody need know.
+            let mesh = Arc::clone(&hub.state().borrow().mesh);
+            if mesh.endpoints_of(&node).next().is_none() {
+                let _ = out.send(Ok(DrainResponse::default())).await;
+                return out.closed().await;
+            }
             tracing::info!(node = name, "draining");
             let key = node.workload();
-            let revision = hub.drains.begin(&key);
+            let revision = hub.drains.begin(&key, &instance);
             let waiting = hub.all_took(revision, BARRIER).await;
             if !waiting.is_empty() {
                 tracing::warn!(node = name, ?waiting, "not every proxy knows in time");
             }
             let _ = out.send(Ok(DrainResponse { waiting })).await;
             out.closed().await;
-            hub.drains.end(&key).await;
+            hub.drains.end(&key, &instance).await;
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(responses))))
     }
@@ -175,20 +217,31 @@ mod tests {
         let (one, other) = (node("10.0.0.1"), node("10.0.0.2"));
         let ended = |key: WorkloadKey| {
             let drains = drains.clone();
-            async move { drains.end(&key).await }
+            async move { drains.end(&key, "a").await }
         };
-        assert_eq!((drains.begin(&one.workload()), draining()), (1, 1));
-        drains.begins(&one);
-        assert_eq!(draining(), 1, "its stream came back while it drains");
-        tokio::spawn(ended(one.workload()));
-        tokio::task::yield_now().await;
-        drains.begins(&other);
+        assert_eq!((drains.begin(&one.workload(), "a"), draining()), (1, 1));
+        drains.begins(&one, "a");
+        assert_eq!(draining(), 1, "its own stream came back while it drains");
+        drains.begins(&other, "b");
         assert_eq!(draining(), 1, "somebody else's stream");
-        drains.begins(&one);
-        assert_eq!(draining(), 0, "a new one of the same workload");
-
-        assert_eq!(drains.begin(&other.workload()), 3);
-        ended(other.workload()).await;
+        drains.begins(&one, "b");
+        assert_eq!(
+            draining(),
+            0,
+            "a new life, although the old one's call is open"
+        );
+        ended(one.workload()).await;
         assert_eq!(draining(), 0);
+
+        // It ends, comes back, and ends again just before the first end would be forgotten.
+        drains.begin(&other.workload(), "a");
+        let first = tokio::spawn(ended(other.workload()));
+        tokio::time::sleep(FORGOTTEN / 2).await;
+        drains.begins(&other, "b");
+        drains.begin(&other.workload(), "a");
+        first.await.expect("no panic");
+        assert_eq!(draining(), 1, "the second end is not the first");
+        ended(other.workload()).await;
+        assert_eq!(draining(), 0, "nobody came back");
     }
 }

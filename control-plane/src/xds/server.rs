@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
+use leno_proto::pb::envoy::config::core::v3::Node as NodeMessage;
 use leno_proto::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
     aggregated_discovery_service_server::AggregatedDiscoveryService,
 };
+use leno_proto::pb::google::protobuf::value::Kind;
 use leno_proto::tonic::{Request, Response, Status, Streaming};
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
@@ -131,7 +133,7 @@ impl<D: Dialog> Pump<D> {
         let no_node = || Status::invalid_argument("the first request must carry the node");
         let said = D::node(&first).ok_or_else(no_node)?;
         let node = identify(&self.peer, &said.id, &said.user_agent_name)?;
-        self.hub.drains.begins(&node);
+        self.hub.drains.begins(&node, instance(said));
         self.hub.took(self.number, &said.id, 0);
         tracing::info!(node = said.id, "connected");
         let mut state = self.hub.state();
@@ -216,5 +218,15 @@ impl<D: Dialog> Pump<D> {
             sent.map_err(|_| Status::cancelled("the proxy left"))?;
         }
         Ok(())
+    }
+}
+
+/// Which life of its workload's proxy it is, where it says so.
+fn instance(node: &NodeMessage) -> &str {
+    let fields = node.metadata.as_ref().map(|metadata| &metadata.fields);
+    let said = fields.and_then(|fields| fields.get("INSTANCE")?.kind.as_ref());
+    match said {
+        Some(Kind::StringValue(said)) => said,
+        _ => "",
     }
 }

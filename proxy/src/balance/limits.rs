@@ -74,13 +74,12 @@ impl Load {
             .ok_or_else(|| overflow("http2MaxRequests", limit))
     }
 
-    /// A request is sent again. `None` when the budget is used up, which bounds the work that retries make: a request
-    /// that was never sent makes none but its own, wherever it goes.
-    pub fn retry(self: &Arc<Load>, was_sent: bool) -> Option<Held> {
+    /// A request is sent again. `None` when the budget is used up.
+    pub fn retry(self: &Arc<Load>) -> Option<Held> {
         let active = self.requests.load(Ordering::Relaxed);
         let budget = (active * RETRY_PERCENT / 100).max(MIN_RETRIES);
-        let limit = self.limits.retries.or(was_sent.then_some(budget));
-        self.hold(|load| &load.retries, limit)
+        let limit = self.limits.retries.unwrap_or(budget);
+        self.hold(|load| &load.retries, Some(limit))
     }
 
     /// Leave to use a connection, while there are fewer than may be.
@@ -175,23 +174,19 @@ mod tests {
 
     #[test]
     fn retries_have_a_budget_or_a_limit() {
-        for (limit, active, was_sent, expected) in [
-            (None, 1, true, 3),
-            (None, 100, true, 20),
-            (Some(1), 100, true, 1),
-            (Some(50), 1, true, 50),
-            // What was never sent costs nobody anything; who set a limit means it.
-            (None, 1, false, 200),
-            (Some(1), 100, false, 1),
+        for (limit, active, expected) in [
+            (None, 1, 3),
+            (None, 100, 20),
+            (Some(1), 100, 1),
+            (Some(50), 1, 50),
         ] {
             let load = Load::new(Limits {
                 retries: limit,
                 ..Limits::default()
             });
             let _requests: Vec<_> = (0..active).map(|_| load.begin()).collect();
-            let retries = std::iter::from_fn(|| load.retry(was_sent)).take(200);
-            let retries: Vec<_> = retries.collect();
-            assert_eq!(retries.len(), expected, "{limit:?} {active} {was_sent}");
+            let retries: Vec<_> = std::iter::from_fn(|| load.retry()).collect();
+            assert_eq!(retries.len(), expected, "{limit:?} {active}");
         }
     }
 }

@@ -1,5 +1,5 @@
-//! HTTP/2 connections of one worker, each shared by many requests. One is opened at a time to an endpoint, however many
-//! requests wait for it.
+//! HTTP/2 connections of one worker, each shared by many requests. Requests to an endpoint wait for the one that is
+//! being opened.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -34,34 +34,35 @@ pub struct Member {
 impl Member {
     /// Whether it may be used for requests to come. Learns from what it sees.
     fn is_usable(&self, now: Instant, idle_timeout: Duration) -> bool {
-        let since = self.connection.idle_since();
-        let idle = since.map_or(Duration::ZERO, |since| now.duration_since(since));
         if !self.connection.is_open() {
-            if since.is_some() {
+            if let Some(idle) = self.connection.closed_after() {
                 self.endpoint.closed_after(idle);
             }
             return false;
         }
+        let since = self.connection.idle_since();
+        let idle = since.map_or(Duration::ZERO, |since| now.duration_since(since));
+        self.endpoint.open_after(idle);
         let is_stale = idle >= self.uses.idle_timeout.unwrap_or(idle_timeout);
         let expires = self.until.is_some_and(|until| until <= now + BEFORE_EXPIRY);
-        !(is_stale || expires || self.endpoint.is_retired())
-    }
-
-    /// Whether it has room for a request. One that can't be sent again needs a connection that is surely open: a busy
-    /// one, or one that the endpoint has never closed so early.
-    fn takes(&self, now: Instant, is_repeatable: bool) -> bool {
         // A sidecar at the other end keeps the limit for its app itself.
         let max = self
             .uses
             .max_requests
             .filter(|_| self.endpoint.tls.is_none());
         let is_worn_out = max.is_some_and(|max| self.connection.streams() >= u64::from(max));
+        !(is_stale || expires || is_worn_out || self.endpoint.is_retired())
+    }
+
+    /// Whether it has room for a request. One that can't be sent again needs a connection that is surely open: a busy
+    /// one, or one that the endpoint has never closed so early.
+    fn takes(&self, now: Instant, is_repeatable: bool) -> bool {
         let is_sure = is_repeatable
             || self.connection.idle_since().is_none_or(|since| {
                 let idle = now.duration_since(since);
                 self.endpoint.surely_open_after(idle)
             });
-        is_sure && !is_worn_out && self.connection.has_room()
+        is_sure && self.connection.has_room()
     }
 
     /// A stream on it.

@@ -6,6 +6,7 @@ use crate::http::Outgoing;
 use crate::http::h1::{Length, ServerHalf};
 use crate::http::half::Down;
 use crate::http::head::Head;
+use crate::observe::Outcome;
 
 /// Longest explanation that travels in a header.
 const MAX_DETAILS: usize = 1024;
@@ -19,9 +20,19 @@ pub enum Audience {
     Anyone,
 }
 
-/// Buffers the answer to a request that failed. Whatever of its body hasn't come makes the connection close after it.
+/// Counts a request that failed, and buffers its answer. Whatever of its body hasn't come makes the connection close after it.
 /// gRPC's clients look for a status of theirs, in a response without a body.
-pub fn refuse(down: &mut Down<'_>, error: &Error, request: &Head, audience: Audience) {
+pub fn refuse(
+    down: &mut Down<'_>,
+    outcome: &mut Outcome,
+    error: &Error,
+    request: &Head,
+    audience: Audience,
+) {
+    // A caller that left is counted as one.
+    if !error.is_farewell() {
+        outcome.answered(error.answer().status, error.answer().flag);
+    }
     if !down.has_received() {
         down.close_after();
     }

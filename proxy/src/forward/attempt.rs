@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
+use super::Served;
+use super::answer::{Audience, refuse};
 use super::http::unless_gone;
 use super::retry::{self, Decision, Failure};
 use super::tries::{Policy, Tries};
@@ -65,6 +67,26 @@ enum Ended {
 }
 
 impl Attempt<'_> {
+    /// Records what became of the request, and answers it if nobody has.
+    pub fn conclude(mut self, forwarded: Result<(), Error>, audience: Audience) -> Served {
+        let status = self.response.status();
+        match forwarded {
+            Ok(()) => {
+                self.outcome.answered(status, "-");
+                Served::Whole
+            }
+            Err(error) if error.progress == Progress::Answered => {
+                self.outcome.answered(status, error.flag());
+                tracing::debug!(%error, "response cut short");
+                Served::Cut
+            }
+            Err(error) => {
+                refuse(&mut self.down, self.outcome, &error, self.request, audience);
+                Served::Whole
+            }
+        }
+    }
+
     /// Tries, within `limit` when there is one. `edit` changes the response's head before it goes down.
     ///
     /// # Errors
@@ -287,7 +309,15 @@ impl Attempt<'_> {
             Decision::Again if number > tries.policy.attempts() => "attempts used up",
             Decision::Again if tries.progress > Progress::Sent => "a response had begun",
             Decision::Again if !tries.replay.is_whole() => "body not kept",
-            Decision::Again => match cluster.load.retry(tries.progress > Progress::Nothing) {
+            // The budget bounds the work that retries make: what was never sent makes none but its own, wherever it
+            // goes. Who set a limit means it.
+            Decision::Again
+                if tries.progress == Progress::Nothing
+                    && cluster.load.limits().retries.is_none() =>
+            {
+                return true;
+            }
+            Decision::Again => match cluster.load.retry() {
                 Some(held) => {
                     tries.held = Some(held);
                     return true;

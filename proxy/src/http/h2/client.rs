@@ -13,7 +13,7 @@ use ::h2::{Ping, PingPong};
 use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::body::{Receiving, Sending};
 use super::flood::Guarded;
@@ -26,28 +26,81 @@ use crate::http::head::{Head, Known};
 use crate::http::{Broken, Incoming, Outgoing};
 use crate::stream::Stream;
 
-/// How long a peer that let a request wait may take to prove that it is there.
+/// A peer that was heard within this is there; one that isn't heard for as long after a ping gets no new request.
 const PROOF: Duration = Duration::from_secs(3);
+/// One that isn't heard for this long after that is gone, with all that is under way.
+const GONE: Duration = Duration::from_secs(20);
+/// Pings between two responses: gRPC's servers end a connection that pings more often.
+const PINGS: u32 = 2;
 
 /// A connection on which requests are sent as streams.
 pub struct Connection {
     sender: SendRequest<Bytes>,
-    /// Taken while a ping is under way.
-    pings: Rc<RefCell<Option<PingPong>>>,
-    driver: AbortHandle,
-    is_closed: Rc<Cell<bool>>,
-    active: Cell<usize>,
+    pulse: Rc<Pulse>,
     streams: Cell<u64>,
-    idle_since: Cell<Instant>,
     peer: Peer,
     limits: Limits,
+}
+
+/// How a connection is doing.
+struct Pulse {
+    /// Taken while a ping is under way.
+    pings: RefCell<Option<PingPong>>,
+    /// Pings since the last response.
+    asked: Cell<u32>,
+    /// When something was read last.
+    heard: Rc<Cell<Instant>>,
+    driver: RefCell<Option<AbortHandle>>,
+    /// Whether it takes no new request.
+    is_over: Cell<bool>,
+    active: Cell<usize>,
+    idle_since: Cell<Instant>,
+    /// For how long it was idle when the peer closed it.
+    closed_after: Cell<Option<Duration>>,
 }
 
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut debug = f.debug_struct("Connection");
-        debug.field("active", &self.active.get());
+        debug.field("active", &self.pulse.active.get());
         debug.finish_non_exhaustive()
+    }
+}
+
+impl Pulse {
+    fn ended(&self) {
+        if self.active.get() == 0 && !self.is_over.get() {
+            self.closed_after.set(Some(self.idle_since.get().elapsed()));
+        }
+        self.is_over.set(true);
+    }
+
+    /// A request got no answer: unless the peer is heard, it gets no other, and what it has is given up later.
+    fn doubt(self: &Rc<Pulse>) {
+        let is_heard = self.heard.get().elapsed() < PROOF;
+        if self.is_over.get() || is_heard || self.asked.get() >= PINGS {
+            return;
+        }
+        let Some(mut pings) = self.pings.take() else {
+            return;
+        };
+        self.asked.set(self.asked.get() + 1);
+        let (own, before) = (Rc::clone(self), self.heard.get());
+        tokio::task::spawn_local(async move {
+            let _ = timeout(PROOF, pings.ping(Ping::opaque())).await;
+            own.pings.replace(Some(pings));
+            if own.heard.get() > before {
+                return;
+            }
+            tracing::info!(
+                "an HTTP/2 connection takes no more requests: nothing is heard of its peer"
+            );
+            own.is_over.set(true);
+            sleep(GONE).await;
+            if let (true, Some(driver)) = (own.heard.get() == before, own.driver.take()) {
+                driver.abort();
+            }
+        });
     }
 }
 
@@ -69,32 +122,40 @@ impl Connection {
             .max_local_error_reset_streams(None)
             .data_frame_budget(FRAME_BUDGET)
             .enable_push(false);
+        let heard = Rc::new(Cell::new(Instant::now()));
         let (sender, mut connection) = builder
-            .handshake(Guarded::from_server(io))
+            .handshake(Guarded::from_server(io, &heard))
             .await
             .map_err(broken)?;
         let mut pings = connection.ping_pong();
-        let is_closed = Rc::new(Cell::new(false));
-        let (closed, (ended, why)) = (Rc::clone(&is_closed), oneshot::channel());
+        let pulse = Rc::new(Pulse {
+            pings: RefCell::default(),
+            asked: Cell::new(0),
+            heard,
+            driver: RefCell::default(),
+            is_over: Cell::new(false),
+            active: Cell::new(0),
+            idle_since: Cell::new(Instant::now()),
+            closed_after: Cell::new(None),
+        });
+        let (own, (ended, why)) = (Rc::clone(&pulse), oneshot::channel());
         let driver = tokio::task::spawn_local(async move {
             let outcome = connection.await;
-            closed.set(true);
+            own.ended();
             let _ = ended.send(outcome.err().map_or(Broken::Closed, broken));
         });
+        pulse.driver.replace(Some(driver.abort_handle()));
         if let Some(pings) = &mut pings
             && let Err(error) = pings.ping(Ping::opaque()).await
         {
             // The connection's own end says more than the ping that it ended.
             return Err(why.await.unwrap_or_else(|_| broken(error)));
         }
+        pulse.pings.replace(pings);
         Ok(Rc::new(Connection {
             sender,
-            pings: Rc::new(RefCell::new(pings)),
-            driver: driver.abort_handle(),
-            is_closed,
-            active: Cell::new(0),
+            pulse,
             streams: Cell::new(0),
-            idle_since: Cell::new(Instant::now()),
             peer: if is_ours { Peer::Mesh } else { Peer::Foreign },
             limits,
         }))
@@ -103,13 +164,13 @@ impl Connection {
     /// Whether it takes another request now. Of more streams than have windows, some would wait for others to be read.
     pub fn has_room(&self) -> bool {
         let room = self.sender.current_max_send_streams();
-        self.is_open() && self.active.get() < room.min(MAX_STREAMS as usize)
+        self.is_open() && self.pulse.active.get() < room.min(MAX_STREAMS as usize)
     }
 
     /// Whether it takes requests at all: the peer neither closed it nor said that it will.
     pub fn is_open(&self) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
-        !self.is_closed.get()
+        !self.pulse.is_over.get()
             && matches!(self.sender.clone().poll_ready(&mut cx), Poll::Ready(Ok(())))
     }
 
@@ -120,30 +181,18 @@ impl Connection {
 
     /// Since when no request has been under way; `None` while one is.
     pub fn idle_since(&self) -> Option<Instant> {
-        (self.active.get() == 0).then(|| self.idle_since.get())
+        let pulse = &self.pulse;
+        (pulse.active.get() == 0).then(|| pulse.idle_since.get())
     }
 
-    /// A request got no answer: unless the peer answers a ping, it is gone, and so is every other request on it.
-    fn doubt(&self) {
-        let Some(mut pings) = self.pings.take() else {
-            return;
-        };
-        let (own, driver) = (Rc::clone(&self.pings), self.driver.clone());
-        let is_closed = Rc::clone(&self.is_closed);
-        tokio::task::spawn_local(async move {
-            let proof = timeout(PROOF, pings.ping(Ping::opaque())).await;
-            own.replace(Some(pings));
-            if proof.is_err() {
-                tracing::info!("an HTTP/2 connection is given up: its peer answers nothing");
-                is_closed.set(true);
-                driver.abort();
-            }
-        });
+    /// For how long it was idle when the peer closed it, if it was.
+    pub fn closed_after(&self) -> Option<Duration> {
+        self.pulse.closed_after.get()
     }
 
     /// A stream for one request.
     pub fn stream(self: &Rc<Connection>) -> ClientStream {
-        self.active.set(self.active.get() + 1);
+        self.pulse.active.set(self.pulse.active.get() + 1);
         let before = self.streams.replace(self.streams.get() + 1);
         ClientStream {
             before,
@@ -171,11 +220,11 @@ pub struct ClientStream {
 
 impl Drop for ClientStream {
     fn drop(&mut self) {
-        let connection = &self.connection;
-        connection.active.set(connection.active.get() - 1);
-        connection.idle_since.set(Instant::now());
-        if self.sending.is_some() && self.receiving.is_none() && !connection.is_closed.get() {
-            connection.doubt();
+        let pulse = &self.connection.pulse;
+        pulse.active.set(pulse.active.get() - 1);
+        pulse.idle_since.set(Instant::now());
+        if self.sending.is_some() && self.receiving.is_none() {
+            pulse.doubt();
         }
     }
 }
@@ -236,6 +285,7 @@ impl ClientStream {
                 let response = ready!(Pin::new(future).poll(cx)).map_err(broken)?;
                 let (parts, body) = response.into_parts();
                 self.receiving = Some(Receiving::new(body));
+                self.connection.pulse.asked.set(0);
                 let response = http::Response::from_parts(parts, ());
                 let read = heads::read_response(&response, peer, &limits, head);
                 read.map_err(Broken::Syntax)?;

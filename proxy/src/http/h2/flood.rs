@@ -1,9 +1,11 @@
 //! A peer that only makes work: frames that move no request forward cost it a budget, which the bytes of bodies, and time,
-//! restore. Beyond it the connection ends. What the library bounds itself isn't counted here: header blocks, and streams
-//! that are reset before they were accepted.
+//! restore. Beyond it the connection ends. What the library bounds itself isn't counted here: the size of header
+//! blocks, and streams that are reset before they were accepted.
 
+use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -159,6 +161,8 @@ pub(super) struct Guarded {
     io: Stream,
     read: Vec<u8>,
     census: Census,
+    /// When something was read last, where somebody wants to know.
+    heard: Option<Rc<Cell<Instant>>>,
 }
 
 impl Guarded {
@@ -168,15 +172,17 @@ impl Guarded {
             io,
             read,
             census: Census::new(PREFACE.len(), Instant::now()),
+            heard: None,
         }
     }
 
-    /// A stream on which a server speaks.
-    pub(super) fn from_server(io: Stream) -> Guarded {
+    /// A stream on which a server speaks, and where to note when it was heard.
+    pub(super) fn from_server(io: Stream, heard: &Rc<Cell<Instant>>) -> Guarded {
         Guarded {
             io,
             read: Vec::new(),
             census: Census::new(0, Instant::now()),
+            heard: Some(Rc::clone(heard)),
         }
     }
 }
@@ -195,6 +201,9 @@ impl AsyncRead for Guarded {
             let count = this.read.len().min(buf.remaining());
             buf.put_slice(&this.read[..count]);
             this.read.drain(..count);
+        }
+        if let Some(heard) = &this.heard {
+            heard.set(Instant::now());
         }
         let counted = this.census.read(&buf.filled()[before..], Instant::now);
         Poll::Ready(counted.map_err(|stop| io::Error::new(io::ErrorKind::InvalidData, stop)))

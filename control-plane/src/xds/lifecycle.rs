@@ -148,9 +148,11 @@ impl Service for Lifecycle {
         let (out, responses) = mpsc::channel(1);
         let hub = Arc::clone(&self.hub);
         tokio::spawn(async move {
+            let mut state = hub.state();
+            let read = state.wait_for(|state| state.complete).await;
+            let mesh = read.map(|state| Arc::clone(&state.mesh));
             // Nobody is sent to what isn't in the registry: nobody need know.
-            let mesh = Arc::clone(&hub.state().borrow().mesh);
-            if mesh.endpoints_of(&node).next().is_none() {
+            if !mesh.is_ok_and(|mesh| mesh.endpoints_of(&node).next().is_some()) {
                 let _ = out.send(Ok(DrainResponse::default())).await;
                 return out.closed().await;
             }
@@ -162,8 +164,12 @@ impl Service for Lifecycle {
                 tracing::warn!(node = name, ?waiting, "not every proxy knows in time");
             }
             let _ = out.send(Ok(DrainResponse { waiting })).await;
-            out.closed().await;
-            hub.drains.end(&key, &instance).await;
+            // When the control plane ends so does the call: it is made again to the next one.
+            let ending = async { while state.changed().await.is_ok() {} };
+            tokio::select! {
+                () = out.closed() => hub.drains.end(&key, &instance).await,
+                () = ending => {}
+            }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(responses))))
     }

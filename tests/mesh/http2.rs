@@ -867,3 +867,33 @@ async fn a_peer_that_never_opens_its_window_is_given_up() {
         "the head came"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_whose_grpc_calls_fail_is_ejected() {
+    let unavailable = |_, mut respond: h2::server::SendResponse<Bytes>| async move {
+        let response = Response::builder().header("grpc-status", "14");
+        let response = response.body(()).expect("a response");
+        respond.send_response(response, true).map(drop)
+    };
+    let (bad, good) = (App::start(unavailable).await, App::echo().await);
+    let ips = [fresh_ip(), fresh_ip()];
+    let named = service("users", &ips.map(|ip| (ip, "v1")))
+        .replace("name: http, protocol: HTTP", "name: grpc, protocol: GRPC");
+    let rule = "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: users}\nspec: {host: users, trafficPolicy: {outlierDetection: {consecutive5xxErrors: 3, baseEjectionTime: 1h}}}\n";
+    let mesh = Mesh::start(&format!("{named}{rule}")).await;
+    let _bad = mesh.workload("users", ips[0], bad.address).await;
+    let _good = mesh.workload("users", ips[1], good.address).await;
+    let caller = mesh.proxy("web", "").await;
+    let sender = connect(caller.outbound).await;
+    let mut failed = 0;
+    for _ in 0..40 {
+        let call = request(
+            "POST",
+            "http://users/a.B/C",
+            &[("content-type", "application/grpc")],
+        );
+        let answer = ask(&sender, call, b"x", None).await.expect("an answer");
+        failed += usize::from(answer.header("grpc-status") == "14");
+    }
+    assert_eq!(failed, 3, "then it is ejected");
+}

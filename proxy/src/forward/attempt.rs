@@ -278,11 +278,12 @@ impl Attempt<'_> {
         number: u32,
     ) -> Result<(), Ended> {
         let status = self.response.status();
-        if cluster.is_watched() {
-            self.report(cluster, tries, Verdict::Status(status));
-        }
         let grpc = self.response.get(Known::GrpcStatus);
         let grpc = grpc.and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
+        if cluster.is_watched() {
+            let status = grpc.filter(|_| status == 200).map_or(status, http_status);
+            self.report(cluster, tries, Verdict::Status(status));
+        }
         if status < 400 && grpc.is_none() {
             return Ok(());
         }
@@ -379,6 +380,18 @@ impl Attempt<'_> {
             };
             cluster.report(&mut lease, verdict, Instant::now());
         });
+    }
+}
+
+/// The HTTP status that a gRPC status counts as, as with Envoy: what the server is to blame for is a 5xx.
+fn http_status(grpc: u8) -> u16 {
+    match grpc {
+        0 => 200,
+        2 | 13 | 15 => 500,
+        12 => 501,
+        14 => 503,
+        4 => 504,
+        _ => 400,
     }
 }
 

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use leno_tests::fresh_ip;
+use leno_tests::client::{Client, get};
 use leno_tests::mesh::{Mesh, PORT, mtls, service};
 use leno_tests::process::Sidecar;
+use leno_tests::{fresh_ip, until};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep};
 
@@ -135,9 +137,7 @@ async fn planned_events_fail_nothing_whatever_is_spoken() {
         shop.mesh.start_control_plane().await;
         // A certificate's half life has passed on every connection by then.
         sleep(Duration::from_secs(10).saturating_sub(begun.elapsed() / 4)).await;
-        let rotations = leno_tests::client::get(shop.caller.admin, "admin", "/metrics")
-            .await
-            .text();
+        let rotations = get(shop.caller.admin, "admin", "/metrics").await.text();
         let rotations = rotations
             .lines()
             .find_map(|line| line.strip_prefix("leno_certificates_total "));
@@ -276,4 +276,73 @@ async fn a_storm_of_resets_costs_little() {
     sleep(Duration::from_secs(11)).await;
     let outcomes = shop.close(traffic).await;
     hold("a storm of resets", &outcomes, began, healed);
+}
+
+/// An app that answers each connection's first request after `after`.
+async fn slow_app(after: Duration) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("listen");
+    let address = listener.local_addr().expect("bound");
+    tokio::spawn(async move {
+        while let Ok((mut tcp, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut head = [0; 1024];
+                let _ = tcp.read(&mut head).await;
+                sleep(after).await;
+                let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nslow";
+                let _ = tcp.write_all(answer).await;
+            });
+        }
+    });
+    address
+}
+
+/// A sidecar in front of a slow app, and a client with a request under way.
+async fn slow(after: Duration) -> (Mesh, Sidecar, Client) {
+    let ip = fresh_ip();
+    let mesh = Mesh::start(&service("users", &[(ip, "v1")])).await;
+    let flags = format!("--inbound {ip}:{PORT}={}", slow_app(after).await);
+    let sidecar = Sidecar::start(&mesh, "users", ip, &flags).await;
+    let mut client = Client::connect(sidecar.inbound()[0]).await;
+    client.send("GET / HTTP/1.1\r\nHost: users\r\n\r\n").await;
+    until("it is under way", || async {
+        let config = get(sidecar.admin, "admin", "/config").await;
+        let config: serde_json::Value = serde_json::from_slice(&config.body).ok()?;
+        let clusters = config["clusters"].as_array()?;
+        let mut requests = clusters.iter().map(|c| c["under_way"]["requests"].as_u64());
+        requests.any(|count| count == Some(1)).then_some(())
+    })
+    .await;
+    (mesh, sidecar, client)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_of_four_seconds_outlives_the_signal() {
+    let _alone = ALONE.lock().await;
+    let (_mesh, mut sidecar, mut client) = slow(Duration::from_secs(4)).await;
+    sidecar.signal("TERM").await;
+    let response = client.response().await.expect("an answer");
+    assert_eq!(response.text(), "slow");
+    assert_eq!(response.header("connection"), Some("close"));
+    assert!(sidecar.ended().await, "it ends in order");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_ends_at_once() {
+    let _alone = ALONE.lock().await;
+    let (_mesh, mut sidecar, mut client) = slow(Duration::from_secs(600)).await;
+    sidecar.signal("TERM").await;
+    let inbound = sidecar.inbound()[0];
+    until("the listener is closed", || async {
+        TcpStream::connect(inbound).await.is_err().then_some(())
+    })
+    .await;
+    let again = Instant::now();
+    sidecar.signal("TERM").await;
+    sidecar.ended().await;
+    assert!(
+        again.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        again.elapsed()
+    );
+    assert!(client.response().await.is_none());
 }

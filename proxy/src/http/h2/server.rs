@@ -150,7 +150,9 @@ impl Session {
         let opened = Opened::new(&self.streams);
         // One that its peer took back is no longer counted by the library, but may still be worked on here.
         let is_crowded = self.streams.count.get() > 2 * MAX_STREAMS as usize;
-        if is_crowded || self.streams.resets.borrow().is_flood() {
+        // A sidecar speaks for many callers, who may all give up when the app hangs.
+        let is_flood = !self.how.is_mesh && self.streams.resets.borrow().is_flood();
+        if is_crowded || is_flood {
             tracing::info!("HTTP/2 connection ended: a flood of streams that are reset at once");
             self.connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
             return None;

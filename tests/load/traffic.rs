@@ -238,9 +238,11 @@ async fn call(
         Err(error) => Err((error.to_string(), false)),
         Ok(answer) if answer.trailer("grpc-status") == "0" => Ok(()),
         Ok(answer) => {
-            let why = answer.header("grpc-message");
+            // In the head of an answer without messages, or at the end of one that broke off.
+            let told = |name| [answer.header(name), answer.trailer(name)].concat();
+            let why = told("grpc-message");
             Err((
-                format!("grpc {} {why}", answer.header("grpc-status")),
+                format!("grpc {} {why}", told("grpc-status")),
                 !why.is_empty(),
             ))
         }

@@ -542,6 +542,33 @@ async fn a_slow_reader_slows_its_own_stream_only() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_grpc_response_that_breaks_off_ends_with_the_reason() {
+    let app = App::with(|mut connection| async move {
+        let Some(Ok((_, mut respond))) = connection.accept().await else {
+            return;
+        };
+        let mut stream = respond
+            .send_response(Response::new(()), false)
+            .expect("sent");
+        let message = Bytes::from_static(b"\0\0\0\0\x01x");
+        stream.send_data(message, false).expect("sent");
+        // What was sent is out before the connection is closed.
+        let _ = timeout(Duration::from_millis(200), connection.accept()).await;
+    })
+    .await;
+    let (_mesh, caller, _callee, _) = pair(app.address, "grpc", &mtls("STRICT"), "").await;
+    let sender = connect(caller.outbound).await;
+    let fields = [("content-type", "application/grpc"), ("te", "trailers")];
+    let call = request("POST", "http://users/a.B/C", &fields);
+    let answer = ask(&sender, call, b"\0\0\0\0\x01x", None).await;
+    let answer = answer.expect("it ends as a call does");
+    assert_eq!(answer.body, b"\0\0\0\0\x01x");
+    assert_eq!(answer.trailer("grpc-status"), "14");
+    let why = answer.trailer("grpc-message");
+    assert!(why.contains("response body"), "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn resets_travel_both_ways() {
     let gone = Arc::new(AtomicBool::new(false));
     let seen = Arc::clone(&gone);

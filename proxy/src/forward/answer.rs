@@ -75,6 +75,29 @@ pub fn is_grpc(request: &Head) -> bool {
 /// A gRPC response without messages: the status that stands for the HTTP status (gRPC's `http-grpc-status-mapping`), and
 /// why, percent-encoded.
 fn grpc(error: &Error, audience: Audience) -> Head {
+    let mut head = Head::response(200);
+    head.add("content-type", b"application/grpc");
+    grpc_status(error, audience, &mut head);
+    head
+}
+
+/// Ends a gRPC response that can't go on with a status that says why; false when the response isn't one.
+pub fn conclude_call(
+    down: &mut Down<'_>,
+    error: &Error,
+    request: &Head,
+    audience: Audience,
+) -> bool {
+    if !down.is_h2() || !is_grpc(request) {
+        return false;
+    }
+    let mut trailers = Head::default();
+    grpc_status(error, audience, &mut trailers);
+    down.finish(Some(&trailers));
+    true
+}
+
+fn grpc_status(error: &Error, audience: Audience, head: &mut Head) {
     let status: &[u8] = match error.answer().status {
         400 | 431 => b"13",
         403 => b"7",
@@ -86,11 +109,8 @@ fn grpc(error: &Error, audience: Audience) -> Head {
         Audience::Trusted => quoted(&error.to_string()).replace('%', "%25"),
         Audience::Anyone => error.answer().error.to_owned(),
     };
-    let mut head = Head::response(200);
-    head.add("content-type", b"application/grpc");
     head.add("grpc-status", status);
     head.add("grpc-message", words.as_bytes());
-    head
 }
 
 /// Buffers an answer without a body.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Served;
-use super::answer::{Audience, refuse};
+use super::answer::{self, Audience, refuse};
 use super::http::unless_gone;
 use super::retry::{self, Decision, Failure};
 use super::tries::{Policy, Tries};
@@ -78,7 +78,10 @@ impl Attempt<'_> {
             Err(error) if error.progress == Progress::Answered => {
                 self.outcome.answered(status, error.flag());
                 tracing::debug!(%error, "response cut short");
-                Served::Cut
+                match answer::conclude_call(&mut self.down, &error, self.request, audience) {
+                    true => Served::Whole,
+                    false => Served::Cut,
+                }
             }
             Err(error) => {
                 refuse(&mut self.down, self.outcome, &error, self.request, audience);

@@ -78,7 +78,9 @@ impl Exchange<'_, '_> {
         self.down.respond(response, length);
         let passed = self.response_body(length).await;
         passed.map_err(|(error, reason)| {
-            self.down.cut(reason);
+            if reason.is_some() {
+                self.down.cut(reason);
+            }
             error
         })?;
         if !self.upload.is_done {

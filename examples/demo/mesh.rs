@@ -167,6 +167,8 @@ impl Mesh {
             .args(args);
         command.args(["--outbound-address", &format!("{ip}:15001")]);
         command.args(["--admin-address", &format!("{ip}:15000")]);
+        command.args(["--metrics-address", &format!("{ip}:15020")]);
+        command.args(["--prometheus-address", &format!("{ip}:15090")]);
         command.arg("--token-file").arg(token);
         command.arg("--state-dir").arg(self.kept(ip));
         if let Some(inbound) = inbound {

@@ -19,7 +19,7 @@ use tokio::task::LocalSet;
 use tokio::time::{Instant, timeout};
 
 use crate::accept::{self, Gate};
-use crate::admin::Admin;
+use crate::admin::{Admin, Port};
 use crate::bootstrap::Bootstrap;
 use crate::config::endpoints::Workload;
 use crate::connect::pool::Pool;
@@ -28,7 +28,8 @@ use crate::drain::{self, Phase, Side, Watch};
 use crate::http::buffers;
 use crate::identity::{self, Renewal};
 use crate::lifecycle::Lifecycle;
-use crate::observe::metrics::{Labels, Metrics, Party};
+use crate::observe::labels::{Labels, Party};
+use crate::observe::metrics::Metrics;
 use crate::snapshot::Builder;
 use crate::state::State;
 use crate::status::Status;
@@ -41,6 +42,8 @@ use crate::{inbound, outbound, xds};
 const JOIN: Duration = Duration::from_secs(5);
 /// How often pools are swept.
 const SWEEP: Duration = Duration::from_secs(1);
+/// How many times metric series are looked at in the time after which they are forgotten.
+const SWEEPS: u32 = 4;
 
 /// A proxy that runs.
 #[derive(Debug)]
@@ -51,6 +54,8 @@ pub struct Bound {
     pub inbound: Vec<SocketAddr>,
     /// Where the admin port is.
     pub admin: SocketAddr,
+    /// Where Prometheus scrapes: all there is, and the sidecar's own.
+    pub stats: [SocketAddr; 2],
     lifecycle: Lifecycle,
     signal: drain::Signal,
     drain: Duration,
@@ -79,7 +84,7 @@ impl Bound {
 pub fn run(bootstrap: Bootstrap) -> Result<Bound> {
     let (signal, watch) = drain::channel();
     let sockets = Sockets::bind(&bootstrap)?;
-    let metrics = Metrics::new()?;
+    let metrics = Metrics::new(bootstrap.max_series)?;
     let credentials = Credentials::new(bootstrap.id.trust_domain());
     let (directory, asked) = Directory::new(bootstrap.directory);
     let unknown = Labels::new(
@@ -106,6 +111,10 @@ pub fn run(bootstrap: Bootstrap) -> Result<Bound> {
         outbound: sockets.outbound.local_addr()?,
         inbound: local_addresses(&sockets.inbound)?,
         admin: sockets.admin.local_addr()?,
+        stats: [
+            sockets.stats[0].local_addr()?,
+            sockets.stats[1].local_addr()?,
+        ],
         lifecycle: Lifecycle {
             target: bootstrap.target.clone(),
             node: node_id(&bootstrap),
@@ -127,7 +136,7 @@ pub fn run(bootstrap: Bootstrap) -> Result<Bound> {
         .zip(bootstrap.inbound.iter().map(|inbound| inbound.app))
         .collect();
     let stream = xds_options(&bootstrap, &bound.lifecycle.instance);
-    let control = start_control(&bootstrap, stream, &shared, sockets.admin, asked, apps)?;
+    let control = start_control(&bootstrap, stream, &shared, sockets, asked, apps)?;
     bound.threads.push(control);
     Ok(bound)
 }
@@ -137,7 +146,7 @@ fn start_control(
     bootstrap: &Bootstrap,
     mut stream: xds::Options,
     shared: &Arc<Shared>,
-    listener: StdListener,
+    sockets: Sockets,
     asked: mpsc::UnboundedReceiver<String>,
     apps: HashMap<u16, SocketAddr>,
 ) -> Result<JoinHandle<()>> {
@@ -165,27 +174,48 @@ fn start_control(
         credentials: Arc::clone(&credentials),
         metrics: Arc::clone(&metrics),
     };
-    let admin = Admin {
+    let admin = Arc::new(Admin {
         node: node_id(bootstrap),
         directory: Arc::clone(&shared.directory),
         credentials: Arc::clone(&credentials),
-        metrics,
+        metrics: Arc::clone(&metrics),
         status,
-    };
+        app: bootstrap.app_metrics.clone(),
+    });
+    let expiry = bootstrap.metric_expiry;
     let watch = shared.watch.clone();
     spawn("control", move || async move {
-        let Ok(listener) = TcpListener::from_std(listener) else {
-            return tracing::error!("the admin socket can't be registered");
-        };
-        let admin = admin.serve(listener, watch.clone());
+        let [merged, own] = sockets.stats;
+        let pages = [
+            (Port::Admin, sockets.admin),
+            (Port::Merged, merged),
+            (Port::Own, own),
+        ];
+        for (port, listener) in pages {
+            let Ok(listener) = TcpListener::from_std(listener) else {
+                return tracing::error!(?port, "a socket can't be registered");
+            };
+            tokio::task::spawn_local(Arc::clone(&admin).serve(listener, port, watch.clone()));
+        }
+        tokio::task::spawn_local(forget_idle(metrics, expiry));
         let stream = async {
             // The stream needs a certificate: it begins when there is one.
             if first_identity(&credentials, &watch).await {
                 client.run(asked, watch.clone()).await;
             }
         };
-        tokio::join!(admin, renewal.run(watch.clone()), stream);
+        tokio::join!(renewal.run(watch.clone()), stream);
+        watch.ended().await;
     })
+}
+
+/// Forgets metric series in which nothing has happened for as long as `expiry`.
+async fn forget_idle(metrics: Arc<Metrics>, expiry: Duration) {
+    let mut sweep = tokio::time::interval(expiry / SWEEPS);
+    loop {
+        sweep.tick().await;
+        metrics.standard().sweep(SWEEPS);
+    }
 }
 
 /// The directory for what a restart begins with.
@@ -228,6 +258,7 @@ struct Sockets {
     outbound: StdListener,
     inbound: Vec<StdListener>,
     admin: StdListener,
+    stats: [StdListener; 2],
 }
 
 impl Sockets {
@@ -244,12 +275,17 @@ impl Sockets {
             outbound: bind("outbound traffic", bootstrap.outbound)?,
             inbound: inbound?,
             admin: bind("admin", bootstrap.admin)?,
+            stats: [
+                bind("metrics", bootstrap.stats[0])?,
+                bind("metrics", bootstrap.stats[1])?,
+            ],
         })
     }
 
     fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
         let mut addresses = local_addresses(&self.inbound)?;
         addresses.extend([self.outbound.local_addr()?, self.admin.local_addr()?]);
+        addresses.extend(local_addresses(&self.stats)?);
         Ok(addresses)
     }
 }

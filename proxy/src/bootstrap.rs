@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::admin::AppMetrics;
 use crate::channel::Target;
 use crate::directory;
 use crate::http::h1::{Limits, Timeouts};
+use crate::observe::metrics::MAX_SERIES;
 use crate::tls::SpiffeId;
 
 /// Leno's data plane.
@@ -74,7 +76,16 @@ pub struct RunArgs {
     /// Where /ready, /config and /metrics are.
     #[arg(long, env = "LENO_ADMIN_ADDRESS")]
     pub admin_address: Option<SocketAddr>,
-    /// Moves the fixed ports: 15000 becomes this, 15001 this plus 1.
+    /// Where Prometheus scrapes the sidecar and, with --app-metrics, the app; default: port 15020 of the workload's address.
+    #[arg(long, env = "LENO_METRICS_ADDRESS")]
+    pub metrics_address: Option<SocketAddr>,
+    /// Where Prometheus scrapes the sidecar alone; default: port 15090 of the workload's address.
+    #[arg(long, env = "LENO_PROMETHEUS_ADDRESS")]
+    pub prometheus_address: Option<SocketAddr>,
+    /// The app's own metrics, as IP:PORT/PATH, to be merged in on 15020.
+    #[arg(long, env = "LENO_APP_METRICS")]
+    pub app_metrics: Option<AppMetrics>,
+    /// Moves the fixed ports: 15000 becomes this, 15001 this plus 1, 15020 this plus 20.
     #[arg(long, env = "LENO_PORTS_FROM", default_value_t = 15000)]
     pub ports_from: u16,
     /// Worker threads; 1 serves most pods.
@@ -131,6 +142,12 @@ pub struct LimitArgs {
     /// Bytes of a message from the control plane.
     #[arg(long, env = "LENO_MAX_XDS_MESSAGE", default_value_t = 16 * 1024 * 1024)]
     pub max_xds_message: usize,
+    /// Metric series at once; what would be more is counted as `other`.
+    #[arg(long, env = "LENO_MAX_METRIC_SERIES", default_value_t = MAX_SERIES)]
+    pub max_metric_series: usize,
+    /// Time after which a metric series in which nothing happens is forgotten.
+    #[arg(long, env = "LENO_METRIC_EXPIRY", value_parser = duration, default_value = "1h")]
+    pub metric_expiry: Duration,
     /// Time that the proxy takes to end at most: callers learn it, open requests are finished.
     #[arg(long, env = "LENO_DRAIN_TIMEOUT", value_parser = duration, default_value = "25s")]
     pub drain_timeout: Duration,
@@ -184,6 +201,10 @@ pub struct Bootstrap {
     pub outbound: SocketAddr,
     /// Where the admin port is.
     pub admin: SocketAddr,
+    /// Where Prometheus scrapes: all there is, and the sidecar's own.
+    pub stats: [SocketAddr; 2],
+    /// The app's own metrics.
+    pub app_metrics: Option<AppMetrics>,
     /// Worker threads.
     pub workers: u16,
     /// Bounds on messages.
@@ -204,6 +225,10 @@ pub struct Bootstrap {
     pub idle_names: Duration,
     /// Bytes of a message from the control plane.
     pub max_xds_message: usize,
+    /// Metric series at once.
+    pub max_series: usize,
+    /// When series in which nothing happens are forgotten.
+    pub metric_expiry: Duration,
     /// How long the end may take.
     pub drain: Duration,
 }
@@ -218,6 +243,22 @@ impl RunArgs {
             address: self.xds_address.clone(),
             identity,
         })
+    }
+
+    /// Where we listen besides `--inbound`: outbound, admin, all metrics, our own.
+    fn addresses(&self, ip: IpAddr) -> Result<[SocketAddr; 4], String> {
+        let local = IpAddr::from(Ipv4Addr::LOCALHOST);
+        let or = |given: Option<SocketAddr>, ip, offset| {
+            let port = self.ports_from.checked_add(offset);
+            let port = port.ok_or_else(|| format!("--ports-from {}: too high", self.ports_from))?;
+            Ok::<_, String>(given.unwrap_or(SocketAddr::new(ip, port)))
+        };
+        Ok([
+            or(self.outbound_address, local, 1)?,
+            or(self.admin_address, local, 0)?,
+            or(self.metrics_address, ip, 20)?,
+            or(self.prometheus_address, ip, 90)?,
+        ])
     }
 
     /// Checks the flags.
@@ -236,24 +277,19 @@ impl RunArgs {
         let ip = self
             .ip
             .or(self.inbound.first().map(|inbound| inbound.listen.ip()));
-        let port = |offset: u16| {
-            let port = self.ports_from.checked_add(offset);
-            port.ok_or_else(|| format!("--ports-from {}: too high", self.ports_from))
-        };
-        let local = IpAddr::from(Ipv4Addr::LOCALHOST);
+        let ip = ip.unwrap_or(Ipv4Addr::LOCALHOST.into());
+        let [outbound, admin, merged, own] = self.addresses(ip)?;
         Ok(Bootstrap {
             target,
             workload: self
                 .workload
                 .unwrap_or_else(|| self.service_account.clone()),
             id,
-            ip: ip.unwrap_or(local),
-            outbound: self
-                .outbound_address
-                .unwrap_or(SocketAddr::new(local, port(1)?)),
-            admin: self
-                .admin_address
-                .unwrap_or(SocketAddr::new(local, port(0)?)),
+            ip,
+            outbound,
+            admin,
+            stats: [merged, own],
+            app_metrics: self.app_metrics,
             token_file: self.token_file,
             ca_root: self.ca_root,
             state: Some(self.state_dir).filter(|path| path.as_os_str() != "none"),
@@ -280,6 +316,8 @@ impl RunArgs {
             },
             idle_names: limits.idle_names.max(Duration::from_millis(100)),
             max_xds_message: limits.max_xds_message,
+            max_series: limits.max_metric_series,
+            metric_expiry: limits.metric_expiry.max(Duration::from_millis(100)),
             drain: limits.drain_timeout,
         })
     }

@@ -150,6 +150,11 @@ impl Directory {
         }
     }
 
+    /// What is done with connections to the app, if that is known.
+    pub fn inbound_now(&self) -> Option<Arc<InboundPlan>> {
+        self.snapshot.load().inbound.clone()
+    }
+
     /// How long somebody waits for configuration.
     pub fn patience(&self) -> Duration {
         self.limits.wait

@@ -1,6 +1,6 @@
 //! The inbound story: what others send to the app, from their connection to the answer.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
@@ -10,9 +10,11 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::config::endpoints::Workload;
+use crate::config::peer;
 use crate::deadline::Deadline;
 use crate::drain::{ON_THE_WAY, Phase};
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, Progress};
 use crate::forward::answer::{self, Audience};
 use crate::forward::attempt::{Attempt, Limit};
 use crate::forward::tries::Policy;
@@ -22,8 +24,9 @@ use crate::http::h2;
 use crate::http::half::Down;
 use crate::http::head::{Head, Known, Version};
 use crate::identify::{Protocol, http_version, identify};
-use crate::observe::Outcome;
-use crate::observe::metrics::{Party, Series};
+use crate::observe::labels::Party;
+use crate::observe::standard::Series;
+use crate::observe::{Carried, Outcome};
 use crate::outbound::normalise;
 use crate::policy::{Caller, Verdict, verdict, verdict_tcp};
 use crate::route::matcher::RequestView;
@@ -46,6 +49,8 @@ struct Connection {
     /// Its address, as `x-forwarded-for` carries it.
     ip: String,
     address: SocketAddr,
+    /// What the sidecar at the other end says of its workload.
+    source: OnceCell<Workload>,
 }
 
 /// Who is at the other end of mutual TLS, with what each of its requests needs of that.
@@ -95,6 +100,7 @@ pub async fn serve(worker: Rc<Worker>, mut tcp: TcpStream, address: SocketAddr, 
         peer: None,
         ip: address.ip().to_string(),
         address,
+        source: OnceCell::new(),
     };
     let Some(chain) = connection.chain(&plan) else {
         tracing::info!(%address, port, "refused: mutual TLS is required here");
@@ -124,7 +130,16 @@ async fn carry(worker: Rc<Worker>, connection: Connection, stream: Stream, is_ht
         return serve_http(worker, connection, stream).await;
     }
     // A box: opaque connections must not make every connection's task larger.
-    if let Err(error) = Box::pin(carry_bytes(&worker, &connection, stream)).await {
+    let plan = worker.shared.directory.inbound().await;
+    let Some(chain) = connection.chain(&plan) else {
+        return;
+    };
+    let series = connection.series(&worker, chain);
+    let carrying = carry_bytes(&worker, &connection, (chain, &series), stream);
+    if let Err(error) = Box::pin(carrying).await {
+        if error.progress == Progress::Nothing {
+            Carried::ended(&series, error.flag());
+        }
         tracing::info!(address = %connection.address, %error, "connection not carried");
     }
 }
@@ -152,11 +167,27 @@ impl Connection {
         }
     }
 
+    /// Takes from `request` what the caller's sidecar says of its workload, and believes it as far as its certificate
+    /// goes. True when something was learned.
+    fn learn(&self, request: &Head) -> bool {
+        let Some(value) = request.get(Known::PeerMetadata) else {
+            return false;
+        };
+        let said = match (&self.peer, self.source.get()) {
+            (Some(caller), None) => peer::decode(value).filter(|said| {
+                // Its name is its own affair; whose it is, the certificate says.
+                said.namespace == caller.peer.id.namespace()
+            }),
+            _ => None,
+        };
+        said.is_some_and(|said| self.source.set(said).is_ok())
+    }
+
     /// Where requests on this connection are counted.
     fn series(&self, worker: &Worker, chain: &InboundChain) -> Arc<Series> {
         let source = Party {
             principal: self.peer.as_ref().map(|caller| caller.peer.id.to_string()),
-            ..Party::default()
+            workload: self.source.get().cloned().unwrap_or_default(),
         };
         let security = match self.peer {
             Some(_) => "mutual_tls",
@@ -324,17 +355,22 @@ async fn serve_request(
     serving: &mut Option<Serving>,
     mut arrival: Arrival<'_>,
 ) -> Served {
+    if arrival.read.is_ok() && connection.learn(arrival.request) {
+        *serving = None;
+    }
     let Some(Serving { chain, series, .. }) = current(worker, connection, serving).await else {
         return Served::Refused;
     };
-    let mut outcome = Outcome::begun(series);
+    let mut outcome = Outcome::begun(series, arrival.at);
     if let Err(error) = arrival.read {
         let (down, none) = (&mut arrival.down, &Head::default());
         answer::refuse(down, &mut outcome, &error, none, connection.audience());
         return Served::Whole;
     }
-    if !arrival.down.is_h2() {
-        worker.shared.metrics.parsed.inc();
+    match arrival.down.is_h2() {
+        false => worker.shared.metrics.parsed.inc(),
+        true if answer::is_grpc(arrival.request) => outcome.is_call(),
+        true => {}
     }
     worker.random(|rng| headers::request_id(arrival.request, rng));
     let mut attempt = Attempt {
@@ -428,11 +464,9 @@ fn app(chain: &InboundChain, port: u16) -> Result<&Arc<crate::balance::Cluster>,
 async fn carry_bytes(
     worker: &Worker,
     connection: &Connection,
+    (chain, series): (&InboundChain, &Series),
     mut down: Stream,
 ) -> Result<(), Error> {
-    let plan = worker.shared.directory.inbound().await;
-    let closed = || Error::own(Kind::Denied, "mutual TLS is required here");
-    let chain = connection.chain(&plan).ok_or_else(closed)?;
     match verdict_tcp(&chain.policies, connection.caller()) {
         Verdict::Allowed => {}
         Verdict::DeniedBy(policy) | Verdict::NotAllowed(Some(policy)) => {
@@ -445,5 +479,6 @@ async fn carry_bytes(
     }
     let cluster = app(chain, connection.port)?;
     let (mut up, _leave, _lease) = tcp::open(worker, cluster).await?;
-    tcp::copy(&mut down, &mut up).await.map(|_| ())
+    let carried = Carried::opened(series);
+    tcp::copy(&mut down, &mut up, &carried).await
 }

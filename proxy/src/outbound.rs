@@ -9,12 +9,13 @@ use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::deadline::Deadline;
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, Progress};
 use crate::forward::answer::{self, Audience};
 use crate::forward::attempt::{Attempt, Limit};
 use crate::forward::http::unless_gone;
@@ -27,7 +28,7 @@ use crate::http::half::Down;
 use crate::http::head::{Head, Known, Version};
 use crate::http::path;
 use crate::identify::{Protocol, http_version, sniff};
-use crate::observe::Outcome;
+use crate::observe::{Carried, Outcome};
 use crate::route::NotFound;
 use crate::route::matcher::RequestView;
 use crate::snapshot::{OutboundKind, OutboundPlan, RoutePlan, Target};
@@ -186,13 +187,16 @@ async fn serve_request(
     mut arrival: Arrival<'_>,
 ) -> Served {
     // Phase 1: nothing is known of the request yet; what can't be read is answered, and counted under no service.
-    let mut outcome = Outcome::begun(&worker.shared.unknown);
+    let mut outcome = Outcome::begun(&worker.shared.unknown, arrival.at);
     if let Err(error) = arrival.read {
         let (down, none) = (&mut arrival.down, &Head::default());
         answer::refuse(down, &mut outcome, &error, none, Audience::Trusted);
         return Served::Whole;
     }
     worker.shared.metrics.parsed.inc();
+    if arrival.down.is_h2() && answer::is_grpc(arrival.request) {
+        outcome.is_call();
+    }
     // Phase 2: the request has an id; every failure is answered with its reason.
     worker.random(|rng| headers::request_id(arrival.request, rng));
     let mut attempt = Attempt {
@@ -363,7 +367,7 @@ async fn connect(
     down: &mut Down<'_>,
     request: &Head,
 ) -> Option<Arc<OutboundPlan>> {
-    let mut outcome = Outcome::begun(&worker.shared.unknown);
+    let at = Instant::now();
     if !down.is_h2() {
         worker.shared.metrics.parsed.inc();
     }
@@ -373,12 +377,10 @@ async fn connect(
         Err(error) => Err(error),
     };
     match plan {
-        Ok(plan) => {
-            outcome.toward(&plan.series);
-            outcome.answered(200, "-");
-            Some(plan)
-        }
+        // What comes through the tunnel is counted.
+        Ok(plan) => Some(plan),
         Err(error) => {
+            let mut outcome = Outcome::begun(&worker.shared.unknown, at);
             down.close_after();
             answer::refuse(down, &mut outcome, &error, request, Audience::Trusted);
             None
@@ -421,7 +423,11 @@ async fn serve_told(worker: Rc<Worker>, mut tunnel: Tunnel) {
 
 /// Carries opaque bytes to the destination of a tunnel.
 async fn carry(worker: &Worker, tunnel: Tunnel) {
+    let series = Arc::clone(&tunnel.plan.series);
     if let Err(error) = carry_bytes(worker, tunnel).await {
+        if error.progress == Progress::Nothing {
+            Carried::ended(&series, error.flag());
+        }
         tracing::info!(%error, "connection not carried");
     }
 }
@@ -444,11 +450,15 @@ async fn carry_bytes(worker: &Worker, tunnel: Tunnel) -> Result<(), Error> {
     };
     let cluster = target.cluster.as_ref();
     let cluster = cluster.map_err(|why| Error::own(Kind::NoCluster, why.to_string()))?;
-    let (mut up, _leave, _lease) = tcp::open(worker, cluster).await?;
+    let (mut up, _leave, lease) = tcp::open(worker, cluster).await?;
+    let series = lease.endpoint().series.as_ref();
+    let carried = Carried::opened(series.unwrap_or(&tunnel.plan.series));
     let (mut down, read) = tunnel.conn.into_parts();
     let sent = up.write_all(&read).await;
-    sent.map_err(|error| Error::up(Kind::Reset, error.to_string()))?;
-    tcp::copy(&mut down, &mut up).await.map(|_| ())
+    sent.map_err(|error| Error::up(Kind::Reset, error.to_string()).at(Progress::Sent))?;
+    let received = &carried.cell().received;
+    received.fetch_add(read.len() as u64, Ordering::Relaxed);
+    tcp::copy(&mut down, &mut up, &carried).await
 }
 
 fn host_of(authority: &str) -> &str {

@@ -10,7 +10,9 @@ use crate::connect::pool::Pool;
 use crate::directory::Directory;
 use crate::drain::Watch;
 use crate::http::h1::{Limits, Timeouts};
-use crate::observe::metrics::{Metrics, Party, Series};
+use crate::observe::labels::Party;
+use crate::observe::metrics::Metrics;
+use crate::observe::standard::Series;
 use crate::tls::Credentials;
 use crate::tls::server::Acceptor;
 

@@ -203,6 +203,8 @@ pub struct Proxy {
     pub admin: SocketAddr,
     /// Where it listens for its app.
     pub inbound: Vec<SocketAddr>,
+    /// Where Prometheus scrapes: all there is, and the sidecar's own.
+    pub stats: [SocketAddr; 2],
 }
 
 impl Proxy {
@@ -219,13 +221,15 @@ impl Proxy {
     /// # Panics
     /// When the flags are wrong.
     pub fn try_start(flags: &str) -> Option<Proxy> {
-        let fixed = "leno-proxy run --outbound-address 127.0.0.1:0 --admin-address 127.0.0.1:0";
-        let words = fixed.split(' ').chain(flags.split_whitespace());
+        let fixed = "leno-proxy run --outbound-address 127.0.0.1:0 --admin-address 127.0.0.1:0 \
+                     --metrics-address 127.0.0.1:0 --prometheus-address 127.0.0.1:0";
+        let words = fixed.split_whitespace().chain(flags.split_whitespace());
         let Command::Run(args) = Cli::try_parse_from(words).expect("flags").command;
         let bound = proxy::run(args.into_bootstrap().expect("valid")).ok()?;
         Some(Proxy {
             outbound: bound.outbound,
             admin: bound.admin,
+            stats: bound.stats,
             inbound: bound.inbound.clone(),
             bound: Some(bound),
         })

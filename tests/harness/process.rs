@@ -35,7 +35,8 @@ impl Sidecar {
         let token = mesh.token_file(account);
         let arguments = format!(
             "run --xds-address {} --service-account {account} --ip {ip} --token-file {} \
-             --outbound-address {outbound} --admin-address {admin} {flags}",
+             --outbound-address {outbound} --admin-address {admin} \
+             --metrics-address {local}:15020 --prometheus-address {local}:15090 {flags}",
             mesh.xds,
             token.display()
         );

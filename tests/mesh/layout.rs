@@ -12,7 +12,7 @@ const PROXY: [(&str, &str); 31] = [
         "accept admin bootstrap config connect directory drain http identity inbound lifecycle observe outbound snapshot state status tls worker xds",
     ),
     ("balance", "config error observe tls"),
-    ("bootstrap", "channel directory http tls"),
+    ("bootstrap", "admin channel directory http observe tls"),
     ("channel", "tls"),
     ("config", "tls"),
     ("connect", "balance config error http stream tls"),
@@ -29,7 +29,7 @@ const PROXY: [(&str, &str); 31] = [
     ("identity", "channel drain observe state tls"),
     (
         "inbound",
-        "balance connect deadline drain error forward http identify observe outbound policy route snapshot stream tls worker",
+        "balance config connect deadline drain error forward http identify observe outbound policy route snapshot stream tls worker",
     ),
     ("lib", ""),
     ("lifecycle", "channel directory drain tls"),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::outlier::Health;
 use crate::config::endpoints::Workload;
-use crate::observe::metrics::Series;
+use crate::observe::standard::Series;
 use crate::tls::client::Connector;
 
 /// Numbers endpoints, so that pools can name them.

@@ -7,6 +7,7 @@ pub mod cluster;
 pub mod endpoints;
 pub mod listener;
 pub mod matching;
+pub mod peer;
 pub mod rbac;
 pub mod route;
 pub mod secret;

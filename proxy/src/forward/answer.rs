@@ -32,6 +32,10 @@ pub fn refuse(
     // A caller that left is counted as one.
     if !error.is_farewell() {
         outcome.answered(error.answer().status, error.answer().flag);
+        if outcome.call().is_some() {
+            outcome.answered(200, error.answer().flag);
+            outcome.concluded(Some(call_status(error)));
+        }
     }
     if !down.has_received() {
         down.close_after();
@@ -84,6 +88,7 @@ fn grpc(error: &Error, audience: Audience) -> Head {
 /// Ends a gRPC response that can't go on with a status that says why; false when the response isn't one.
 pub fn conclude_call(
     down: &mut Down<'_>,
+    outcome: &mut Outcome,
     error: &Error,
     request: &Head,
     audience: Audience,
@@ -93,18 +98,14 @@ pub fn conclude_call(
     }
     let mut trailers = Head::default();
     grpc_status(error, audience, &mut trailers);
+    outcome.concluded(Some(call_status(error)));
     down.finish(Some(&trailers));
     true
 }
 
 fn grpc_status(error: &Error, audience: Audience, head: &mut Head) {
-    let status: &[u8] = match error.answer().status {
-        400 | 431 => b"13",
-        403 => b"7",
-        404 => b"12",
-        408 | 429 | 502..=504 => b"14",
-        _ => b"2",
-    };
+    let mut digits = itoa::Buffer::new();
+    let status = digits.format(call_status(error)).as_bytes();
     let words = match audience {
         Audience::Trusted => quoted(&error.to_string()).replace('%', "%25"),
         Audience::Anyone => error.answer().error.to_owned(),
@@ -146,6 +147,17 @@ fn quoted(text: &str) -> String {
         }
     }
     out
+}
+
+/// The gRPC status that stands for the HTTP status of an answer of ours.
+fn call_status(error: &Error) -> u8 {
+    match error.answer().status {
+        400 | 431 => 13,
+        403 => 7,
+        404 => 12,
+        408 | 429 | 502..=504 => 14,
+        _ => 2,
+    }
 }
 
 #[cfg(test)]

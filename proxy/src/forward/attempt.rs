@@ -20,9 +20,11 @@ use crate::connect::pool::Upstream;
 use crate::connect::{Carries, dial};
 use crate::deadline::Deadline;
 use crate::error::{Error, Kind, Progress, Side};
+use crate::http::Incoming;
 use crate::http::half::{Down, Up};
 use crate::http::head::{Head, Known};
 use crate::observe::Outcome;
+use crate::observe::standard::Sizes;
 use crate::worker::Worker;
 
 /// A request on its way to a cluster.
@@ -78,7 +80,13 @@ impl Attempt<'_> {
             Err(error) if error.progress == Progress::Answered => {
                 self.outcome.answered(status, error.flag());
                 tracing::debug!(%error, "response cut short");
-                match answer::conclude_call(&mut self.down, &error, self.request, audience) {
+                match answer::conclude_call(
+                    &mut self.down,
+                    self.outcome,
+                    &error,
+                    self.request,
+                    audience,
+                ) {
                     true => Served::Whole,
                     false => Served::Cut,
                 }
@@ -118,7 +126,22 @@ impl Attempt<'_> {
                 })
             }
         };
+        self.measure(&tries);
         outcome.map_err(|error| explain(error, &tries).behind(&cluster.object))
+    }
+
+    /// Notes how large request and response were, as far as they went.
+    fn measure(&mut self, tries: &Tries<'_>) {
+        let has_response = tries.progress == Progress::Answered;
+        let response = if has_response {
+            self.response.size()
+        } else {
+            0
+        };
+        self.outcome.sizes = Sizes {
+            request: self.request.size() + tries.upload.count(),
+            response: response + tries.download.count(),
+        };
     }
 
     async fn tries(
@@ -223,15 +246,31 @@ impl Attempt<'_> {
                 new.and_then(|new| new).map_err(Ended::Error)?
             }
         };
+        let is_new = upstream.half.exchanges() == 0 || number > 1;
+        if is_new && matches!(tries.policy, Policy::Route(_)) {
+            self.introduce(endpoint.tls.is_some());
+        }
         // What becomes of one stream of many says nothing of the connection.
         tries.is_reused = matches!(&upstream.half, Up::H1(half) if half.exchanges() > 0);
-        tries.restart();
+        tries.restart(self.outcome.call());
         let patience = self.worker.shared.timeouts.flush;
         let mut exchange = tries.exchange(&mut self.down, &mut upstream.half, patience);
         let begun = exchange.begin(self.request, self.response).await;
         begun.map_err(Ended::Error)?;
         self.judge(cluster, tries, number)?;
         Ok(Begun { upstream, leave })
+    }
+
+    /// Tells the sidecar at the other end of a new connection who calls; others are not told.
+    fn introduce(&mut self, is_mesh: bool) {
+        let plan = self.worker.shared.directory.inbound_now();
+        match plan.filter(|_| is_mesh) {
+            Some(plan) => {
+                let (name, value) = ("x-envoy-peer-metadata", &plan.peer_metadata);
+                self.request.set(name, Known::PeerMetadata, value);
+            }
+            None => self.request.remove(Known::PeerMetadata),
+        }
     }
 
     /// Passes a response on that has begun.
@@ -245,6 +284,11 @@ impl Attempt<'_> {
         let patience = self.worker.shared.timeouts.flush;
         let mut exchange = tries.exchange(&mut self.down, &mut begun.upstream.half, patience);
         let finished = exchange.finish(self.request, self.response, edit).await;
+        if self.outcome.call().is_some() {
+            let status = begun.upstream.half.trailers().and_then(grpc_status);
+            self.outcome
+                .concluded(status.or(grpc_status(self.response)));
+        }
         match finished {
             Ok(()) => self.worker.pool.give_back(begun.upstream),
             Err(error) => {
@@ -281,8 +325,7 @@ impl Attempt<'_> {
         number: u32,
     ) -> Result<(), Ended> {
         let status = self.response.status();
-        let grpc = self.response.get(Known::GrpcStatus);
-        let grpc = grpc.and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
+        let grpc = grpc_status(self.response);
         if cluster.is_watched() {
             let status = grpc.filter(|_| status == 200).map_or(status, http_status);
             self.report(cluster, tries, Verdict::Status(status));
@@ -384,6 +427,12 @@ impl Attempt<'_> {
             cluster.report(&mut lease, verdict, Instant::now());
         });
     }
+}
+
+/// The gRPC status that a head or trailers carry.
+fn grpc_status(head: &Head) -> Option<u8> {
+    let text = head.get(Known::GrpcStatus)?;
+    std::str::from_utf8(text).ok()?.parse().ok()
 }
 
 /// The HTTP status that a gRPC status counts as, as with Envoy: what the server is to blame for is a 5xx.

@@ -17,6 +17,7 @@ use crate::http::h1::{Invalid, Length};
 use crate::http::half::{Down, Up};
 use crate::http::head::{Head, Known, Version};
 use crate::http::{Broken, Incoming, Outgoing};
+use crate::observe::grpc::Messages;
 
 /// Informational responses that one request may have; beyond, the app is broken.
 const MAX_INFORMATIONAL: usize = 20;
@@ -34,6 +35,8 @@ pub struct Exchange<'a, 'd> {
     pub progress: &'a mut Progress,
     /// How much of the body was sent.
     pub upload: &'a mut Transfer,
+    /// How much of the response's body was.
+    pub download: &'a mut Transfer,
     /// How long a peer may take nothing of what is sent to it.
     pub patience: Duration,
 }
@@ -103,10 +106,10 @@ impl Exchange<'_, '_> {
         *self.progress = Progress::Answered;
         self.down.switch(request, response);
         self.up.switch();
-        let (mut upload, mut download) = (Transfer::default(), Transfer::default());
+        (*self.upload, *self.download) = Default::default();
         poll_fn(|cx| {
-            let sent = upload.poll(cx, self.down, self.up, self.patience);
-            let received = download.poll(cx, self.up, self.down, self.patience);
+            let sent = self.upload.poll(cx, self.down, self.up, self.patience);
+            let received = self.download.poll(cx, self.up, self.down, self.patience);
             match (sent, received) {
                 (Poll::Ready(Err(Failed::From(broken) | Failed::To(broken))), _)
                 | (_, Poll::Ready(Err(Failed::From(broken) | Failed::To(broken)))) => {
@@ -180,10 +183,9 @@ impl Exchange<'_, '_> {
 
     /// Passes the response's body on. An error comes with the reason of an upstream that reset its stream.
     async fn response_body(&mut self, length: Length) -> Result<(), (Error, Option<Reason>)> {
-        let mut download = Transfer::default();
         poll_fn(|cx| {
             self.poll_upload(cx).map_err(|error| (error, None))?;
-            let received = ready!(download.poll(cx, self.up, self.down, self.patience));
+            let received = ready!(self.download.poll(cx, self.up, self.down, self.patience));
             Poll::Ready(received.map_err(|failed| match failed {
                 Failed::From(broken) => {
                     let reason = match broken {
@@ -222,6 +224,10 @@ pub struct Transfer {
     stalled: Option<Pin<Box<Sleep>>>,
     /// How much it had not taken then.
     unsent: usize,
+    /// Bytes that were moved.
+    count: u64,
+    /// Counts gRPC's messages among them.
+    messages: Option<Box<Messages>>,
 }
 
 /// Whose side a transfer failed on.
@@ -232,6 +238,19 @@ enum Failed {
 }
 
 impl Transfer {
+    /// A body whose gRPC messages are counted.
+    pub fn of_messages(messages: Option<Messages>) -> Transfer {
+        Transfer {
+            messages: messages.map(Box::new),
+            ..Transfer::default()
+        }
+    }
+
+    /// Bytes of the body that were moved.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
     /// Whether the body has been sent whole.
     pub fn is_done(&self) -> bool {
         self.is_done
@@ -282,6 +301,10 @@ impl Transfer {
                     ready!(taken(to.poll_ready(cx)))?;
                     let data = from.data();
                     let count = data.len();
+                    self.count += count as u64;
+                    if let Some(messages) = &mut self.messages {
+                        messages.pass(data);
+                    }
                     to.write(data);
                     from.consume(count);
                 }

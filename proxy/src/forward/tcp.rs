@@ -1,15 +1,20 @@
 //! Opaque bytes: to one endpoint, both ways, until both directions have ended.
 
+use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
 
-use tokio::io::copy_bidirectional;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional};
 use tokio::time::Instant;
 
 use crate::balance::limits::Leave;
 use crate::balance::outlier::Verdict;
 use crate::balance::{Ask, Cluster, Lease};
 use crate::connect::{Carries, dial};
-use crate::error::{Error, Kind, Side};
+use crate::error::{Error, Kind, Progress, Side};
+use crate::observe::Carried;
 use crate::stream::Stream;
 use crate::worker::Worker;
 
@@ -54,10 +59,58 @@ pub async fn open(
 
 /// Copies between two peers; a direction that one ends is ended towards the other, while the opposite one goes on.
 ///
+/// Bytes are counted as `carried` as they pass, so that a connection which is open for days is seen all the while.
+///
 /// # Errors
 /// When a connection breaks.
-pub async fn copy(down: &mut Stream, up: &mut Stream) -> Result<(u64, u64), Error> {
-    copy_bidirectional(down, up)
-        .await
-        .map_err(|error| Error::up(Kind::Reset, error.to_string()))
+pub async fn copy(down: &mut Stream, up: &mut Stream, carried: &Carried) -> Result<(), Error> {
+    let mut up = Counted {
+        io: up,
+        read: &carried.cell().sent,
+        written: &carried.cell().received,
+    };
+    let copied = copy_bidirectional(down, &mut up).await;
+    copied.map_err(|error| Error::up(Kind::Reset, error.to_string()).at(Progress::Sent))?;
+    Ok(())
+}
+
+/// The peer that was connected to, with what passes counted.
+struct Counted<'a> {
+    io: &'a mut Stream,
+    read: &'a AtomicU64,
+    written: &'a AtomicU64,
+}
+
+impl AsyncRead for Counted<'_> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut *self.io).poll_read(cx, buffer))?;
+        let count = buffer.filled().len() - before;
+        self.read.fetch_add(count as u64, Ordering::Relaxed);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Counted<'_> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let count = ready!(Pin::new(&mut *self.io).poll_write(cx, data))?;
+        self.written.fetch_add(count as u64, Ordering::Relaxed);
+        Poll::Ready(Ok(count))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.io).poll_shutdown(cx)
+    }
 }

@@ -1,5 +1,6 @@
 //! What the tries of one request share, and when there is another.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::http::{Exchange, Transfer};
@@ -12,6 +13,8 @@ use crate::error::{Error, Kind, Progress, Side};
 use crate::http::h1::Length;
 use crate::http::half::{Down, Up};
 use crate::http::head::Head;
+use crate::observe::grpc::Messages;
+use crate::observe::standard::{Series, Way};
 
 /// What the tries of one request share.
 #[derive(Debug)]
@@ -22,6 +25,7 @@ pub(super) struct Tries<'a> {
     pub(super) is_repeatable: bool,
     pub(super) replay: Replay,
     pub(super) upload: Transfer,
+    pub(super) download: Transfer,
     pub(super) progress: Progress,
     /// Endpoints of the tries before.
     pub(super) tried: Vec<u64>,
@@ -58,6 +62,7 @@ impl<'a> Tries<'a> {
             replay: Replay::new(keeps && body != Length::Empty),
             progress: Progress::Nothing,
             upload: Transfer::default(),
+            download: Transfer::default(),
             tried: Vec::new(),
             lease: None,
             is_reused: false,
@@ -65,10 +70,12 @@ impl<'a> Tries<'a> {
         }
     }
 
-    /// The next try begins with the body's first byte.
-    pub(super) fn restart(&mut self) {
+    /// The next try begins with the body's first byte. Messages of a gRPC call are counted by `call`.
+    pub(super) fn restart(&mut self, call: Option<&Arc<Series>>) {
         self.replay.restart();
-        self.upload = Transfer::default();
+        let of = |way| Transfer::of_messages(call.map(|series| Messages::new(series, way)));
+        self.upload = of(Way::Request);
+        self.download = of(Way::Response);
     }
 
     pub(super) fn exchange<'t, 'd>(
@@ -83,6 +90,7 @@ impl<'a> Tries<'a> {
             up,
             progress: &mut self.progress,
             upload: &mut self.upload,
+            download: &mut self.download,
             patience,
         }
     }

@@ -29,6 +29,10 @@ impl Span {
         self.end as usize
     }
 
+    fn len(self) -> usize {
+        self.range().len()
+    }
+
     fn range(self) -> Range<usize> {
         self.start as usize..self.end as usize
     }
@@ -63,6 +67,8 @@ pub enum Known {
     Expect,
     RequestId,
     AttemptCount,
+    PeerMetadata,
+    PeerMetadataId,
     GrpcStatus,
     Traceparent,
     ForwardedFor,
@@ -101,13 +107,15 @@ impl Known {
             18 if is("proxy-authenticate") => Known::ProxyAuthenticate,
             19 if is("proxy-authorization") => Known::ProxyAuthorization,
             21 if is("x-envoy-attempt-count") => Known::AttemptCount,
+            21 if is("x-envoy-peer-metadata") => Known::PeerMetadata,
+            24 if is("x-envoy-peer-metadata-id") => Known::PeerMetadataId,
             23 if is("x-forwarded-client-cert") => Known::ClientCert,
             8.. if name[..8].eq_ignore_ascii_case(b"x-envoy-") => Known::Envoy,
             _ => Known::Other,
         }
     }
 
-    /// Fields that belong to one connection and never travel on (RFC 9110, section 7.6.1).
+    /// Fields that belong to one connection and never travel on (RFC 9110, section 7.6.1), and what sidecars tell each other.
     fn is_hop_by_hop(self) -> bool {
         matches!(
             self,
@@ -121,6 +129,8 @@ impl Known {
                 | Known::ProxyAuthenticate
                 | Known::Trailer
                 | Known::HeaderCase
+                | Known::PeerMetadata
+                | Known::PeerMetadataId
         )
     }
 }
@@ -293,6 +303,12 @@ impl Head {
     pub fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
         let same = move |n: &[u8]| n.eq_ignore_ascii_case(name.as_bytes());
         self.fields().filter(move |(n, _)| same(n)).map(|(_, v)| v)
+    }
+
+    /// Bytes of the message's head but for what its version adds between them.
+    pub fn size(&self) -> u64 {
+        let fields = self.kept().map(|f| f.name.len() + f.value.len());
+        (self.first.len() + self.target.len() + fields.sum::<usize>()) as u64
     }
 
     /// Every field's name and value, in order.

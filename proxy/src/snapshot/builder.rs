@@ -17,8 +17,10 @@ use crate::balance::endpoint::{Connectors, Endpoint};
 use crate::config::cluster::{self, Discovery};
 use crate::config::endpoints::{self, Assignment, Workload};
 use crate::config::listener::{Chain, Filter, Listener};
+use crate::config::peer;
 use crate::config::route::RouteConfig;
-use crate::observe::metrics::{Labels, Metrics, Party};
+use crate::observe::labels::{Labels, Party};
+use crate::observe::metrics::Metrics;
 use crate::route::Router;
 use crate::route::split::Split;
 use crate::tls::client::Connector;
@@ -83,6 +85,7 @@ impl Builder {
         before: &Snapshot,
         now: Instant,
     ) -> (Snapshot, Option<Instant>) {
+        self.learn(resources);
         self.update_clusters(resources);
         let mut snapshot = Snapshot::default();
         self.warming
@@ -96,6 +99,16 @@ impl Builder {
         }
         self.drop_unused(resources);
         (snapshot, self.warming.values().min().copied())
+    }
+
+    /// Learns what the registry says of this workload. Series that exist by then keep what they were made with.
+    fn learn(&mut self, resources: &Resources) {
+        if let Some(Answer::Present(listener)) = resources.listeners.get(INBOUND)
+            && let Some(chain) = listener.all_chains().next()
+            && !chain.workload.name.is_empty()
+        {
+            self.me.workload = chain.workload.clone();
+        }
     }
 
     /// Brings the endpoints of the running clusters up to date; enough when nothing else has changed.
@@ -243,6 +256,7 @@ impl Builder {
             })
         };
         InboundPlan {
+            peer_metadata: peer::encode(&self.me.workload),
             chains: listener.chains.iter().map(chain).collect(),
             default_chain: listener.default_chain.as_ref().map(chain),
         }

@@ -16,7 +16,8 @@ use crate::config::endpoints::{Assignment, Workload};
 use crate::config::listener::{ChainMatch, Listener};
 use crate::config::rbac::Rbac;
 use crate::config::route::{Retry, RouteConfig};
-use crate::observe::metrics::{Labels, Party, Series};
+use crate::observe::labels::{Labels, Party};
+use crate::observe::standard::Series;
 use crate::route::Router;
 use crate::route::split::Split;
 pub use builder::Builder;
@@ -110,6 +111,8 @@ pub struct Target {
 /// What is done with connections to the app.
 #[derive(Debug)]
 pub struct InboundPlan {
+    /// What callees are told of this workload, as `x-envoy-peer-metadata`.
+    pub peer_metadata: Vec<u8>,
     chains: Vec<Arc<InboundChain>>,
     default_chain: Option<Arc<InboundChain>>,
 }

@@ -1,4 +1,7 @@
-//! The admin port, on loopback: `/ready`, `/config`, `/metrics`.
+//! What a sidecar shows: the admin port on loopback (`/ready`, `/config`, `/metrics`), and the two that Prometheus scrapes
+//! (`/stats/prometheus`, `/metrics`; 15020 with the app's own merged in, and `/healthz/ready`).
+
+mod merge;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -11,6 +14,8 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
+
+pub use merge::AppMetrics;
 
 use crate::directory::Directory;
 use crate::drain::Watch;
@@ -31,12 +36,24 @@ pub struct Admin {
     pub metrics: Arc<Metrics>,
     /// What `/config` shows.
     pub status: Arc<Status>,
+    /// Where the app's own metrics are, if they are to be merged in.
+    pub app: Option<AppMetrics>,
+}
+
+/// Which of the ports it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Port {
+    /// 15000, for people on the machine.
+    Admin,
+    /// 15020, for Prometheus: all there is to scrape, and whether the sidecar is ready.
+    Merged,
+    /// 15090, for Prometheus: the sidecar's own.
+    Own,
 }
 
 impl Admin {
     /// Serves until the end.
-    pub async fn serve(self, listener: TcpListener, watch: Watch) {
-        let admin = Arc::new(self);
+    pub async fn serve(self: Arc<Self>, listener: TcpListener, port: Port, watch: Watch) {
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -45,12 +62,10 @@ impl Admin {
             let Ok((tcp, _)) = accepted else {
                 continue;
             };
-            let admin = Arc::clone(&admin);
+            let admin = Arc::clone(&self);
             tokio::task::spawn_local(async move {
-                let answer = |request| {
-                    let response = admin.answer(&request);
-                    async { Ok::<_, Infallible>(response) }
-                };
+                let answer =
+                    async |request| Ok::<_, Infallible>(admin.answer(port, &request).await);
                 let connection = http1::Builder::new()
                     .timer(TokioTimer::new())
                     .serve_connection(TokioIo::new(tcp), service_fn(answer));
@@ -60,27 +75,46 @@ impl Admin {
         }
     }
 
-    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn answer(&self, port: Port, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         if request.method() != Method::GET {
             return respond(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "only GET\n");
         }
-        match request.uri().path() {
-            "/ready" => self.ready(),
-            "/config" => {
+        match (port, request.uri().path()) {
+            (Port::Admin, "/ready") | (Port::Merged, "/healthz/ready" | "/ready") => self.ready(),
+            (Port::Merged, "/metrics" | "/stats/prometheus") => self.merged().await,
+            (_, "/metrics" | "/stats/prometheus") => exposition(self.metrics.render()),
+            (Port::Admin, "/config") => {
                 let value = self
                     .status
                     .render(&self.node, &self.directory, &self.credentials);
                 respond(StatusCode::OK, "application/json", format!("{value:#}\n"))
             }
-            "/metrics" => {
-                let kind = "text/plain; version=0.0.4";
-                respond(StatusCode::OK, kind, self.metrics.render())
-            }
             _ => {
-                let text = "there is /ready, /config and /metrics\n";
+                let text = match port {
+                    Port::Admin => "there is /ready, /config and /metrics\n",
+                    Port::Merged => "there is /stats/prometheus, /metrics and /healthz/ready\n",
+                    Port::Own => "there is /stats/prometheus and /metrics\n",
+                };
                 respond(StatusCode::NOT_FOUND, "text/plain", text)
             }
         }
+    }
+
+    /// Ours, and the app's where there are any.
+    async fn merged(&self) -> Response<Full<Bytes>> {
+        let Some(app) = &self.app else {
+            return exposition(self.metrics.render());
+        };
+        let fetched = app.fetch().await;
+        if let Err(error) = &fetched {
+            self.metrics.app_failures.inc();
+            tracing::warn!(error, "the app's metrics are missing from this scrape");
+        }
+        let mut all = self.metrics.render();
+        // OpenMetrics ends with a line that ends everything.
+        let theirs = fetched.unwrap_or_default().replace("# EOF", "#");
+        all.push_str(&theirs);
+        exposition(all)
     }
 
     /// Ready is a valid certificate and an accepted inbound Listener with what it names.
@@ -95,6 +129,10 @@ impl Admin {
         let text = format!("not ready: {missing}; {}\n", self.directory.link().words);
         respond(StatusCode::SERVICE_UNAVAILABLE, "text/plain", text)
     }
+}
+
+fn exposition(text: String) -> Response<Full<Bytes>> {
+    respond(StatusCode::OK, "text/plain; version=0.0.4", text)
 }
 
 fn respond(

@@ -1,0 +1,96 @@
+//! The app's own metrics, fetched when ours are scraped: one scrape sees both, and the app needs no certificate for it.
+
+use std::net::SocketAddr;
+use std::str::FromStr;
+use std::time::Duration;
+
+use http::{Request, header};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// Longest answer that is taken.
+const MAX: usize = 16 * 1024 * 1024;
+/// How long the app may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Where the app's metrics are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AppMetrics {
+    address: SocketAddr,
+    path: String,
+}
+
+impl FromStr for AppMetrics {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<AppMetrics, String> {
+        let at = text.find('/').unwrap_or(text.len());
+        let (address, path) = text.split_at(at);
+        let form = || format!("{text:?} is not IP:PORT/PATH, such as 127.0.0.1:8080/metrics");
+        let is_path = path.bytes().all(|b| b.is_ascii_graphic());
+        Ok(AppMetrics {
+            address: address.parse().ok().filter(|_| is_path).ok_or_else(form)?,
+            path: if path.is_empty() { "/metrics" } else { path }.to_owned(),
+        })
+    }
+}
+
+impl AppMetrics {
+    /// What the app says, in Prometheus' text format.
+    ///
+    /// # Errors
+    /// Why it can't be had, in words.
+    pub(super) async fn fetch(&self) -> Result<String, String> {
+        let fetched = timeout(PATIENCE, self.ask()).await;
+        fetched.unwrap_or_else(|_| Err(format!("no answer within {PATIENCE:?}")))
+    }
+
+    async fn ask(&self) -> Result<String, String> {
+        let tcp = TcpStream::connect(self.address).await;
+        let tcp = tcp.map_err(|error| error.to_string())?;
+        let connected = http1::handshake(TokioIo::new(tcp)).await;
+        let (mut sender, connection) = connected.map_err(|error| error.to_string())?;
+        // It ends with the answer, or when this is given up.
+        let answer = async {
+            let request = Request::get(&self.path)
+                .header(header::HOST, self.address.to_string())
+                .header(header::ACCEPT, "text/plain; version=0.0.4")
+                .body(Empty::<Bytes>::new());
+            let request = request.map_err(|error| error.to_string())?;
+            let response = sender.send_request(request).await;
+            let response = response.map_err(|error| error.to_string())?;
+            if !response.status().is_success() {
+                return Err(format!("the app answered {}", response.status()));
+            }
+            let body = Limited::new(response.into_body(), MAX).collect().await;
+            let body = body.map_err(|error| error.to_string())?.to_bytes();
+            String::from_utf8(body.to_vec()).map_err(|error| error.to_string())
+        };
+        let mut answer = std::pin::pin!(answer);
+        tokio::select! {
+            answered = &mut answer => answered,
+            ended = connection => match ended {
+                Ok(()) => answer.await,
+                Err(error) => Err(error.to_string()),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_the_app_is_is_said_in_one_form() {
+        let with = |text: &str| AppMetrics::from_str(text).map(|app| app.path);
+        assert_eq!(with("127.0.0.1:80/stats?x"), Ok("/stats?x".to_owned()));
+        assert_eq!(with("[::1]:80"), Ok("/metrics".to_owned()));
+        assert!(with("localhost:80/metrics").is_err());
+        assert!(with("127.0.0.1:80/a b").is_err());
+    }
+}

@@ -1,0 +1,467 @@
+//! Istio's standard metrics, and the handles that the path holds.
+//!
+//! A [`Series`] is one pair of peers; it is built when an endpoint or a connection is. A request then finds its [`Cell`]
+//! by what became of it, without a lock, and adds to counters that are there already. Exposition is the library's: cells
+//! become metric families when somebody scrapes.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+
+use super::labels::{Labels, OTHER};
+
+/// Upper bounds of every histogram, in milliseconds or bytes, in thousandths so that they are whole.
+pub const BUCKETS: [u64; 19] = [
+    500,
+    1_000,
+    5_000,
+    10_000,
+    25_000,
+    50_000,
+    100_000,
+    250_000,
+    500_000,
+    1_000_000,
+    2_500_000,
+    5_000_000,
+    10_000_000,
+    30_000_000,
+    60_000_000,
+    300_000_000,
+    600_000_000,
+    1_800_000_000,
+    3_600_000_000,
+];
+
+/// What requests and connections are counted by, beside who their peers are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Key {
+    /// What was spoken.
+    pub protocol: Protocol,
+    /// HTTP status; 0 when there was no answer.
+    pub status: u16,
+    /// Envoy's response flag, `-` for none.
+    pub flag: &'static str,
+    /// gRPC status, where there was one.
+    pub grpc: Option<u8>,
+}
+
+/// What was spoken, as `request_protocol` says it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// HTTP of any version.
+    Http,
+    /// gRPC.
+    Grpc,
+    /// Bytes.
+    Tcp,
+}
+
+impl Protocol {
+    /// The value of `request_protocol`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Protocol::Http => "http",
+            Protocol::Grpc => "grpc",
+            Protocol::Tcp => "tcp",
+        }
+    }
+}
+
+impl Key {
+    /// A connection of bytes.
+    pub fn tcp(flag: &'static str) -> Key {
+        Key {
+            protocol: Protocol::Tcp,
+            status: 0,
+            flag,
+            grpc: None,
+        }
+    }
+
+    /// What is counted when there are too many of the others.
+    fn other(self) -> Key {
+        Key {
+            status: u16::MAX,
+            flag: OTHER,
+            grpc: None,
+            ..self
+        }
+    }
+
+    /// The value of `response_code`.
+    pub fn code(&self) -> String {
+        match self.status {
+            u16::MAX => OTHER.to_owned(),
+            status => status.to_string(),
+        }
+    }
+}
+
+/// A histogram with Istio's buckets. Sums are in thousandths.
+#[derive(Debug, Default)]
+pub struct Histogram {
+    buckets: [AtomicU64; BUCKETS.len() + 1],
+    sum: AtomicU64,
+}
+
+impl Histogram {
+    fn observe(&self, thousandths: u64) {
+        let at = BUCKETS.partition_point(|bound| *bound < thousandths);
+        self.buckets[at].fetch_add(1, Ordering::Relaxed);
+        self.sum.fetch_add(thousandths, Ordering::Relaxed);
+    }
+
+    /// How many were seen in each bucket; the last has no bound.
+    pub fn counts(&self) -> [u64; BUCKETS.len() + 1] {
+        std::array::from_fn(|at| self.buckets[at].load(Ordering::Relaxed))
+    }
+
+    /// The sum, in milliseconds or bytes.
+    #[allow(clippy::cast_precision_loss)] // a sum that long has no use for its last digits
+    pub fn sum(&self) -> f64 {
+        self.sum.load(Ordering::Relaxed) as f64 / 1000.0
+    }
+}
+
+/// Requests between two peers of which the same became, or connections.
+#[derive(Debug)]
+pub struct Cell {
+    /// What became of them.
+    pub key: Key,
+    /// Requests that ended; for TCP, connections that were opened.
+    pub count: AtomicU64,
+    /// How long requests took.
+    pub duration: Histogram,
+    /// Heads and bodies of requests.
+    pub request_bytes: Histogram,
+    /// Heads and bodies of responses.
+    pub response_bytes: Histogram,
+    /// Connections that were closed.
+    pub closed: AtomicU64,
+    /// Bytes that came from the peer who connected.
+    pub received: AtomicU64,
+    /// Bytes that were sent to it.
+    pub sent: AtomicU64,
+    /// The count at the last sweep, and how many sweeps ago it changed.
+    swept: (AtomicU64, AtomicU32),
+}
+
+/// What a request took.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Sizes {
+    /// Bytes of the request, head and body.
+    pub request: u64,
+    /// Bytes of the response, head and body.
+    pub response: u64,
+}
+
+impl Cell {
+    fn new(key: Key) -> Cell {
+        Cell {
+            key,
+            count: AtomicU64::new(0),
+            duration: Histogram::default(),
+            request_bytes: Histogram::default(),
+            response_bytes: Histogram::default(),
+            closed: AtomicU64::new(0),
+            received: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
+            swept: Default::default(),
+        }
+    }
+
+    /// Everything that only grows, added up: it changes when something happens.
+    fn activity(&self) -> u64 {
+        let all = [&self.count, &self.closed, &self.received, &self.sent];
+        all.iter().map(|a| a.load(Ordering::Relaxed)).sum()
+    }
+
+    /// A sweep; whether nothing has happened for as many as `sweeps`. An open connection may do nothing for long.
+    fn is_idle(&self, sweeps: u32) -> bool {
+        let activity = self.activity();
+        if self.swept.0.swap(activity, Ordering::Relaxed) != activity {
+            self.swept.1.store(0, Ordering::Relaxed);
+            return false;
+        }
+        let is_open = self.key.protocol == Protocol::Tcp
+            && self.count.load(Ordering::Relaxed) > self.closed.load(Ordering::Relaxed);
+        self.swept.1.fetch_add(1, Ordering::Relaxed) + 1 >= sweeps && !is_open
+    }
+}
+
+/// Requests and connections between the same two peers.
+#[derive(Debug)]
+pub struct Series {
+    labels: Labels,
+    cells: ArcSwap<Vec<Arc<Cell>>>,
+    /// Messages of gRPC requests, and of their responses.
+    messages: [AtomicU64; 2],
+    room: Arc<Room>,
+}
+
+/// How many cells there may be.
+#[derive(Debug)]
+struct Room {
+    cells: AtomicUsize,
+    overflow: AtomicU64,
+    at_most: usize,
+}
+
+impl Room {
+    fn take(&self) -> bool {
+        let taken = self.cells.fetch_add(1, Ordering::Relaxed) < self.at_most;
+        if !taken {
+            self.overflow.fetch_add(1, Ordering::Relaxed);
+        }
+        taken
+    }
+}
+
+/// Which way messages of a gRPC call go.
+#[derive(Debug, Clone, Copy)]
+pub enum Way {
+    /// From the caller.
+    Request,
+    /// To the caller.
+    Response,
+}
+
+impl Series {
+    /// Counts a request.
+    pub fn count(&self, key: Key, took: Duration, sizes: Sizes) {
+        let cell = self.cell(key);
+        cell.count.fetch_add(1, Ordering::Relaxed);
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        cell.duration.observe(micros);
+        let bytes = |count: u64| count.saturating_mul(1000);
+        cell.request_bytes.observe(bytes(sizes.request));
+        cell.response_bytes.observe(bytes(sizes.response));
+    }
+
+    /// Counts messages of a gRPC call.
+    pub fn messages(&self, way: Way, count: u64) {
+        self.messages[way as usize].fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// The cell of `key`, made on first use; another one when there are too many.
+    pub fn cell(&self, key: Key) -> Arc<Cell> {
+        if let Some(cell) = self.cells.load().iter().find(|cell| cell.key == key) {
+            return Arc::clone(cell);
+        }
+        let is_new = key.flag != OTHER;
+        if is_new && !self.room.take() {
+            self.room.cells.fetch_sub(1, Ordering::Relaxed);
+            return self.cell(key.other());
+        }
+        let new = Arc::new(Cell::new(key));
+        let mut added = true;
+        self.cells.rcu(|cells| {
+            added = !cells.iter().any(|cell| cell.key == key);
+            let more = added.then(|| Arc::clone(&new));
+            cells.iter().cloned().chain(more).collect::<Vec<_>>()
+        });
+        if !added && is_new {
+            self.room.cells.fetch_sub(1, Ordering::Relaxed);
+        }
+        // It is there now, whoever put it there.
+        let cells = self.cells.load();
+        let found = cells.iter().find(|cell| cell.key == key);
+        found.map_or(new, Arc::clone)
+    }
+
+    /// Who the peers are.
+    pub fn labels(&self) -> &Labels {
+        &self.labels
+    }
+
+    /// What there is of requests and connections.
+    pub fn cells(&self) -> Arc<Vec<Arc<Cell>>> {
+        self.cells.load_full()
+    }
+
+    /// Messages of gRPC calls that went `way`.
+    pub fn messages_of(&self, way: Way) -> u64 {
+        self.messages[way as usize].load(Ordering::Relaxed)
+    }
+
+    /// Forgets cells in which nothing has happened for as many sweeps as `sweeps`.
+    fn sweep(&self, sweeps: u32) {
+        let cells = self.cells.load();
+        let idle: Vec<Key> = cells
+            .iter()
+            .filter(|cell| cell.is_idle(sweeps))
+            .map(|cell| cell.key)
+            .collect();
+        if idle.is_empty() {
+            return;
+        }
+        let counted = idle.iter().filter(|key| key.flag != OTHER).count();
+        self.room.cells.fetch_sub(counted, Ordering::Relaxed);
+        self.cells.rcu(|cells| {
+            let kept = cells.iter().filter(|cell| !idle.contains(&cell.key));
+            kept.cloned().collect::<Vec<_>>()
+        });
+    }
+}
+
+/// Every series.
+#[derive(Debug)]
+pub struct Standard {
+    all: Mutex<HashMap<Labels, Arc<Series>>>,
+    room: Arc<Room>,
+}
+
+impl Standard {
+    /// No series yet; `at_most` of them.
+    pub fn new(at_most: usize) -> Standard {
+        Standard {
+            all: Mutex::default(),
+            room: Arc::new(Room {
+                cells: AtomicUsize::new(0),
+                overflow: AtomicU64::new(0),
+                at_most,
+            }),
+        }
+    }
+
+    /// The series with these labels, made on first use.
+    pub fn series(&self, labels: Labels) -> Arc<Series> {
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        let labels = match all.len() < self.room.at_most || all.contains_key(&labels) {
+            true => labels,
+            false => {
+                self.room.overflow.fetch_add(1, Ordering::Relaxed);
+                Labels::other()
+            }
+        };
+        let new = || {
+            Arc::new(Series {
+                labels: labels.clone(),
+                cells: ArcSwap::default(),
+                messages: Default::default(),
+                room: Arc::clone(&self.room),
+            })
+        };
+        Arc::clone(all.entry(labels.clone()).or_insert_with(new))
+    }
+
+    /// Every series of the moment.
+    pub fn all(&self) -> Vec<Arc<Series>> {
+        let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        all.values().cloned().collect()
+    }
+
+    /// How many cells there are, and how many times one had no room.
+    pub fn room(&self) -> (usize, u64) {
+        let overflow = self.room.overflow.load(Ordering::Relaxed);
+        (self.room.cells.load(Ordering::Relaxed), overflow)
+    }
+
+    /// Forgets what nobody holds and in which nothing has happened for as many sweeps as `sweeps`.
+    pub fn sweep(&self, sweeps: u32) {
+        for series in self.all() {
+            series.sweep(sweeps);
+        }
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        // A handle is only given out under this lock: nobody can come by one of those that go.
+        all.retain(|_, series| Arc::strong_count(series) > 1 || !series.cells.load().is_empty());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::labels::Party;
+
+    fn labels(service: &str) -> Labels {
+        let none = Party::default();
+        Labels::new("source", &none, &none, service, "unknown")
+    }
+
+    fn key(status: u16) -> Key {
+        Key {
+            protocol: Protocol::Http,
+            status,
+            flag: "-",
+            grpc: None,
+        }
+    }
+
+    #[test]
+    fn values_fall_into_the_bucket_whose_bound_they_do_not_exceed() {
+        let histogram = Histogram::default();
+        for (thousandths, bucket) in [
+            (0, 0),
+            (500, 0),
+            (501, 1),
+            (1_000, 1),
+            (4_999, 2),
+            (3_600_000_000, 18),
+            (3_600_000_001, 19),
+        ] {
+            let before = histogram.counts()[bucket];
+            histogram.observe(thousandths);
+            assert_eq!(histogram.counts()[bucket], before + 1, "{thousandths}");
+        }
+        assert!((histogram.sum() - 7_200_007.001).abs() < 1e-6);
+    }
+
+    #[test]
+    fn what_is_too_much_is_counted_as_other() {
+        let standard = Standard::new(3);
+        let took = Duration::from_millis(1);
+        for i in 0..10 {
+            let series = standard.series(labels(&format!("h{i}")));
+            series.count(key(200), took, Sizes::default());
+            series.count(key(404), took, Sizes::default());
+        }
+        let total: u64 = standard
+            .all()
+            .iter()
+            .flat_map(|series| series.cells().to_vec())
+            .map(|cell| cell.count.load(Ordering::Relaxed))
+            .sum();
+        assert_eq!(total, 20, "nothing is lost");
+        assert_eq!(standard.all().len(), 4, "three, and the other one");
+        let cells: usize = standard.all().iter().map(|s| s.cells().len()).sum();
+        assert!(cells <= 3 + 4, "{cells}");
+        assert!(standard.room().1 > 0);
+    }
+
+    #[test]
+    fn what_is_idle_is_forgotten_and_counted_anew() {
+        let standard = Standard::new(10);
+        let series = standard.series(labels("a"));
+        series.count(key(200), Duration::ZERO, Sizes::default());
+        series.count(key(404), Duration::ZERO, Sizes::default());
+        standard.sweep(2);
+        series.count(key(200), Duration::ZERO, Sizes::default());
+        standard.sweep(2);
+        assert_eq!(series.cells().len(), 2);
+        series.count(key(200), Duration::ZERO, Sizes::default());
+        standard.sweep(2);
+        assert_eq!(series.cells().len(), 1, "404 has been idle for two sweeps");
+        assert_eq!(standard.room().0, 1);
+        series.cell(Key::tcp("-")).count.store(1, Ordering::Relaxed);
+        for _ in 0..5 {
+            standard.sweep(2);
+        }
+        assert_eq!(series.cells().len(), 1, "an open connection is not idle");
+        series
+            .cell(Key::tcp("-"))
+            .closed
+            .store(1, Ordering::Relaxed);
+        for _ in 0..3 {
+            standard.sweep(2);
+        }
+        assert!(series.cells().is_empty());
+        assert_eq!(standard.all().len(), 1, "somebody holds it");
+        drop(series);
+        standard.sweep(2);
+        assert!(standard.all().is_empty());
+    }
+}

@@ -25,14 +25,17 @@ use crate::config::endpoints::Workload;
 use crate::connect::pool::Pool;
 use crate::directory::Directory;
 use crate::drain::{self, Phase, Side, Watch};
+use crate::export::otlp::Exporter;
+use crate::export::report::Reporter;
+use crate::export::{self, Exports};
 use crate::http::buffers;
 use crate::identity::{self, Renewal};
 use crate::lifecycle::Lifecycle;
+use crate::observe::Observer;
 use crate::observe::labels::{Labels, Party};
 use crate::observe::metrics::Metrics;
 use crate::snapshot::Builder;
 use crate::state::State;
-use crate::status::Status;
 use crate::tls::Credentials;
 use crate::tls::server::Acceptor;
 use crate::worker::{Shared, Worker};
@@ -87,24 +90,21 @@ pub fn run(bootstrap: Bootstrap) -> Result<Bound> {
     let metrics = Metrics::new(bootstrap.max_series)?;
     let credentials = Credentials::new(bootstrap.id.trust_domain());
     let (directory, asked) = Directory::new(bootstrap.directory);
-    let unknown = Labels::new(
-        "source",
-        &party(&bootstrap),
-        &Party::default(),
-        "",
-        "unknown",
-    );
+    let (observer, exports) = open_exports(&bootstrap, &metrics)?;
+    let me = party(&bootstrap);
+    let unknown = Labels::new("source", &me, &Party::default(), "", "unknown");
     let shared = Arc::new(Shared {
         acceptor: Acceptor::new(&credentials, bootstrap.handshake)?,
         unknown: metrics.series(unknown),
         directory,
         metrics,
+        observer,
         credentials,
         watch,
         limits: bootstrap.limits,
         timeouts: bootstrap.timeouts,
         detection: bootstrap.detection,
-        me: party(&bootstrap),
+        me,
         own_addresses: sockets.addresses()?,
     });
     let mut bound = Bound {
@@ -136,9 +136,32 @@ pub fn run(bootstrap: Bootstrap) -> Result<Bound> {
         .zip(bootstrap.inbound.iter().map(|inbound| inbound.app))
         .collect();
     let stream = xds_options(&bootstrap, &bound.lifecycle.instance);
-    let control = start_control(&bootstrap, stream, &shared, sockets, asked, apps)?;
+    let exports = start_exports(&bootstrap, &shared, exports, &mut bound.threads)?;
+    let control = start_control(&bootstrap, stream, &shared, sockets, (asked, apps), exports)?;
     bound.threads.push(control);
     Ok(bound)
+}
+
+/// Starts the thread of the access log, if there is one; gives what the control thread runs.
+fn start_exports(
+    bootstrap: &Bootstrap,
+    shared: &Arc<Shared>,
+    exports: Exports,
+    threads: &mut Vec<JoinHandle<()>>,
+) -> Result<(Option<Exporter>, Reporter)> {
+    if let Some((lines, sink)) = exports.log {
+        let watch = shared.watch.clone();
+        threads.push(spawn("log", move || export::log::run(lines, sink, watch))?);
+    }
+    let reporter = Reporter {
+        target: bootstrap.target.clone(),
+        node: node_id(bootstrap),
+        credentials: Arc::clone(&shared.credentials),
+        metrics: Arc::clone(&shared.metrics),
+        failures: exports.failures,
+        status: Arc::default(),
+    };
+    Ok((exports.spans, reporter))
 }
 
 /// The thread beside the workers: the stream, the identity, the admin port.
@@ -147,10 +170,10 @@ fn start_control(
     mut stream: xds::Options,
     shared: &Arc<Shared>,
     sockets: Sockets,
-    asked: mpsc::UnboundedReceiver<String>,
-    apps: HashMap<u16, SocketAddr>,
+    (asked, apps): (mpsc::UnboundedReceiver<String>, HashMap<u16, SocketAddr>),
+    (spans, reporter): (Option<Exporter>, Reporter),
 ) -> Result<JoinHandle<()>> {
-    let status = Arc::new(Status::default());
+    let status = Arc::clone(&reporter.status);
     let state = open_state(bootstrap)?;
     stream.state.clone_from(&state);
     let credentials = Arc::clone(&shared.credentials);
@@ -185,19 +208,13 @@ fn start_control(
     let expiry = bootstrap.metric_expiry;
     let watch = shared.watch.clone();
     spawn("control", move || async move {
-        let [merged, own] = sockets.stats;
-        let pages = [
-            (Port::Admin, sockets.admin),
-            (Port::Merged, merged),
-            (Port::Own, own),
-        ];
-        for (port, listener) in pages {
-            let Ok(listener) = TcpListener::from_std(listener) else {
-                return tracing::error!(?port, "a socket can't be registered");
-            };
-            tokio::task::spawn_local(Arc::clone(&admin).serve(listener, port, watch.clone()));
+        if let Err(error) = serve_pages(&admin, sockets, &watch) {
+            return tracing::error!(%error, "a socket can't be registered");
         }
         tokio::task::spawn_local(forget_idle(metrics, expiry));
+        tokio::task::spawn_local(reporter.run(watch.clone()));
+        // Spans of the last requests are handed over before the end.
+        let exporting = spans.map(|spans| tokio::task::spawn_local(spans.run(watch.clone())));
         let stream = async {
             // The stream needs a certificate: it begins when there is one.
             if first_identity(&credentials, &watch).await {
@@ -206,7 +223,31 @@ fn start_control(
         };
         tokio::join!(renewal.run(watch.clone()), stream);
         watch.ended().await;
+        if let Some(exporting) = exporting {
+            let _ = exporting.await;
+        }
     })
+}
+
+/// Serves the admin port, and the two that Prometheus scrapes.
+fn serve_pages(admin: &Arc<Admin>, sockets: Sockets, watch: &Watch) -> io::Result<()> {
+    let [merged, own] = sockets.stats;
+    let pages = [
+        (Port::Admin, sockets.admin),
+        (Port::Merged, merged),
+        (Port::Own, own),
+    ];
+    for (port, listener) in pages {
+        let listener = TcpListener::from_std(listener)?;
+        tokio::task::spawn_local(Arc::clone(admin).serve(listener, port, watch.clone()));
+    }
+    Ok(())
+}
+
+fn open_exports(bootstrap: &Bootstrap, metrics: &Metrics) -> Result<(Observer, Exports)> {
+    let service = format!("{}.{}", bootstrap.workload, bootstrap.id.namespace());
+    let node = node_id(bootstrap);
+    export::start(&bootstrap.telemetry, metrics, service, &node).context("--access-log")
 }
 
 /// Forgets metric series in which nothing has happened for as long as `expiry`.
@@ -330,7 +371,7 @@ async fn work(
         accepting.push(tokio::task::spawn_local(loops));
     }
     let own = Rc::clone(&worker);
-    let serve = move |tcp, _| outbound::serve(Rc::clone(&own), tcp);
+    let serve = move |tcp, peer| outbound::serve(Rc::clone(&own), tcp, peer);
     let side = (watch.clone(), Side::Outbound);
     let loops = accept::accept(TcpListener::from_std(outbound)?, gate, side, serve);
     accepting.push(tokio::task::spawn_local(loops));

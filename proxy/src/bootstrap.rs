@@ -5,12 +5,15 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::admin::AppMetrics;
 use crate::channel::Target;
 use crate::directory;
+use crate::export::log::Sink;
+use crate::export::otlp::{Address, Protocol};
 use crate::http::h1::{Limits, Timeouts};
+use crate::observe::access_log::{Format, TEXT};
 use crate::observe::metrics::MAX_SERIES;
 use crate::tls::SpiffeId;
 
@@ -91,9 +94,97 @@ pub struct RunArgs {
     /// Worker threads; 1 serves most pods.
     #[arg(long, env = "LENO_WORKERS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub workers: u16,
+    /// What is told of requests.
+    #[command(flatten)]
+    pub telemetry: TelemetryArgs,
     /// Limits.
     #[command(flatten)]
     pub limits: LimitArgs,
+}
+
+/// What is told of requests.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Access log and traces")]
+pub struct TelemetryArgs {
+    /// Where the access log goes: stdout, or a file; default: nowhere.
+    #[arg(long, env = "LENO_ACCESS_LOG")]
+    pub access_log: Option<Sink>,
+    /// How its lines look: json (Istio's fields), text (Istio's line).
+    #[arg(
+        long,
+        env = "LENO_ACCESS_LOG_ENCODING",
+        value_enum,
+        default_value = "json"
+    )]
+    pub access_log_encoding: Encoding,
+    /// Another line, by Envoy's command operators: %START_TIME% %REQ(:PATH)% %RESPONSE_CODE%.
+    #[arg(long, env = "LENO_ACCESS_LOG_FORMAT")]
+    pub access_log_format: Option<Format>,
+    /// Share of the requests that went well, 0 to 1; failed ones are always written.
+    #[arg(long, env = "LENO_ACCESS_LOG_SAMPLING", value_parser = share, default_value = "1")]
+    pub access_log_sampling: f64,
+    /// Write failed requests only: 5xx, and what has a response flag.
+    #[arg(long, env = "LENO_ACCESS_LOG_ERRORS_ONLY")]
+    pub access_log_errors_only: bool,
+    /// Where spans go, as http://HOST:PORT; default: nowhere.
+    #[arg(long, env = "LENO_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<Address>,
+    /// How spans are handed over.
+    #[arg(long, env = "LENO_OTLP_PROTOCOL", value_enum, default_value = "grpc")]
+    pub otlp_protocol: Protocol,
+    /// Share of the traces begun here that are recorded, 0 to 1; errors that Leno makes always are.
+    #[arg(long, env = "LENO_TRACE_SAMPLING", value_parser = share, default_value = "0.01")]
+    pub trace_sampling: f64,
+}
+
+/// How lines of the access log look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Encoding {
+    /// An object a line, with Istio's fields.
+    Json,
+    /// Istio's line.
+    Text,
+}
+
+/// What is told of requests, and where to.
+#[derive(Debug, Clone)]
+pub struct Telemetry {
+    /// Where the access log goes, and how its lines look.
+    pub log: Option<(Sink, Format)>,
+    /// Share of the requests that are logged.
+    pub log_share: f64,
+    /// Only failed ones.
+    pub log_errors_only: bool,
+    /// Where spans go, and how.
+    pub otlp: Option<(Address, Protocol)>,
+    /// Share of the traces that are recorded.
+    pub trace_share: f64,
+}
+
+impl TelemetryArgs {
+    fn into_telemetry(self) -> Result<Telemetry, String> {
+        let format = match (self.access_log_format, self.access_log_encoding) {
+            (Some(format), _) => format,
+            (None, Encoding::Json) => Format::json(),
+            (None, Encoding::Text) => TEXT.parse()?,
+        };
+        Ok(Telemetry {
+            log: self.access_log.map(|sink| (sink, format)),
+            log_share: self.access_log_sampling,
+            log_errors_only: self.access_log_errors_only,
+            otlp: self.otlp_endpoint.map(|at| (at, self.otlp_protocol)),
+            trace_share: self.trace_sampling,
+        })
+    }
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let form = || format!("{text:?} is not a share from 0 to 1");
+    let share: f64 = text.parse().map_err(|_| form())?;
+    (0.0..=1.0)
+        .contains(&share)
+        .then_some(share)
+        .ok_or_else(form)
 }
 
 /// Limits on what is read and kept.
@@ -205,6 +296,8 @@ pub struct Bootstrap {
     pub stats: [SocketAddr; 2],
     /// The app's own metrics.
     pub app_metrics: Option<AppMetrics>,
+    /// What is told of requests.
+    pub telemetry: Telemetry,
     /// Worker threads.
     pub workers: u16,
     /// Bounds on messages.
@@ -295,6 +388,7 @@ impl RunArgs {
             state: Some(self.state_dir).filter(|path| path.as_os_str() != "none"),
             certificate_ttl: self.certificate_ttl,
             inbound: self.inbound,
+            telemetry: self.telemetry.into_telemetry()?,
             workers: self.workers,
             limits: Limits {
                 head_bytes: limits.max_head_bytes,

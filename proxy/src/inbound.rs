@@ -14,11 +14,11 @@ use crate::config::endpoints::Workload;
 use crate::config::peer;
 use crate::deadline::Deadline;
 use crate::drain::{ON_THE_WAY, Phase};
-use crate::error::{Error, Kind, Progress};
+use crate::error::{Error, Kind};
 use crate::forward::answer::{self, Audience};
 use crate::forward::attempt::{Attempt, Limit};
 use crate::forward::tries::Policy;
-use crate::forward::{Arrival, Served, headers, http, serve_stream, tcp};
+use crate::forward::{Arrival, Served, headers, http, propagate, serve_stream, tcp};
 use crate::http::h1::{Conn, Read, ServerHalf};
 use crate::http::h2;
 use crate::http::half::Down;
@@ -26,7 +26,7 @@ use crate::http::head::{Head, Known, Version};
 use crate::identify::{Protocol, http_version, identify};
 use crate::observe::labels::Party;
 use crate::observe::standard::Series;
-use crate::observe::{Carried, Outcome};
+use crate::observe::{Outcome, Reporter};
 use crate::outbound::normalise;
 use crate::policy::{Caller, Verdict, verdict, verdict_tcp};
 use crate::route::matcher::RequestView;
@@ -135,13 +135,13 @@ async fn carry(worker: Rc<Worker>, connection: Connection, stream: Stream, is_ht
         return;
     };
     let series = connection.series(&worker, chain);
-    let carrying = carry_bytes(&worker, &connection, (chain, &series), stream);
-    if let Err(error) = Box::pin(carrying).await {
-        if error.progress == Progress::Nothing {
-            Carried::ended(&series, error.flag());
-        }
+    let mut passage = tcp::Passage::new(&series);
+    let carrying = carry_bytes(&worker, &connection, chain, &mut passage, stream);
+    let carried = Box::pin(carrying).await;
+    if let Err(error) = &carried {
         tracing::info!(address = %connection.address, %error, "connection not carried");
     }
+    passage.over(&worker, connection.teller(), carried.err());
 }
 
 impl Connection {
@@ -158,6 +158,11 @@ impl Connection {
     /// When its peer's certificate ends.
     fn expires(&self) -> Option<Instant> {
         self.peer.as_ref().map(|caller| caller.expires)
+    }
+
+    /// Who tells of its requests.
+    fn teller(&self) -> (Reporter, Option<SocketAddr>) {
+        (Reporter::Destination, Some(self.address))
     }
 
     fn audience(&self) -> Audience {
@@ -365,6 +370,7 @@ async fn serve_request(
     if let Err(error) = arrival.read {
         let (down, none) = (&mut arrival.down, &Head::default());
         answer::refuse(down, &mut outcome, &error, none, connection.audience());
+        worker.over(&outcome, connection.teller(), &error);
         return Served::Whole;
     }
     match arrival.down.is_h2() {
@@ -379,6 +385,7 @@ async fn serve_request(
         request: arrival.request,
         response: arrival.response,
         outcome: &mut outcome,
+        teller: connection.teller(),
     };
     let limit = Limit {
         deadline: arrival.deadline,
@@ -419,7 +426,7 @@ async fn forward(
         "http"
     };
     headers::forwarded_proto(request, scheme);
-    worker.random(|rng| headers::traceparent(request, rng));
+    propagate::trace(worker, request, attempt.outcome);
     if let Some(caller) = &connection.peer {
         headers::client_cert(request, &caller.element);
     }
@@ -464,7 +471,8 @@ fn app(chain: &InboundChain, port: u16) -> Result<&Arc<crate::balance::Cluster>,
 async fn carry_bytes(
     worker: &Worker,
     connection: &Connection,
-    (chain, series): (&InboundChain, &Series),
+    chain: &InboundChain,
+    passage: &mut tcp::Passage,
     mut down: Stream,
 ) -> Result<(), Error> {
     match verdict_tcp(&chain.policies, connection.caller()) {
@@ -478,7 +486,7 @@ async fn carry_bytes(
         }
     }
     let cluster = app(chain, connection.port)?;
-    let (mut up, _leave, _lease) = tcp::open(worker, cluster).await?;
-    let carried = Carried::opened(series);
-    tcp::copy(&mut down, &mut up, &carried).await
+    let (mut up, _leave, lease) = tcp::open(worker, cluster).await?;
+    let carried = passage.opened(cluster, &lease, None);
+    tcp::copy(&mut down, &mut up, carried).await
 }

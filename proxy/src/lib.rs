@@ -37,6 +37,7 @@ pub mod snapshot;
 pub mod xds;
 
 pub mod channel;
+pub mod export;
 pub mod identity;
 pub mod state;
 

@@ -9,7 +9,6 @@ use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -20,7 +19,7 @@ use crate::forward::answer::{self, Audience};
 use crate::forward::attempt::{Attempt, Limit};
 use crate::forward::http::unless_gone;
 use crate::forward::tries::Policy;
-use crate::forward::{Arrival, Served, headers, http, serve_stream, tcp};
+use crate::forward::{Arrival, Served, headers, http, propagate, serve_stream, tcp};
 use crate::http::Outgoing;
 use crate::http::h1::{Conn, Read, ServerHalf};
 use crate::http::h2::{self, Arrived};
@@ -28,7 +27,7 @@ use crate::http::half::Down;
 use crate::http::head::{Head, Known, Version};
 use crate::http::path;
 use crate::identify::{Protocol, http_version, sniff};
-use crate::observe::{Carried, Outcome};
+use crate::observe::{Outcome, Reporter};
 use crate::route::NotFound;
 use crate::route::matcher::RequestView;
 use crate::snapshot::{OutboundKind, OutboundPlan, RoutePlan, Target};
@@ -36,7 +35,7 @@ use crate::stream::{Socket, Stream};
 use crate::worker::Worker;
 
 /// Serves a connection of the app until it ends.
-pub async fn serve(worker: Rc<Worker>, tcp: TcpStream) {
+pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, address: SocketAddr) {
     let stream = Stream::Plain(Socket::new(tcp));
     let mut conn = Conn::new(stream, Vec::new(), worker.shared.limits);
     let version = tokio::select! {
@@ -44,22 +43,37 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream) {
         () = worker.shared.watch.ended() => return,
     };
     if let Some(version) = version {
-        serve_http(worker, conn, version, None).await;
+        let caller = Caller {
+            address,
+            inside: None,
+        };
+        serve_http(worker, conn, version, caller).await;
     }
 }
 
-/// Serves HTTP on `conn`. `inside` is the plan of the tunnel that it is.
-async fn serve_http(
-    worker: Rc<Worker>,
-    conn: Conn,
-    version: Version,
+/// Whose connection it is.
+#[derive(Debug, Clone)]
+struct Caller {
+    /// The app's end of it.
+    address: SocketAddr,
+    /// The plan of the tunnel that it is inside.
     inside: Option<Arc<OutboundPlan>>,
-) {
+}
+
+impl Caller {
+    /// Who tells of its requests.
+    fn teller(&self) -> (Reporter, Option<SocketAddr>) {
+        (Reporter::Source, Some(self.address))
+    }
+}
+
+/// Serves HTTP on `conn`.
+async fn serve_http(worker: Rc<Worker>, conn: Conn, version: Version, caller: Caller) {
     // Boxes: what is rare must not make every connection's task larger.
     if version == Version::Http2 {
-        return Box::pin(serve_h2(worker, conn, inside)).await;
+        return Box::pin(serve_h2(worker, conn, caller)).await;
     }
-    if let Some(tunnel) = serve_h1(&worker, ServerHalf::new(conn), inside.as_ref()).await {
+    if let Some(tunnel) = serve_h1(&worker, ServerHalf::new(conn), &caller).await {
         serve_tunnel(worker, tunnel).await;
     }
 }
@@ -69,14 +83,22 @@ async fn serve_http(
 struct Tunnel {
     conn: Conn,
     plan: Arc<OutboundPlan>,
+    address: SocketAddr,
+}
+
+impl Tunnel {
+    fn new(conn: Conn, plan: Arc<OutboundPlan>, caller: &Caller) -> Tunnel {
+        let address = caller.address;
+        Tunnel {
+            conn,
+            plan,
+            address,
+        }
+    }
 }
 
 /// Serves requests until the connection ends, or becomes a tunnel.
-async fn serve_h1(
-    worker: &Worker,
-    mut down: ServerHalf,
-    inside: Option<&Arc<OutboundPlan>>,
-) -> Option<Tunnel> {
+async fn serve_h1(worker: &Worker, mut down: ServerHalf, caller: &Caller) -> Option<Tunnel> {
     let shared = &worker.shared;
     let timeouts = &shared.timeouts;
     let (mut request, mut response) = (Head::default(), Head::default());
@@ -102,12 +124,13 @@ async fn serve_h1(
         if matches!(read, Ok(Read::Closed)) {
             return None;
         }
-        if read.is_ok() && request.method() == b"CONNECT" && inside.is_none() {
-            if let Some(plan) = connect(worker, &mut Down::H1(&mut down), &request).await {
+        if read.is_ok() && request.method() == b"CONNECT" && caller.inside.is_none() {
+            let plan = connect(worker, &mut Down::H1(&mut down), &request, caller).await;
+            if let Some(plan) = plan {
                 answer::plain(&mut down, 200);
                 let flushed = poll_fn(|cx| down.conn().poll_flush(cx)).await;
-                let conn = down.into_conn();
-                return flushed.is_ok().then_some(Tunnel { conn, plan });
+                let tunnel = Tunnel::new(down.into_conn(), plan, caller);
+                return flushed.is_ok().then_some(tunnel);
             }
             // What was sent ahead of the answer was meant for the tunnel: it must not be read as requests.
             let _ = down.settle().await;
@@ -122,7 +145,7 @@ async fn serve_h1(
             deadline: &mut deadline,
             at,
         };
-        if serve_request(worker, inside, &mut last, arrival).await != Served::Whole {
+        if serve_request(worker, caller, &mut last, arrival).await != Served::Whole {
             return None;
         }
         if !down.settle().await {
@@ -134,7 +157,7 @@ async fn serve_h1(
     }
 }
 
-async fn serve_h2(worker: Rc<Worker>, conn: Conn, inside: Option<Arc<OutboundPlan>>) {
+async fn serve_h2(worker: Rc<Worker>, conn: Conn, caller: Caller) {
     let shared = Arc::clone(&worker.shared);
     let how = h2::Served {
         limits: shared.limits,
@@ -146,14 +169,17 @@ async fn serve_h2(worker: Rc<Worker>, conn: Conn, inside: Option<Arc<OutboundPla
     // The streams share it while none of them is at it.
     let last: Rc<Cell<Option<Destination>>> = Rc::default();
     let handle = move |arrived: Arrived| {
-        let (worker, inside, last) = (Rc::clone(&worker), inside.clone(), Rc::clone(&last));
+        let (worker, caller, last) = (Rc::clone(&worker), caller.clone(), Rc::clone(&last));
         async move {
-            if arrived.head.method() == b"CONNECT" && arrived.read.is_ok() && inside.is_none() {
-                return connect_stream(worker, arrived).await;
+            if arrived.head.method() == b"CONNECT"
+                && arrived.read.is_ok()
+                && caller.inside.is_none()
+            {
+                return connect_stream(worker, arrived, caller).await;
             }
             let mut own = last.take();
             let serve = async |arrival: Arrival<'_>| {
-                serve_request(&worker, inside.as_ref(), &mut own, arrival).await
+                serve_request(&worker, &caller, &mut own, arrival).await
             };
             serve_stream(arrived, &worker.shared.timeouts, serve).await;
             last.set(own);
@@ -163,10 +189,10 @@ async fn serve_h2(worker: Rc<Worker>, conn: Conn, inside: Option<Arc<OutboundPla
 }
 
 /// Makes a stream the tunnel that it asks for.
-async fn connect_stream(worker: Rc<Worker>, arrived: Arrived) {
+async fn connect_stream(worker: Rc<Worker>, arrived: Arrived, caller: Caller) {
     let mut plan = None;
     let connect = async |mut arrival: Arrival<'_>| {
-        plan = connect(&worker, &mut arrival.down, arrival.request).await;
+        plan = connect(&worker, &mut arrival.down, arrival.request, &caller).await;
         Served::Whole
     };
     let Some(stream) = serve_stream(arrived, &worker.shared.timeouts, connect).await else {
@@ -175,14 +201,14 @@ async fn connect_stream(worker: Rc<Worker>, arrived: Arrived) {
     if let (Some(plan), Some(tunnel)) = (plan, stream.into_tunnel()) {
         let io = Stream::Inside(Box::new(tunnel));
         let conn = Conn::new(io, Vec::new(), worker.shared.limits);
-        serve_tunnel(worker, Tunnel { conn, plan }).await;
+        serve_tunnel(worker, Tunnel::new(conn, plan, &caller)).await;
     }
 }
 
 /// Serves one request, from its head to the answer.
 async fn serve_request(
     worker: &Worker,
-    inside: Option<&Arc<OutboundPlan>>,
+    caller: &Caller,
     last: &mut Option<Destination>,
     mut arrival: Arrival<'_>,
 ) -> Served {
@@ -191,6 +217,7 @@ async fn serve_request(
     if let Err(error) = arrival.read {
         let (down, none) = (&mut arrival.down, &Head::default());
         answer::refuse(down, &mut outcome, &error, none, Audience::Trusted);
+        worker.over(&outcome, caller.teller(), &error);
         return Served::Whole;
     }
     worker.shared.metrics.parsed.inc();
@@ -205,7 +232,9 @@ async fn serve_request(
         request: arrival.request,
         response: arrival.response,
         outcome: &mut outcome,
+        teller: caller.teller(),
     };
+    let inside = caller.inside.as_ref();
     let forwarded = forward(&mut attempt, inside, last, arrival.deadline, arrival.at).await;
     attempt.conclude(forwarded, Audience::Trusted)
 }
@@ -294,7 +323,7 @@ async fn forward(
     http::prepare(attempt.request, body);
     worker.random(|rng| headers::websocket_key(attempt.request, rng));
     headers::forwarded_proto(attempt.request, "http");
-    worker.random(|rng| headers::traceparent(attempt.request, rng));
+    propagate::trace(worker, attempt.request, attempt.outcome);
     let edit = |request: &Head, response: &mut Head| {
         let mut digits = itoa::Buffer::new();
         let elapsed = digits.format(arrived.elapsed().as_millis());
@@ -366,6 +395,7 @@ async fn connect(
     worker: &Worker,
     down: &mut Down<'_>,
     request: &Head,
+    caller: &Caller,
 ) -> Option<Arc<OutboundPlan>> {
     let at = Instant::now();
     if !down.is_h2() {
@@ -383,6 +413,7 @@ async fn connect(
             let mut outcome = Outcome::begun(&worker.shared.unknown, at);
             down.close_after();
             answer::refuse(down, &mut outcome, &error, request, Audience::Trusted);
+            worker.over(&outcome, caller.teller(), &error);
             None
         }
     }
@@ -413,26 +444,37 @@ async fn serve_told(worker: Rc<Worker>, mut tunnel: Tunnel) {
         }
     };
     match protocol {
-        Protocol::Http1 => {
-            serve_http(worker, tunnel.conn, Version::Http11, Some(tunnel.plan)).await
+        Protocol::Http1 | Protocol::Http2 => {
+            let version = match protocol {
+                Protocol::Http2 => Version::Http2,
+                _ => Version::Http11,
+            };
+            let caller = Caller {
+                address: tunnel.address,
+                inside: Some(tunnel.plan),
+            };
+            serve_http(worker, tunnel.conn, version, caller).await;
         }
-        Protocol::Http2 => serve_http(worker, tunnel.conn, Version::Http2, Some(tunnel.plan)).await,
         _ => carry(&worker, tunnel).await,
     }
 }
 
 /// Carries opaque bytes to the destination of a tunnel.
 async fn carry(worker: &Worker, tunnel: Tunnel) {
-    let series = Arc::clone(&tunnel.plan.series);
-    if let Err(error) = carry_bytes(worker, tunnel).await {
-        if error.progress == Progress::Nothing {
-            Carried::ended(&series, error.flag());
-        }
+    let mut passage = tcp::Passage::new(&tunnel.plan.series);
+    let teller = (Reporter::Source, Some(tunnel.address));
+    let carried = carry_bytes(worker, tunnel, &mut passage).await;
+    if let Err(error) = &carried {
         tracing::info!(%error, "connection not carried");
     }
+    passage.over(worker, teller, carried.err());
 }
 
-async fn carry_bytes(worker: &Worker, tunnel: Tunnel) -> Result<(), Error> {
+async fn carry_bytes(
+    worker: &Worker,
+    tunnel: Tunnel,
+    passage: &mut tcp::Passage,
+) -> Result<(), Error> {
     use tokio::io::AsyncWriteExt;
     let target = match &tunnel.plan.kind {
         OutboundKind::Tcp(target) => target,
@@ -451,14 +493,12 @@ async fn carry_bytes(worker: &Worker, tunnel: Tunnel) -> Result<(), Error> {
     let cluster = target.cluster.as_ref();
     let cluster = cluster.map_err(|why| Error::own(Kind::NoCluster, why.to_string()))?;
     let (mut up, _leave, lease) = tcp::open(worker, cluster).await?;
-    let series = lease.endpoint().series.as_ref();
-    let carried = Carried::opened(series.unwrap_or(&tunnel.plan.series));
+    let carried = passage.opened(cluster, &lease, lease.endpoint().series.as_ref());
     let (mut down, read) = tunnel.conn.into_parts();
     let sent = up.write_all(&read).await;
     sent.map_err(|error| Error::up(Kind::Reset, error.to_string()).at(Progress::Sent))?;
-    let received = &carried.cell().received;
-    received.fetch_add(read.len() as u64, Ordering::Relaxed);
-    tcp::copy(&mut down, &mut up, &carried).await
+    carried.received(read.len());
+    tcp::copy(&mut down, &mut up, carried).await
 }
 
 fn host_of(authority: &str) -> &str {

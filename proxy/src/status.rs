@@ -1,7 +1,8 @@
 //! What `/config` shows: what runs, its versions, what was refused and why, the identity, the link to the control plane.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -9,6 +10,7 @@ use tokio::time::Instant;
 use crate::balance::Cluster;
 use crate::config::cluster;
 use crate::directory::Directory;
+use crate::observe::time::rfc3339;
 use crate::tls::Credentials;
 use crate::xds::store::Store;
 
@@ -16,6 +18,19 @@ use crate::xds::store::Store;
 #[derive(Debug, Default)]
 pub struct Status {
     held: Mutex<Held>,
+}
+
+/// An endpoint of a running cluster.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// Its cluster.
+    pub cluster: String,
+    /// Its address.
+    pub address: SocketAddr,
+    /// Requests under way.
+    pub in_flight: u64,
+    /// While it is ejected: why, how many times, and for how long yet.
+    pub ejected: Option<(String, u32, Duration)>,
 }
 
 #[derive(Debug, Default)]
@@ -52,6 +67,28 @@ impl Status {
                 .collect(),
         };
         *self.held.lock().unwrap_or_else(PoisonError::into_inner) = held;
+    }
+
+    /// Endpoints of every running cluster.
+    pub fn endpoints(&self) -> Vec<Endpoint> {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let mut all = Vec::new();
+        for (config, running) in held.clusters.iter() {
+            for endpoint in running.endpoints().endpoints() {
+                let ejection = endpoint.health.ejection();
+                all.push(Endpoint {
+                    cluster: config.name.to_string(),
+                    address: endpoint.address,
+                    in_flight: endpoint.in_flight() as u64,
+                    ejected: ejection.map(|ejection| {
+                        let left = ejection.until.duration_since(now);
+                        (ejection.reason.to_string(), ejection.times, left)
+                    }),
+                });
+            }
+        }
+        all
     }
 
     /// Everything as JSON.
@@ -114,45 +151,4 @@ fn show(config: &cluster::Cluster, running: &Cluster) -> Value {
         "under_way": {"requests": requests, "pending": pending, "retries": retries},
         "outlier_detection": config.outlier.as_ref().map(|outlier| format!("{outlier:?}")),
     })
-}
-
-/// RFC 3339 in UTC, to the second. Dates by Howard Hinnant's `civil_from_days`.
-fn rfc3339(time: SystemTime) -> String {
-    let since = time
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or(Duration::ZERO)
-        .as_secs();
-    let (days, seconds) = (since / 86_400, since % 86_400);
-    let z = days + 719_468;
-    let era = z / 146_097;
-    let day_of_era = z % 146_097;
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 {
-        shifted + 3
-    } else {
-        shifted - 9
-    };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_written_as_people_read_them() {
-        for (seconds, text) in [
-            (0, "1970-01-01T00:00:00Z"),
-            (951_782_400, "2000-02-29T00:00:00Z"),
-            (1_795_469_133, "2026-11-23T21:25:33Z"),
-        ] {
-            assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_secs(seconds)), text);
-        }
-    }
 }

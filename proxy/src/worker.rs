@@ -9,10 +9,13 @@ use std::time::Duration;
 use crate::connect::pool::Pool;
 use crate::directory::Directory;
 use crate::drain::Watch;
+use crate::error::Error;
 use crate::http::h1::{Limits, Timeouts};
+use crate::http::head::Head;
 use crate::observe::labels::Party;
 use crate::observe::metrics::Metrics;
 use crate::observe::standard::Series;
+use crate::observe::{Observer, Outcome, Reporter};
 use crate::tls::Credentials;
 use crate::tls::server::Acceptor;
 
@@ -23,6 +26,8 @@ pub struct Shared {
     pub directory: Arc<Directory>,
     /// Every metric.
     pub metrics: Arc<Metrics>,
+    /// Who else wants to know of requests.
+    pub observer: Observer,
     /// What we prove ourselves with.
     pub credentials: Arc<Credentials>,
     /// Accepts mutual TLS.
@@ -66,6 +71,13 @@ impl Worker {
     /// Runs `with` on this worker's random numbers.
     pub fn random<T>(&self, with: impl FnOnce(&mut fastrand::Rng) -> T) -> T {
         with(&mut self.rng.borrow_mut())
+    }
+
+    /// A request that could not be read is over.
+    pub fn over(&self, outcome: &Outcome, teller: (Reporter, Option<SocketAddr>), error: &Error) {
+        let (none, dice) = (Head::default(), || self.random(|rng| rng.u64(..)));
+        let observer = &self.shared.observer;
+        observer.over(outcome, teller, (&none, &none), Some(error), dice);
     }
 
     /// A number evenly spread over `u32`.

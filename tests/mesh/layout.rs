@@ -4,15 +4,18 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// A module of the proxy, and the modules of ours that it may import.
-const PROXY: [(&str, &str); 31] = [
+const PROXY: [(&str, &str); 32] = [
     ("accept", "drain observe stream"),
     ("admin", "directory drain observe status tls"),
     (
         "app",
-        "accept admin bootstrap config connect directory drain http identity inbound lifecycle observe outbound snapshot state status tls worker xds",
+        "accept admin bootstrap config connect directory drain export http identity inbound lifecycle observe outbound snapshot state status tls worker xds",
     ),
     ("balance", "config error observe tls"),
-    ("bootstrap", "admin channel directory http observe tls"),
+    (
+        "bootstrap",
+        "admin channel directory export http observe tls",
+    ),
     ("channel", "tls"),
     ("config", "tls"),
     ("connect", "balance config error http stream tls"),
@@ -20,6 +23,7 @@ const PROXY: [(&str, &str); 31] = [
     ("directory", "error snapshot"),
     ("drain", ""),
     ("error", ""),
+    ("export", "bootstrap channel drain observe status tls"),
     (
         "forward",
         "balance config connect deadline error http observe stream tls worker",
@@ -34,7 +38,7 @@ const PROXY: [(&str, &str); 31] = [
     ("lib", ""),
     ("lifecycle", "channel directory drain tls"),
     ("main", ""),
-    ("observe", "config"),
+    ("observe", "config error http"),
     (
         "outbound",
         "connect deadline error forward http identify observe route snapshot stream worker",
@@ -43,10 +47,10 @@ const PROXY: [(&str, &str); 31] = [
     ("route", "config http"),
     ("snapshot", "balance config observe route tls"),
     ("state", "tls"),
-    ("status", "balance config directory tls xds"),
+    ("status", "balance config directory observe tls xds"),
     ("stream", ""),
     ("tls", "error stream"),
-    ("worker", "connect directory drain http observe tls"),
+    ("worker", "connect directory drain error http observe tls"),
     (
         "xds",
         "balance channel config directory drain observe snapshot state status tls",

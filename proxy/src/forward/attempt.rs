@@ -1,5 +1,6 @@
 //! A request on its way to a cluster: tries, each at one endpoint, until one is answered or there is no use in another.
 
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,8 +24,8 @@ use crate::error::{Error, Kind, Progress, Side};
 use crate::http::Incoming;
 use crate::http::half::{Down, Up};
 use crate::http::head::{Head, Known};
-use crate::observe::Outcome;
 use crate::observe::standard::Sizes;
+use crate::observe::{Outcome, Reached, Reporter};
 use crate::worker::Worker;
 
 /// A request on its way to a cluster.
@@ -40,6 +41,8 @@ pub struct Attempt<'a> {
     pub response: &'a mut Head,
     /// What became of the request.
     pub outcome: &'a mut Outcome,
+    /// Who tells of it, and whose request it is.
+    pub teller: (Reporter, Option<SocketAddr>),
 }
 
 /// How long a request may take.
@@ -71,6 +74,22 @@ enum Ended {
 impl Attempt<'_> {
     /// Records what became of the request, and answers it if nobody has.
     pub fn conclude(mut self, forwarded: Result<(), Error>, audience: Audience) -> Served {
+        let served = self.answer(&forwarded, audience);
+        let worker = self.worker;
+        let dice = || worker.random(|rng| rng.u64(..));
+        let heads = (&*self.request, &*self.response);
+        let observer = &worker.shared.observer;
+        observer.over(
+            self.outcome,
+            self.teller,
+            heads,
+            forwarded.as_ref().err(),
+            dice,
+        );
+        served
+    }
+
+    fn answer(&mut self, forwarded: &Result<(), Error>, audience: Audience) -> Served {
         let status = self.response.status();
         match forwarded {
             Ok(()) => {
@@ -83,7 +102,7 @@ impl Attempt<'_> {
                 match answer::conclude_call(
                     &mut self.down,
                     self.outcome,
-                    &error,
+                    error,
                     self.request,
                     audience,
                 ) {
@@ -92,7 +111,7 @@ impl Attempt<'_> {
                 }
             }
             Err(error) => {
-                refuse(&mut self.down, self.outcome, &error, self.request, audience);
+                refuse(&mut self.down, self.outcome, error, self.request, audience);
                 Served::Whole
             }
         }
@@ -127,6 +146,13 @@ impl Attempt<'_> {
             }
         };
         self.measure(&tries);
+        if outcome.is_err() || self.worker.shared.observer.listens(self.outcome) {
+            let address = tries.lease.as_ref().map(|lease| lease.endpoint().address);
+            self.outcome.reached = address.map(|address| {
+                let cluster = Arc::clone(&cluster.name);
+                Box::new(Reached { cluster, address })
+            });
+        }
         outcome.map_err(|error| explain(error, &tries).behind(&cluster.object))
     }
 
@@ -138,6 +164,7 @@ impl Attempt<'_> {
         } else {
             0
         };
+        self.outcome.bodies = (tries.upload.count(), tries.download.count());
         self.outcome.sizes = Sizes {
             request: self.request.size() + tries.upload.count(),
             response: response + tries.download.count(),
@@ -167,6 +194,10 @@ impl Attempt<'_> {
                 Ok(begun) => return self.finish(cluster, tries, begun, edit).await,
                 Err(ended) => ended,
             };
+            let reason = match &ended {
+                Ended::Error(error) => error.to_string(),
+                Ended::Unwanted => format!("status {}", self.response.status()),
+            };
             if let Ended::Error(error) = ended {
                 let error = error.at(tries.progress);
                 match error.kind {
@@ -179,6 +210,9 @@ impl Attempt<'_> {
             }
             let lease = tries.lease.take();
             tries.tried.extend(lease.map(|lease| lease.endpoint().id));
+            if let Some(trace) = &mut self.outcome.trace {
+                trace.retried(number, reason);
+            }
             number += 1;
             self.worker.shared.metrics.retries.inc();
             if let Policy::Route(Some(retry)) = tries.policy {

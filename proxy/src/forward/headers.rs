@@ -52,40 +52,11 @@ const HEXADECIMAL: [[u8; 2]; 256] = {
     table
 };
 
-fn hexadecimal(bytes: &[u8], out: &mut [u8]) {
+/// Writes `bytes` into `out`, which is twice as long.
+pub(super) fn hexadecimal(bytes: &[u8], out: &mut [u8]) {
     for (pair, byte) in out.chunks_exact_mut(2).zip(bytes) {
         pair.copy_from_slice(&HEXADECIMAL[usize::from(*byte)]);
     }
-}
-
-/// Makes sure that there is a valid `traceparent` (W3C Trace Context). One that is there is passed on as it is: Leno
-/// records no span of its own yet, and must not put an unrecorded parent into somebody's trace.
-pub fn traceparent(request: &mut Head, rng: &mut fastrand::Rng) {
-    if request.get(Known::Traceparent).is_some_and(is_traceparent) {
-        return;
-    }
-    let mut value = *b"00-00000000000000000000000000000000-0000000000000000-00";
-    let trace = (rng.u128(..) | 1).to_be_bytes();
-    let span = (rng.u64(..) | 1).to_be_bytes();
-    hexadecimal(&trace, &mut value[3..35]);
-    hexadecimal(&span, &mut value[36..52]);
-    request.set("traceparent", Known::Traceparent, &value);
-}
-
-fn is_traceparent(value: &[u8]) -> bool {
-    let hex = |part: &[u8]| part.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    let zero = |part: &[u8]| part.iter().all(|&b| b == b'0');
-    let Some((known, rest)) = value.split_at_checked(55) else {
-        return false;
-    };
-    let dashes = [known[2], known[35], known[52]];
-    let (version, trace, span, flags) = (&known[..2], &known[3..35], &known[36..52], &known[53..]);
-    dashes == *b"---"
-        && version != b"ff"
-        && (rest.is_empty() || (version != b"00" && rest[0] == b'-'))
-        && [version, trace, span, flags].iter().all(|part| hex(part))
-        && !zero(trace)
-        && !zero(span)
 }
 
 /// Says by which scheme the request came, unless somebody before us did.
@@ -172,47 +143,6 @@ mod tests {
         let mut response = Head::response(200);
         echo_id(&head, &mut response);
         assert_eq!(response.get(Known::RequestId), Some(&b"mine"[..]));
-    }
-
-    #[test]
-    fn a_trace_context_is_passed_on_or_made() {
-        let valid: &[u8] = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-        for (value, kept) in [
-            (valid, true),
-            (
-                b"cc-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more",
-                true,
-            ),
-            (
-                b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more",
-                false,
-            ),
-            (
-                b"ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
-                false,
-            ),
-            (
-                b"00-00000000000000000000000000000000-00f067aa0ba902b7-01",
-                false,
-            ),
-            (
-                b"00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
-                false,
-            ),
-            (
-                b"00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
-                false,
-            ),
-            (b"rubbish", false),
-        ] {
-            let mut head = Head::request("GET", "/");
-            head.add("traceparent", value);
-            traceparent(&mut head, &mut fastrand::Rng::with_seed(1));
-            let after = head.get(Known::Traceparent).expect("set");
-            assert_eq!(after == value, kept, "{}", String::from_utf8_lossy(value));
-            assert!(is_traceparent(after));
-            assert_eq!(head.len(), 1);
-        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ pub mod answer;
 pub mod attempt;
 pub mod headers;
 pub mod http;
+pub mod propagate;
 pub mod replay;
 pub mod retry;
 pub mod tcp;

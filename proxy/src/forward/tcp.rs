@@ -1,9 +1,9 @@
 //! Opaque bytes: to one endpoint, both ways, until both directions have ended.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional};
@@ -14,7 +14,9 @@ use crate::balance::outlier::Verdict;
 use crate::balance::{Ask, Cluster, Lease};
 use crate::connect::{Carries, dial};
 use crate::error::{Error, Kind, Progress, Side};
-use crate::observe::Carried;
+use crate::http::head::Head;
+use crate::observe::standard::{Protocol, Series};
+use crate::observe::{Carried, Reached, Reporter, Told};
 use crate::stream::Stream;
 use crate::worker::Worker;
 
@@ -57,6 +59,78 @@ pub async fn open(
     }
 }
 
+/// A connection of bytes, from when it is known whose it is to its end.
+#[derive(Debug)]
+pub struct Passage {
+    series: Arc<Series>,
+    begun: Instant,
+    carried: Option<Carried>,
+    reached: Option<Reached>,
+}
+
+impl Passage {
+    /// A connection that is counted by `series` until a closer one is known.
+    pub fn new(series: &Arc<Series>) -> Passage {
+        Passage {
+            series: Arc::clone(series),
+            begun: Instant::now(),
+            carried: None,
+            reached: None,
+        }
+    }
+
+    /// It is connected to an endpoint, whose own series counts it if it has one.
+    pub fn opened(
+        &mut self,
+        cluster: &Cluster,
+        lease: &Lease,
+        series: Option<&Arc<Series>>,
+    ) -> &Carried {
+        if let Some(series) = series {
+            self.series = Arc::clone(series);
+        }
+        self.reached = Some(Reached {
+            cluster: Arc::clone(&cluster.name),
+            address: lease.endpoint().address,
+        });
+        self.carried.insert(Carried::opened(&self.series))
+    }
+
+    /// It has ended. One that never began is counted with the reason.
+    pub fn over(
+        mut self,
+        worker: &Worker,
+        teller: (Reporter, Option<SocketAddr>),
+        error: Option<Error>,
+    ) {
+        let error = error.as_ref();
+        let is_unbegun = |error: &&Error| error.progress == Progress::Nothing;
+        let flag = error.filter(is_unbegun).map_or("-", Error::flag);
+        let series = &self.series;
+        let carried = self
+            .carried
+            .get_or_insert_with(|| Carried::ended(series, flag));
+        let none = Head::default();
+        let told = Told {
+            reporter: teller.0,
+            request: &none,
+            response: &none,
+            labels: self.series.labels(),
+            protocol: Protocol::Tcp,
+            status: 0,
+            flag,
+            grpc: None,
+            took: self.begun.elapsed(),
+            bodies: carried.bytes(),
+            reached: self.reached.as_ref(),
+            error,
+            peer: teller.1,
+        };
+        let dice = || worker.random(|rng| rng.u64(..));
+        worker.shared.observer.told(&told, dice);
+    }
+}
+
 /// Copies between two peers; a direction that one ends is ended towards the other, while the opposite one goes on.
 ///
 /// Bytes are counted as `carried` as they pass, so that a connection which is open for days is seen all the while.
@@ -64,11 +138,7 @@ pub async fn open(
 /// # Errors
 /// When a connection breaks.
 pub async fn copy(down: &mut Stream, up: &mut Stream, carried: &Carried) -> Result<(), Error> {
-    let mut up = Counted {
-        io: up,
-        read: &carried.cell().sent,
-        written: &carried.cell().received,
-    };
+    let mut up = Counted { io: up, carried };
     let copied = copy_bidirectional(down, &mut up).await;
     copied.map_err(|error| Error::up(Kind::Reset, error.to_string()).at(Progress::Sent))?;
     Ok(())
@@ -77,8 +147,7 @@ pub async fn copy(down: &mut Stream, up: &mut Stream, carried: &Carried) -> Resu
 /// The peer that was connected to, with what passes counted.
 struct Counted<'a> {
     io: &'a mut Stream,
-    read: &'a AtomicU64,
-    written: &'a AtomicU64,
+    carried: &'a Carried,
 }
 
 impl AsyncRead for Counted<'_> {
@@ -90,7 +159,7 @@ impl AsyncRead for Counted<'_> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut *self.io).poll_read(cx, buffer))?;
         let count = buffer.filled().len() - before;
-        self.read.fetch_add(count as u64, Ordering::Relaxed);
+        self.carried.sent(count);
         Poll::Ready(Ok(()))
     }
 }
@@ -102,7 +171,7 @@ impl AsyncWrite for Counted<'_> {
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
         let count = ready!(Pin::new(&mut *self.io).poll_write(cx, data))?;
-        self.written.fetch_add(count as u64, Ordering::Relaxed);
+        self.carried.received(count);
         Poll::Ready(Ok(count))
     }
 

@@ -71,6 +71,8 @@ pub enum Known {
     PeerMetadataId,
     GrpcStatus,
     Traceparent,
+    B3,
+    B3Multiple,
     ForwardedFor,
     ForwardedProto,
     ClientCert,
@@ -87,6 +89,7 @@ impl Known {
         let is = |other: &str| name.eq_ignore_ascii_case(other.as_bytes());
         match name.len() {
             2 if is("te") => Known::Te,
+            2 if is("b3") => Known::B3,
             4 if is("host") => Known::Host,
             6 if is("expect") => Known::Expect,
             6 if is("server") => Known::Server,
@@ -110,6 +113,7 @@ impl Known {
             21 if is("x-envoy-peer-metadata") => Known::PeerMetadata,
             24 if is("x-envoy-peer-metadata-id") => Known::PeerMetadataId,
             23 if is("x-forwarded-client-cert") => Known::ClientCert,
+            5.. if name[..5].eq_ignore_ascii_case(b"x-b3-") => Known::B3Multiple,
             8.. if name[..8].eq_ignore_ascii_case(b"x-envoy-") => Known::Envoy,
             _ => Known::Other,
         }

@@ -243,10 +243,7 @@ impl Renewal {
         let serial = verify::serial(leaf).map_err(|error| unusable(&error))?;
         let key = key.certified(certificates).map_err(Error::Unusable)?;
         tracing::info!(id = %self.options.id, serial, lives = ?lives, "certificate obtained");
-        let expiry = not_after
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
-        self.metrics.certificate_expiry.set(expiry.as_secs_f64());
+        self.metrics.health.certificate(not_after);
         self.metrics.rotations.inc();
         self.credentials.set_identity(Identity {
             key,

@@ -99,6 +99,18 @@ impl Exposition {
     }
 }
 
+impl Exposition {
+    fn overflow(&self) -> MetricFamily {
+        let (_, overflow) = self.standard.room();
+        let mut family = MetricFamily::default();
+        family.set_name("leno_metric_series_overflow_total".to_owned());
+        family.set_help("Times that a metric series was counted as `other`.".to_owned());
+        family.set_field_type(MetricType::COUNTER);
+        family.set_metric(vec![counter(Vec::new(), overflow)]);
+        family
+    }
+}
+
 impl Collector for Exposition {
     fn desc(&self) -> Vec<&Desc> {
         self.descriptions.iter().collect()
@@ -120,9 +132,8 @@ impl Collector for Exposition {
             family
         });
         // One without metrics is an error to the encoder.
-        families
-            .filter(|family| !family.get_metric().is_empty())
-            .collect()
+        let families = families.filter(|family| !family.get_metric().is_empty());
+        families.chain([self.overflow()]).collect()
     }
 }
 

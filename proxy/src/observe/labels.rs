@@ -34,7 +34,7 @@ pub const UNKNOWN: &str = "unknown";
 /// What is said of what is too much.
 pub const OTHER: &str = "other";
 /// Istio's name for the one cluster of a mesh that has no others.
-const CLUSTER: &str = "Kubernetes";
+pub const CLUSTER: &str = "Kubernetes";
 
 /// Values of the labels that a series fixes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use prometheus::{
-    Encoder, Gauge, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
-};
+use prometheus::{Encoder, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
 
 use super::exposition::Exposition;
+use super::health::{Gauges, Health};
 use super::labels::Labels;
 use super::standard::{Series, Standard};
 
@@ -35,8 +34,14 @@ pub struct Metrics {
     pub app_failures: IntCounter,
     /// 1 while the stream to the control plane is up.
     pub connected: IntGauge,
-    /// When the workload's certificate ends, in seconds since 1970.
-    pub certificate_expiry: Gauge,
+    /// How the sidecar itself is.
+    pub health: Arc<Health>,
+    /// Lines of the access log that had no room.
+    pub log_dropped: IntCounter,
+    /// Spans that could not be handed over.
+    pub spans_dropped: IntCounter,
+    /// Failures that the control plane isn't told of.
+    pub failures_dropped: IntCounter,
     /// Certificates obtained.
     pub rotations: IntCounter,
 }
@@ -59,12 +64,7 @@ impl Metrics {
         let withheld = Opts::new("leno_retries_withheld_total", help);
         let withheld = IntCounterVec::new(withheld, &["reason"])?;
         registry.register(Box::new(withheld.clone()))?;
-        let build = Opts::new("istio_build", "Component and version.")
-            .const_label("component", "proxy")
-            .const_label("tag", env!("CARGO_PKG_VERSION"));
-        let build = IntGauge::with_opts(build)?;
-        build.set(1);
-        registry.register(Box::new(build))?;
+        registry.register(Box::new(build()?))?;
         let counter = |name: &str, help: &str| -> Result<IntCounter, prometheus::Error> {
             let counter = IntCounter::new(name, help)?;
             registry.register(Box::new(counter.clone()))?;
@@ -75,11 +75,8 @@ impl Metrics {
             registry.register(Box::new(gauge.clone()))?;
             Ok(gauge)
         };
-        let expiry = Gauge::new(
-            "leno_certificate_expiry_timestamp_seconds",
-            "When the workload's certificate ends.",
-        )?;
-        registry.register(Box::new(expiry.clone()))?;
+        let health = Arc::new(Health::default());
+        registry.register(Box::new(Gauges(Arc::clone(&health))))?;
         Ok(Arc::new(Metrics {
             parsed: counter(
                 "leno_http1_requests_parsed_total",
@@ -103,7 +100,19 @@ impl Metrics {
             )?,
             connected: gauge("leno_xds_connected", "1 while the xDS stream is up.")?,
             rotations: counter("leno_certificates_total", "Certificates obtained.")?,
-            certificate_expiry: expiry,
+            health,
+            log_dropped: counter(
+                "leno_access_log_dropped_total",
+                "Lines of the access log that had no room.",
+            )?,
+            spans_dropped: counter(
+                "leno_spans_dropped_total",
+                "Spans that could not be handed over to the collector.",
+            )?,
+            failures_dropped: counter(
+                "leno_failures_dropped_total",
+                "Failures that the control plane's map is not told of.",
+            )?,
             standard,
             registry,
         }))
@@ -127,6 +136,16 @@ impl Metrics {
             Err(error) => format!("# {error}\n"),
         }
     }
+}
+
+/// Who this is, as Istio's components say it.
+fn build() -> Result<IntGauge, prometheus::Error> {
+    let build = Opts::new("istio_build", "Component and version.")
+        .const_label("component", "proxy")
+        .const_label("tag", env!("CARGO_PKG_VERSION"));
+    let build = IntGauge::with_opts(build)?;
+    build.set(1);
+    Ok(build)
 }
 
 #[cfg(test)]

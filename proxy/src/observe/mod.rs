@@ -1,16 +1,42 @@
-//! What is seen of a request: one [`Outcome`] each, recorded once, on drop if need be.
+//! What is seen of a request: one [`Outcome`] each, recorded once, on drop if need be; and what is told of it when it is
+//! over, to whoever wants to know.
 
+pub mod access_log;
 mod exposition;
+pub mod failures;
 pub mod grpc;
+pub mod health;
 pub mod labels;
 pub mod metrics;
+pub mod queue;
 pub mod standard;
+pub mod time;
+pub mod trace;
 
+use std::cell::Cell as Held;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::error::Error;
+use crate::http::head::{Head, Known};
+use failures::Failure;
+use labels::Labels;
+use queue::Queue;
 use standard::{Cell, Key, Protocol, Series, Sizes};
+use trace::{Context, Trace, Traces};
+
+/// Who tells of a request: `reporter` of Istio's metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reporter {
+    /// The caller's sidecar.
+    Source,
+    /// The callee's.
+    Destination,
+}
 
 /// What became of a request. Whoever holds it says what it learns; dropping it records.
 #[derive(Debug)]
@@ -20,6 +46,21 @@ pub struct Outcome {
     key: Key,
     /// How large request and response were.
     pub sizes: Sizes,
+    /// Bytes of their bodies.
+    pub bodies: (u64, u64),
+    /// Its span, if it is recorded.
+    pub trace: Option<Box<Trace>>,
+    /// Where it was sent, if anybody wants to know.
+    pub reached: Option<Box<Reached>>,
+}
+
+/// Where a request or connection was sent.
+#[derive(Debug, Clone)]
+pub struct Reached {
+    /// The cluster.
+    pub cluster: Arc<str>,
+    /// The endpoint.
+    pub address: SocketAddr,
 }
 
 impl Outcome {
@@ -36,10 +77,13 @@ impl Outcome {
                 grpc: None,
             },
             sizes: Sizes::default(),
+            bodies: (0, 0),
+            trace: None,
+            reached: None,
         }
     }
 
-    /// The request is counted under another series: its destination is known by now.
+    /// Its destination is known: from here on it is counted there.
     pub fn toward(&mut self, series: &Arc<Series>) {
         self.series = Arc::clone(series);
     }
@@ -72,9 +116,148 @@ impl Drop for Outcome {
     }
 }
 
+/// What is told of a request or a connection that is over.
+#[derive(Debug)]
+pub struct Told<'a> {
+    /// Who tells.
+    pub reporter: Reporter,
+    /// The request's head, as it was sent on; empty for a connection of bytes.
+    pub request: &'a Head,
+    /// The response's head.
+    pub response: &'a Head,
+    /// Who the peers are.
+    pub labels: &'a Labels,
+    /// What was spoken.
+    pub protocol: Protocol,
+    /// HTTP status.
+    pub status: u16,
+    /// Envoy's response flag.
+    pub flag: &'static str,
+    /// gRPC status.
+    pub grpc: Option<u8>,
+    /// How long it took.
+    pub took: Duration,
+    /// Bytes of the bodies, or of each direction.
+    pub bodies: (u64, u64),
+    /// Where it was sent.
+    pub reached: Option<&'a Reached>,
+    /// What went wrong.
+    pub error: Option<&'a Error>,
+    /// Who asked.
+    pub peer: Option<SocketAddr>,
+}
+
+impl Told<'_> {
+    /// The path without the query, which may hold what nobody else must know.
+    fn path(&self) -> String {
+        let target = self.request.target();
+        let path = target.split(|b| *b == b'?').next().unwrap_or_default();
+        String::from_utf8_lossy(path).into_owned()
+    }
+
+    fn authority(&self) -> String {
+        let host = self.request.get(Known::Host).unwrap_or_default();
+        String::from_utf8_lossy(host).into_owned()
+    }
+}
+
+/// Who wants to know of requests that are over, besides the metrics.
+#[derive(Debug, Default)]
+pub struct Observer {
+    /// The access log.
+    pub log: Option<access_log::Log>,
+    /// Spans.
+    pub traces: Option<Traces>,
+    /// Failures, for the live map.
+    pub failures: Option<Arc<Queue<Failure>>>,
+}
+
+impl Observer {
+    /// Whether anybody wants to know of requests that go well.
+    pub fn listens(&self, outcome: &Outcome) -> bool {
+        self.log.is_some() || outcome.trace.is_some()
+    }
+
+    /// A request is over.
+    pub fn over(
+        &self,
+        outcome: &Outcome,
+        (reporter, peer): (Reporter, Option<SocketAddr>),
+        heads: (&Head, &Head),
+        error: Option<&Error>,
+        dice: impl Fn() -> u64,
+    ) {
+        if error.is_none() && !self.listens(outcome) {
+            return;
+        }
+        let told = Told {
+            reporter,
+            request: heads.0,
+            response: heads.1,
+            labels: outcome.series.labels(),
+            protocol: outcome.key.protocol,
+            status: outcome.key.status,
+            flag: outcome.key.flag,
+            grpc: outcome.key.grpc,
+            took: outcome.begun.elapsed(),
+            bodies: outcome.bodies,
+            reached: outcome.reached.as_deref(),
+            error,
+            peer,
+        };
+        self.trace(&told, outcome.trace.as_deref(), &dice);
+        self.told(&told, &dice);
+    }
+
+    /// A request or connection is over.
+    pub fn told(&self, told: &Told<'_>, dice: impl Fn() -> u64) {
+        if let Some(log) = &self.log {
+            log.over(told, || (dice() >> 32) as u32);
+        }
+        if let Some(failures) = &self.failures
+            && let Some(failure) = Failure::of(told)
+        {
+            failures.push(failure);
+        }
+    }
+
+    /// What Leno answered itself has a span whatever the sampling says.
+    fn trace(&self, told: &Told<'_>, trace: Option<&Trace>, dice: impl Fn() -> u64) {
+        let Some(traces) = &self.traces else {
+            return;
+        };
+        match (trace, told.error) {
+            (Some(trace), _) => traces.over(told, trace),
+            (None, Some(error)) if !error.is_farewell() => {
+                let said = told.request.get(Known::Traceparent);
+                let parent = said.and_then(Context::parse);
+                let own = Context {
+                    trace: parent.map_or_else(
+                        || u128::from(dice()) << 64 | u128::from(dice() | 1),
+                        |p| p.trace,
+                    ),
+                    span: dice() | 1,
+                    sampled: Some(true),
+                };
+                // A parent that nobody records would leave the span without a root.
+                let parent = parent.filter(|parent| parent.sampled == Some(true));
+                traces.over(
+                    told,
+                    &Trace::new(own, parent.map_or(0, |parent| parent.span)),
+                );
+            }
+            _ => {}
+        }
+    }
+}
+
 /// A connection of bytes; dropping it counts it as closed.
 #[derive(Debug)]
-pub struct Carried(Arc<Cell>);
+pub struct Carried {
+    cell: Arc<Cell>,
+    received: Held<u64>,
+    sent: Held<u64>,
+}
 
 impl Carried {
     /// A connection between the peers of `series`, which was opened.
@@ -85,21 +268,36 @@ impl Carried {
     /// A connection that came to nothing; why, as Envoy's flag.
     pub fn ended(series: &Series, flag: &'static str) -> Carried {
         let cell = series.cell(Key::tcp(flag));
-        cell.count
-            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        Carried(cell)
+        cell.count.fetch_add(1, Ordering::Relaxed);
+        Carried {
+            cell,
+            received: Held::new(0),
+            sent: Held::new(0),
+        }
     }
 
-    /// Where its bytes are counted.
-    pub fn cell(&self) -> &Arc<Cell> {
-        &self.0
+    /// Bytes came from whoever connected.
+    pub fn received(&self, count: usize) {
+        self.received.set(self.received.get() + count as u64);
+        self.cell
+            .received
+            .fetch_add(count as u64, Ordering::Relaxed);
+    }
+
+    /// Bytes were sent to whoever connected.
+    pub fn sent(&self, count: usize) {
+        self.sent.set(self.sent.get() + count as u64);
+        self.cell.sent.fetch_add(count as u64, Ordering::Relaxed);
+    }
+
+    /// How many of each there were.
+    pub fn bytes(&self) -> (u64, u64) {
+        (self.received.get(), self.sent.get())
     }
 }
 
 impl Drop for Carried {
     fn drop(&mut self) {
-        self.0
-            .closed
-            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.cell.closed.fetch_add(1, Ordering::Relaxed);
     }
 }

@@ -92,6 +92,16 @@ impl Key {
         }
     }
 
+    /// Whether it is the kind of end that somebody should look at: 5xx, no answer, or a gRPC status that stands for one.
+    pub fn is_failure(&self) -> bool {
+        let by_status = self.status >= 500 && self.status != u16::MAX;
+        let by_call = matches!(self.grpc, Some(2 | 4 | 12..=15));
+        match self.protocol {
+            Protocol::Tcp => self.flag != "-",
+            _ => by_status || by_call || (self.status == 0 && self.flag != "DC"),
+        }
+    }
+
     /// The value of `response_code`.
     pub fn code(&self) -> String {
         match self.status {

@@ -5,7 +5,7 @@ pub mod store;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use leno_proto::pb::envoy::config::core::v3::Node;
 use leno_proto::pb::envoy::service::discovery::v3::{
@@ -167,6 +167,9 @@ impl Client {
                 ended = self.stream(&mut asked) => ended,
                 () = watch.ended() => return,
             };
+            if self.metrics.connected.get() == 1 {
+                self.metrics.health.is_current(Some(SystemTime::now()));
+            }
             self.metrics.connected.set(0);
             let mut words = format!("control plane unreachable since {}: {ended}", Shown::now());
             if self.is_restored {
@@ -273,6 +276,7 @@ impl Client {
             .await;
         let stream = stream.map_err(|status| words(&status))?;
         self.metrics.connected.set(1);
+        self.metrics.health.is_current(None);
         let words = format!("connected since {}", Shown::now());
         self.directory.set_link(Link { up: true, words });
         Ok((requests, stream.into_inner()))
@@ -401,6 +405,7 @@ impl Client {
             let names = self.session.subscribed(LISTENER).len();
             self.directory.publish(snapshot, names);
         }
+        self.metrics.health.refuses(self.store.refused().count());
         self.shown
             .set_resources(&self.store, self.builder.clusters());
     }

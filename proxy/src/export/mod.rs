@@ -1,0 +1,74 @@
+//! What leaves the process besides metrics: lines of the access log, spans, reports. Each has its own task, off the path.
+
+pub mod log;
+pub mod otlp;
+pub mod report;
+
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use crate::bootstrap::Telemetry;
+use crate::observe::Observer;
+use crate::observe::access_log::{self, Log};
+use crate::observe::failures::{self, Failure};
+use crate::observe::metrics::Metrics;
+use crate::observe::queue::Queue;
+use crate::observe::trace::{self, Traces};
+use otlp::Exporter;
+
+/// Lines of the access log, and where they go.
+pub type Lines = (Arc<Queue<Vec<u8>>>, Box<dyn Write + Send>);
+
+/// What takes away what the path hands over.
+pub struct Exports {
+    /// Lines of the access log.
+    pub log: Option<Lines>,
+    /// Spans.
+    pub spans: Option<Exporter>,
+    /// Failures, for reports.
+    pub failures: Arc<Queue<Failure>>,
+}
+
+/// What the path hands over to, and what takes it away. `service` and `node` say whose it is.
+///
+/// # Errors
+/// When the access log can't be opened.
+pub fn start(
+    telemetry: &Telemetry,
+    metrics: &Metrics,
+    service: String,
+    node: &str,
+) -> io::Result<(Observer, Exports)> {
+    let lines = Arc::new(Queue::new(access_log::WAITING, metrics.log_dropped.clone()));
+    let spans = Arc::new(Queue::new(trace::WAITING, metrics.spans_dropped.clone()));
+    let dropped = metrics.failures_dropped.clone();
+    let failures = Arc::new(Queue::new(failures::WAITING, dropped));
+    let observer = Observer {
+        log: telemetry.log.as_ref().map(|(_, format)| {
+            let (share, errors_only) = (telemetry.log_share, telemetry.log_errors_only);
+            Log::new(format.clone(), share, errors_only, Arc::clone(&lines))
+        }),
+        traces: telemetry
+            .otlp
+            .as_ref()
+            .map(|_| Traces::new(telemetry.trace_share, node, Arc::clone(&spans))),
+        failures: Some(Arc::clone(&failures)),
+    };
+    let log = match &telemetry.log {
+        Some((sink, _)) => Some((lines, sink.open()?)),
+        None => None,
+    };
+    let spans = telemetry.otlp.clone().map(|(address, protocol)| Exporter {
+        address,
+        protocol,
+        service,
+        node: node.to_owned(),
+        spans,
+    });
+    let exports = Exports {
+        log,
+        spans,
+        failures,
+    };
+    Ok((observer, exports))
+}

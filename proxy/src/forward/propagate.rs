@@ -1,0 +1,176 @@
+//! Trace context of a request: read from `traceparent` (W3C Trace Context), else `b3`, else `x-b3-…` (B3 propagation), and
+//! passed on in the form that it came in, always also as `traceparent`.
+
+use super::headers::hexadecimal;
+use crate::http::head::{Head, Known};
+use crate::observe::Outcome;
+use crate::observe::trace::{Context, Trace};
+use crate::worker::Worker;
+
+/// Makes sure that the request carries a trace context; where the request is sampled, that of a span of ours.
+pub fn trace(worker: &Worker, request: &mut Head, outcome: &mut Outcome) {
+    let parent = read(request);
+    let Some(traces) = &worker.shared.observer.traces else {
+        // No span of ours: an unrecorded parent must not get into somebody's trace.
+        return match parent {
+            Some(_)
+                if request
+                    .get(Known::Traceparent)
+                    .and_then(Context::parse)
+                    .is_some() => {}
+            Some(parent) => write_traceparent(request, parent),
+            None => write_traceparent(request, begin(worker, false)),
+        };
+    };
+    if !traces.samples(parent, || worker.dice()) {
+        return match parent {
+            Some(parent) => write_traceparent(request, parent),
+            None => write_traceparent(request, begin(worker, false)),
+        };
+    }
+    let own = match parent {
+        Some(parent) => Context {
+            span: worker.random(|rng| rng.u64(..)) | 1,
+            sampled: Some(true),
+            ..parent
+        },
+        None => begin(worker, true),
+    };
+    write_traceparent(request, own);
+    write_b3(request, own, parent);
+    let parent = parent.map_or(0, |parent| parent.span);
+    outcome.trace = Some(Box::new(Trace::new(own, parent)));
+}
+
+fn begin(worker: &Worker, is_sampled: bool) -> Context {
+    worker.random(|rng| Context {
+        trace: rng.u128(..) | 1,
+        span: rng.u64(..) | 1,
+        sampled: Some(is_sampled),
+    })
+}
+
+fn read(request: &Head) -> Option<Context> {
+    let said = request.get(Known::Traceparent).and_then(Context::parse);
+    said.or_else(|| Context::parse_b3(request.get(Known::B3)?))
+        .or_else(|| {
+            request.get(Known::B3Multiple)?;
+            let text = |name| std::str::from_utf8(request.values(name).next()?).ok();
+            let sampled = match (text("x-b3-flags"), text("x-b3-sampled")) {
+                (Some("1"), _) | (_, Some("1" | "true")) => Some(true),
+                (_, Some("0" | "false")) => Some(false),
+                _ => None,
+            };
+            Context::of(text("x-b3-traceid")?, text("x-b3-spanid")?, sampled)
+        })
+}
+
+fn write_traceparent(request: &mut Head, context: Context) {
+    let mut value = *b"00-00000000000000000000000000000000-0000000000000000-00";
+    hexadecimal(&context.trace.to_be_bytes(), &mut value[3..35]);
+    hexadecimal(&context.span.to_be_bytes(), &mut value[36..52]);
+    value[54] = if context.sampled == Some(true) {
+        b'1'
+    } else {
+        b'0'
+    };
+    request.set("traceparent", Known::Traceparent, &value);
+}
+
+/// Brings B3's fields up to date, where there are any.
+fn write_b3(request: &mut Head, own: Context, parent: Option<Context>) {
+    let parent = parent.map(|parent| format!("{:016x}", parent.span));
+    let (trace, span) = (format!("{:032x}", own.trace), format!("{:016x}", own.span));
+    if request.get(Known::B3).is_some() {
+        let parent = parent.as_ref().map(|parent| format!("-{parent}"));
+        let value = format!("{trace}-{span}-1{}", parent.unwrap_or_default());
+        request.set("b3", Known::B3, value.as_bytes());
+    }
+    if request.get(Known::B3Multiple).is_some() {
+        request.remove(Known::B3Multiple);
+        let fields = [
+            ("x-b3-traceid", Some(&*trace)),
+            ("x-b3-spanid", Some(&*span)),
+            ("x-b3-parentspanid", parent.as_deref()),
+            ("x-b3-sampled", Some("1")),
+        ];
+        for (name, value) in fields {
+            if let Some(value) = value {
+                request.add(name, value.as_bytes());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TRACE: u128 = 0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736;
+    const SPAN: u64 = 0x00f0_67aa_0ba9_02b7;
+
+    fn context(fields: &[(&str, &str)]) -> Option<(u128, u64, Option<bool>)> {
+        let mut head = Head::request("GET", "/");
+        for (name, value) in fields {
+            head.add(name, value.as_bytes());
+        }
+        read(&head).map(|context| (context.trace, context.span, context.sampled))
+    }
+
+    #[test]
+    fn a_context_is_read_in_any_of_its_forms() {
+        let (trace, span) = ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7");
+        let said = |sampled| Some((TRACE, SPAN, sampled));
+        let w3c = |flags: &str| format!("00-{trace}-{span}-{flags}");
+        let b3 = |rest: &str| format!("{trace}-{span}{rest}");
+        assert_eq!(context(&[("traceparent", &w3c("01"))]), said(Some(true)));
+        assert_eq!(context(&[("traceparent", &w3c("00"))]), said(Some(false)));
+        assert_eq!(context(&[("b3", &b3("-1"))]), said(Some(true)));
+        assert_eq!(
+            context(&[("B3", &b3("-d-00f067aa0ba902b8"))]),
+            said(Some(true))
+        );
+        assert_eq!(context(&[("b3", &b3("-0"))]), said(Some(false)));
+        assert_eq!(context(&[("b3", &b3(""))]), said(None));
+        let multiple = [("X-B3-TraceId", trace), ("X-B3-SpanId", span)];
+        assert_eq!(context(&multiple), said(None));
+        let sampled = [multiple[0], multiple[1], ("x-b3-sampled", "1")];
+        assert_eq!(context(&sampled), said(Some(true)));
+        let short = [("x-b3-traceid", "a3ce929d0e0e4736"), ("x-b3-spanid", span)];
+        assert_eq!(
+            context(&short),
+            Some((TRACE & u128::from(u64::MAX), SPAN, None))
+        );
+        for rubbish in [
+            "0",
+            "x-y-1",
+            "",
+            "00000000000000000000000000000000-0000000000000000-1",
+        ] {
+            assert_eq!(context(&[("b3", rubbish)]), None, "{rubbish}");
+        }
+    }
+
+    #[test]
+    fn b3_stays_b3_and_names_its_parent() {
+        let own = Context {
+            trace: TRACE,
+            span: 1,
+            sampled: Some(true),
+        };
+        let parent = Context { span: SPAN, ..own };
+        let mut head = Head::request("GET", "/");
+        head.add("X-B3-TraceId", b"1");
+        head.add("b3", b"1-1");
+        write_b3(&mut head, own, Some(parent));
+        let value = |name| {
+            String::from_utf8_lossy(head.values(name).next().unwrap_or(b"none")).into_owned()
+        };
+        assert_eq!(value("x-b3-parentspanid"), "00f067aa0ba902b7");
+        assert_eq!(value("x-b3-traceid"), "4bf92f3577b34da6a3ce929d0e0e4736");
+        assert_eq!(
+            value("b3"),
+            "4bf92f3577b34da6a3ce929d0e0e4736-0000000000000001-1-00f067aa0ba902b7"
+        );
+    }
+}

@@ -1,0 +1,77 @@
+//! Requests that Leno answered itself, or cut short, for the control plane's live map.
+
+use std::time::SystemTime;
+
+use super::{Reporter, Told};
+use crate::http::head::Known;
+
+/// Failures that wait to be reported: a second's.
+pub const WAITING: usize = 256;
+/// Longest text of one.
+const MAX_TEXT: usize = 1024;
+
+/// A request that failed, with its explanation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// When.
+    pub at: SystemTime,
+    /// Who tells of it.
+    pub reporter: Reporter,
+    /// Who called, as namespace and service.
+    pub source: (String, String),
+    /// What was called, as namespace and service.
+    pub destination: (String, String),
+    /// The request's method.
+    pub method: String,
+    /// Its path, without the query.
+    pub path: String,
+    /// What was answered.
+    pub status: u16,
+    /// Envoy's response flag.
+    pub flag: &'static str,
+    /// Why.
+    pub explanation: String,
+    /// The request's id.
+    pub request_id: String,
+}
+
+impl Failure {
+    /// What became of a request, if it is a failure.
+    pub(super) fn of(told: &Told<'_>) -> Option<Failure> {
+        let error = told.error.filter(|error| !error.is_farewell())?;
+        let label = |name| told.labels.get(name).to_owned();
+        let id = told.request.get(Known::RequestId).unwrap_or_default();
+        Some(Failure {
+            at: SystemTime::now(),
+            reporter: told.reporter,
+            source: (
+                label("source_workload_namespace"),
+                label("source_canonical_service"),
+            ),
+            destination: (
+                label("destination_service_namespace"),
+                label("destination_service_name"),
+            ),
+            method: cut(String::from_utf8_lossy(told.request.method()).into_owned()),
+            path: cut(told.path()),
+            status: told.status,
+            flag: told.flag,
+            explanation: cut(error.to_string()),
+            request_id: cut(String::from_utf8_lossy(id).into_owned()),
+        })
+    }
+
+    /// Whether it is the same failure as another, of another request.
+    pub fn is_like(&self, other: &Failure) -> bool {
+        (self.status, self.flag) == (other.status, other.flag)
+            && self.explanation == other.explanation
+            && self.source == other.source
+            && self.destination == other.destination
+    }
+}
+
+fn cut(mut text: String) -> String {
+    let end = (0..=MAX_TEXT).rev().find(|at| text.is_char_boundary(*at));
+    text.truncate(end.unwrap_or_default());
+    text
+}

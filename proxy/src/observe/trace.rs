@@ -1,0 +1,406 @@
+//! Spans: which requests have one, and what one says, by OpenTelemetry's semantic conventions for HTTP and under the names of
+//! Istio's tags.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::labels::UNKNOWN;
+use super::queue::Queue;
+use super::{Reporter, Told};
+use crate::http::head::{Known, Version};
+
+/// Spans that wait to be exported. One takes about 2 KiB, so that a collector that hangs costs about 1 MiB.
+pub const WAITING: usize = 512;
+/// Events that one span may have.
+const MAX_EVENTS: usize = 16;
+
+/// Where a request stands in a trace (W3C Trace Context, B3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Context {
+    /// Its trace.
+    pub trace: u128,
+    /// The span that caused it.
+    pub span: u64,
+    /// Whether that span is recorded; nothing when whoever comes next decides.
+    pub sampled: Option<bool>,
+}
+
+impl Context {
+    /// From `traceparent`'s value (W3C Trace Context, level 1 and what follows it).
+    pub fn parse(value: &[u8]) -> Option<Context> {
+        let (known, rest) = value.split_at_checked(55)?;
+        let (version, flags) = (&known[..2], &known[53..]);
+        let form = [known[2], known[35], known[52]] == *b"---"
+            && version != b"ff"
+            && (rest.is_empty() || (version != b"00" && rest[0] == b'-'));
+        let is_hex = |part: &[u8]| part.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        if !form
+            || ![version, &known[3..35], &known[36..52], flags]
+                .into_iter()
+                .all(is_hex)
+        {
+            return None;
+        }
+        let is_sampled = matches!(
+            flags[1],
+            b'1' | b'3' | b'5' | b'7' | b'9' | b'b' | b'd' | b'f'
+        );
+        let text = |part| std::str::from_utf8(part).ok();
+        Context::of(
+            text(&known[3..35])?,
+            text(&known[36..52])?,
+            Some(is_sampled),
+        )
+    }
+
+    /// From `b3`'s value: `trace-span[-sampled[-parent]]`.
+    pub fn parse_b3(value: &[u8]) -> Option<Context> {
+        let mut parts = std::str::from_utf8(value).ok()?.split('-');
+        let (trace, span) = (parts.next()?, parts.next()?);
+        let sampled = match parts.next() {
+            Some("1" | "d") => Some(true),
+            Some("0") => Some(false),
+            _ => None,
+        };
+        Context::of(trace, span, sampled)
+    }
+
+    /// From identifiers in hexadecimal, of which neither is zero.
+    pub fn of(trace: &str, span: &str, sampled: Option<bool>) -> Option<Context> {
+        let is_hex = |text: &str| text.bytes().all(|b| b.is_ascii_hexdigit());
+        let sizes = matches!(trace.len(), 16 | 32) && span.len() == 16;
+        if !sizes || !is_hex(trace) || !is_hex(span) {
+            return None;
+        }
+        let context = Context {
+            trace: u128::from_str_radix(trace, 16).ok()?,
+            span: u64::from_str_radix(span, 16).ok()?,
+            sampled,
+        };
+        (context.trace != 0 && context.span != 0).then_some(context)
+    }
+}
+
+/// A span that is recorded, until its request is over.
+#[derive(Debug)]
+pub struct Trace {
+    /// The span itself.
+    pub own: Context,
+    /// Its parent; 0 when it begins the trace.
+    pub parent: u64,
+    events: Vec<Event>,
+}
+
+/// Something that happened to a request on its way.
+#[derive(Debug, Clone)]
+pub struct Event {
+    /// When.
+    pub at: SystemTime,
+    /// What, as one word.
+    pub name: &'static str,
+    /// Which try it was about.
+    pub attempt: u32,
+    /// Why.
+    pub reason: String,
+}
+
+impl Trace {
+    /// A span under `parent`.
+    pub fn new(own: Context, parent: u64) -> Trace {
+        Trace {
+            own,
+            parent,
+            events: Vec::new(),
+        }
+    }
+
+    /// The request is tried again after try `attempt`.
+    pub fn retried(&mut self, attempt: u32, reason: String) {
+        if self.events.len() < MAX_EVENTS {
+            self.events.push(Event {
+                at: SystemTime::now(),
+                name: "retry",
+                attempt,
+                reason,
+            });
+        }
+    }
+}
+
+/// Which requests have a span, and where spans go.
+#[derive(Debug)]
+pub struct Traces {
+    /// How many in 2³² requests that nobody decided about have one.
+    threshold: u64,
+    /// `node_id`.
+    node: Box<str>,
+    spans: Arc<Queue<Span>>,
+}
+
+/// A span that is over.
+#[derive(Debug)]
+pub struct Span {
+    /// Its trace.
+    pub trace: u128,
+    /// Itself.
+    pub id: u64,
+    /// What caused it; 0 for none.
+    pub parent: u64,
+    /// Whether it is the caller's or the callee's.
+    pub reporter: Reporter,
+    /// What is called.
+    pub name: String,
+    /// When it began and ended.
+    pub time: (SystemTime, SystemTime),
+    /// What is said of it.
+    pub attributes: Vec<(&'static str, Value)>,
+    /// What happened meanwhile.
+    pub events: Vec<Event>,
+    /// Why it failed, if it did.
+    pub error: Option<String>,
+}
+
+/// The value of an attribute.
+#[derive(Debug)]
+pub enum Value {
+    /// A text.
+    Text(Cow<'static, str>),
+    /// A number.
+    Number(i64),
+    /// True or false.
+    Flag(bool),
+}
+
+impl Traces {
+    /// Traces of a share of requests, for `node`.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a share is 0 to 1
+    pub fn new(share: f64, node: &str, spans: Arc<Queue<Span>>) -> Traces {
+        Traces {
+            threshold: (share.clamp(0.0, 1.0) * 4_294_967_296.0) as u64,
+            node: node.into(),
+            spans,
+        }
+    }
+
+    /// Whether a request has a span: as whoever caused it says, else by `dice`.
+    pub fn samples(&self, parent: Option<Context>, dice: impl FnOnce() -> u32) -> bool {
+        let said = parent.and_then(|parent| parent.sampled);
+        said.unwrap_or_else(|| u64::from(dice()) < self.threshold)
+    }
+
+    /// The span of a request that is over.
+    pub(super) fn over(&self, told: &Told<'_>, trace: &Trace) {
+        let ended = SystemTime::now();
+        self.spans.push(Span {
+            trace: trace.own.trace,
+            id: trace.own.span,
+            parent: trace.parent,
+            reporter: told.reporter,
+            name: name(told),
+            time: (ended - told.took, ended),
+            attributes: self.attributes(told),
+            events: trace.events.clone(),
+            error: error(told),
+        });
+    }
+
+    fn attributes(&self, told: &Told<'_>) -> Vec<(&'static str, Value)> {
+        let mut all = Attributes(Vec::with_capacity(32));
+        let request = told.request;
+        all.text("component", "proxy");
+        all.text("node_id", self.node.to_string());
+        let path = told.path();
+        all.bytes("http.request.method", request.method());
+        all.bytes("http.method", request.method());
+        all.text("url.path", path.clone());
+        let host = told.authority();
+        all.text("http.url", format!("http://{host}{path}"));
+        let (name, port) = host.rsplit_once(':').unwrap_or((&host, ""));
+        all.text("server.address", name.to_owned());
+        if let Ok(port) = port.parse() {
+            all.0.push(("server.port", Value::Number(port)));
+        }
+        let (version, protocol) = match request.version() {
+            Version::Http10 => ("1.0", "HTTP/1.0"),
+            Version::Http11 => ("1.1", "HTTP/1.1"),
+            Version::Http2 => ("2", "HTTP/2"),
+        };
+        all.text("network.protocol.version", version);
+        all.text("http.protocol", protocol);
+        all.number("http.response.status_code", u64::from(told.status));
+        all.number("http.status_code", u64::from(told.status));
+        if let Some(status) = told.grpc {
+            all.number("rpc.grpc.status_code", u64::from(status));
+        }
+        if let Some(agent) = request.values("user-agent").next() {
+            all.bytes("user_agent.original", agent);
+            all.bytes("user_agent", agent);
+        }
+        all.bytes(
+            "guid:x-request-id",
+            request.get(Known::RequestId).unwrap_or(b""),
+        );
+        all.number("request_size", told.bodies.0);
+        all.number("response_size", told.bodies.1);
+        all.text("response_flags", told.flag);
+        if let Some(reached) = told.reached {
+            all.text("upstream_cluster", reached.cluster.to_string());
+            all.text("upstream_cluster.name", reached.cluster.to_string());
+            all.text("network.peer.address", reached.address.to_string());
+        }
+        if let Some(peer) = told.peer {
+            all.text("peer.address", peer.to_string());
+            all.text("client.address", peer.ip().to_string());
+        }
+        all.istio(told);
+        all.error(told);
+        all.0
+    }
+}
+
+struct Attributes(Vec<(&'static str, Value)>);
+
+impl Attributes {
+    /// Whose span it is, under Istio's names.
+    fn istio(&mut self, told: &Told<'_>) {
+        let own = |source, destination| match told.reporter {
+            Reporter::Source => told.labels.get(source).to_owned(),
+            Reporter::Destination => told.labels.get(destination).to_owned(),
+        };
+        let canonical = ("source_canonical_service", "destination_canonical_service");
+        self.text("istio.canonical_service", own(canonical.0, canonical.1));
+        let revision = (
+            "source_canonical_revision",
+            "destination_canonical_revision",
+        );
+        self.text("istio.canonical_revision", own(revision.0, revision.1));
+        let namespace = (
+            "source_workload_namespace",
+            "destination_workload_namespace",
+        );
+        self.text("istio.namespace", own(namespace.0, namespace.1));
+        self.text("istio.mesh_id", "cluster.local");
+        self.text("istio.cluster_id", super::labels::CLUSTER);
+        self.text("downstream_cluster", "-");
+    }
+
+    fn error(&mut self, told: &Told<'_>) {
+        if let Some(error) = told.error {
+            self.0.push(("error", Value::Flag(true)));
+            self.text("error.type", error.answer().error);
+        } else if told.status >= 500 {
+            self.0.push(("error", Value::Flag(true)));
+            self.text("error.type", told.status.to_string());
+        }
+    }
+
+    fn text(&mut self, name: &'static str, value: impl Into<Cow<'static, str>>) {
+        let value = value.into();
+        if !value.is_empty() {
+            self.0.push((name, Value::Text(value)));
+        }
+    }
+
+    fn bytes(&mut self, name: &'static str, value: &[u8]) {
+        self.text(name, String::from_utf8_lossy(value).into_owned());
+    }
+
+    fn number(&mut self, name: &'static str, value: u64) {
+        let value = i64::try_from(value).unwrap_or(i64::MAX);
+        self.0.push((name, Value::Number(value)));
+    }
+}
+
+/// Istio's name of the operation: the service's host and port, whatever the path.
+fn name(told: &Told<'_>) -> String {
+    let host = told.labels.get("destination_service");
+    let authority = told.authority();
+    let port = authority.rsplit_once(':').map_or("80", |(_, port)| port);
+    match host == UNKNOWN {
+        true => format!("{authority}/*"),
+        false => format!("{host}:{port}/*"),
+    }
+}
+
+fn error(told: &Told<'_>) -> Option<String> {
+    match told.error {
+        Some(error) => Some(error.to_string()),
+        None if told.status >= 500 => Some(String::new()),
+        None => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn traces(share: f64) -> Traces {
+        let dropped = prometheus::IntCounter::new("dropped", "dropped").expect("a name");
+        Traces::new(share, "node", Arc::new(Queue::new(1, dropped)))
+    }
+
+    #[test]
+    fn whoever_began_the_trace_decides_and_else_the_dice() {
+        let parent = |sampled| {
+            Some(Context {
+                trace: 1,
+                span: 1,
+                sampled,
+            })
+        };
+        for (share, parent, dice, sampled) in [
+            (0.0, None, 0, false),
+            (1.0, None, u32::MAX, true),
+            (0.5, None, u32::MAX / 2, true),
+            (0.5, None, u32::MAX / 2 + 2, false),
+            (0.0, parent(Some(true)), 0, true),
+            (1.0, parent(Some(false)), 0, false),
+            (1.0, parent(None), 0, true),
+        ] {
+            let what = format!("{share} {parent:?} {dice}");
+            assert_eq!(traces(share).samples(parent, || dice), sampled, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_traceparent_is_one_or_is_not() {
+        let valid: &[u8] = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        for (value, is_one) in [
+            (valid, true),
+            (
+                b"cc-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more",
+                true,
+            ),
+            (
+                b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more",
+                false,
+            ),
+            (
+                b"ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+                false,
+            ),
+            (
+                b"00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+                false,
+            ),
+            (
+                b"00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
+                false,
+            ),
+            (
+                b"00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
+                false,
+            ),
+            (b"rubbish", false),
+        ] {
+            let context = Context::parse(value);
+            assert_eq!(
+                context.is_some(),
+                is_one,
+                "{}",
+                String::from_utf8_lossy(value)
+            );
+        }
+    }
+}

@@ -2,19 +2,16 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use axum::Router;
-use axum::extract::State as Extract;
-use axum::http::StatusCode;
-use axum::routing::get;
 use leno_proto::ca::istio_certificate_service_server::IstioCertificateServiceServer;
 use leno_proto::leno::lifecycle_server::LifecycleServer;
+use leno_proto::leno::reports_server::ReportsServer;
 use leno_proto::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use leno_proto::tonic::{self, transport::Server};
-use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -23,12 +20,15 @@ use crate::auth;
 use crate::ca::Ca;
 use crate::ca::server::Certificates;
 use crate::istio::Limits;
+use crate::map::Book;
 use crate::metrics::Metrics;
 use crate::source::compile::Settings;
 use crate::source::file::{Options, Source};
 use crate::source::{State, dns};
+use crate::web::{self, Shown};
 use crate::xds::hub::Hub;
 use crate::xds::lifecycle::{Drains, Lifecycle};
+use crate::xds::reports::Reports;
 use crate::xds::server::Ads;
 
 /// What the control plane is configured with.
@@ -126,17 +126,13 @@ pub async fn run(bootstrap: Bootstrap) -> Result<Bound> {
         running.await.map_err(|e| anyhow!(e))
     });
     let incoming = auth::accept(xds, &ca, ending)?;
-    let services = services(&hub, &ca, &metrics, bootstrap.max_xds_message);
+    let book = Arc::new(Mutex::new(Book::default()));
+    let services = services(&hub, &ca, (&metrics, &book), bootstrap.max_xds_message);
     tasks.spawn(async move {
         let serving = services.serve_with_incoming(incoming);
         serving.await.context("xDS service")
     });
-    let shown = Arc::new(Shown { hub, metrics });
-    tasks.spawn(async move {
-        axum::serve(monitoring, pages(shown))
-            .await
-            .context("monitoring")
-    });
+    tasks.spawn(serve_pages(monitoring, hub, metrics, book));
     let keeper = Arc::clone(&ca);
     tasks.spawn(async move {
         keeper.keep_own().await;
@@ -152,6 +148,22 @@ pub async fn run(bootstrap: Bootstrap) -> Result<Bound> {
     })
 }
 
+async fn serve_pages(
+    listener: TcpListener,
+    hub: Arc<Hub>,
+    metrics: Arc<Metrics>,
+    book: Arc<Mutex<Book>>,
+) -> Result<()> {
+    let shown = Arc::new(Shown {
+        hub,
+        metrics,
+        book,
+        viewers: AtomicUsize::new(0),
+    });
+    let serving = axum::serve(listener, web::pages(shown));
+    serving.await.context("monitoring")
+}
+
 async fn bind(what: &str, address: SocketAddr) -> Result<TcpListener> {
     let words = format!("cannot listen on {address} for {what}");
     TcpListener::bind(address).await.context(words)
@@ -161,7 +173,7 @@ async fn bind(what: &str, address: SocketAddr) -> Result<TcpListener> {
 fn services(
     hub: &Arc<Hub>,
     ca: &Arc<Ca>,
-    metrics: &Arc<Metrics>,
+    (metrics, book): (&Arc<Metrics>, &Arc<Mutex<Book>>),
     max_message: usize,
 ) -> tonic::transport::server::Router {
     let ads = Ads::new(Arc::clone(hub), Arc::clone(metrics));
@@ -172,41 +184,9 @@ fn services(
         .http2_keepalive_timeout(Some(Duration::from_secs(20)))
         .add_service(ads)
         .add_service(LifecycleServer::new(Lifecycle::new(Arc::clone(hub))))
-        .add_service(IstioCertificateServiceServer::new(certificates))
-}
-
-/// What the monitoring port shows.
-struct Shown {
-    hub: Arc<Hub>,
-    metrics: Arc<Metrics>,
-}
-
-fn pages(shown: Arc<Shown>) -> Router {
-    Router::new()
-        .route("/ready", get(ready))
-        .route(
-            "/metrics",
-            get(async |Extract(s): Extract<Arc<Shown>>| s.metrics.render()),
+        .add_service(
+            ReportsServer::new(Reports::new(Arc::clone(book)))
+                .max_decoding_message_size(max_message),
         )
-        .route("/debug/status", get(status))
-        .with_state(shown)
-}
-
-async fn ready(Extract(shown): Extract<Arc<Shown>>) -> (StatusCode, &'static str) {
-    match shown.hub.state().borrow().complete {
-        true => (StatusCode::OK, "ready\n"),
-        false => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "the configuration has not been read yet\n",
-        ),
-    }
-}
-
-async fn status(Extract(shown): Extract<Arc<Shown>>) -> axum::Json<Value> {
-    let problems: Vec<String> = {
-        let state = shown.hub.state();
-        let state = state.borrow();
-        state.problems.iter().map(ToString::to_string).collect()
-    };
-    axum::Json(json!({"proxies": shown.hub.proxies(), "problems": problems}))
+        .add_service(IstioCertificateServiceServer::new(certificates))
 }

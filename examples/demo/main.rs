@@ -83,6 +83,7 @@ async fn main() -> ExitCode {
 async fn demo(args: &Args) -> Result<()> {
     println!("Building the programs and starting the shop…");
     let mut mesh = Mesh::start().await?;
+    println!("The live map: http://{MONITORING}/");
     let told = tokio::select! {
         told = tell(&mut mesh, args.sabotage) => told,
         _ = ctrl_c() => Ok(()),
@@ -92,7 +93,7 @@ async fn demo(args: &Args) -> Result<()> {
         println!("  curl -i -H 'Host: user-service' http://{ORDER_OUTBOUND}/users/1");
         println!("  curl -i -x http://{WEB_OUTBOUND} http://user-service/users/1");
         println!("  curl -s http://127.0.2.1:15000/config");
-        println!("  curl -s http://{MONITORING}/debug/status");
+        println!("  the live map: http://{MONITORING}/");
         println!("  edit {}", mesh.directory.join("yaml").display());
         println!("Ctrl-C ends it.");
         ctrl_c().await?;

@@ -57,20 +57,22 @@ const PROXY: [(&str, &str); 32] = [
     ),
 ];
 
-const CONTROL_PLANE: [(&str, &str); 11] = [
-    ("app", "auth ca istio metrics source xds"),
+const CONTROL_PLANE: [(&str, &str); 13] = [
+    ("app", "auth ca istio map metrics source web xds"),
     ("auth", "ca"),
     ("ca", "auth metrics"),
     ("cli", "app ca istio source"),
     ("istio", ""),
     ("lib", ""),
     ("main", ""),
+    ("map", "istio mesh source"),
     ("mesh", ""),
     ("metrics", ""),
     ("source", "istio mesh"),
     ("translate", "mesh"),
+    ("web", "map metrics xds"),
 ];
-const CONTROL_PLANE_XDS: (&str, &str) = ("xds", "auth ca mesh metrics source translate");
+const CONTROL_PLANE_XDS: (&str, &str) = ("xds", "auth ca map mesh metrics source translate");
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")

@@ -55,7 +55,12 @@ fn print(status: &Value) -> bool {
     let text = |value: &Value, name: &str| value[name].as_str().unwrap_or_default().to_owned();
     let mut good = true;
     for proxy in list("proxies") {
-        println!("{}  {} names", text(&proxy, "node"), proxy["names"]);
+        println!(
+            "{}  {} names{}",
+            text(&proxy, "node"),
+            proxy["names"],
+            health(&proxy)
+        );
         for refused in proxy["refused"].as_array().into_iter().flatten() {
             good = false;
             let (kind, name) = (text(refused, "type"), text(refused, "name"));
@@ -72,4 +77,30 @@ fn print(status: &Value) -> bool {
         println!("{problem}");
     }
     good
+}
+
+/// How a sidecar is, in a few words.
+fn health(proxy: &Value) -> String {
+    let mut words = Vec::new();
+    if let Some(days) = proxy["certificate_days_left"].as_f64() {
+        words.push(format!("certificate ends in {}", life(days)));
+    }
+    if let Some(age) = proxy["config_age_seconds"]
+        .as_f64()
+        .filter(|age| *age > 0.0)
+    {
+        words.push(format!("configuration is {age:.0} s old"));
+    }
+    if let Some(clock) = proxy["clock"].as_str() {
+        words.push(format!("clock {clock}"));
+    }
+    words.iter().map(|word| format!("  {word}")).collect()
+}
+
+fn life(days: f64) -> String {
+    match days * 24.0 {
+        hours if hours >= 48.0 => format!("{days:.0} days"),
+        hours if hours >= 2.0 => format!("{hours:.0} h"),
+        hours => format!("{:.0} min", hours * 60.0),
+    }
 }

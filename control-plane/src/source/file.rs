@@ -14,7 +14,7 @@ use super::State;
 use super::compile::Settings;
 use super::dns::Addresses;
 use super::last_good::{LastGood, Reading};
-use crate::istio::{self, Limits, Object, Place, Problem, Severity};
+use crate::istio::{self, Key, Limits, Object, Place, Problem, Severity};
 use crate::mesh::{Draining, Mesh};
 
 /// Stands before each last good form, with the file that it came from.
@@ -54,6 +54,7 @@ pub struct Source {
     /// The mesh without addresses.
     mesh: Mesh,
     problems: Arc<Vec<Problem>>,
+    objects: Arc<Vec<(Key, Place)>>,
 }
 
 impl Source {
@@ -72,6 +73,7 @@ impl Source {
             complete: false,
             mesh: Mesh::default(),
             problems: Arc::default(),
+            objects: Arc::default(),
         }
     }
 
@@ -124,6 +126,7 @@ impl Source {
         State {
             mesh: Arc::new(self.mesh),
             problems: self.problems,
+            objects: self.objects,
             complete: self.complete,
         }
     }
@@ -140,6 +143,12 @@ impl Source {
                 return;
             }
         };
+        let read = reading
+            .values()
+            .flatten()
+            .filter_map(|read| read.as_ref().ok());
+        let objects = read.map(|object| (object.key.clone(), object.place.clone()));
+        self.objects = Arc::new(objects.collect());
         let (mesh, problems) = self.last.apply(&self.options.settings, reading);
         for problem in problems
             .iter()
@@ -214,11 +223,13 @@ impl Source {
         let state = State {
             mesh: Arc::new(mesh),
             problems: Arc::clone(&self.problems),
+            objects: Arc::clone(&self.objects),
             complete: self.complete,
         };
         publish.send_if_modified(|before| {
             let changed = *before.mesh != *state.mesh
                 || before.problems != state.problems
+                || before.objects != state.objects
                 || before.complete != state.complete;
             *before = state;
             changed

@@ -8,7 +8,7 @@ pub mod last_good;
 
 use std::sync::Arc;
 
-use crate::istio::Problem;
+use crate::istio::{Key, Place, Problem};
 use crate::mesh::Mesh;
 
 /// What the source says at a moment.
@@ -18,6 +18,8 @@ pub struct State {
     pub mesh: Arc<Mesh>,
     /// What is wrong, or worth a word.
     pub problems: Arc<Vec<Problem>>,
+    /// Objects that could be read, and where they begin.
+    pub objects: Arc<Vec<(Key, Place)>>,
     /// Whether the source has been read whole at least once: until then nothing is said to be gone.
     pub complete: bool,
 }

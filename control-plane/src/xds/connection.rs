@@ -112,6 +112,17 @@ impl Dialog for Connection {
         self.sent.is_empty()
     }
 
+    fn held(&self) -> Vec<(&'static str, String, String)> {
+        let mut held = Vec::new();
+        for (type_url, names) in &self.subscribed {
+            held.extend(names.iter().filter_map(|(name, said)| match said {
+                Said::Version(version) => Some((*type_url, name.clone(), version.clone())),
+                _ => None,
+            }));
+        }
+        held
+    }
+
     fn names(&self) -> usize {
         self.subscribed.values().map(BTreeMap::len).sum()
     }

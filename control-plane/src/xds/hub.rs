@@ -21,10 +21,18 @@ pub struct Hub {
     state: watch::Receiver<State>,
     roots: String,
     dns: Demand,
-    proxies: Mutex<BTreeMap<u64, Value>>,
+    proxies: Mutex<BTreeMap<u64, Stream>>,
     /// What each stream's client has taken, as a revision of who drains.
     taken: watch::Sender<BTreeMap<u64, (u64, String)>>,
     pub(super) drains: Drains,
+}
+
+/// A stream that is open.
+#[derive(Debug)]
+struct Stream {
+    shown: Value,
+    /// Type, name and version of what it was sent.
+    held: Vec<(&'static str, String, String)>,
 }
 
 impl Hub {
@@ -48,10 +56,26 @@ impl Hub {
     /// Who is connected, and what they refuse.
     pub fn proxies(&self) -> Vec<Value> {
         let proxies = self.proxies.lock().unwrap_or_else(PoisonError::into_inner);
-        proxies.values().cloned().collect()
+        proxies
+            .values()
+            .map(|stream| stream.shown.clone())
+            .collect()
     }
 
-    pub(super) fn show(&self, stream: u64, node: &str, connection: &impl Dialog) {
+    /// What the proxy `node` runs, as far as it was sent; nothing when it isn't connected.
+    pub fn resources(&self, node: &str) -> Option<Vec<Value>> {
+        let proxies = self.proxies.lock().unwrap_or_else(PoisonError::into_inner);
+        let stream = proxies.values().find(|s| s.shown["node"] == node)?;
+        let mut held = stream.held.clone();
+        held.sort_unstable();
+        let one = |(type_url, name, version): (&str, String, String)| {
+            let kind = leno_proto::type_url::short(type_url);
+            json!({"type": kind, "name": name, "version": version})
+        };
+        Some(held.into_iter().map(one).collect())
+    }
+
+    pub(super) fn show(&self, stream: u64, node: (&str, Client), connection: &impl Dialog) {
         let refused = connection.refused().into_iter().map(|refused| {
             json!({
                 "type": leno_proto::type_url::short(&refused.r#type),
@@ -60,11 +84,15 @@ impl Hub {
             })
         });
         let refused: Vec<Value> = refused.collect();
-        let shown = json!({"node": node, "names": connection.names(), "refused": refused});
+        let (node, client) = (node.0, format!("{:?}", node.1));
+        let shown = json!({
+            "node": node, "client": client, "names": connection.names(), "refused": refused,
+        });
+        let held = connection.held();
         self.proxies
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .insert(stream, shown);
+            .insert(stream, Stream { shown, held });
     }
 
     /// The client of `stream` has taken everything up to `revision`.

@@ -3,6 +3,7 @@
 pub mod connection;
 pub mod hub;
 pub mod lifecycle;
+pub mod reports;
 pub mod server;
 pub mod sotw;
 
@@ -53,6 +54,8 @@ pub trait Dialog: Default + Send + Sync {
     fn refused(&self) -> Vec<&Refused>;
     /// Whether the client has answered everything that it was sent.
     fn is_settled(&self) -> bool;
+    /// What it was sent of what it asks for: type, name, version.
+    fn held(&self) -> Vec<(&'static str, String, String)>;
     /// Names that are subscribed.
     fn names(&self) -> usize;
     /// Whether the client leaves too much unanswered to be served on.

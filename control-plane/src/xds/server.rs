@@ -23,7 +23,7 @@ use super::lifecycle::identify;
 use super::sotw::StateOfTheWorld;
 use crate::auth::Peer;
 use crate::ca::Identity;
-use crate::mesh::{Mesh, Node, Touched};
+use crate::mesh::{Client, Mesh, Node, Touched};
 use crate::metrics::Metrics;
 
 /// Responses on their way to one proxy; a proxy that doesn't read holds nobody else up.
@@ -150,7 +150,8 @@ impl<D: Dialog> Pump<D> {
         };
         let view = self.hub.view(&mesh, &node, None);
         let responses = connection.request(&first, &view);
-        self.send(responses, &connection, &said.id).await?;
+        self.send(responses, &connection, (&said.id, node.client))
+            .await?;
         loop {
             if connection.is_settled() {
                 self.hub.took(self.number, &said.id, mesh.draining.revision);
@@ -171,7 +172,8 @@ impl<D: Dialog> Pump<D> {
                     responses
                 }
             };
-            self.send(responses, &connection, &said.id).await?;
+            self.send(responses, &connection, (&said.id, node.client))
+                .await?;
         }
     }
 
@@ -205,7 +207,7 @@ impl<D: Dialog> Pump<D> {
         &self,
         responses: Vec<D::Response>,
         connection: &D,
-        node: &str,
+        node: (&str, Client),
     ) -> Result<(), Status> {
         self.hub.show(self.number, node, connection);
         if connection.is_overrun() {

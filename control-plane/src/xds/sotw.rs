@@ -129,6 +129,14 @@ impl Dialog for StateOfTheWorld {
             .all(|of| of.offer.is_none() && !of.stale)
     }
 
+    fn held(&self) -> Vec<(&'static str, String, String)> {
+        let all = self.types.iter().flat_map(|(type_url, of)| {
+            let accepted = of.accepted.iter();
+            accepted.map(move |(name, (version, _))| (*type_url, name.clone(), version.clone()))
+        });
+        all.collect()
+    }
+
     fn names(&self) -> usize {
         let held = |state: &Type| state.names.len().max(state.accepted.len());
         self.types.values().map(held).sum()

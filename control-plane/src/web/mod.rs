@@ -1,0 +1,161 @@
+//! What the monitoring port shows: the live map, the same as JSON, metrics, readiness. Read-only.
+
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Query, State as Extract};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{Html, IntoResponse, Response};
+use axum::routing::get;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::time::{Instant, interval};
+use tokio_stream::wrappers::IntervalStream;
+use tokio_stream::{Stream, StreamExt};
+
+use crate::map::{Book, view};
+use crate::metrics::Metrics;
+use crate::xds::hub::Hub;
+
+/// Pages that are looked at at once.
+const MAX_VIEWERS: usize = 32;
+/// How often a page is told what is new.
+const EACH: Duration = Duration::from_secs(1);
+/// What the page may do: nothing but what it brings along, and ask us.
+const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; \
+    frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
+
+/// What the monitoring port shows.
+#[derive(Debug)]
+pub struct Shown {
+    /// Streams, and the configuration.
+    pub hub: Arc<Hub>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// What goes on.
+    pub book: Arc<Mutex<Book>>,
+    /// How many look at the map.
+    pub viewers: AtomicUsize,
+}
+
+impl Shown {
+    fn mesh(&self) -> Value {
+        let (state, now) = (self.hub.state(), Instant::now());
+        let state = state.borrow().clone();
+        let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
+        book.forget(now);
+        view::render(&book, &state, &self.hub.proxies(), now)
+    }
+}
+
+/// The pages.
+pub fn pages(shown: Arc<Shown>) -> Router {
+    Router::new()
+        .route("/", get(map))
+        .route("/ready", get(ready))
+        .route("/version", get(async || env!("CARGO_PKG_VERSION")))
+        .route(
+            "/metrics",
+            get(async |Extract(s): Extract<Arc<Shown>>| s.metrics.render()),
+        )
+        .route("/debug/status", get(status))
+        .route(
+            "/debug/mesh",
+            get(async |Extract(s): Extract<Arc<Shown>>| axum::Json(s.mesh())),
+        )
+        .route("/debug/mesh/events", get(events))
+        .route("/debug/proxy", get(proxy))
+        .route("/debug/syncz", get(syncz))
+        .with_state(shown)
+}
+
+async fn map() -> Response {
+    let mut response = Html(include_str!("map.html")).into_response();
+    let headers = response.headers_mut();
+    headers.insert(
+        header::CONTENT_SECURITY_POLICY,
+        HeaderValue::from_static(POLICY),
+    );
+    headers.insert(
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    );
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    response
+}
+
+async fn ready(Extract(shown): Extract<Arc<Shown>>) -> (StatusCode, &'static str) {
+    match shown.hub.state().borrow().complete {
+        true => (StatusCode::OK, "ready\n"),
+        false => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the configuration has not been read yet\n",
+        ),
+    }
+}
+
+/// For `leno status`: the map without its traffic.
+async fn status(Extract(shown): Extract<Arc<Shown>>) -> axum::Json<Value> {
+    let mesh = shown.mesh();
+    let state = shown.hub.state();
+    let problems: Vec<String> = state
+        .borrow()
+        .problems
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    axum::Json(json!({"proxies": mesh["proxies"], "problems": problems}))
+}
+
+/// Somebody who looks at the map, counted until dropped.
+struct Viewer(Arc<Shown>);
+
+impl Drop for Viewer {
+    fn drop(&mut self) {
+        self.0.viewers.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The map, each second.
+async fn events(
+    Extract(shown): Extract<Arc<Shown>>,
+) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, (StatusCode, &'static str)> {
+    let viewer = Viewer(Arc::clone(&shown));
+    if shown.viewers.fetch_add(1, Ordering::Relaxed) >= MAX_VIEWERS {
+        return Err((
+            StatusCode::SERVICE_UNAVAILABLE,
+            "too many look at the map already\n",
+        ));
+    }
+    let ticks = IntervalStream::new(interval(EACH));
+    let stream = ticks.map(move |_| Ok(Event::default().data(viewer.0.mesh().to_string())));
+    Ok(Sse::new(stream).keep_alive(KeepAlive::default()))
+}
+
+#[derive(Debug, Deserialize)]
+struct Node {
+    node: String,
+}
+
+/// What one sidecar runs.
+async fn proxy(
+    Extract(shown): Extract<Arc<Shown>>,
+    Query(asked): Query<Node>,
+) -> Result<axum::Json<Value>, (StatusCode, &'static str)> {
+    let resources = shown.hub.resources(&asked.node);
+    let resources = resources.ok_or((StatusCode::NOT_FOUND, "no such sidecar is connected\n"))?;
+    Ok(axum::Json(
+        json!({"node": asked.node, "resources": resources}),
+    ))
+}
+
+/// Istio's page of who is connected, as Kiali asks for it.
+async fn syncz(Extract(shown): Extract<Arc<Shown>>) -> axum::Json<Value> {
+    let proxies = shown.hub.proxies();
+    let one = |proxy: &Value| json!({"proxy": proxy["node"], "proxy_type": "sidecar", "istio_version": env!("CARGO_PKG_VERSION")});
+    axum::Json(proxies.iter().map(one).collect())
+}

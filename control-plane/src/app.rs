@@ -1,5 +1,6 @@
 //! Wiring: bind, start the source, the CA and the services, say where they listen.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicUsize;
@@ -19,7 +20,7 @@ use tokio::task::JoinSet;
 use crate::auth;
 use crate::ca::Ca;
 use crate::ca::server::Certificates;
-use crate::istio::Limits;
+use crate::istio::{Limits, Problem, Severity};
 use crate::map::Book;
 use crate::metrics::Metrics;
 use crate::source::compile::Settings;
@@ -132,6 +133,8 @@ pub async fn run(bootstrap: Bootstrap) -> Result<Bound> {
         let serving = services.serve_with_incoming(incoming);
         serving.await.context("xDS service")
     });
+    metrics.root_expiry.set(ca.root_ends());
+    tasks.spawn(count_configuration(state.clone(), Arc::clone(&metrics)));
     tasks.spawn(serve_pages(monitoring, hub, metrics, book));
     let keeper = Arc::clone(&ca);
     tasks.spawn(async move {
@@ -146,6 +149,48 @@ pub async fn run(bootstrap: Bootstrap) -> Result<Bound> {
         ended,
         tasks,
     })
+}
+
+/// Counts what becomes of the configuration.
+async fn count_configuration(
+    mut state: watch::Receiver<State>,
+    metrics: Arc<Metrics>,
+) -> Result<()> {
+    let mut before = State::default();
+    while state.changed().await.is_ok() {
+        let now = state.borrow_and_update().clone();
+        let count =
+            |kind: &str, event: &str| metrics.events.with_label_values(&[kind, event]).inc();
+        let of = |state: &State| -> BTreeMap<_, _> {
+            let objects = state.objects.iter();
+            objects
+                .map(|known| (known.key.clone(), Arc::clone(&known.text)))
+                .collect()
+        };
+        let (old, new) = (of(&before), of(&now));
+        for (key, text) in &new {
+            match old.get(key) {
+                None => count(&key.kind, "add"),
+                Some(same) if same == text => continue,
+                Some(_) => count(&key.kind, "update"),
+            }
+            metrics.passed.inc();
+        }
+        for key in old.keys().filter(|key| !new.contains_key(key)) {
+            count(&key.kind, "delete");
+        }
+        let is_new = |problem: &&Problem| {
+            problem.severity == Severity::Error && !before.problems.contains(problem)
+        };
+        let failed = now.problems.iter().filter(is_new).count();
+        metrics.failed.inc_by(failed as u64);
+        let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        metrics.services.set(number(now.mesh.services.len()));
+        let routes = new.keys().filter(|key| key.kind == "VirtualService");
+        metrics.virtual_services.set(number(routes.count()));
+        before = now;
+    }
+    std::future::pending().await
 }
 
 async fn serve_pages(

@@ -1,21 +1,108 @@
-//! Counters of the control plane, under Istio's names where it has one.
+//! Metrics of the control plane, under Istio's names where it has one, so that its dashboards show them.
 
-use prometheus::{Encoder, IntCounter, IntGauge, Registry, TextEncoder};
+use prometheus::process_collector::ProcessCollector;
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+/// Istio's buckets of a push, in seconds.
+const PUSH: [f64; 9] = [0.01, 0.1, 0.3, 0.5, 1.0, 3.0, 5.0, 10.0, 20.0];
 
 /// Every metric of the process.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    /// Changes that were pushed to a proxy.
-    pub pushes: IntCounter,
-    /// Resources that proxies refused.
-    pub rejects: IntCounter,
-    /// Proxies that are connected.
-    pub connected: IntGauge,
+    /// Responses that were sent, by type: `lds`, `rds`, `cds`, `eds`, `sds`.
+    pub pushes: IntCounterVec,
+    /// How long it took to make what is sent, by type.
+    pub push_time: HistogramVec,
+    /// From a change to the client's word that it has taken it.
+    pub convergence: Histogram,
+    /// Responses that proxies refused, by type.
+    pub rejects: IntCounterVec,
+    rejects_of: [(&'static str, IntGauge); 4],
+    /// Proxies that are connected, by version.
+    pub connected: IntGaugeVec,
+    /// Certificates that were asked for.
+    pub asked: IntCounter,
     /// Certificates that were issued.
     pub issued: IntCounter,
     /// Requests for one that were refused.
     pub denied: IntCounter,
+    /// When the root's certificate ends, in seconds since 1970.
+    pub root_expiry: IntGauge,
+    /// Services.
+    pub services: IntGauge,
+    /// VirtualServices.
+    pub virtual_services: IntGauge,
+    /// Objects that came, changed or went.
+    pub events: IntCounterVec,
+    /// Objects that were good.
+    pub passed: IntCounter,
+    /// Objects that were not.
+    pub failed: IntCounter,
+}
+
+/// Registers metrics.
+struct Makes<'a>(&'a Registry);
+
+impl Makes<'_> {
+    fn counter(&self, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
+        let counter = IntCounter::new(name, help)?;
+        self.0.register(Box::new(counter.clone()))?;
+        Ok(counter)
+    }
+
+    fn counters(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> Result<IntCounterVec, prometheus::Error> {
+        let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
+        self.0.register(Box::new(counters.clone()))?;
+        Ok(counters)
+    }
+
+    fn times(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> Result<HistogramVec, prometheus::Error> {
+        let options = HistogramOpts::new(name, help).buckets(PUSH.to_vec());
+        let times = HistogramVec::new(options, labels)?;
+        self.0.register(Box::new(times.clone()))?;
+        Ok(times)
+    }
+
+    fn gauges(
+        &self,
+        name: &str,
+        help: &str,
+        label: &str,
+    ) -> Result<IntGaugeVec, prometheus::Error> {
+        let gauges = IntGaugeVec::new(Opts::new(name, help), &[label])?;
+        self.0.register(Box::new(gauges.clone()))?;
+        Ok(gauges)
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+        let gauge = IntGauge::new(name, help)?;
+        self.0.register(Box::new(gauge.clone()))?;
+        Ok(gauge)
+    }
+}
+
+/// Who this is, as Istio's components say it.
+fn build() -> Result<IntGauge, prometheus::Error> {
+    let build = Opts::new("istio_build", "Component and version.")
+        .const_label("component", "pilot")
+        .const_label("tag", env!("CARGO_PKG_VERSION"));
+    let build = IntGauge::with_opts(build)?;
+    build.set(1);
+    Ok(build)
 }
 
 impl Metrics {
@@ -25,27 +112,74 @@ impl Metrics {
     /// When a name is invalid or taken, which is a mistake in this file.
     pub fn new() -> Result<Metrics, prometheus::Error> {
         let registry = Registry::new();
-        let counter = |name: &str, help: &str| -> Result<IntCounter, prometheus::Error> {
-            let counter = IntCounter::new(name, help)?;
-            registry.register(Box::new(counter.clone()))?;
-            Ok(counter)
-        };
-        let connected = IntGauge::new("pilot_xds", "Proxies that are connected.")?;
-        registry.register(Box::new(connected.clone()))?;
+        let makes = Makes(&registry);
+        registry.register(Box::new(ProcessCollector::for_self()))?;
+        registry.register(Box::new(build()?))?;
+        let help = "Responses of one type that proxies refused.";
         Ok(Metrics {
-            pushes: counter("pilot_xds_pushes", "Changes that were pushed to a proxy.")?,
-            rejects: counter("pilot_total_xds_rejects", "Responses that a proxy refused.")?,
-            issued: counter(
+            pushes: makes.counters("pilot_xds_pushes", "Responses that were sent.", &["type"])?,
+            rejects: makes.counters(
+                "pilot_total_xds_rejects",
+                "Responses that proxies refused.",
+                &["type"],
+            )?,
+            rejects_of: [
+                ("cds", makes.gauge("pilot_xds_cds_reject", help)?),
+                ("eds", makes.gauge("pilot_xds_eds_reject", help)?),
+                ("lds", makes.gauge("pilot_xds_lds_reject", help)?),
+                ("rds", makes.gauge("pilot_xds_rds_reject", help)?),
+            ],
+            asked: makes.counter(
+                "citadel_server_csr_count",
+                "Certificates that were asked for.",
+            )?,
+            issued: makes.counter(
                 "citadel_server_success_cert_issuance_count",
                 "Certificates issued.",
             )?,
-            denied: counter(
+            denied: makes.counter(
                 "citadel_server_authentication_failure_count",
                 "Requests refused.",
             )?,
-            connected,
+            root_expiry: makes.gauge(
+                "citadel_server_root_cert_expiry_timestamp",
+                "When the root's certificate ends, in seconds since 1970.",
+            )?,
+            services: makes.gauge("pilot_services", "Services.")?,
+            virtual_services: makes.gauge("pilot_virt_services", "VirtualServices.")?,
+            events: makes.counters(
+                "pilot_k8s_cfg_events",
+                "Changes of the configuration.",
+                &["type", "event"],
+            )?,
+            passed: makes.counter(
+                "galley_validation_passed",
+                "Objects that were read and are good.",
+            )?,
+            failed: makes.counter("galley_validation_failed", "Objects that were refused.")?,
+            push_time: makes.times(
+                "pilot_xds_push_time",
+                "Seconds that it took to make what is sent.",
+                &["type"],
+            )?,
+            convergence: makes
+                .times(
+                    "pilot_proxy_convergence_time",
+                    "Seconds from a change until a proxy has taken it.",
+                    &[],
+                )?
+                .with_label_values(&[] as &[&str]),
+            connected: makes.gauges("pilot_xds", "Proxies that are connected.", "version")?,
             registry,
         })
+    }
+
+    /// A response of a type was refused.
+    pub fn rejected(&self, kind: &str) {
+        self.rejects.with_label_values(&[kind]).inc();
+        for (_, gauge) in self.rejects_of.iter().filter(|(of, _)| *of == kind) {
+            gauge.inc();
+        }
     }
 
     /// Everything in Prometheus' text format.

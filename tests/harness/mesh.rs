@@ -123,6 +123,20 @@ impl Mesh {
             .text()
     }
 
+    /// The live map, as JSON.
+    ///
+    /// # Panics
+    /// When it isn't JSON.
+    pub async fn map(&self) -> Value {
+        let page = get(self.bootstrap.monitoring, "leno", "/debug/mesh").await;
+        serde_json::from_slice(&page.body).expect("JSON")
+    }
+
+    /// Where metrics and debug pages are.
+    pub fn monitoring(&self) -> SocketAddr {
+        self.bootstrap.monitoring
+    }
+
     /// The control plane's state directory.
     pub fn state(&self) -> &std::path::Path {
         &self.bootstrap.state

@@ -8,6 +8,7 @@ mod identity;
 mod layout;
 mod limits;
 mod mtls;
+mod observe;
 mod policy;
 mod protocol;
 mod resilience;

@@ -129,6 +129,17 @@ impl Ca {
         &self.directory
     }
 
+    /// When its root's certificate ends, in seconds since 1970; 0 when that can't be read.
+    pub fn root_ends(&self) -> i64 {
+        let Ok((_, pem)) = x509_parser::pem::parse_x509_pem(self.root.pem().as_bytes()) else {
+            return 0;
+        };
+        let parsed = pem.parse_x509();
+        parsed.map_or(0, |certificate| {
+            certificate.validity().not_after.timestamp()
+        })
+    }
+
     /// Its root, in PEM.
     pub fn root_pem(&self) -> &str {
         self.root.pem()

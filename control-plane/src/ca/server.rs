@@ -52,6 +52,7 @@ impl IstioCertificateService for Certificates {
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
+        self.metrics.asked.inc();
         let csr = &request.get_ref().csr;
         let key = self.ca.public_key(csr).map_err(Status::invalid_argument)?;
         let (namespace, account) = self.caller(&request, &key).map_err(|reason| {

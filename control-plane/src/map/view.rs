@@ -8,9 +8,9 @@ use tokio::time::Instant;
 
 use super::{Book, Counts, Edge, EdgeKey, WINDOW};
 use crate::istio::Severity;
-use crate::mesh::service::{Endpoints, Protocol, Service};
+use crate::mesh::service::{Endpoint, Endpoints, Protocol, Service};
 use crate::mesh::{Mesh, Node, selects};
-use crate::source::State;
+use crate::source::{Known, State};
 
 /// Everything, as it is now. `proxies` are the streams that are open, as the hub shows them.
 pub fn render(book: &Book, state: &State, proxies: &[Value], now: Instant) -> Value {
@@ -152,21 +152,16 @@ fn nodes(
 
 fn service(book: &Book, mesh: &Mesh, id: &str, service: &Service, now: Instant) -> Value {
     let list = endpoints(service);
-    let by_workload = |workload: &str| -> u64 {
-        let reached = book
-            .edges
-            .iter()
-            .filter(|(key, _)| key.by_source && key.to == id && key.workload == workload);
-        reached.map(|(_, edge)| edge.lately(now).requests).sum()
-    };
     let rules = service.rules.values();
     let subsets: BTreeMap<_, _> = rules.flat_map(|rule| &rule.subsets).collect();
     let of_subset: Vec<(&String, &BTreeMap<String, String>, usize, u64)> = subsets
         .into_iter()
         .map(|(name, subset)| {
             let own = list.iter().filter(|e| selects(&subset.labels, &e.labels));
-            let workloads: BTreeSet<&str> = own.clone().map(|e| e.workload.as_str()).collect();
-            let requests = workloads.into_iter().map(by_workload).sum();
+            let requests = own
+                .clone()
+                .map(|endpoint| served(book, endpoint, now))
+                .sum();
             (name, &subset.labels, own.count(), requests)
         })
         .collect();
@@ -208,13 +203,14 @@ fn service(book: &Book, mesh: &Mesh, id: &str, service: &Service, now: Instant) 
     })
 }
 
-fn one(
-    book: &Book,
-    mesh: &Mesh,
-    endpoint: &crate::mesh::service::Endpoint,
-    port: u16,
-    now: Instant,
-) -> Value {
+/// Requests that an endpoint's sidecar served within the window.
+fn served(book: &Book, endpoint: &Endpoint, now: Instant) -> u64 {
+    let is_own = |node: &Node| node.ip == endpoint.address && node.namespace == endpoint.namespace;
+    let own = book.proxies.values().filter(|proxy| is_own(&proxy.node));
+    own.map(|proxy| proxy.served(now)).sum()
+}
+
+fn one(book: &Book, mesh: &Mesh, endpoint: &Endpoint, port: u16, now: Instant) -> Value {
     let address = std::net::SocketAddr::new(endpoint.address, port).to_string();
     let (mut in_flight, mut ejections) = (0, Vec::new());
     for (node, proxy) in &book.proxies {
@@ -235,8 +231,6 @@ fn one(
             }));
         }
     }
-    let is_own = |node: &Node| node.ip == endpoint.address && node.namespace == endpoint.namespace;
-    let served = book.proxies.values().filter(|proxy| is_own(&proxy.node));
     let state = match (mesh.is_draining(endpoint), ejections.is_empty()) {
         (true, _) => "draining",
         (false, false) => "ejected",
@@ -246,7 +240,7 @@ fn one(
         "address": address, "workload": endpoint.workload,
         "version": endpoint.labels.get("version").map_or("", String::as_str),
         "state": state, "mtls": mesh.speaks_tls(endpoint, port), "in_flight": in_flight,
-        "rps": rate(served.map(|proxy| proxy.served(now)).sum()),
+        "rps": rate(served(book, endpoint, now)),
         "ejections": ejections,
     })
 }
@@ -288,7 +282,7 @@ fn sidecars(book: &Book, streams: &[Value], now: Instant) -> Vec<Value> {
 /// Objects of the configuration, broken ones first.
 fn objects(state: &State) -> Vec<Value> {
     let mut all: BTreeMap<_, (Option<String>, u8, Vec<String>)> = BTreeMap::new();
-    for (key, place) in state.objects.iter() {
+    for Known { key, place, .. } in state.objects.iter() {
         let key = (key.kind.clone(), key.namespace.clone(), key.name.clone());
         all.entry(key).or_default().0 = Some(format!("{}:{}", file_name(&place.file), place.line));
     }
@@ -345,7 +339,7 @@ fn failures(book: &Book) -> Vec<Value> {
     all.into_iter().map(one).collect()
 }
 
-fn endpoints(service: &Service) -> &[crate::mesh::service::Endpoint] {
+fn endpoints(service: &Service) -> &[Endpoint] {
     match &service.endpoints {
         Endpoints::Static(list) => list,
         Endpoints::Dns(_) => &[],

@@ -10,11 +10,11 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::State;
 use super::compile::Settings;
 use super::dns::Addresses;
 use super::last_good::{LastGood, Reading};
-use crate::istio::{self, Key, Limits, Object, Place, Problem, Severity};
+use super::{Known, State};
+use crate::istio::{self, Limits, Object, Place, Problem, Severity};
 use crate::mesh::{Draining, Mesh};
 
 /// Stands before each last good form, with the file that it came from.
@@ -54,7 +54,7 @@ pub struct Source {
     /// The mesh without addresses.
     mesh: Mesh,
     problems: Arc<Vec<Problem>>,
-    objects: Arc<Vec<(Key, Place)>>,
+    objects: Arc<Vec<Known>>,
 }
 
 impl Source {
@@ -147,7 +147,11 @@ impl Source {
             .values()
             .flatten()
             .filter_map(|read| read.as_ref().ok());
-        let objects = read.map(|object| (object.key.clone(), object.place.clone()));
+        let objects = read.map(|object| Known {
+            key: object.key.clone(),
+            place: object.place.clone(),
+            text: Arc::clone(&object.text),
+        });
         self.objects = Arc::new(objects.collect());
         let (mesh, problems) = self.last.apply(&self.options.settings, reading);
         for problem in problems

@@ -11,6 +11,17 @@ use std::sync::Arc;
 use crate::istio::{Key, Place, Problem};
 use crate::mesh::Mesh;
 
+/// An object that could be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known {
+    /// Which it is.
+    pub key: Key,
+    /// Where it begins.
+    pub place: Place,
+    /// What it says.
+    pub text: Arc<str>,
+}
+
 /// What the source says at a moment.
 #[derive(Debug, Clone, Default)]
 pub struct State {
@@ -18,8 +29,8 @@ pub struct State {
     pub mesh: Arc<Mesh>,
     /// What is wrong, or worth a word.
     pub problems: Arc<Vec<Problem>>,
-    /// Objects that could be read, and where they begin.
-    pub objects: Arc<Vec<(Key, Place)>>,
+    /// Objects that could be read.
+    pub objects: Arc<Vec<Known>>,
     /// Whether the source has been read whole at least once: until then nothing is said to be gone.
     pub complete: bool,
 }

@@ -57,6 +57,14 @@ impl Dialog for Connection {
         request.node.as_ref()
     }
 
+    fn of(request: &DeltaDiscoveryRequest) -> &str {
+        &request.type_url
+    }
+
+    fn sent(response: &DeltaDiscoveryResponse) -> &str {
+        &response.type_url
+    }
+
     fn error(request: &DeltaDiscoveryRequest) -> Option<&Status> {
         request.error_detail.as_ref()
     }

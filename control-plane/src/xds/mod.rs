@@ -44,6 +44,10 @@ pub trait Dialog: Default + Send + Sync {
 
     /// Who the client says it is; in the first request.
     fn node(request: &Self::Request) -> Option<&Node>;
+    /// The type that a request is about.
+    fn of(request: &Self::Request) -> &str;
+    /// The type that a response is about.
+    fn sent(response: &Self::Response) -> &str;
     /// What it says against the response that the request answers.
     fn error(request: &Self::Request) -> Option<&Status>;
     /// Takes a request; returns what to send.

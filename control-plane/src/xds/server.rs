@@ -12,7 +12,9 @@ use leno_proto::pb::envoy::service::discovery::v3::{
 };
 use leno_proto::pb::google::protobuf::value::Kind;
 use leno_proto::tonic::{Request, Response, Status, Streaming};
+use leno_proto::type_url::{CLUSTER, ENDPOINTS, LISTENER, ROUTE, SECRET};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -108,7 +110,8 @@ struct Pump<D: Dialog> {
 
 impl<D: Dialog> Pump<D> {
     async fn run(self, mut requests: Streaming<D::Request>) {
-        self.metrics.connected.inc();
+        let connected = self.metrics.connected.with_label_values(&["unknown"]);
+        connected.inc();
         let life = self
             .peer
             .not_after
@@ -121,7 +124,7 @@ impl<D: Dialog> Pump<D> {
             let _ = self.out.send(Err(status)).await;
         }
         self.hub.forget(self.number);
-        self.metrics.connected.dec();
+        connected.dec();
     }
 
     async fn serve(&self, requests: &mut Streaming<D::Request>) -> Result<(), Status> {
@@ -152,9 +155,13 @@ impl<D: Dialog> Pump<D> {
         let responses = connection.request(&first, &view);
         self.send(responses, &connection, (&said.id, node.client))
             .await?;
+        let mut changed_at: Option<Instant> = None;
         loop {
             if connection.is_settled() {
                 self.hub.took(self.number, &said.id, mesh.draining.revision);
+                if let Some(at) = changed_at.take() {
+                    self.metrics.convergence.observe(at.elapsed().as_secs_f64());
+                }
             }
             let responses = tokio::select! {
                 request = requests.message() => match request? {
@@ -167,8 +174,12 @@ impl<D: Dialog> Pump<D> {
                 changed = state.changed() => {
                     changed.map_err(|_| Status::unavailable("the control plane ends"))?;
                     let Some(next) = usable(&state.borrow_and_update()) else { continue };
+                    let at = Instant::now();
                     let responses = self.push(&mut connection, &node, &mesh, &next);
                     mesh = next;
+                    if !responses.is_empty() {
+                        changed_at.get_or_insert(at);
+                    }
                     responses
                 }
             };
@@ -188,13 +199,21 @@ impl<D: Dialog> Pump<D> {
         if touched.is_empty() {
             return Vec::new();
         }
-        self.metrics.pushes.inc();
-        connection.changed(&self.hub.view(next, node, Some(&touched)))
+        let began = Instant::now();
+        let responses = connection.changed(&self.hub.view(next, node, Some(&touched)));
+        for response in &responses {
+            let time = self
+                .metrics
+                .push_time
+                .with_label_values(&[short(D::sent(response))]);
+            time.observe(began.elapsed().as_secs_f64());
+        }
+        responses
     }
 
     fn count(&self, request: &D::Request) {
         if let Some(status) = D::error(request) {
-            self.metrics.rejects.inc();
+            self.metrics.rejected(short(D::of(request)));
             tracing::warn!(
                 peer = self.peer.id,
                 reason = status.message,
@@ -216,10 +235,24 @@ impl<D: Dialog> Pump<D> {
             ));
         }
         for response in responses {
+            let kind = short(D::sent(&response));
+            self.metrics.pushes.with_label_values(&[kind]).inc();
             let sent = self.out.send(Ok(response)).await;
             sent.map_err(|_| Status::cancelled("the proxy left"))?;
         }
         Ok(())
+    }
+}
+
+/// A type as Istio's metrics call it.
+fn short(type_url: &str) -> &'static str {
+    match type_url {
+        LISTENER => "lds",
+        ROUTE => "rds",
+        CLUSTER => "cds",
+        ENDPOINTS => "eds",
+        SECRET => "sds",
+        _ => "other",
     }
 }
 

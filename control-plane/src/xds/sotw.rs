@@ -58,6 +58,14 @@ impl Dialog for StateOfTheWorld {
         request.node.as_ref()
     }
 
+    fn of(request: &DiscoveryRequest) -> &str {
+        &request.type_url
+    }
+
+    fn sent(response: &DiscoveryResponse) -> &str {
+        &response.type_url
+    }
+
     fn error(request: &DiscoveryRequest) -> Option<&Status> {
         request.error_detail.as_ref()
     }

@@ -95,6 +95,12 @@ impl Makes<'_> {
     }
 }
 
+/// What the process uses, and who it is.
+fn describe_process(registry: &Registry) -> Result<(), prometheus::Error> {
+    registry.register(Box::new(ProcessCollector::for_self()))?;
+    registry.register(Box::new(build()?))
+}
+
 /// Who this is, as Istio's components say it.
 fn build() -> Result<IntGauge, prometheus::Error> {
     let build = Opts::new("istio_build", "Component and version.")
@@ -113,8 +119,7 @@ impl Metrics {
     pub fn new() -> Result<Metrics, prometheus::Error> {
         let registry = Registry::new();
         let makes = Makes(&registry);
-        registry.register(Box::new(ProcessCollector::for_self()))?;
-        registry.register(Box::new(build()?))?;
+        describe_process(&registry)?;
         let help = "Responses of one type that proxies refused.";
         Ok(Metrics {
             pushes: makes.counters("pilot_xds_pushes", "Responses that were sent.", &["type"])?,

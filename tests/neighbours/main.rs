@@ -4,6 +4,8 @@
 
 mod grpc;
 mod http1;
+mod map;
+mod prometheus;
 #[path = "../differential/reader.rs"]
 mod reader;
 mod xds;

@@ -504,7 +504,8 @@ fn endpoint(
         .get("security.istio.io/tlsMode")
         .is_some_and(|mode| mode == "disabled");
     let account = entry.service_account.clone();
-    let canonical = labels.get("app").cloned();
+    // A WorkloadEntry is a workload of its own; an address in a list is known by what runs there.
+    let app = labels.get("app").filter(|_| key.kind != "WorkloadEntry");
     Some(Endpoint {
         address: entry.address.parse().ok()?,
         ports: ports
@@ -514,7 +515,7 @@ fn endpoint(
         labels: labels.clone(),
         weight: entry.weight.map_or(1, |weight| weight.0.max(1)),
         meshed: internal && account.is_some() && !off,
-        workload: canonical.unwrap_or_else(|| key.name.clone()),
+        workload: app.unwrap_or(&key.name).clone(),
         namespace: key.namespace.clone(),
         account,
     })

@@ -17,8 +17,12 @@ fn script() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("neighbours/map.py")
 }
 
+/// One browser at a time: what a frame takes is measured.
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 #[test]
 fn nothing_overlaps_and_a_frame_is_short_with_ten_services_and_with_three_hundred() {
+    let _alone = ALONE.blocking_lock();
     for count in ["10", "300"] {
         let out = Command::new("python3")
             .args([script().as_os_str(), "--mock".as_ref(), count.as_ref()])
@@ -82,6 +86,7 @@ impl Drop for Spoken {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_demo_is_seen_on_the_map_while_it_happens() {
+    let _alone = ALONE.lock().await;
     let mut demo = Command::new(env!("CARGO"));
     demo.args([
         "run",

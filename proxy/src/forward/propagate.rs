@@ -9,19 +9,15 @@ use crate::worker::Worker;
 
 /// Makes sure that the request carries a trace context; where the request is sampled, that of a span of ours.
 pub fn trace(worker: &Worker, request: &mut Head, outcome: &mut Outcome) {
-    let parent = read(request);
     let Some(traces) = &worker.shared.observer.traces else {
         // No span of ours: an unrecorded parent must not get into somebody's trace.
-        return match parent {
-            Some(_)
-                if request
-                    .get(Known::Traceparent)
-                    .and_then(Context::parse)
-                    .is_some() => {}
-            Some(parent) => write_traceparent(request, parent),
-            None => write_traceparent(request, begin(worker, false)),
-        };
+        if !request.get(Known::Traceparent).is_some_and(Context::is_one) {
+            let context = read(request).unwrap_or_else(|| begin(worker, false));
+            write_traceparent(request, context);
+        }
+        return;
     };
+    let parent = read(request);
     if !traces.samples(parent, || worker.dice()) {
         return match parent {
             Some(parent) => write_traceparent(request, parent),

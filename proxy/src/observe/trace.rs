@@ -27,23 +27,27 @@ pub struct Context {
 }
 
 impl Context {
-    /// From `traceparent`'s value (W3C Trace Context, level 1 and what follows it).
-    pub fn parse(value: &[u8]) -> Option<Context> {
-        let (known, rest) = value.split_at_checked(55)?;
-        let (version, flags) = (&known[..2], &known[53..]);
-        let form = [known[2], known[35], known[52]] == *b"---"
-            && version != b"ff"
-            && (rest.is_empty() || (version != b"00" && rest[0] == b'-'));
+    /// Whether it is a `traceparent` (W3C Trace Context, level 1 and what follows it).
+    pub fn is_one(value: &[u8]) -> bool {
         let is_hex = |part: &[u8]| part.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-        if !form
-            || ![version, &known[3..35], &known[36..52], flags]
-                .into_iter()
-                .all(is_hex)
-        {
-            return None;
-        }
+        let is_zero = |part: &[u8]| part.iter().all(|&b| b == b'0');
+        let Some((known, rest)) = value.split_at_checked(55) else {
+            return false;
+        };
+        let (version, trace, span) = (&known[..2], &known[3..35], &known[36..52]);
+        [known[2], known[35], known[52]] == *b"---"
+            && version != b"ff"
+            && (rest.is_empty() || (version != b"00" && rest[0] == b'-'))
+            && [version, trace, span, &known[53..]].into_iter().all(is_hex)
+            && !is_zero(trace)
+            && !is_zero(span)
+    }
+
+    /// From `traceparent`'s value.
+    pub fn parse(value: &[u8]) -> Option<Context> {
+        let known = value.get(..55).filter(|_| Context::is_one(value))?;
         let is_sampled = matches!(
-            flags[1],
+            known[54],
             b'1' | b'3' | b'5' | b'7' | b'9' | b'b' | b'd' | b'f'
         );
         let text = |part| std::str::from_utf8(part).ok();

@@ -144,3 +144,11 @@ async fn program() -> &'static PathBuf {
     };
     PROGRAM.get_or_init(build).await
 }
+
+/// The demo; flags may follow.
+pub fn demo() -> std::process::Command {
+    let mut command = std::process::Command::new(env!("CARGO"));
+    let program = ["--package", "leno-examples", "--bin", "demo"];
+    command.args(["run", "--quiet"]).args(program).arg("--");
+    command
+}

@@ -13,6 +13,7 @@ use std::time::Duration;
 use leno_tests::client::{Client, get};
 use leno_tests::fresh_ip;
 use leno_tests::mesh::{Mesh, PORT, Proxy, mtls, service};
+use leno_tests::process::demo;
 use leno_tests::upstream::Upstream;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, interval};
@@ -211,16 +212,7 @@ async fn from_rename_to_new_behaviour_takes_less_than_a_second_in_99_of_100() {
 
 /// Runs the demo with a step sabotaged; returns what it said and whether it was content.
 async fn sabotaged(step: &str) -> (String, bool) {
-    let mut command = tokio::process::Command::new(env!("CARGO"));
-    command.args([
-        "run",
-        "--quiet",
-        "--package",
-        "leno-examples",
-        "--bin",
-        "demo",
-        "--",
-    ]);
+    let mut command = tokio::process::Command::from(demo());
     command.args(["--once", "--break", step]).kill_on_drop(true);
     let output = command.output().await.expect("cargo runs");
     let text = [output.stdout, output.stderr].concat();

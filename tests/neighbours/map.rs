@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use leno_tests::client::get;
+use leno_tests::process::demo;
 
 /// Pictures are kept here, to be looked at.
 fn shots() -> PathBuf {
@@ -87,17 +88,7 @@ impl Drop for Spoken {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_demo_is_seen_on_the_map_while_it_happens() {
     let _alone = ALONE.lock().await;
-    let mut demo = Command::new(env!("CARGO"));
-    demo.args([
-        "run",
-        "--quiet",
-        "--package",
-        "leno-examples",
-        "--bin",
-        "demo",
-    ])
-    .stderr(Stdio::inherit());
-    let mut demo = Spoken::start(demo);
+    let mut demo = Spoken::start(demo());
     let url = demo.line_with("The live map: ");
     let url = url.trim_start_matches("The live map: ").to_owned();
     demo.line_with("programs");

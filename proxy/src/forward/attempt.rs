@@ -194,10 +194,10 @@ impl Attempt<'_> {
                 Ok(begun) => return self.finish(cluster, tries, begun, edit).await,
                 Err(ended) => ended,
             };
-            let reason = match &ended {
+            let reason = self.outcome.trace.is_some().then(|| match &ended {
                 Ended::Error(error) => error.to_string(),
                 Ended::Unwanted => format!("status {}", self.response.status()),
-            };
+            });
             if let Ended::Error(error) = ended {
                 let error = error.at(tries.progress);
                 match error.kind {
@@ -210,7 +210,7 @@ impl Attempt<'_> {
             }
             let lease = tries.lease.take();
             tries.tried.extend(lease.map(|lease| lease.endpoint().id));
-            if let Some(trace) = &mut self.outcome.trace {
+            if let (Some(trace), Some(reason)) = (&mut self.outcome.trace, reason) {
                 trace.retried(number, reason);
             }
             number += 1;

@@ -8,9 +8,9 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::Told;
 use super::queue::Queue;
 use super::standard::Protocol;
+use super::{Share, Told};
 use crate::error::Kind;
 use crate::http::head::{Head, Known, Version};
 
@@ -180,19 +180,18 @@ fn operator(command: &str) -> Result<Operator, String> {
 #[derive(Debug)]
 pub struct Log {
     format: Format,
-    /// How many in 2³² requests that went well are written.
-    threshold: u64,
+    /// Of the requests that went well.
+    share: Share,
     errors_only: bool,
     lines: Arc<Queue<Vec<u8>>>,
 }
 
 impl Log {
     /// A log of a share of requests, or of the failed ones.
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a share is 0 to 1
     pub fn new(format: Format, share: f64, errors_only: bool, lines: Arc<Queue<Vec<u8>>>) -> Log {
         Log {
             format,
-            threshold: (share.clamp(0.0, 1.0) * 4_294_967_296.0) as u64,
+            share: Share::new(share),
             errors_only,
             lines,
         }
@@ -201,7 +200,7 @@ impl Log {
     /// Writes a line of what is over, if it is to be written. What failed is written whatever the share.
     pub(super) fn over(&self, told: &Told<'_>, dice: impl FnOnce() -> u32) {
         let has_failed = told.error.is_some() || told.status >= 500 || told.flag != "-";
-        let wanted = has_failed || (!self.errors_only && u64::from(dice()) < self.threshold);
+        let wanted = has_failed || (!self.errors_only && self.share.has(dice()));
         if wanted {
             self.lines.push(line(&self.format, told));
         }

@@ -38,6 +38,26 @@ pub enum Reporter {
     Destination,
 }
 
+/// A share of requests, chosen by dice.
+#[derive(Debug, Clone, Copy)]
+struct Share {
+    /// How many of 2³².
+    threshold: u64,
+}
+
+impl Share {
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a share is 0 to 1
+    fn new(share: f64) -> Share {
+        Share {
+            threshold: (share.clamp(0.0, 1.0) * 4_294_967_296.0) as u64,
+        }
+    }
+
+    fn has(self, dice: u32) -> bool {
+        u64::from(dice) < self.threshold
+    }
+}
+
 /// What became of a request. Whoever holds it says what it learns; dropping it records.
 #[derive(Debug)]
 pub struct Outcome {

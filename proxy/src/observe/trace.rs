@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use super::labels::UNKNOWN;
 use super::queue::Queue;
-use super::{Reporter, Told};
+use super::{Reporter, Share, Told};
 use crate::http::head::{Known, Version};
 
 /// Spans that wait to be exported. One takes about 2 KiB, so that a collector that hangs costs about 1 MiB.
@@ -135,8 +135,8 @@ impl Trace {
 /// Which requests have a span, and where spans go.
 #[derive(Debug)]
 pub struct Traces {
-    /// How many in 2³² requests that nobody decided about have one.
-    threshold: u64,
+    /// Of the requests that nobody decided about.
+    share: Share,
     /// `node_id`.
     node: Box<str>,
     spans: Arc<Queue<Span>>,
@@ -178,10 +178,9 @@ pub enum Value {
 
 impl Traces {
     /// Traces of a share of requests, for `node`.
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a share is 0 to 1
     pub fn new(share: f64, node: &str, spans: Arc<Queue<Span>>) -> Traces {
         Traces {
-            threshold: (share.clamp(0.0, 1.0) * 4_294_967_296.0) as u64,
+            share: Share::new(share),
             node: node.into(),
             spans,
         }
@@ -190,7 +189,7 @@ impl Traces {
     /// Whether a request has a span: as whoever caused it says, else by `dice`.
     pub fn samples(&self, parent: Option<Context>, dice: impl FnOnce() -> u32) -> bool {
         let said = parent.and_then(|parent| parent.sampled);
-        said.unwrap_or_else(|| u64::from(dice()) < self.threshold)
+        said.unwrap_or_else(|| self.share.has(dice()))
     }
 
     /// The span of a request that is over.

@@ -111,6 +111,16 @@ fn build() -> Result<IntGauge, prometheus::Error> {
     Ok(build)
 }
 
+fn rejects(makes: &Makes<'_>) -> Result<IntCounterVec, prometheus::Error> {
+    let help = "Responses that proxies refused.";
+    let rejects = makes.counters("pilot_total_xds_rejects", help, &["type"])?;
+    // An alert on an increase needs the zero before it.
+    for kind in ["cds", "eds", "lds", "rds"] {
+        rejects.with_label_values(&[kind]);
+    }
+    Ok(rejects)
+}
+
 impl Metrics {
     /// Fresh metrics.
     ///
@@ -123,11 +133,7 @@ impl Metrics {
         let help = "Responses of one type that proxies refused.";
         Ok(Metrics {
             pushes: makes.counters("pilot_xds_pushes", "Responses that were sent.", &["type"])?,
-            rejects: makes.counters(
-                "pilot_total_xds_rejects",
-                "Responses that proxies refused.",
-                &["type"],
-            )?,
+            rejects: rejects(&makes)?,
             rejects_of: [
                 ("cds", makes.gauge("pilot_xds_cds_reject", help)?),
                 ("eds", makes.gauge("pilot_xds_eds_reject", help)?),

@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::config::endpoints::Workload;
 use crate::config::peer;
+use crate::connect::introduce::exchange;
 use crate::deadline::Deadline;
 use crate::drain::{ON_THE_WAY, Phase};
 use crate::error::{Error, Kind};
@@ -125,15 +126,23 @@ pub async fn serve(worker: Rc<Worker>, mut tcp: TcpStream, address: SocketAddr, 
     carry(worker, connection, accepted.stream, is_http).await;
 }
 
-async fn carry(worker: Rc<Worker>, connection: Connection, stream: Stream, is_http: bool) {
+async fn carry(worker: Rc<Worker>, connection: Connection, mut stream: Stream, is_http: bool) {
     if is_http {
         return serve_http(worker, connection, stream).await;
     }
-    // A box: opaque connections must not make every connection's task larger.
-    let plan = worker.shared.directory.inbound().await;
+    let shared = &worker.shared;
+    let plan = shared.directory.inbound().await;
     let Some(chain) = connection.chain(&plan) else {
         return;
     };
+    match exchange(&mut stream, &plan.peer_frame, shared.timeouts.head).await {
+        Ok(Some(said)) => connection.believe(said),
+        Ok(None) => {}
+        Err(error) => {
+            return tracing::info!(address = %connection.address, %error, "connection not carried");
+        }
+    }
+    // A box: opaque connections must not make every connection's task larger.
     let series = connection.series(&worker, chain);
     let mut passage = tcp::Passage::new(&series);
     let carrying = carry_bytes(&worker, &connection, chain, &mut passage, stream);
@@ -172,20 +181,23 @@ impl Connection {
         }
     }
 
-    /// Takes from `request` what the caller's sidecar says of its workload, and believes it as far as its certificate
-    /// goes. True when something was learned.
-    fn learn(&self, request: &Head) -> bool {
-        let Some(value) = request.get(Known::PeerMetadata) else {
-            return false;
-        };
-        let said = match (&self.peer, self.source.get()) {
-            (Some(caller), None) => peer::decode(value).filter(|said| {
-                // Its name is its own affair; whose it is, the certificate says.
-                said.namespace == caller.peer.id.namespace()
-            }),
-            _ => None,
-        };
-        said.is_some_and(|said| self.source.set(said).is_ok())
+    /// Takes from `request` what the caller's sidecar says of its workload.
+    fn learn(&self, request: &Head) {
+        if self.source.get().is_none()
+            && let Some(value) = request.get(Known::PeerMetadata)
+            && let Some(said) = peer::decode(value)
+        {
+            self.believe(said);
+        }
+    }
+
+    /// Believes what the caller's sidecar says of its workload as far as its certificate goes: its name is its own
+    /// affair; whose it is, the certificate says.
+    fn believe(&self, said: Workload) {
+        if (self.peer.as_ref()).is_some_and(|caller| said.namespace == caller.peer.id.namespace()) {
+            // What was said first stays.
+            let _ = self.source.set(said);
+        }
     }
 
     /// Where requests on this connection are counted.
@@ -208,6 +220,8 @@ impl Connection {
 #[derive(Debug)]
 struct Serving {
     plan: Arc<InboundPlan>,
+    /// Whether `series` names the caller's workload.
+    is_told: bool,
     chain: Arc<InboundChain>,
     series: Arc<Series>,
 }
@@ -218,6 +232,7 @@ impl Serving {
         let fits = |c: &&Arc<InboundChain>| c.http && c.tls == connection.peer.is_some();
         let chain = Arc::clone(connection.chain(&plan).filter(fits)?);
         Some(Serving {
+            is_told: connection.source.get().is_some(),
             series: connection.series(worker, &chain),
             chain,
             plan,
@@ -225,14 +240,17 @@ impl Serving {
     }
 }
 
-/// The plan may have changed since the last request: each one is judged by what runs now.
+/// The plan may have changed since the last request, and the caller may have said who it is: each one is judged by what
+/// runs now.
 async fn current<'a>(
     worker: &Worker,
     connection: &Connection,
     serving: &'a mut Option<Serving>,
 ) -> Option<&'a Serving> {
     let plan = worker.shared.directory.inbound().await;
-    if !(serving.as_ref()).is_some_and(|serving| Arc::ptr_eq(&serving.plan, &plan)) {
+    let is_told = connection.source.get().is_some();
+    let fits = |s: &Serving| Arc::ptr_eq(&s.plan, &plan) && s.is_told == is_told;
+    if !serving.as_ref().is_some_and(fits) {
         *serving = Serving::new(worker, connection, plan);
     }
     serving.as_ref()
@@ -360,8 +378,8 @@ async fn serve_request(
     serving: &mut Option<Serving>,
     mut arrival: Arrival<'_>,
 ) -> Served {
-    if arrival.read.is_ok() && connection.learn(arrival.request) {
-        *serving = None;
+    if arrival.read.is_ok() {
+        connection.learn(arrival.request);
     }
     let Some(Serving { chain, series, .. }) = current(worker, connection, serving).await else {
         return Served::Refused;

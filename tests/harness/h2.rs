@@ -48,6 +48,7 @@ impl Whole {
 /// When it can't.
 pub async fn connect(address: SocketAddr) -> SendRequest<Bytes> {
     let tcp = TcpStream::connect(address).await.expect("connect");
+    tcp.set_nodelay(true).expect("nodelay");
     let (sender, connection) = h2::client::handshake(tcp).await.expect("HTTP/2");
     tokio::spawn(connection);
     sender.ready().await.expect("settings")
@@ -198,6 +199,7 @@ impl App {
         let connections = Arc::clone(&app.connections);
         tokio::spawn(async move {
             while let Ok((tcp, _)) = listener.accept().await {
+                let _ = tcp.set_nodelay(true);
                 connections.fetch_add(1, Ordering::Relaxed);
                 let serve = serve.clone();
                 tokio::spawn(async move {

@@ -159,25 +159,35 @@ impl Mesh {
             .collect()
     }
 
+    /// A join token of an account in namespace `default`.
+    pub fn token(&self, account: &str) -> String {
+        self.token_in("default", account)
+    }
+
     /// A join token.
     ///
     /// # Panics
     /// When none can be made.
-    pub fn token(&self, account: &str) -> String {
+    pub fn token_in(&self, namespace: &str, account: &str) -> String {
         let ca = &self.control_plane.as_ref().expect("it runs").ca;
         let life = Duration::from_secs(600);
-        ca.token("default", account, life, 100, SystemTime::now())
+        ca.token(namespace, account, life, 100, SystemTime::now())
             .expect("a token")
+    }
+
+    /// A file that holds a join token of an account in namespace `default`.
+    pub fn token_file(&self, account: &str) -> std::path::PathBuf {
+        self.token_file_in("default", account)
     }
 
     /// A file that holds a join token.
     ///
     /// # Panics
     /// When it can't be written.
-    pub fn token_file(&self, account: &str) -> std::path::PathBuf {
+    pub fn token_file_in(&self, namespace: &str, account: &str) -> std::path::PathBuf {
         let name = format!("token-{:08x}", fastrand::u32(..));
         let path = self.directory.path().join(name);
-        std::fs::write(&path, self.token(account)).expect("written");
+        std::fs::write(&path, self.token_in(namespace, account)).expect("written");
         path
     }
 
@@ -193,9 +203,17 @@ impl Mesh {
     /// # Panics
     /// When it can't start.
     pub fn start_proxy(&self, account: &str, flags: &str) -> Proxy {
-        let token = self.token_file(account);
+        self.start_proxy_in("default", account, flags)
+    }
+
+    /// A proxy of an `account` of `namespace` with more flags.
+    ///
+    /// # Panics
+    /// When it can't start.
+    pub fn start_proxy_in(&self, namespace: &str, account: &str, flags: &str) -> Proxy {
+        let token = self.token_file_in(namespace, account);
         Proxy::start(&format!(
-            "--xds-address {} --service-account {account} --token-file {} {flags}",
+            "--xds-address {} --namespace {namespace} --service-account {account} --token-file {} {flags}",
             self.xds,
             token.display()
         ))

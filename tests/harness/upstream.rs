@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -60,11 +61,19 @@ impl Upstream {
         Upstream::start(move |_| answer.clone().into_bytes()).await
     }
 
-    /// An app that answers as `answer` says.
+    /// An app that answers as `answer` says; the connection ends with an answer that has no length.
+    pub async fn start(answer: impl Fn(&Seen) -> Vec<u8> + Send + Sync + 'static) -> Upstream {
+        Upstream::after(Duration::ZERO, answer).await
+    }
+
+    /// An app that takes its time for each answer.
     ///
     /// # Panics
     /// When it can't listen.
-    pub async fn start(answer: impl Fn(&Seen) -> Vec<u8> + Send + Sync + 'static) -> Upstream {
+    pub async fn after(
+        delay: Duration,
+        answer: impl Fn(&Seen) -> Vec<u8> + Send + Sync + 'static,
+    ) -> Upstream {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("listen");
         let upstream = Upstream {
             address: listener.local_addr().expect("bound"),
@@ -75,7 +84,7 @@ impl Upstream {
             while let Ok((tcp, _)) = listener.accept().await {
                 let _ = tcp.set_nodelay(true);
                 held(&record).connections += 1;
-                tokio::spawn(serve(tcp, Arc::clone(&record), Arc::clone(&answer)));
+                tokio::spawn(serve(tcp, Arc::clone(&record), Arc::clone(&answer), delay));
             }
         });
         upstream
@@ -101,11 +110,17 @@ fn held(record: &Mutex<Record>) -> std::sync::MutexGuard<'_, Record> {
     record.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn serve(mut tcp: TcpStream, record: Arc<Mutex<Record>>, answer: Arc<Answer>) {
+async fn serve(
+    mut tcp: TcpStream,
+    record: Arc<Mutex<Record>>,
+    answer: Arc<Answer>,
+    delay: Duration,
+) {
     let mut read = Vec::new();
     loop {
         while let Some((seen, length)) = whole(&read) {
             read.drain(..length);
+            tokio::time::sleep(delay).await;
             let response = answer(&seen);
             held(&record).requests.push(seen);
             if tcp.write_all(&response).await.is_err() {

@@ -5,6 +5,7 @@
 mod grpc;
 mod http1;
 mod map;
+mod mix;
 mod prometheus;
 #[path = "../differential/reader.rs"]
 mod reader;

@@ -1,10 +1,12 @@
-//! What a sidecar says of its workload to the one at the other end: Istio's `x-envoy-peer-metadata`, a
-//! `google.protobuf.Struct` in base64, on the first request of a connection.
+//! What a sidecar says of its workload to the one at the other end: a `google.protobuf.Struct`. Where the connection carries
+//! requests, it is Istio's field `x-envoy-peer-metadata` of the first, in base64; where it carries bytes, it goes before
+//! them, framed as Envoy's metadata exchange does.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use leno_proto::Any;
 use leno_proto::pb::google::protobuf::{Struct, Value, value::Kind};
-use leno_proto::prost::Message;
+use leno_proto::prost::{Message, Name};
 
 use super::endpoints::Workload;
 
@@ -13,8 +15,55 @@ const MAX: usize = 4096;
 /// Longest name in it: that of a Kubernetes object.
 const MAX_NAME: usize = 253;
 
+/// The field.
+pub const FIELD: &str = "x-envoy-peer-metadata";
+/// What a frame begins with.
+const MAGIC: u32 = 0x3D23_0467;
+/// Bytes of what a frame begins with, and of its length.
+pub const PREFACE: usize = 8;
+
 /// `workload` as the field's value.
 pub fn encode(workload: &Workload) -> Vec<u8> {
+    BASE64
+        .encode(describe(workload).encode_to_vec())
+        .into_bytes()
+}
+
+/// `workload` as a frame.
+pub fn frame(workload: &Workload) -> Vec<u8> {
+    let metadata = Value {
+        kind: Some(Kind::StructValue(describe(workload))),
+    };
+    let said = Struct {
+        fields: [(FIELD.to_owned(), metadata)].into(),
+    };
+    let any = Any {
+        type_url: Struct::type_url(),
+        value: said.encode_to_vec(),
+    };
+    let body = any.encode_to_vec();
+    let length = u32::try_from(body.len()).unwrap_or(u32::MAX);
+    [&MAGIC.to_be_bytes(), &length.to_be_bytes(), body.as_slice()].concat()
+}
+
+/// The length of what follows a frame's `preface`; nothing when it isn't one that is read.
+pub fn frame_length(preface: [u8; PREFACE]) -> Option<usize> {
+    let [m0, m1, m2, m3, l0, l1, l2, l3] = preface;
+    let length = usize::try_from(u32::from_be_bytes([l0, l1, l2, l3])).ok()?;
+    (u32::from_be_bytes([m0, m1, m2, m3]) == MAGIC && length <= MAX).then_some(length)
+}
+
+/// The workload that a frame's body tells of; nothing when it isn't one that could be.
+pub fn read_frame(body: &[u8]) -> Option<Workload> {
+    let any = Any::decode(body).ok()?;
+    let mut said = Struct::decode(any.value.as_slice()).ok()?;
+    match said.fields.remove(FIELD)?.kind? {
+        Kind::StructValue(metadata) => read(&metadata),
+        _ => None,
+    }
+}
+
+fn describe(workload: &Workload) -> Struct {
     let labels = fields(&[("app", &workload.app), ("version", &workload.version)]);
     let labels = Value {
         kind: Some(Kind::StructValue(labels)),
@@ -25,7 +74,7 @@ pub fn encode(workload: &Workload) -> Vec<u8> {
         ("CLUSTER_ID", "Kubernetes"),
     ]);
     message.fields.insert("LABELS".to_owned(), labels);
-    BASE64.encode(message.encode_to_vec()).into_bytes()
+    message
 }
 
 /// What is known of `pairs`.
@@ -44,7 +93,10 @@ fn fields(pairs: &[(&str, &str)]) -> Struct {
 /// The workload that the field's `value` tells of; nothing when it isn't one that could be.
 pub fn decode(value: &[u8]) -> Option<Workload> {
     let bytes = BASE64.decode(value.get(..value.len().min(MAX))?).ok()?;
-    let message = Struct::decode(bytes.as_slice()).ok()?;
+    read(&Struct::decode(bytes.as_slice()).ok()?)
+}
+
+fn read(message: &Struct) -> Option<Workload> {
     let labels = match message.fields.get("LABELS").and_then(|v| v.kind.as_ref()) {
         Some(Kind::StructValue(labels)) => Some(labels),
         _ => None,
@@ -55,8 +107,8 @@ pub fn decode(value: &[u8]) -> Option<Workload> {
     };
     let label = |name| labels.and_then(|labels| of(labels, name));
     Some(Workload {
-        name: of(&message, "WORKLOAD_NAME")?,
-        namespace: of(&message, "NAMESPACE")?,
+        name: of(message, "WORKLOAD_NAME")?,
+        namespace: of(message, "NAMESPACE")?,
         app: label("app").unwrap_or_default(),
         version: label("version").unwrap_or_default(),
     })
@@ -79,7 +131,11 @@ mod tests {
             app: "orders".to_owned(),
             version: String::new(),
         };
-        assert_eq!(decode(&encode(&workload)), Some(workload));
+        assert_eq!(decode(&encode(&workload)).as_ref(), Some(&workload));
+        let frame = frame(&workload);
+        let (preface, body) = frame.split_first_chunk().expect("a preface");
+        assert_eq!(frame_length(*preface), Some(body.len()));
+        assert_eq!(read_frame(body), Some(workload));
     }
 
     #[test]
@@ -91,6 +147,14 @@ mod tests {
                 ..Workload::default()
             })
         };
+        assert_eq!(frame_length(*b"GET / HT"), None);
+        assert_eq!(
+            frame_length([0x3D, 0x23, 0x04, 0x67, 0, 1, 0, 0]),
+            None,
+            "too long"
+        );
+        assert_eq!(read_frame(b"!"), None);
+        assert_eq!(read_frame(&frame(&Workload::default())[PREFACE..]), None);
         assert_eq!(decode(b"!"), None);
         assert_eq!(decode(b""), None);
         assert_eq!(decode(&named("")), None);

@@ -17,6 +17,7 @@ use crate::balance::limits::{Leave, Load};
 use crate::balance::outlier::Verdict;
 use crate::balance::{Ask, Cluster};
 use crate::config::cluster::Protocol;
+use crate::config::peer;
 use crate::connect::pool::Upstream;
 use crate::connect::{Carries, dial};
 use crate::deadline::Deadline;
@@ -27,6 +28,9 @@ use crate::http::head::{Head, Known};
 use crate::observe::standard::Sizes;
 use crate::observe::{Outcome, Reached, Reporter};
 use crate::worker::Worker;
+
+/// Why there is no other try when the policy allows no more.
+const USED_UP: &str = "attempts used up";
 
 /// A request on its way to a cluster.
 #[derive(Debug)]
@@ -93,7 +97,7 @@ impl Attempt<'_> {
         let status = self.response.status();
         match forwarded {
             Ok(()) => {
-                self.outcome.answered(status, "-");
+                self.outcome.passed_on(status);
                 Served::Whole
             }
             Err(error) if error.progress == Progress::Answered => {
@@ -300,8 +304,8 @@ impl Attempt<'_> {
         let plan = self.worker.shared.directory.inbound_now();
         match plan.filter(|_| is_mesh) {
             Some(plan) => {
-                let (name, value) = ("x-envoy-peer-metadata", &plan.peer_metadata);
-                self.request.set(name, Known::PeerMetadata, value);
+                let value = &plan.peer_metadata;
+                self.request.set(peer::FIELD, Known::PeerMetadata, value);
             }
             None => self.request.remove(Known::PeerMetadata),
         }
@@ -376,7 +380,7 @@ impl Attempt<'_> {
 
     /// Whether there is another try after try `number`; takes its place in the budget.
     fn may_try_again(
-        &self,
+        &mut self,
         cluster: &Arc<Cluster>,
         tries: &mut Tries<'_>,
         failure: Failure<'_>,
@@ -387,7 +391,7 @@ impl Attempt<'_> {
         let withheld = match tries.decide(failure) {
             Decision::Final => return false,
             Decision::Withheld(reason) => reason,
-            Decision::Again if number > tries.policy.attempts() => "attempts used up",
+            Decision::Again if number > tries.policy.attempts() => USED_UP,
             Decision::Again if tries.progress > Progress::Sent => "a response had begun",
             Decision::Again if !tries.replay.is_whole() => "body not kept",
             // The budget bounds the work that retries make: what was never sent makes none but its own, wherever it
@@ -406,6 +410,9 @@ impl Attempt<'_> {
                 None => "budget used up",
             },
         };
+        if withheld == USED_UP && matches!(failure, Failure::Status(..)) {
+            self.outcome.exhausted();
+        }
         self.worker.shared.metrics.withheld(withheld);
         false
     }

@@ -11,7 +11,10 @@ use tokio::time::Instant;
 
 use crate::balance::limits::Leave;
 use crate::balance::outlier::Verdict;
-use crate::balance::{Ask, Cluster, Lease};
+use crate::balance::{Ask, Cluster, Endpoint, Lease};
+use crate::config::endpoints::Workload;
+use crate::config::peer;
+use crate::connect::introduce::exchange;
 use crate::connect::{Carries, dial};
 use crate::error::{Error, Kind, Progress, Side};
 use crate::http::head::Head;
@@ -42,8 +45,8 @@ pub async fn open(
         };
         let mut lease = cluster.pick(ask, || worker.dice())?;
         let endpoint = Arc::clone(lease.endpoint());
-        let error = match dial(cluster, &endpoint, Carries::Tcp).await {
-            Ok((stream, _)) => {
+        let error = match dial_and_say(worker, cluster, &endpoint).await {
+            Ok(stream) => {
                 cluster.report(&mut lease, Verdict::Status(200), now);
                 return Ok((stream, leave, lease));
             }
@@ -57,6 +60,24 @@ pub async fn open(
             return Err(error.behind(&cluster.object));
         }
     }
+}
+
+/// Connects to an endpoint, and tells its sidecar who calls.
+async fn dial_and_say(
+    worker: &Worker,
+    cluster: &Cluster,
+    endpoint: &Endpoint,
+) -> Result<Stream, Error> {
+    let (mut stream, _) = dial(cluster, endpoint, Carries::Tcp).await?;
+    let plan = worker.shared.directory.inbound_now();
+    let own = plan.map_or_else(
+        || peer::frame(&Workload::default()),
+        |plan| plan.peer_frame.clone(),
+    );
+    // Who the endpoint is, the control plane has said.
+    let exchanged = exchange(&mut stream, &own, cluster.connect_timeout).await;
+    exchanged.map_err(|error| Error::up(Kind::Reset, format!("{}: {error}", endpoint.address)))?;
+    Ok(stream)
 }
 
 /// A connection of bytes, from when it is known whose it is to its end.

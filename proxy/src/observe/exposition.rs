@@ -5,7 +5,8 @@ use std::sync::atomic::Ordering;
 
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::{
-    Bucket, Counter, Histogram as HistogramMessage, LabelPair, Metric, MetricFamily, MetricType,
+    Bucket, Counter, Gauge, Histogram as HistogramMessage, LabelPair, Metric, MetricFamily,
+    MetricType,
 };
 
 use super::standard::{BUCKETS, Cell, Histogram, Protocol, Series, Standard, Way};
@@ -100,14 +101,31 @@ impl Exposition {
 }
 
 impl Exposition {
-    fn overflow(&self) -> MetricFamily {
-        let (_, overflow) = self.standard.room();
-        let mut family = MetricFamily::default();
-        family.set_name("leno_metric_series_overflow_total".to_owned());
-        family.set_help("Times that a metric series was counted as `other`.".to_owned());
-        family.set_field_type(MetricType::COUNTER);
-        family.set_metric(vec![counter(Vec::new(), overflow)]);
-        family
+    /// How much room the series take, and how often there was none.
+    fn room(&self) -> [MetricFamily; 2] {
+        let (cells, overflow) = self.standard.room();
+        let family = |name: &str, help: &str, kind, metric| {
+            let mut family = MetricFamily::default();
+            family.set_name(name.to_owned());
+            family.set_help(help.to_owned());
+            family.set_field_type(kind);
+            family.set_metric(vec![metric]);
+            family
+        };
+        [
+            family(
+                "leno_metric_series",
+                "Series of Istio's standard metrics, each of all families; --max-metric-series bounds them.",
+                MetricType::GAUGE,
+                gauge(cells),
+            ),
+            family(
+                "leno_metric_series_overflow_total",
+                "Times that a metric series was counted as `other`.",
+                MetricType::COUNTER,
+                counter(Vec::new(), overflow),
+            ),
+        ]
     }
 }
 
@@ -133,7 +151,7 @@ impl Collector for Exposition {
         });
         // One without metrics is an error to the encoder.
         let families = families.filter(|family| !family.get_metric().is_empty());
-        families.chain([self.overflow()]).collect()
+        families.chain(self.room()).collect()
     }
 }
 
@@ -195,6 +213,15 @@ fn counter(labels: Vec<LabelPair>, count: u64) -> Metric {
     value.set_value(count as f64);
     let mut metric = Metric::from_label(labels);
     metric.set_counter(value);
+    metric
+}
+
+#[allow(clippy::cast_precision_loss)] // bounded by a flag
+fn gauge(count: usize) -> Metric {
+    let mut value = Gauge::default();
+    value.set_value(count as f64);
+    let mut metric = Metric::default();
+    metric.set_gauge(value);
     metric
 }
 

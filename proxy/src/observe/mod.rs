@@ -123,6 +123,20 @@ impl Outcome {
         self.key.grpc = status;
     }
 
+    /// The peer's answer was wanted no more, and there was no try left to get another.
+    pub fn exhausted(&mut self) {
+        self.key.flag = "URX";
+    }
+
+    /// The request was answered with what the peer answered.
+    pub fn passed_on(&mut self, status: u16) {
+        let flag = match self.key.flag {
+            "URX" => "URX",
+            _ => "-",
+        };
+        self.answered(status, flag);
+    }
+
     /// The request was answered.
     pub fn answered(&mut self, status: u16, flag: &'static str) {
         (self.key.status, self.key.flag) = (status, flag);

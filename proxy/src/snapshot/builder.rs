@@ -257,6 +257,7 @@ impl Builder {
         };
         InboundPlan {
             peer_metadata: peer::encode(&self.me.workload),
+            peer_frame: peer::frame(&self.me.workload),
             chains: listener.chains.iter().map(chain).collect(),
             default_chain: listener.default_chain.as_ref().map(chain),
         }
@@ -406,7 +407,11 @@ impl Builder {
         };
         // Envoy's sidecars know HTTP/2 under its own name.
         let http2 = make(&[alpn::HTTP2, b"h2", alpn::HTTP1]);
-        match (make(&[alpn::HTTP1]), http2, make(&[alpn::TCP])) {
+        match (
+            make(&[alpn::HTTP1]),
+            http2,
+            make(&[alpn::EXCHANGE, alpn::TCP]),
+        ) {
             (Ok(http), Ok(http2), Ok(tcp)) => {
                 let connectors = Arc::new(Connectors { http, http2, tcp });
                 self.connectors.insert(key, Arc::clone(&connectors));

@@ -113,6 +113,8 @@ pub struct Target {
 pub struct InboundPlan {
     /// What callees are told of this workload, as `x-envoy-peer-metadata`.
     pub peer_metadata: Vec<u8>,
+    /// The same before bytes, as [`peer::frame`](crate::config::peer::frame) makes it.
+    pub peer_frame: Vec<u8>,
     chains: Vec<Arc<InboundChain>>,
     default_chain: Option<Arc<InboundChain>>,
 }

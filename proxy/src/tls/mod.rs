@@ -28,6 +28,8 @@ pub mod alpn {
     pub const HTTP2: &[u8] = b"istio-h2";
     /// HTTP/1.1 between sidecars.
     pub const HTTP1: &[u8] = b"istio-http/1.1";
+    /// Any other protocol between sidecars, which first say who they are.
+    pub const EXCHANGE: &[u8] = b"istio-peer-exchange";
     /// Any other protocol between sidecars.
     pub const TCP: &[u8] = b"istio";
 }

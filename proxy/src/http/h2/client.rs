@@ -38,6 +38,8 @@ pub struct Connection {
     sender: SendRequest<Bytes>,
     pulse: Rc<Pulse>,
     streams: Cell<u64>,
+    /// How many requests were sent: streams wait for their turn, and the first that is sent says who calls.
+    sent: Cell<u64>,
     peer: Peer,
     limits: Limits,
 }
@@ -156,6 +158,7 @@ impl Connection {
             sender,
             pulse,
             streams: Cell::new(0),
+            sent: Cell::new(0),
             peer: if is_ours { Peer::Mesh } else { Peer::Foreign },
             limits,
         }))
@@ -193,9 +196,8 @@ impl Connection {
     /// A stream for one request.
     pub fn stream(self: &Rc<Connection>) -> ClientStream {
         self.pulse.active.set(self.pulse.active.get() + 1);
-        let before = self.streams.replace(self.streams.get() + 1);
+        self.streams.set(self.streams.get() + 1);
         ClientStream {
-            before,
             response: None,
             sending: None,
             receiving: None,
@@ -208,8 +210,6 @@ impl Connection {
 /// One request as a stream.
 #[derive(Debug)]
 pub struct ClientStream {
-    /// How many requests the connection carried before.
-    before: u64,
     response: Option<ResponseFuture>,
     sending: Option<Sending>,
     receiving: Option<Receiving>,
@@ -230,9 +230,9 @@ impl Drop for ClientStream {
 }
 
 impl ClientStream {
-    /// How many requests were sent on its connection before.
+    /// How many requests were sent on its connection so far.
     pub fn exchanges(&self) -> u64 {
-        self.before
+        self.connection.sent.get()
     }
 
     /// Whether the peer takes extended CONNECT (RFC 8441).
@@ -261,6 +261,8 @@ impl ClientStream {
             .clone()
             .send_request(request, is_ended);
         let (response, stream) = sent.map_err(|error| Broken::Unprocessed(error.to_string()))?;
+        let count = &self.connection.sent;
+        count.set(count.get() + 1);
         self.response = Some(response);
         self.sending = Some(Sending::new(stream, is_ended));
         Ok(())

@@ -1,0 +1,45 @@
+//! Two sidecars say who they are before the bytes of others pass between them: Envoy's metadata exchange, which is agreed on by
+//! ALPN `istio-peer-exchange`.
+
+use std::io::{Error, ErrorKind, Result};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
+
+use crate::config::endpoints::Workload;
+use crate::config::peer::{PREFACE, frame_length, read_frame};
+use crate::stream::Stream;
+use crate::tls::alpn;
+
+/// Says `own`, a frame, and hears what the peer says, if both agreed to; nothing when it doesn't say who it is.
+///
+/// # Errors
+/// When the connection breaks, or the peer says something else than a frame, or nothing `within` the time.
+pub async fn exchange(
+    stream: &mut Stream,
+    own: &[u8],
+    within: Duration,
+) -> Result<Option<Workload>> {
+    if stream.alpn() != Some(alpn::EXCHANGE) {
+        return Ok(None);
+    }
+    let exchange = async {
+        // Both write first: a frame fits into any socket's buffer.
+        stream.write_all(own).await?;
+        stream.flush().await?;
+        let mut preface = [0; PREFACE];
+        stream.read_exact(&mut preface).await?;
+        let rubbish = || Error::new(ErrorKind::InvalidData, "not a frame of peer metadata");
+        let mut body = vec![0; frame_length(preface).ok_or_else(rubbish)?];
+        stream.read_exact(&mut body).await?;
+        Ok(read_frame(&body))
+    };
+    match timeout(within, exchange).await {
+        Ok(exchanged) => exchanged,
+        Err(_) => Err(Error::new(
+            ErrorKind::TimedOut,
+            format!("no peer metadata after {within:?}"),
+        )),
+    }
+}

@@ -1,13 +1,11 @@
-//! User instructions per request of one sidecar, by callgrind: A (outbound), then B (inbound). Two runs with different
-//! numbers of requests each; the difference leaves start-up and background work out.
+//! User instructions per request of one sidecar, by callgrind: A (outbound), then B (inbound).
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Parser;
 
-use leno_benches::{Lab, Process, Side, build};
+use leno_benches::{Side, build, instructions};
 
 /// Instructions per request.
 #[derive(Debug, Parser)]
@@ -24,52 +22,22 @@ struct Args {
     /// Keeps callgrind's files in this directory, for `callgrind_annotate`.
     #[arg(long)]
     keep: Option<PathBuf>,
+    /// More flags of both sidecars, after `--`.
+    #[arg(last = true)]
+    flags: Vec<String>,
 }
 
 fn main() -> Result<()> {
     let args = Args::parse();
     let programs = build()?;
+    let flags: Vec<&str> = args.flags.iter().map(String::as_str).collect();
     for side in [Side::A, Side::B] {
-        let few = collect(&programs, side, args.few, args.keep.as_deref())?;
-        let many = collect(&programs, side, args.many, args.keep.as_deref())?;
-        let each = (many - few) / (args.many - args.few) as u64;
-        println!(
-            "{side:?}: {each} user instructions per request ({few} for {}, {many} for {})",
-            args.few, args.many
-        );
+        let counts = [args.few, args.many];
+        let each = instructions(&programs, side, &flags, counts, args.keep.as_deref())?;
+        println!("{side:?}: {each} user instructions per request");
         if let Some(limit) = args.at_most {
             anyhow::ensure!(each <= limit, "{side:?} takes {each}, more than {limit}");
         }
     }
     Ok(())
-}
-
-/// All user instructions of `side` for `count` requests.
-fn collect(programs: &Path, side: Side, count: usize, keep: Option<&Path>) -> Result<u64> {
-    let out = std::env::temp_dir().join(format!("leno-callgrind-{}", std::process::id()));
-    let file = format!("--callgrind-out-file={}", out.display());
-    let tool = ["valgrind", "--tool=callgrind", "--quiet", &file]
-        .map(str::to_owned)
-        .to_vec();
-    let mut lab = Lab::start(programs, Some((side, tool)))?;
-    lab.send(count, 64)?;
-    lab.check(count)?;
-    let none = std::process::Command::new("true").spawn()?;
-    let measured = match side {
-        Side::A => std::mem::replace(&mut lab.a, Process(none)),
-        Side::B => std::mem::replace(&mut lab.b, Process(none)),
-    };
-    measured.end()?;
-    let text = fs::read_to_string(&out).context("valgrind wrote nothing; is it installed?")?;
-    if let Some(directory) = keep {
-        fs::copy(&out, directory.join(format!("{side:?}-{count}")))?;
-    }
-    fs::remove_file(out)?;
-    let totals = text.lines().find_map(|line| line.strip_prefix("totals: "));
-    let total = totals
-        .context("no totals")?
-        .split(' ')
-        .next()
-        .context("a number")?;
-    Ok(total.parse()?)
 }

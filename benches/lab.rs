@@ -96,11 +96,15 @@ pub fn build() -> Result<PathBuf> {
 }
 
 impl Lab {
-    /// Starts the mesh; `tool` is put before the program of one side.
+    /// Starts the mesh, both sidecars with more `flags`; `tool` is put before the program of one side.
     ///
     /// # Errors
     /// When something doesn't start, or isn't ready in time.
-    pub fn start(programs: &Path, tool: Option<(Side, Vec<String>)>) -> Result<Lab> {
+    pub fn start(
+        programs: &Path,
+        tool: Option<(Side, Vec<String>)>,
+        flags: &[&str],
+    ) -> Result<Lab> {
         let directory = std::env::temp_dir().join(format!("leno-lab-{}", std::process::id()));
         let _ = fs::remove_dir_all(&directory);
         let yaml = directory.join("yaml");
@@ -125,10 +129,11 @@ impl Lab {
         let mut address = String::new();
         BufReader::new(app.stdout.take().context("a pipe")?).read_line(&mut address)?;
         let inbound = format!("127.0.7.3:3001={}", address.trim());
-        let sidecar = |side, account, addresses, flags: [&str; 2]| {
+        let sidecar = |side, account, addresses, own: [&str; 2]| {
             let of = tool.as_ref().filter(|(of, _)| *of == side);
             let words = of.map_or(&[][..], |(_, words)| words);
-            sidecar(programs, &directory, words, account, addresses, flags)
+            let flags = [&own, flags].concat();
+            sidecar(programs, &directory, words, account, addresses, &flags)
         };
         Ok(Lab {
             b: sidecar(Side::B, "user-service", B, ["--inbound", &inbound])?,
@@ -207,6 +212,65 @@ impl Lab {
     }
 }
 
+/// User instructions per request of `side`, whose sidecars have more `flags`: two runs under callgrind with different
+/// numbers of requests, whose difference leaves start-up and background work out. `keep` gets callgrind's files.
+///
+/// # Errors
+/// When a request fails, or valgrind does.
+pub fn instructions(
+    programs: &Path,
+    side: Side,
+    flags: &[&str],
+    counts: [usize; 2],
+    keep: Option<&Path>,
+) -> Result<u64> {
+    let [few, many] = counts.map(|count| collect(programs, side, flags, count, keep));
+    Ok((many? - few?) / (counts[1] - counts[0]) as u64)
+}
+
+/// All user instructions of `side` for `count` requests.
+fn collect(
+    programs: &Path,
+    side: Side,
+    flags: &[&str],
+    count: usize,
+    keep: Option<&Path>,
+) -> Result<u64> {
+    let out = std::env::temp_dir().join(format!("leno-callgrind-{}", std::process::id()));
+    let file = format!("--callgrind-out-file={}", out.display());
+    let tool = ["valgrind", "--tool=callgrind", "--quiet", &file]
+        .map(str::to_owned)
+        .to_vec();
+    let mut lab = Lab::start(programs, Some((side, tool)), flags)?;
+    lab.send(count, 64)?;
+    lab.check(count)?;
+    let none = Command::new("true").spawn()?;
+    let measured = match side {
+        Side::A => std::mem::replace(&mut lab.a, Process(none)),
+        Side::B => std::mem::replace(&mut lab.b, Process(none)),
+    };
+    measured.end()?;
+    let text = fs::read_to_string(&out).context("valgrind wrote nothing; is it installed?")?;
+    if let Some(directory) = keep {
+        fs::copy(&out, directory.join(format!("{side:?}-{count}")))?;
+    }
+    fs::remove_file(out)?;
+    let totals = text.lines().find_map(|line| line.strip_prefix("totals: "));
+    let total = totals.and_then(|line| line.split(' ').next());
+    Ok(total.context("no totals")?.parse()?)
+}
+
+/// A figure of `/proc/PID/status`, in KiB.
+///
+/// # Errors
+/// When the process is gone.
+pub fn memory(pid: u32, name: &str) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
+    let number = line.and_then(|line| line.split_whitespace().next());
+    Ok(number.context("a figure")?.parse()?)
+}
+
 impl Drop for Lab {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.directory);
@@ -251,7 +315,7 @@ fn sidecar(
     tool: &[String],
     account: &str,
     (outbound, admin): (&str, &str),
-    flags: [&str; 2],
+    flags: &[&str],
 ) -> Result<Process> {
     let token = directory.join(format!("{account}.token"));
     let mut make = Command::new(programs.join("leno"));

@@ -1,11 +1,9 @@
 //! Resident memory of a static release build: idle, and after 1,000 requests.
 
-use std::fs;
-
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Parser;
 
-use leno_benches::{Lab, build};
+use leno_benches::{Lab, build, memory};
 
 /// Resident memory.
 #[derive(Debug, Parser)]
@@ -20,14 +18,14 @@ struct Args {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let lab = Lab::start(&build()?, None)?;
+    let lab = Lab::start(&build()?, None, &[])?;
     let pids = [("A", lab.a.0.id()), ("B", lab.b.0.id())];
     let idle = pids.map(|(_, pid)| resident(pid));
     lab.send(args.requests, 16)?;
     lab.check(args.requests)?;
     for ((side, pid), idle) in pids.into_iter().zip(idle) {
         let (idle, after) = (idle?, resident(pid)?);
-        let (program, own) = (field(pid, "RssFile:")?, field(pid, "RssAnon:")?);
+        let (program, own) = (memory(pid, "RssFile:")?, memory(pid, "RssAnon:")?);
         println!(
             "{side}: VmRSS {idle} KiB idle, {after} KiB after {} requests ({program} of the program, {own} its own)",
             args.requests
@@ -43,15 +41,5 @@ fn main() -> Result<()> {
 }
 
 fn resident(pid: u32) -> Result<u64> {
-    field(pid, "VmRSS:")
-}
-
-/// A figure of `/proc/PID/status`, in KiB.
-fn field(pid: u32, name: &str) -> Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix(name));
-    let number = line
-        .and_then(|line| line.split_whitespace().next())
-        .context("a figure")?;
-    Ok(number.parse()?)
+    memory(pid, "VmRSS:")
 }

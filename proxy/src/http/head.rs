@@ -122,25 +122,26 @@ impl Known {
         }
     }
 
-    /// Fields that belong to one connection and never travel on (RFC 9110, section 7.6.1), and what sidecars tell each other.
-    fn is_hop_by_hop(self) -> bool {
-        matches!(
-            self,
-            Known::Connection
-                | Known::TransferEncoding
-                | Known::Te
-                | Known::Upgrade
-                | Known::KeepAlive
-                | Known::ProxyConnection
-                | Known::ProxyAuthorization
-                | Known::ProxyAuthenticate
-                | Known::Trailer
-                | Known::HeaderCase
-                | Known::PeerMetadata
-                | Known::PeerMetadataId
-        )
+    /// Its place in [`Head::noted`].
+    const fn bit(self) -> u32 {
+        1 << self as u32
     }
 }
+
+/// Fields that belong to one connection and never travel on (RFC 9110, section 7.6.1), and what sidecars tell each other: a bit
+/// each.
+const HOP_BY_HOP: u32 = Known::Connection.bit()
+    | Known::TransferEncoding.bit()
+    | Known::Te.bit()
+    | Known::Upgrade.bit()
+    | Known::KeepAlive.bit()
+    | Known::ProxyConnection.bit()
+    | Known::ProxyAuthorization.bit()
+    | Known::ProxyAuthenticate.bit()
+    | Known::Trailer.bit()
+    | Known::HeaderCase.bit()
+    | Known::PeerMetadata.bit()
+    | Known::PeerMetadataId.bit();
 
 /// The HTTP version of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -158,6 +159,8 @@ pub enum Version {
 pub struct Head {
     bytes: Vec<u8>,
     fields: Vec<Field>,
+    /// The fields that were ever there, a bit each: most that are asked for are not.
+    noted: u32,
     /// A request's method; a response's reason phrase.
     first: Span,
     /// A request's target.
@@ -172,6 +175,7 @@ impl Default for Head {
         Head {
             bytes: Vec::new(),
             fields: Vec::new(),
+            noted: 0,
             first: Span::default(),
             target: Span::default(),
             status: 0,
@@ -219,6 +223,7 @@ impl Head {
     pub fn clear(&mut self) {
         self.bytes.clear();
         self.fields.clear();
+        self.noted = 0;
         self.status = 0;
     }
 
@@ -246,6 +251,7 @@ impl Head {
 
     /// Records a parsed field; `is_plain` when it stands in the buffer just as [`Head::write_fields`] would write it.
     pub fn push_parsed(&mut self, name: Span, value: Span, known: Known, is_plain: bool) {
+        self.noted |= known.bit();
         self.fields.push(Field {
             name,
             value,
@@ -296,8 +302,16 @@ impl Head {
 
     /// The first value of a field that the path knows.
     pub fn get(&self, known: Known) -> Option<&[u8]> {
+        if !self.may_have(known) {
+            return None;
+        }
         let field = self.fields.iter().find(|field| field.known == known)?;
         Some(&self.bytes[field.value.range()])
+    }
+
+    /// Whether a field was ever there.
+    fn may_have(&self, known: Known) -> bool {
+        self.noted & known.bit() != 0
     }
 
     /// Every value of a field that the path knows.
@@ -370,7 +384,11 @@ impl Head {
 
     /// Sets the one value of a field, in the place and case that it had.
     pub fn set(&mut self, name: &str, known: Known, value: &[u8]) {
-        let Some(at) = self.fields.iter().position(|f| f.known == known) else {
+        let at = match self.may_have(known) {
+            true => self.fields.iter().position(|f| f.known == known),
+            false => None,
+        };
+        let Some(at) = at else {
             return self.add_known(name, known, value);
         };
         let value = self.append(value);
@@ -385,6 +403,9 @@ impl Head {
 
     /// Removes every occurrence of a field that the path knows.
     pub fn remove(&mut self, known: Known) {
+        if !self.may_have(known) {
+            return;
+        }
         for field in &mut self.fields {
             if field.known == known {
                 field.known = Known::Removed;
@@ -394,11 +415,14 @@ impl Head {
 
     /// Removes what belongs to one connection: the fixed set, and what `Connection` names (RFC 9110, section 7.6.1).
     pub fn remove_hop_by_hop(&mut self) {
+        if self.noted & HOP_BY_HOP == 0 {
+            return;
+        }
         if self.get(Known::Connection).is_some() {
             self.remove_named_by_connection();
         }
         for field in &mut self.fields {
-            if field.known.is_hop_by_hop() {
+            if field.known.bit() & HOP_BY_HOP != 0 {
                 field.known = Known::Removed;
             }
         }
@@ -423,10 +447,11 @@ impl Head {
 
     /// Whether a `Connection` field holds `option`.
     pub fn connection_has(&self, option: &str) -> bool {
-        self.get_all(Known::Connection).any(|value| {
+        let has = |value: &[u8]| {
             let mut options = value.split(|&b| b == b',');
             options.any(|o| o.trim_ascii().eq_ignore_ascii_case(option.as_bytes()))
-        })
+        };
+        self.may_have(Known::Connection) && self.get_all(Known::Connection).any(has)
     }
 
     /// Writes the request line and the fields as HTTP/1.1, without the empty line that ends the head.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdListener};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -35,11 +35,12 @@ use crate::observe::Observer;
 use crate::observe::labels::{Labels, Party};
 use crate::observe::metrics::Metrics;
 use crate::snapshot::Builder;
+use crate::snapshot::apps::Apps;
 use crate::state::State;
 use crate::tls::Credentials;
 use crate::tls::server::Acceptor;
 use crate::worker::{Shared, Worker};
-use crate::{inbound, outbound, xds};
+use crate::{inbound, intercept, outbound, xds};
 
 /// How long a thread may take to end once everything has.
 const JOIN: Duration = Duration::from_secs(5);
@@ -106,9 +107,15 @@ pub fn run(bootstrap: Bootstrap) -> Result<Bound> {
         detection: bootstrap.detection,
         me,
         own_addresses: sockets.addresses()?,
+        intercepts: bootstrap.capture.is_some(),
+        apps: Apps::default(),
     });
+    if bootstrap.capture.is_some() {
+        // Never silent plaintext: without the rules the app would go where it wants to.
+        intercept::self_test()?;
+    }
     let mut bound = Bound {
-        outbound: sockets.outbound.local_addr()?,
+        outbound: sockets.outbound[0].local_addr()?,
         inbound: local_addresses(&sockets.inbound)?,
         admin: sockets.admin.local_addr()?,
         stats: [
@@ -296,8 +303,9 @@ async fn first_identity(credentials: &Credentials, watch: &Watch) -> bool {
 /// The sockets, bound once and cloned into each worker.
 #[derive(Debug)]
 struct Sockets {
-    outbound: StdListener,
+    outbound: Vec<StdListener>,
     inbound: Vec<StdListener>,
+    capture: Option<StdListener>,
     admin: StdListener,
     stats: [StdListener; 2],
 }
@@ -312,9 +320,20 @@ impl Sockets {
         let inbound: Result<Vec<_>> = listens
             .map(|listen| bind("inbound traffic", listen))
             .collect();
+        let mut outbound = vec![bind("outbound traffic", bootstrap.outbound)?];
+        let capture = match bootstrap.capture {
+            Some(address) => Some(bind_capture(address)?),
+            None => None,
+        };
+        if capture.is_some() {
+            // IPv6 is redirected to its own loopback address; where there is none, there is nothing to redirect.
+            let local = SocketAddr::from((Ipv6Addr::LOCALHOST, outbound[0].local_addr()?.port()));
+            outbound.extend(accept::bind(local).ok());
+        }
         Ok(Sockets {
-            outbound: bind("outbound traffic", bootstrap.outbound)?,
+            outbound,
             inbound: inbound?,
+            capture,
             admin: bind("admin", bootstrap.admin)?,
             stats: [
                 bind("metrics", bootstrap.stats[0])?,
@@ -325,10 +344,21 @@ impl Sockets {
 
     fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
         let mut addresses = local_addresses(&self.inbound)?;
-        addresses.extend([self.outbound.local_addr()?, self.admin.local_addr()?]);
+        addresses.extend(local_addresses(&self.outbound)?);
+        addresses.push(self.admin.local_addr()?);
         addresses.extend(local_addresses(&self.stats)?);
         Ok(addresses)
     }
+}
+
+/// Listens for what was taken over, on every address of either family; on IPv4's where there is no IPv6.
+fn bind_capture(address: SocketAddr) -> Result<StdListener> {
+    let or_v4 = |error| match address.ip() == Ipv6Addr::UNSPECIFIED {
+        true => accept::bind((Ipv4Addr::UNSPECIFIED, address.port()).into()),
+        false => Err(error),
+    };
+    let bound = accept::bind(address).or_else(or_v4);
+    bound.with_context(|| format!("cannot listen on {address} for inbound traffic"))
 }
 
 fn local_addresses(listeners: &[StdListener]) -> io::Result<Vec<SocketAddr>> {
@@ -342,26 +372,35 @@ fn start_worker(
     gate: &Arc<Gate>,
     upstream_idle: Duration,
 ) -> Result<JoinHandle<()>> {
-    let outbound = sockets.outbound.try_clone()?;
-    let inbound: io::Result<Vec<_>> = sockets.inbound.iter().map(StdListener::try_clone).collect();
-    let (inbound, shared, gate) = (inbound?, Arc::clone(shared), Arc::clone(gate));
+    let listening = Listening {
+        outbound: clones(&sockets.outbound)?,
+        inbound: clones(&sockets.inbound)?,
+        capture: clones(sockets.capture.as_slice())?,
+    };
+    let (shared, gate) = (Arc::clone(shared), Arc::clone(gate));
     spawn(&format!("worker-{number}"), move || async move {
         let worker = Rc::new(Worker::new(shared, Pool::new(upstream_idle)));
-        if let Err(error) = work(worker, outbound, inbound, gate).await {
+        if let Err(error) = work(worker, listening, gate).await {
             tracing::error!(%error, "a socket can't be registered");
         }
     })
 }
 
-async fn work(
-    worker: Rc<Worker>,
-    outbound: StdListener,
+/// What a worker accepts from.
+struct Listening {
+    outbound: Vec<StdListener>,
     inbound: Vec<StdListener>,
-    gate: Arc<Gate>,
-) -> io::Result<()> {
+    capture: Vec<StdListener>,
+}
+
+fn clones(listeners: &[StdListener]) -> io::Result<Vec<StdListener>> {
+    listeners.iter().map(StdListener::try_clone).collect()
+}
+
+async fn work(worker: Rc<Worker>, listening: Listening, gate: Arc<Gate>) -> io::Result<()> {
     let watch = worker.shared.watch.clone();
     let mut accepting = Vec::new();
-    for listener in inbound {
+    for listener in listening.inbound {
         let port = listener.local_addr()?.port();
         let worker = Rc::clone(&worker);
         let serve = move |tcp, peer| inbound::serve(Rc::clone(&worker), tcp, peer, port);
@@ -370,11 +409,22 @@ async fn work(
         let loops = accept::accept(listener, Arc::clone(&gate), side, serve);
         accepting.push(tokio::task::spawn_local(loops));
     }
-    let own = Rc::clone(&worker);
-    let serve = move |tcp, peer| outbound::serve(Rc::clone(&own), tcp, peer);
-    let side = (watch.clone(), Side::Outbound);
-    let loops = accept::accept(TcpListener::from_std(outbound)?, gate, side, serve);
-    accepting.push(tokio::task::spawn_local(loops));
+    for listener in listening.capture {
+        let worker = Rc::clone(&worker);
+        let serve = move |tcp, peer| inbound::serve_taken_over(Rc::clone(&worker), tcp, peer);
+        let listener = TcpListener::from_std(listener)?;
+        let side = (watch.clone(), Side::Inbound);
+        let loops = accept::accept(listener, Arc::clone(&gate), side, serve);
+        accepting.push(tokio::task::spawn_local(loops));
+    }
+    for listener in listening.outbound {
+        let worker = Rc::clone(&worker);
+        let serve = move |tcp, peer| outbound::serve(Rc::clone(&worker), tcp, peer);
+        let listener = TcpListener::from_std(listener)?;
+        let side = (watch.clone(), Side::Outbound);
+        let loops = accept::accept(listener, Arc::clone(&gate), side, serve);
+        accepting.push(tokio::task::spawn_local(loops));
+    }
     let mut sweep = tokio::time::interval(SWEEP);
     while !watch.has_reached(Phase::Ending) {
         tokio::select! {

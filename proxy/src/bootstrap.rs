@@ -1,6 +1,6 @@
 //! Flags and environment, read once into a typed [`Bootstrap`]. `--help` is the reference.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use crate::directory;
 use crate::export::log::Sink;
 use crate::export::otlp::{Address, Protocol};
 use crate::http::h1::{Limits, Timeouts};
+use crate::intercept::InitArgs;
 use crate::observe::access_log::{Format, TEXT};
 use crate::observe::metrics::MAX_SERIES;
 use crate::tls::SpiffeId;
@@ -31,6 +32,21 @@ pub struct Cli {
 pub enum Command {
     /// Run the sidecar of one workload.
     Run(Box<RunArgs>),
+    /// Take over the connections of this network namespace: writes the rules, once, for the sidecar that is to come.
+    Init(Box<InitArgs>),
+    /// Remove the rules that `init` wrote.
+    Clean,
+}
+
+/// Istio's `interceptionMode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum InterceptionMode {
+    /// The app and its callers are told where the sidecar is.
+    #[value(name = "NONE")]
+    None,
+    /// Connections are redirected to the sidecar, which asks the kernel where they wanted to go.
+    #[value(name = "REDIRECT")]
+    Redirect,
 }
 
 /// Flags of `run`. Each may come from an environment variable, `LENO_…`, instead.
@@ -76,6 +92,18 @@ pub struct RunArgs {
     /// Where the app's own requests come in, as an HTTP proxy; port 0 is any free one.
     #[arg(long, env = "LENO_OUTBOUND_ADDRESS")]
     pub outbound_address: Option<SocketAddr>,
+    /// Whether the rules of `leno-proxy init` take the pod's connections over. REDIRECT: a start without them fails.
+    #[arg(
+        long,
+        env = "LENO_INTERCEPTION_MODE",
+        value_enum,
+        ignore_case = true,
+        default_value = "NONE"
+    )]
+    pub interception_mode: InterceptionMode,
+    /// Where connections to the app come in that were taken over; default: every address, port 15006.
+    #[arg(long, env = "LENO_INBOUND_CAPTURE_ADDRESS")]
+    pub inbound_capture_address: Option<SocketAddr>,
     /// Where /ready, /config and /metrics are.
     #[arg(long, env = "LENO_ADMIN_ADDRESS")]
     pub admin_address: Option<SocketAddr>,
@@ -290,6 +318,8 @@ pub struct Bootstrap {
     pub inbound: Vec<Inbound>,
     /// Where the app's own requests come in.
     pub outbound: SocketAddr,
+    /// Where connections to the app come in that the rules of `init` took over, if they do.
+    pub capture: Option<SocketAddr>,
     /// Where the admin port is.
     pub admin: SocketAddr,
     /// Where Prometheus scrapes: all there is, and the sidecar's own.
@@ -338,8 +368,8 @@ impl RunArgs {
         })
     }
 
-    /// Where we listen besides `--inbound`: outbound, admin, all metrics, our own.
-    fn addresses(&self, ip: IpAddr) -> Result<[SocketAddr; 4], String> {
+    /// Where we listen besides `--inbound`: outbound, admin, all metrics, our own, and for what was taken over.
+    fn addresses(&self, ip: IpAddr) -> Result<[SocketAddr; 5], String> {
         let local = IpAddr::from(Ipv4Addr::LOCALHOST);
         let or = |given: Option<SocketAddr>, ip, offset| {
             let port = self.ports_from.checked_add(offset);
@@ -351,6 +381,11 @@ impl RunArgs {
             or(self.admin_address, local, 0)?,
             or(self.metrics_address, ip, 20)?,
             or(self.prometheus_address, ip, 90)?,
+            or(
+                self.inbound_capture_address,
+                Ipv6Addr::UNSPECIFIED.into(),
+                6,
+            )?,
         ])
     }
 
@@ -371,7 +406,7 @@ impl RunArgs {
             .ip
             .or(self.inbound.first().map(|inbound| inbound.listen.ip()));
         let ip = ip.unwrap_or(Ipv4Addr::LOCALHOST.into());
-        let [outbound, admin, merged, own] = self.addresses(ip)?;
+        let [outbound, admin, merged, own, capture] = self.addresses(ip)?;
         Ok(Bootstrap {
             target,
             workload: self
@@ -380,6 +415,7 @@ impl RunArgs {
             id,
             ip,
             outbound,
+            capture: (self.interception_mode == InterceptionMode::Redirect).then_some(capture),
             admin,
             stats: [merged, own],
             app_metrics: self.app_metrics,
@@ -443,8 +479,10 @@ mod tests {
             .into_iter()
             .chain(flags.split_whitespace());
         let cli = Cli::try_parse_from(flags).map_err(|error| error.to_string())?;
-        let Command::Run(run) = cli.command;
-        run.into_bootstrap()
+        match cli.command {
+            Command::Run(run) => run.into_bootstrap(),
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]

@@ -18,8 +18,8 @@ const MAX_SNIFF: usize = 16 * 1024;
 /// What a connection carries.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Protocol {
-    /// TLS, with the ALPN protocols that the client offers.
-    Tls(Vec<Vec<u8>>),
+    /// TLS, with what its client says in the clear.
+    Tls(Hello),
     /// HTTP/1.0 or 1.1.
     Http1,
     /// HTTP/2 with prior knowledge.
@@ -28,17 +28,25 @@ pub enum Protocol {
     Opaque,
 }
 
-/// Reads from `tcp` until its protocol is told, its time is over, or it ends; returns what was read as well.
-pub async fn identify(tcp: &mut TcpStream, within: Duration) -> (Protocol, Vec<u8>) {
+/// What a ClientHello says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Hello {
+    /// The ALPN protocols that are offered.
+    pub alpn: Vec<Vec<u8>>,
+    /// The name of the server that is wanted.
+    pub server_name: Option<String>,
+}
+
+/// Reads from `tcp` until its protocol is told, its time is over, or it ends. What was read is in `read`, also when this is dropped.
+pub async fn identify(tcp: &mut TcpStream, read: &mut Vec<u8>, within: Duration) -> Protocol {
     let deadline = Instant::now() + within;
-    let mut read = Vec::new();
     loop {
-        match timeout_at(deadline, tcp.read_buf(&mut read)).await {
+        match timeout_at(deadline, tcp.read_buf(read)).await {
             Ok(Ok(count)) if count > 0 => {}
-            _ => return (Protocol::Opaque, read),
+            _ => return Protocol::Opaque,
         }
-        if let Some(protocol) = sniff(&read) {
-            return (protocol, read);
+        if let Some(protocol) = sniff(read) {
+            return protocol;
         }
     }
 }
@@ -88,10 +96,13 @@ fn sniff_tls(mut bytes: &[u8]) -> Option<Protocol> {
             Ok(Some(accepted)) => {
                 let hello = accepted.client_hello();
                 let alpn = hello.alpn().map(|offers| offers.map(Vec::from).collect());
-                return Some(Protocol::Tls(alpn.unwrap_or_default()));
+                return Some(Protocol::Tls(Hello {
+                    alpn: alpn.unwrap_or_default(),
+                    server_name: hello.server_name().map(str::to_ascii_lowercase),
+                }));
             }
             // It says that it is TLS: whoever terminates it finds the words for what is wrong.
-            Err(_) => return Some(Protocol::Tls(Vec::new())),
+            Err(_) => return Some(Protocol::Tls(Hello::default())),
         }
     }
     None

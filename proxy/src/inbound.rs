@@ -1,6 +1,7 @@
 //! The inbound story: what others send to the app, from their connection to the answer.
 
 use std::cell::{Cell, OnceCell};
+use std::future::pending;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
@@ -10,6 +11,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::balance::Cluster;
 use crate::config::endpoints::Workload;
 use crate::config::peer;
 use crate::connect::introduce::exchange;
@@ -25,6 +27,7 @@ use crate::http::h2;
 use crate::http::half::Down;
 use crate::http::head::{Head, Known, Version};
 use crate::identify::{Protocol, http_version, identify};
+use crate::intercept::original_destination;
 use crate::observe::labels::Party;
 use crate::observe::standard::Series;
 use crate::observe::{Outcome, Reporter};
@@ -41,6 +44,8 @@ use crate::worker::Worker;
 struct Connection {
     /// The workload port that it is for.
     port: u16,
+    /// Where it wanted to go, if it was taken over.
+    dialled: Option<SocketAddr>,
     /// Whether it begins with a TLS handshake.
     tls: bool,
     /// The ALPN protocols that its client offers; for plaintext, what it was told to be.
@@ -75,11 +80,53 @@ impl Authenticated {
     }
 }
 
+/// Serves a connection that the rules of `init` took over, until it ends.
+pub async fn serve_taken_over(worker: Rc<Worker>, tcp: TcpStream, address: SocketAddr) {
+    let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+    let Some(dialled) = original_destination(&tcp) else {
+        return tracing::info!(%address, "closed: it was not redirected here, so it leads nowhere");
+    };
+    let is_own = |own: &SocketAddr| own.port() == dialled.port();
+    if worker.shared.own_addresses.iter().any(is_own) {
+        return tracing::info!(%address, %dialled, "closed: it leads to the sidecar itself");
+    }
+    serve_for(worker, tcp, address, dialled.port(), Some(dialled)).await;
+}
+
 /// Serves a connection to workload port `port` until it ends.
-pub async fn serve(worker: Rc<Worker>, mut tcp: TcpStream, address: SocketAddr, port: u16) {
+pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, address: SocketAddr, port: u16) {
+    serve_for(worker, tcp, address, port, None).await;
+}
+
+async fn serve_for(
+    worker: Rc<Worker>,
+    mut tcp: TcpStream,
+    address: SocketAddr,
+    port: u16,
+    dialled: Option<SocketAddr>,
+) {
     // Phase 1: nothing is known; without a plan it waits, never passes.
     let shared = &worker.shared;
-    let (protocol, read) = identify(&mut tcp, shared.detection).await;
+    let mut connection = Connection {
+        port,
+        dialled,
+        tls: false,
+        offers: Vec::new(),
+        peer: None,
+        ip: address.ip().to_string(),
+        address,
+        source: OnceCell::new(),
+    };
+    let mut read = Vec::new();
+    let protocol = tokio::select! {
+        biased;
+        protocol = identify(&mut tcp, &mut read, shared.detection) => protocol,
+        up = Box::pin(spoken_first(&worker, &connection)) => {
+            let down = Stream::Plain(Socket::with_read(tcp, read));
+            return Box::pin(carry_spoken(&worker, &connection, down, up)).await;
+        }
+    };
+    connection.is_told(protocol);
     // Nor for ever: whoever waits may have left, and each takes one of --max-connections.
     let plan = tokio::select! {
         plan = timeout(shared.directory.patience(), shared.directory.inbound()) => plan,
@@ -88,20 +135,6 @@ pub async fn serve(worker: Rc<Worker>, mut tcp: TcpStream, address: SocketAddr, 
     let Ok(plan) = plan else {
         tracing::info!(%address, port, "closed: there is no inbound configuration yet");
         return;
-    };
-    let mut connection = Connection {
-        port,
-        tls: matches!(protocol, Protocol::Tls(_)),
-        offers: match protocol {
-            Protocol::Tls(offers) => offers,
-            Protocol::Http1 => vec![b"http/1.1".to_vec()],
-            Protocol::Http2 => vec![b"h2c".to_vec()],
-            Protocol::Opaque => Vec::new(),
-        },
-        peer: None,
-        ip: address.ip().to_string(),
-        address,
-        source: OnceCell::new(),
     };
     let Some(chain) = connection.chain(&plan) else {
         tracing::info!(%address, port, "refused: mutual TLS is required here");
@@ -145,7 +178,8 @@ async fn carry(worker: Rc<Worker>, connection: Connection, mut stream: Stream, i
     // A box: opaque connections must not make every connection's task larger.
     let series = connection.series(&worker, chain);
     let mut passage = tcp::Passage::new(&series);
-    let carrying = carry_bytes(&worker, &connection, chain, &mut passage, stream);
+    let app = connection.app(&worker, &plan, chain);
+    let carrying = carry_bytes(&worker, &connection, chain, app, &mut passage, stream);
     let carried = Box::pin(carrying).await;
     if let Err(error) = &carried {
         tracing::info!(address = %connection.address, %error, "connection not carried");
@@ -153,7 +187,72 @@ async fn carry(worker: Rc<Worker>, connection: Connection, mut stream: Stream, i
     passage.over(&worker, connection.teller(), carried.err());
 }
 
+/// The app's own connection, once the app has spoken on it before the caller did. Never, where plaintext isn't taken as
+/// bytes or the caller isn't allowed.
+async fn spoken_first(worker: &Worker, connection: &Connection) -> tcp::Opened {
+    let plan = worker.shared.directory.inbound().await;
+    let chain = connection
+        .chain(&plan)
+        .filter(|chain| !chain.tls && !chain.http);
+    let allowed = chain.filter(|chain| {
+        matches!(
+            verdict_tcp(&chain.policies, connection.caller()),
+            Verdict::Allowed
+        )
+    });
+    let Some(chain) = allowed else {
+        return pending().await;
+    };
+    match connection.app(worker, &plan, chain) {
+        Ok(cluster) => tcp::spoken_first(worker, &cluster, &chain.speaks_first).await,
+        Err(_) => pending().await,
+    }
+}
+
+/// Carries a connection on which the app spoke first.
+async fn carry_spoken(worker: &Worker, connection: &Connection, mut down: Stream, up: tcp::Opened) {
+    let plan = worker.shared.directory.inbound().await;
+    let Some(chain) = connection.chain(&plan) else {
+        return;
+    };
+    let mut passage = tcp::Passage::new(&connection.series(worker, chain));
+    let carried = match connection.app(worker, &plan, chain) {
+        Ok(cluster) => tcp::carry(&mut passage, &cluster, up, &[], &mut down).await,
+        Err(error) => Err(error),
+    };
+    passage.over(worker, connection.teller(), carried.err());
+}
+
 impl Connection {
+    /// Its first bytes, or their absence, have told what it carries.
+    fn is_told(&mut self, protocol: Protocol) {
+        self.tls = matches!(protocol, Protocol::Tls(_));
+        self.offers = match protocol {
+            Protocol::Tls(hello) => hello.alpn,
+            Protocol::Http1 => vec![b"http/1.1".to_vec()],
+            Protocol::Http2 => vec![b"h2c".to_vec()],
+            Protocol::Opaque => Vec::new(),
+        };
+    }
+
+    /// The app that it is for.
+    fn app(
+        &self,
+        worker: &Worker,
+        plan: &InboundPlan,
+        chain: &InboundChain,
+    ) -> Result<Arc<Cluster>, Error> {
+        if let Some(dialled) = self.dialled {
+            return Ok(worker.shared.apps.at(plan, dialled));
+        }
+        let port = self.port;
+        let missing = || Error::own(Kind::NoCluster, format!("no app is behind port {port}"));
+        let target = chain.app(port).ok_or_else(missing)?;
+        let cluster = target.cluster.as_ref();
+        let cluster = cluster.map_err(|reason| Error::own(Kind::NoCluster, reason.to_string()))?;
+        Ok(Arc::clone(cluster))
+    }
+
     fn chain<'a>(&self, plan: &'a InboundPlan) -> Option<&'a Arc<InboundChain>> {
         plan.find(self.port, self.tls, &self.offers)
     }
@@ -224,6 +323,7 @@ struct Serving {
     is_told: bool,
     chain: Arc<InboundChain>,
     series: Arc<Series>,
+    app: Result<Arc<Cluster>, Error>,
 }
 
 impl Serving {
@@ -234,6 +334,7 @@ impl Serving {
         Some(Serving {
             is_told: connection.source.get().is_some(),
             series: connection.series(worker, &chain),
+            app: connection.app(worker, &plan, &chain),
             chain,
             plan,
         })
@@ -381,10 +482,10 @@ async fn serve_request(
     if arrival.read.is_ok() {
         connection.learn(arrival.request);
     }
-    let Some(Serving { chain, series, .. }) = current(worker, connection, serving).await else {
+    let Some(serving) = current(worker, connection, serving).await else {
         return Served::Refused;
     };
-    let mut outcome = Outcome::begun(series, arrival.at);
+    let mut outcome = Outcome::begun(&serving.series, arrival.at);
     if let Err(error) = arrival.read {
         let (down, none) = (&mut arrival.down, &Head::default());
         answer::refuse(down, &mut outcome, &error, none, connection.audience());
@@ -410,7 +511,7 @@ async fn serve_request(
         since: arrival.at,
         at_most: None,
     };
-    let forwarded = forward(&mut attempt, connection, chain, limit).await;
+    let forwarded = forward(&mut attempt, connection, serving, limit).await;
     attempt.conclude(forwarded, connection.audience())
 }
 
@@ -418,7 +519,7 @@ async fn serve_request(
 async fn forward(
     attempt: &mut Attempt<'_>,
     connection: &Connection,
-    chain: &InboundChain,
+    serving: &Serving,
     limit: Limit<'_>,
 ) -> Result<(), Error> {
     let worker = attempt.worker;
@@ -433,7 +534,8 @@ async fn forward(
         request.remove(Known::Envoy);
         request.remove(Known::AttemptCount);
     }
-    authorize(connection, chain, request)?;
+    authorize(connection, &serving.chain, request)?;
+    let app = serving.app.as_ref().map_err(Error::clone)?;
 
     http::prepare(request, attempt.down.body_length());
     worker.random(|rng| headers::websocket_key(request, rng));
@@ -448,9 +550,8 @@ async fn forward(
     if let Some(caller) = &connection.peer {
         headers::client_cert(request, &caller.element);
     }
-    let cluster = app(chain, connection.port)?;
     attempt
-        .run(cluster, limit, Policy::Stale, headers::echo_id)
+        .run(app, limit, Policy::Stale, headers::echo_id)
         .await
 }
 
@@ -478,18 +579,12 @@ fn authorize(connection: &Connection, chain: &InboundChain, request: &Head) -> R
     }
 }
 
-fn app(chain: &InboundChain, port: u16) -> Result<&Arc<crate::balance::Cluster>, Error> {
-    let missing = || Error::own(Kind::NoCluster, format!("no app is behind port {port}"));
-    let target = chain.app(port).ok_or_else(missing)?;
-    let cluster = target.cluster.as_ref();
-    cluster.map_err(|reason| Error::own(Kind::NoCluster, reason.to_string()))
-}
-
 /// Carries opaque bytes to the app.
 async fn carry_bytes(
     worker: &Worker,
     connection: &Connection,
     chain: &InboundChain,
+    app: Result<Arc<Cluster>, Error>,
     passage: &mut tcp::Passage,
     mut down: Stream,
 ) -> Result<(), Error> {
@@ -503,8 +598,7 @@ async fn carry_bytes(
             return Err(Error::own(Kind::Denied, "nothing is allowed here"));
         }
     }
-    let cluster = app(chain, connection.port)?;
-    let (mut up, _leave, lease) = tcp::open(worker, cluster).await?;
-    let carried = passage.opened(cluster, &lease, None);
-    tcp::copy(&mut down, &mut up, carried).await
+    let app = app?;
+    let up = tcp::open(worker, &app).await?;
+    tcp::carry(passage, &app, up, &[], &mut down).await
 }

@@ -16,6 +16,7 @@ pub mod drain;
 pub mod error;
 pub mod identify;
 pub mod inbound;
+pub mod intercept;
 pub mod outbound;
 pub mod stream;
 pub mod tls;

@@ -4,8 +4,8 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
-use leno_proxy::app;
 use leno_proxy::bootstrap::{Bootstrap, Cli, Command};
+use leno_proxy::{app, intercept};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -13,7 +13,11 @@ use tracing_subscriber::EnvFilter;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let Command::Run(args) = Cli::parse().command;
+    let args = match Cli::parse().command {
+        Command::Run(args) => args,
+        Command::Init(args) => return told(intercept::init(*args)),
+        Command::Clean => return told(intercept::clean().map(|()| String::new())),
+    };
     log();
     let bootstrap = match args.into_bootstrap() {
         Ok(bootstrap) => bootstrap,
@@ -26,6 +30,20 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("leno-proxy: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Prints what came of a command that is done.
+fn told(outcome: Result<String, String>) -> ExitCode {
+    match outcome {
+        Ok(text) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("leno-proxy: {error}");
             ExitCode::FAILURE
         }
     }

@@ -16,6 +16,7 @@ use crate::observe::labels::Party;
 use crate::observe::metrics::Metrics;
 use crate::observe::standard::Series;
 use crate::observe::{Observer, Outcome, Reporter};
+use crate::snapshot::apps::Apps;
 use crate::tls::Credentials;
 use crate::tls::server::Acceptor;
 
@@ -44,6 +45,10 @@ pub struct Shared {
     pub me: Party,
     /// Addresses that we listen on: requests to them would go round in circles.
     pub own_addresses: Vec<SocketAddr>,
+    /// Whether connections that were taken over come in: their destination is asked for.
+    pub intercepts: bool,
+    /// The apps behind ports that no flag names.
+    pub apps: Apps,
     /// Where requests are counted whose destination is unknown.
     pub unknown: Arc<Series>,
 }

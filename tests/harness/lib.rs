@@ -7,6 +7,7 @@ pub mod collector;
 pub mod dns;
 pub mod h2;
 pub mod mesh;
+pub mod pods;
 pub mod process;
 pub mod upstream;
 

@@ -52,6 +52,7 @@ impl Mesh {
             settings: Settings {
                 trust_domain: "cluster.local".to_owned(),
                 root_namespace: "istio-system".to_owned(),
+                outbound_traffic_policy: leno_control_plane::mesh::OutboundTrafficPolicy::default(),
             },
             max_ttl: Duration::from_secs(24 * 3600),
             limits: Limits::default(),
@@ -256,7 +257,9 @@ impl Proxy {
         let fixed = "leno-proxy run --outbound-address 127.0.0.1:0 --admin-address 127.0.0.1:0 \
                      --metrics-address 127.0.0.1:0 --prometheus-address 127.0.0.1:0";
         let words = fixed.split_whitespace().chain(flags.split_whitespace());
-        let Command::Run(args) = Cli::try_parse_from(words).expect("flags").command;
+        let Command::Run(args) = Cli::try_parse_from(words).expect("flags").command else {
+            panic!("not a proxy: {flags}");
+        };
         let bound = proxy::run(args.into_bootstrap().expect("valid")).ok()?;
         Some(Proxy {
             outbound: bound.outbound,

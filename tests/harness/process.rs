@@ -122,7 +122,7 @@ fn spawn(program: &PathBuf, arguments: &[String]) -> Child {
 }
 
 /// Builds leno-proxy, once, and says where it is.
-async fn program() -> &'static PathBuf {
+pub(crate) async fn program() -> &'static PathBuf {
     static PROGRAM: OnceCell<PathBuf> = OnceCell::const_new();
     let build = || async {
         // Beside the directory of this test's own program, in its profile.

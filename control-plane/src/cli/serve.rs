@@ -8,6 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::app::{self, Bootstrap};
 use crate::istio::Limits;
+use crate::mesh::OutboundTrafficPolicy;
 use crate::source::compile::Settings;
 
 /// Flags of `serve`. Each may come from an environment variable, `LENO_…`, instead.
@@ -35,6 +36,15 @@ pub struct Args {
     /// Namespace whose policies are for the whole mesh.
     #[arg(long, env = "LENO_ROOT_NAMESPACE", default_value = "istio-system")]
     pub root_namespace: String,
+    /// What becomes of connections to addresses that nothing is known of: ALLOW_ANY or REGISTRY_ONLY.
+    #[arg(
+        long,
+        env = "LENO_OUTBOUND_TRAFFIC_POLICY",
+        value_enum,
+        ignore_case = true,
+        default_value = "ALLOW_ANY"
+    )]
+    pub outbound_traffic_policy: OutboundTrafficPolicy,
     /// Longest life of workload certificates.
     #[arg(long, env = "LENO_MAX_CERTIFICATE_TTL", value_parser = super::duration, default_value = "24h")]
     pub max_certificate_ttl: Duration,
@@ -65,6 +75,7 @@ impl Args {
             settings: Settings {
                 trust_domain: self.trust_domain,
                 root_namespace: self.root_namespace,
+                outbound_traffic_policy: self.outbound_traffic_policy,
             },
             max_ttl: self.max_certificate_ttl,
             limits: Limits {

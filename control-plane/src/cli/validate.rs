@@ -21,6 +21,7 @@ pub fn run(args: Args) -> bool {
         let settings = Settings {
             trust_domain: "cluster.local".to_owned(),
             root_namespace: "istio-system".to_owned(),
+            outbound_traffic_policy: crate::mesh::OutboundTrafficPolicy::default(),
         };
         let source = Source::new(Options {
             directory,

@@ -12,6 +12,9 @@ use super::scalar::{Host, Port, Weight};
 pub struct ServiceEntry {
     /// Names that callers dial.
     pub hosts: Vec<Host>,
+    /// Addresses that callers dial, where connections are intercepted.
+    #[serde(default)]
+    pub addresses: Vec<String>,
     /// Ports that callers dial.
     #[serde(default)]
     pub ports: Vec<EntryPort>,

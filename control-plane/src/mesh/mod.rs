@@ -22,6 +22,12 @@ pub struct Mesh {
     pub root_namespace: String,
     /// Services by host.
     pub services: BTreeMap<String, Arc<Service>>,
+    /// Hosts by the addresses at which callers dial them.
+    pub addresses: BTreeMap<IpAddr, String>,
+    /// Each endpoint as a service of its own, by its address: who dials that goes nowhere else.
+    pub direct: BTreeMap<String, Arc<Service>>,
+    /// What becomes of connections to addresses that nothing is known of.
+    pub outbound_traffic_policy: OutboundTrafficPolicy,
     /// Workloads that stand in the registry by themselves.
     pub workloads: Arc<Vec<Workload>>,
     /// Who must prove who they are.
@@ -32,6 +38,18 @@ pub struct Mesh {
     pub resolved: Arc<BTreeMap<String, Vec<IpAddr>>>,
     /// Workloads that take no new work.
     pub draining: Arc<Draining>,
+}
+
+/// What becomes of connections to addresses that nothing is known of: Istio's `outboundTrafficPolicy.mode`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum OutboundTrafficPolicy {
+    /// They go where they were dialled, as they are.
+    #[default]
+    #[value(name = "ALLOW_ANY")]
+    AllowAny,
+    /// They are refused.
+    #[value(name = "REGISTRY_ONLY")]
+    RegistryOnly,
 }
 
 /// Workloads that take no new work, and how often that has changed.
@@ -118,6 +136,12 @@ pub enum Found<'a> {
 impl Mesh {
     /// The service that a caller in `namespace` means by `host`.
     pub fn find(&self, host: &str, namespace: &str) -> Found<'_> {
+        if let Some(address) = address_of(host) {
+            let named = self.addresses.get(&address);
+            let found = named.and_then(|host| self.services.get(host));
+            let found = found.or_else(|| self.direct.get(&address.to_string()));
+            return found.map_or(Found::Nothing(None), Found::Service);
+        }
         for name in candidates(host, namespace) {
             if let Some(service) = self.services.get(&name) {
                 return Found::Service(service);
@@ -136,6 +160,11 @@ impl Mesh {
             near.filter(|(d, _)| *d <= host.len() / 3 + 1)
                 .map(|(_, n)| n.as_str()),
         )
+    }
+
+    /// The service whose canonical host is `host`.
+    pub fn service(&self, host: &str) -> Option<&Arc<Service>> {
+        self.services.get(host).or_else(|| self.direct.get(host))
     }
 
     /// Endpoints that are the workload of `node`, each with its service.
@@ -275,8 +304,15 @@ impl Mesh {
             all: self.trust_domain != next.trust_domain
                 || self.workloads != next.workloads
                 || self.peer_authentications != next.peer_authentications
-                || self.policies != next.policies,
+                || self.policies != next.policies
+                || self.addresses != next.addresses
+                || self.outbound_traffic_policy != next.outbound_traffic_policy,
         };
+        let addresses: BTreeSet<&String> = self.direct.keys().chain(next.direct.keys()).collect();
+        let changed = addresses
+            .into_iter()
+            .filter(|address| self.direct.get(*address) != next.direct.get(*address));
+        touched.hosts.extend(changed.cloned());
         let hosts: BTreeSet<&String> = self.services.keys().chain(next.services.keys()).collect();
         for host in hosts {
             let (before, after) = (self.services.get(host), next.services.get(host));
@@ -286,7 +322,7 @@ impl Mesh {
                 touched.all |= before.is_none() || after.is_none();
             }
         }
-        for (host, service) in &next.services {
+        for (host, service) in next.services.iter().chain(&next.direct) {
             if let Endpoints::Static(list) = &service.endpoints
                 && self.draining != next.draining
                 && list
@@ -312,6 +348,14 @@ pub fn selects(wanted: &BTreeMap<String, String>, labels: &BTreeMap<String, Stri
     wanted
         .iter()
         .all(|(name, value)| labels.get(name) == Some(value))
+}
+
+/// The address that a host is, in brackets or not.
+pub fn address_of(host: &str) -> Option<IpAddr> {
+    let inner = host
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'));
+    inner.unwrap_or(host).parse().ok()
 }
 
 /// What a name may stand for, the closest first. Short names are of the caller's namespace.

@@ -116,6 +116,19 @@ impl Service {
         }
     }
 
+    /// Adds a port, unless it has that number already: of its one endpoint, whose own port is `target`.
+    pub fn add_port(&mut self, number: u16, protocol: Protocol, target: Option<u16>) {
+        if self.port(number).is_some() {
+            return;
+        }
+        self.ports.push(Port { number, protocol });
+        if let (Endpoints::Static(list), Some(target)) = (&mut self.endpoints, target) {
+            for endpoint in list {
+                endpoint.ports.insert(number, target);
+            }
+        }
+    }
+
     /// Its port `number`.
     pub fn port(&self, number: u16) -> Option<&Port> {
         self.ports.iter().find(|port| port.number == number)

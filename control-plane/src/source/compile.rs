@@ -17,7 +17,7 @@ use crate::mesh::policy::{
 };
 use crate::mesh::route::{DestinationRule, Routing, Subset, Target};
 use crate::mesh::service::{Endpoint, Endpoints, Name, Port, Protocol, Service, Workload};
-use crate::mesh::{Mesh, selects};
+use crate::mesh::{Mesh, OutboundTrafficPolicy, selects};
 
 /// What holds for the whole mesh.
 #[derive(Debug, Clone)]
@@ -26,6 +26,8 @@ pub struct Settings {
     pub trust_domain: String,
     /// The namespace whose policies are for all.
     pub root_namespace: String,
+    /// What becomes of connections to addresses that nothing is known of.
+    pub outbound_traffic_policy: OutboundTrafficPolicy,
 }
 
 /// Compiles `objects`. `broken` are security objects without any good form: they fail closed.
@@ -39,6 +41,7 @@ pub fn compile(
         mesh: Mesh {
             trust_domain: settings.trust_domain.clone(),
             root_namespace: settings.root_namespace.clone(),
+            outbound_traffic_policy: settings.outbound_traffic_policy,
             ..Mesh::default()
         },
         services: BTreeMap::new(),
@@ -51,7 +54,38 @@ pub fn compile(
     compiler.mesh.services = services
         .map(|(host, service)| (host, Arc::new(service)))
         .collect();
+    compiler.mesh.direct = direct(&compiler.mesh.services);
     (compiler.mesh, compiler.problems)
+}
+
+/// Each endpoint as a service of its own, on its own ports and, where they are free, on those of its services.
+fn direct(services: &BTreeMap<String, Arc<Service>>) -> BTreeMap<String, Arc<Service>> {
+    let mut all: BTreeMap<String, Service> = BTreeMap::new();
+    for service in services.values() {
+        let Endpoints::Static(list) = &service.endpoints else {
+            continue;
+        };
+        for endpoint in list {
+            let host = endpoint.address.to_string();
+            let own = all.entry(host.clone()).or_insert_with(|| Service {
+                object: format!("{} endpoint {host}", service.object),
+                endpoints: Endpoints::Static(vec![Endpoint {
+                    ports: BTreeMap::new(),
+                    ..endpoint.clone()
+                }]),
+                ..Service::empty(&host, &service.namespace)
+            });
+            for port in &service.ports {
+                let target = endpoint.ports.get(&port.number).copied();
+                own.add_port(target.unwrap_or(port.number), port.protocol, None);
+                own.add_port(port.number, port.protocol, target);
+            }
+        }
+    }
+    let shared = all.into_iter();
+    shared
+        .map(|(host, service)| (host, Arc::new(service)))
+        .collect()
 }
 
 struct Compiler<'a> {
@@ -193,6 +227,17 @@ impl Compiler<'_> {
                     }
                 }
             };
+            for address in &said.addresses {
+                match address.parse() {
+                    Ok(address) => drop(self.mesh.addresses.insert(address, host.clone())),
+                    Err(_) => self.error(
+                        object,
+                        format!(
+                            "address {address:?} is not an IP address; ranges are not supported yet"
+                        ),
+                    ),
+                }
+            }
             self.add(object, host, &ports, endpoints);
         }
     }

@@ -168,6 +168,7 @@ mod tests {
         Settings {
             trust_domain: "cluster.local".to_owned(),
             root_namespace: "istio-system".to_owned(),
+            outbound_traffic_policy: crate::mesh::OutboundTrafficPolicy::default(),
         }
     }
 

@@ -33,7 +33,7 @@ use leno_proto::{Any, pack};
 use super::{Answer, ClusterName, ROOTS, clients, present, wire};
 use crate::mesh::route::{Balance, DestinationRule, HttpVersion, Keepalive, Policy, StringMatch};
 use crate::mesh::service::{Endpoints, Protocol, Service};
-use crate::mesh::{Client, Mesh, Node};
+use crate::mesh::{Client, Mesh, Node, address_of};
 
 /// Istio's connect timeout.
 pub(super) const CONNECT: Duration = Duration::from_secs(10);
@@ -117,7 +117,7 @@ type Parts<'a> = (&'a Service, ClusterName<'a>, Option<&'a DestinationRule>);
 pub(super) fn find<'a>(mesh: &'a Mesh, node: &Node, name: &'a str) -> Result<Parts<'a>, String> {
     let parsed =
         ClusterName::parse(name).ok_or_else(|| format!("{name:?} is no cluster's name"))?;
-    let service = mesh.services.get(parsed.host);
+    let service = mesh.service(parsed.host);
     let service = service.ok_or_else(|| format!("there is no service {}", parsed.host))?;
     if service.port(parsed.port).is_none() {
         return Err(format!("{} has no port {}", service.object, parsed.port));
@@ -155,8 +155,13 @@ fn sockets(
     } else {
         &format!("{}_", name.subset)
     };
+    // An address is no name of a server: its parts make a label.
+    let host = match address_of(name.host) {
+        Some(_) => &name.host.replace(['.', ':'], "-"),
+        None => name.host,
+    };
     let context = UpstreamTlsContext {
-        sni: format!("outbound_.{}_.{subset}.{}", name.port, name.host),
+        sni: format!("outbound_.{}_.{subset}.{host}", name.port),
         common_tls_context: Some(CommonTlsContext {
             alpn_protocols: alpn.iter().map(|&protocol| protocol.to_owned()).collect(),
             tls_params: clients::tls_params(node.client),

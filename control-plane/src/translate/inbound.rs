@@ -31,7 +31,7 @@ use leno_proto::pb::envoy::extensions::transport_sockets::tls::v3::{
 use leno_proto::pb::google::protobuf::BoolValue;
 use leno_proto::type_url::CLUSTER;
 
-use super::{Answer, INBOUND, ROOTS, clusters, policies, present, wire};
+use super::{Answer, INBOUND, PASSTHROUGH, ROOTS, clusters, policies, present, wire};
 use crate::mesh::policy::Mode;
 use crate::mesh::route::Policy;
 use crate::mesh::service::Protocol;
@@ -151,18 +151,31 @@ pub(super) fn cluster(mesh: &Mesh, node: &Node, name: &str) -> Answer {
     let protocol = known
         .and_then(|known| known.protocol)
         .unwrap_or(Protocol::Auto);
-    let cluster = Cluster {
+    present(
+        CLUSTER,
+        &dialled(node, name, &policy, protocol, "the local app"),
+    )
+}
+
+/// The cluster of connections that go where they were dialled.
+pub(super) fn passthrough_cluster(node: &Node) -> Answer {
+    let rule = "outboundTrafficPolicy ALLOW_ANY";
+    let cluster = dialled(node, PASSTHROUGH, &Policy::default(), Protocol::Auto, rule);
+    present(CLUSTER, &cluster)
+}
+
+fn dialled(node: &Node, name: &str, policy: &Policy, protocol: Protocol, rule: &str) -> Cluster {
+    Cluster {
         name: name.to_owned(),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(
             DiscoveryType::OriginalDst.into(),
         )),
         connect_timeout: Some(wire::duration(clusters::CONNECT)),
         lb_policy: LbPolicy::ClusterProvided.into(),
-        typed_extension_protocol_options: clusters::http_options(node.client, &policy, protocol),
-        metadata: Some(wire::metadata(&[("rule", "the local app")])),
+        typed_extension_protocol_options: clusters::http_options(node.client, policy, protocol),
+        metadata: Some(wire::metadata(&[("rule", rule)])),
         ..Cluster::default()
-    };
-    present(CLUSTER, &cluster)
+    }
 }
 
 /// The chains of one port: what comes by mutual TLS, and what comes otherwise where the mode lets it.
@@ -248,7 +261,7 @@ fn describe(rule: &str, node: &Node, workload: &Workload, known: &WorkloadPort) 
     ])
 }
 
-fn http_filters(rbac: &[Rbac], cluster: &str) -> Vec<Filter> {
+pub(super) fn http_filters(rbac: &[Rbac], cluster: &str) -> Vec<Filter> {
     let mut filters: Vec<_> = (rbac.iter())
         .map(|rules| {
             let config = HttpRbac {

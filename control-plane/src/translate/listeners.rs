@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use leno_proto::pb::envoy::config::core::v3::TrafficDirection;
-use leno_proto::pb::envoy::config::listener::v3::{FilterChain, Listener};
+use leno_proto::pb::envoy::config::listener::v3::{Filter, FilterChain, Listener};
 use leno_proto::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, Rds, http_connection_manager::RouteSpecifier,
 };
@@ -12,12 +12,20 @@ use leno_proto::pb::envoy::extensions::filters::network::tcp_proxy::v3::{
 };
 use leno_proto::type_url::LISTENER;
 
-use super::{Answer, clients, cluster_name, find, present, routes, wire};
+use super::{
+    Answer, PASSTHROUGH, clients, cluster_name, find, inbound, is_passed_through, present, routes,
+    wire,
+};
 use crate::mesh::service::Protocol;
 use crate::mesh::{Client, Mesh, Node};
 
 /// The Listener `authority`. It bears exactly the name that was asked for, and leads to canonical names only.
 pub fn outbound(mesh: &Mesh, node: &Node, authority: &str) -> Answer {
+    if is_passed_through(mesh, node, authority) {
+        let rule = "outboundTrafficPolicy ALLOW_ANY";
+        let listener = listener(authority, inbound::http_filters(&[], PASSTHROUGH), rule);
+        return present(LISTENER, &listener);
+    }
     let (service, port) = match find(mesh, node, authority) {
         Ok(found) => found,
         Err(reason) => return Answer::Missing(reason),
@@ -56,17 +64,23 @@ pub fn outbound(mesh: &Mesh, node: &Node, authority: &str) -> Answer {
             },
         ),
     };
-    let listener = Listener {
+    present(
+        LISTENER,
+        &listener(authority, vec![filter], &service.object),
+    )
+}
+
+fn listener(authority: &str, filters: Vec<Filter>, rule: &str) -> Listener {
+    Listener {
         name: authority.to_owned(),
         traffic_direction: TrafficDirection::Outbound.into(),
         filter_chains: vec![FilterChain {
-            filters: vec![filter],
-            metadata: Some(wire::metadata(&[("rule", &service.object)])),
+            filters,
+            metadata: Some(wire::metadata(&[("rule", rule)])),
             ..FilterChain::default()
         }],
         ..Listener::default()
-    };
-    present(LISTENER, &listener)
+    }
 }
 
 /// The RouteConfiguration that a Listener names, if it carries HTTP.
@@ -78,6 +92,9 @@ pub(super) fn route_name(mesh: &Mesh, node: &Node, authority: &str) -> Option<St
 
 /// Every cluster that a Listener leads to.
 pub(super) fn cluster_names(mesh: &Mesh, node: &Node, authority: &str) -> BTreeSet<String> {
+    if is_passed_through(mesh, node, authority) {
+        return [PASSTHROUGH.to_owned()].into();
+    }
     let Ok((service, port)) = find(mesh, node, authority) else {
         return BTreeSet::new();
     };

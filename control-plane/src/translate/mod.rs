@@ -16,13 +16,16 @@ use leno_proto::type_url::{CLUSTER, ENDPOINTS, LISTENER, ROUTE, SECRET};
 use leno_proto::{Any, fields, pack};
 
 use crate::mesh::service::{Port, Service};
-use crate::mesh::{Client, Found, Mesh, Node};
+use crate::mesh::{Client, Found, Mesh, Node, OutboundTrafficPolicy, address_of};
 pub use clients::everything;
 
 /// The name of the one inbound Listener.
 pub const INBOUND: &str = "virtualInbound";
 /// The name under which roots are asked for.
 pub const ROOTS: &str = "ROOTCA";
+
+/// The cluster of connections that go where they were dialled, under Istio's name.
+pub const PASSTHROUGH: &str = "PassthroughCluster";
 
 /// What there is under a name.
 #[derive(Debug, Clone, PartialEq)]
@@ -88,6 +91,7 @@ pub fn resource(world: World<'_>, node: &Node, type_url: &str, name: &str) -> An
         }
         LISTENER => listeners::outbound(world.mesh, node, name),
         ROUTE => routes::configuration(world.mesh, name),
+        CLUSTER if name == PASSTHROUGH => inbound::passthrough_cluster(node),
         CLUSTER if name.starts_with("inbound|") => inbound::cluster(world.mesh, node, name),
         CLUSTER => clusters::outbound(world.mesh, node, name),
         ENDPOINTS => endpoints::assignment(world.mesh, node, name),
@@ -111,7 +115,8 @@ pub fn chain(world: World<'_>, node: &Node, listener: &str) -> Vec<(&'static str
         .map(|name| (CLUSTER, name.clone()))
         .collect();
     if listener != INBOUND {
-        chain.extend(clusters.into_iter().map(|name| (ENDPOINTS, name)));
+        let listed = clusters.into_iter().filter(|name| name != PASSTHROUGH);
+        chain.extend(listed.map(|name| (ENDPOINTS, name)));
     }
     chain.push((LISTENER, listener.to_owned()));
     chain.extend(listeners::route_name(world.mesh, node, listener).map(|name| (ROUTE, name)));
@@ -130,6 +135,15 @@ pub fn host_of<'a>(mesh: &'a Mesh, node: &Node, type_url: &str, name: &'a str) -
     }
 }
 
+/// Whether connections to `authority` go where they were dialled, because nothing is known of that address.
+fn is_passed_through(mesh: &Mesh, node: &Node, authority: &str) -> bool {
+    let host = authority.rsplit_once(':').map(|(host, _)| host);
+    mesh.outbound_traffic_policy == OutboundTrafficPolicy::AllowAny
+        && node.client == Client::Leno
+        && host.and_then(address_of).is_some()
+        && find(mesh, node, authority).is_err()
+}
+
 /// The service and port that `authority` names.
 fn find<'a>(
     mesh: &'a Mesh,
@@ -143,6 +157,12 @@ fn find<'a>(
     match mesh.find(host, &node.namespace) {
         Found::Nothing(near) => {
             let hint = near.map_or(String::new(), |near| format!("; did you mean {near}?"));
+            if address_of(host).is_some() {
+                let text = "no service or workload is known at";
+                return Err(format!(
+                    "{text} {host}, and outboundTrafficPolicy is REGISTRY_ONLY"
+                ));
+            }
             Err(format!(
                 "no service {host} is known in namespace {}{hint}",
                 node.namespace

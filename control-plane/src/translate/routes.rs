@@ -34,7 +34,7 @@ pub fn configuration(mesh: &Mesh, name: &str) -> Answer {
     let Some((host, port)) = name.rsplit_once(':') else {
         return missing();
     };
-    let (Some(service), Ok(port)) = (mesh.services.get(host), port.parse()) else {
+    let (Some(service), Ok(port)) = (mesh.service(host), port.parse()) else {
         return missing();
     };
     let configuration = RouteConfiguration {

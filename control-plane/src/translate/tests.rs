@@ -66,6 +66,7 @@ fn mesh(yaml: &str) -> (Mesh, Vec<String>) {
     let settings = Settings {
         trust_domain: "cluster.local".to_owned(),
         root_namespace: "istio-system".to_owned(),
+        outbound_traffic_policy: crate::mesh::OutboundTrafficPolicy::default(),
     };
     let file = Arc::new(PathBuf::from("mesh.yaml"));
     let documents = read(&file, yaml, &Limits::default());

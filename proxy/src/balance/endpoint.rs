@@ -1,12 +1,13 @@
 //! One endpoint: its address, how it is spoken to, and its counters, shared by every worker.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::outlier::Health;
 use crate::config::endpoints::Workload;
+use crate::intercept::PASSING;
 use crate::observe::standard::Series;
 use crate::tls::client::Connector;
 
@@ -24,6 +25,8 @@ pub struct Endpoint {
     pub weight: u32,
     /// How it is spoken to when it has a sidecar.
     pub tls: Option<Arc<Connectors>>,
+    /// Where connections to it come from, if that is not the system's choice.
+    pub source: Option<IpAddr>,
     /// Whose it is.
     pub workload: Workload,
     /// Where requests to it are counted.
@@ -54,6 +57,15 @@ impl Endpoint {
         Endpoint::new(address, weight, None, Workload::default(), None)
     }
 
+    /// The app at an address of this pod, reached from the address of which nothing is taken over.
+    pub fn passing(address: SocketAddr) -> Endpoint {
+        let [v4, v6] = PASSING;
+        Endpoint {
+            source: Some(if address.is_ipv4() { v4 } else { v6 }),
+            ..Endpoint::plain(address, 1)
+        }
+    }
+
     /// An endpoint.
     pub fn new(
         address: SocketAddr,
@@ -67,6 +79,7 @@ impl Endpoint {
             address,
             weight: weight.max(1),
             tls,
+            source: None,
             workload,
             series,
             health: Health::default(),

@@ -18,6 +18,7 @@ use leno_proto::pb::envoy::extensions::upstreams::http::v3::{
 use leno_proto::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use leno_proto::pb::google::protobuf::{Duration as Period, UInt32Value, value::Kind};
 use leno_proto::prost::Name;
+use rustls::pki_types::ServerName;
 
 use super::{Invalid, Resource};
 use crate::tls::SpiffeId;
@@ -358,6 +359,10 @@ fn upstream_tls(socket: &TransportSocket) -> Result<Option<Tls>, Invalid> {
         return Ok(None);
     }
     let context: UpstreamTlsContext = super::typed(any)?;
+    if ServerName::try_from(context.sni.as_str()).is_err() {
+        let reason = format!("{:?} is not the name of a server", context.sni);
+        return Err(Invalid::new("typed_config.sni", reason));
+    }
     let within = |e: Invalid| e.within("typed_config.common_tls_context");
     let common = context.common_tls_context.unwrap_or_default();
     Ok(Some(Tls {
@@ -384,4 +389,24 @@ fn identities(common: &CommonTlsContext) -> Result<Vec<SpiffeId>, Invalid> {
         ids.push(SpiffeId::parse(text).map_err(|reason| Invalid::new(field, reason))?);
     }
     Ok(ids)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_name_that_tls_does_not_take_is_refused_and_never_plaintext() {
+        let socket = |sni: &str| TransportSocket {
+            config_type: Some(transport_socket::ConfigType::TypedConfig(leno_proto::pack(
+                &UpstreamTlsContext {
+                    sni: sni.to_owned(),
+                    ..UpstreamTlsContext::default()
+                },
+            ))),
+            ..TransportSocket::default()
+        };
+        let refused = upstream_tls(&socket("outbound_.80_._.10.0.0.1")).expect_err("refused");
+        assert_eq!(refused.field, "typed_config.sni");
+    }
 }

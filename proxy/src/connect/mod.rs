@@ -4,8 +4,11 @@ pub mod introduce;
 pub mod multiplexed;
 pub mod pool;
 
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 use crate::balance::{Cluster, Endpoint};
@@ -52,7 +55,10 @@ async fn connect(
     endpoint: &Endpoint,
     carries: Carries,
 ) -> Result<(Stream, Option<Peer>), Error> {
-    let tcp = TcpStream::connect(endpoint.address).await;
+    let tcp = match endpoint.source {
+        None => TcpStream::connect(endpoint.address).await,
+        Some(source) => connect_from(source, endpoint.address).await,
+    };
     let tcp = tcp.map_err(|error| Error::up(Kind::Connect, error.to_string()))?;
     tune(&tcp);
     if let Some(said) = cluster.connections.keepalive {
@@ -68,6 +74,15 @@ async fn connect(
     };
     let (stream, peer) = connector.connect(tcp).await?;
     Ok((stream, Some(peer)))
+}
+
+async fn connect_from(source: IpAddr, address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = match source {
+        IpAddr::V4(_) => TcpSocket::new_v4()?,
+        IpAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.bind((source, 0).into())?;
+    socket.connect(address).await
 }
 
 /// Sets TCP keepalive as the configuration says; what it doesn't say stays.

@@ -150,7 +150,10 @@ impl Attempt<'_> {
             }
         };
         self.measure(&tries);
-        if outcome.is_err() || self.worker.shared.observer.listens(self.outcome) {
+        let observer = &self.worker.shared.observer;
+        let status = self.response.status();
+        self.outcome.is_logged = observer.logs(status, || self.worker.dice());
+        if outcome.is_err() || self.outcome.is_logged || self.outcome.trace.is_some() {
             let address = tries.lease.as_ref().map(|lease| lease.endpoint().address);
             self.outcome.reached = address.map(|address| {
                 let cluster = Arc::clone(&cluster.name);

@@ -1,13 +1,15 @@
 //! Opaque bytes: to one endpoint, both ways, until both directions have ended.
 
+use std::future::{pending, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional};
-use tokio::time::Instant;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, copy_bidirectional};
+use tokio::time::{Duration, Instant, sleep};
 
 use crate::balance::limits::Leave;
 use crate::balance::outlier::Verdict;
@@ -26,14 +28,59 @@ use crate::worker::Worker;
 /// Endpoints that are tried before the connection is given up: nothing was sent to any of them.
 const TRIES: usize = 3;
 
-/// Opens a connection for bytes to one of the cluster's endpoints. What comes with it is held while it is open.
+/// How long a caller may be silent before its destination is given the word.
+const SILENCE: Duration = Duration::from_millis(2);
+
+/// A connection to an endpoint, with what is held while it is open.
+#[derive(Debug)]
+pub struct Opened {
+    stream: Stream,
+    _leave: Leave,
+    lease: Lease,
+}
+
+/// Opens a connection while the caller says nothing, and waits until its destination speaks: many protocols begin so. Whoever
+/// did so before is asked at once. An error is for whoever carries the connection to find: this only never ends then.
+pub async fn spoken_first(
+    worker: &Worker,
+    cluster: &Arc<Cluster>,
+    speaks_first: &AtomicBool,
+) -> Opened {
+    if !speaks_first.load(Ordering::Relaxed) {
+        sleep(SILENCE).await;
+    }
+    let Ok(opened) = open(worker, cluster).await else {
+        return pending().await;
+    };
+    poll_fn(|cx| opened.stream.poll_readable(cx)).await;
+    speaks_first.store(true, Ordering::Relaxed);
+    opened
+}
+
+/// Carries bytes both ways over what was opened, first what was `read` already, counted by the endpoint's own series if it
+/// has one.
+///
+/// # Errors
+/// When a connection breaks.
+pub async fn carry(
+    passage: &mut Passage,
+    cluster: &Cluster,
+    mut up: Opened,
+    read: &[u8],
+    down: &mut Stream,
+) -> Result<(), Error> {
+    let carried = passage.opened(cluster, &up.lease);
+    let sent = up.stream.write_all(read).await;
+    sent.map_err(|error| Error::up(Kind::Reset, error.to_string()).at(Progress::Sent))?;
+    carried.received(read.len());
+    copy(down, &mut up.stream, carried).await
+}
+
+/// Opens a connection for bytes to one of the cluster's endpoints.
 ///
 /// # Errors
 /// When none of a few endpoints can be reached, or the cluster takes no more connections.
-pub async fn open(
-    worker: &Worker,
-    cluster: &Arc<Cluster>,
-) -> Result<(Stream, Leave, Lease), Error> {
+pub async fn open(worker: &Worker, cluster: &Arc<Cluster>) -> Result<Opened, Error> {
     let leave = cluster.load.open().map_err(|e| e.behind(&cluster.object))?;
     let mut tried = Vec::new();
     loop {
@@ -48,7 +95,11 @@ pub async fn open(
         let error = match dial_and_say(worker, cluster, &endpoint).await {
             Ok(stream) => {
                 cluster.report(&mut lease, Verdict::Status(200), now);
-                return Ok((stream, leave, lease));
+                return Ok(Opened {
+                    stream,
+                    _leave: leave,
+                    lease,
+                });
             }
             Err(error) => error,
         };
@@ -101,13 +152,8 @@ impl Passage {
     }
 
     /// It is connected to an endpoint, whose own series counts it if it has one.
-    pub fn opened(
-        &mut self,
-        cluster: &Cluster,
-        lease: &Lease,
-        series: Option<&Arc<Series>>,
-    ) -> &Carried {
-        if let Some(series) = series {
+    fn opened(&mut self, cluster: &Cluster, lease: &Lease) -> &Carried {
+        if let Some(series) = &lease.endpoint().series {
             self.series = Arc::clone(series);
         }
         self.reached = Some(Reached {
@@ -146,9 +192,9 @@ impl Passage {
             reached: self.reached.as_ref(),
             error,
             peer: teller.1,
+            is_logged: worker.shared.observer.logs(0, || worker.dice()),
         };
-        let dice = || worker.random(|rng| rng.u64(..));
-        worker.shared.observer.told(&told, dice);
+        worker.shared.observer.told(&told);
     }
 }
 
@@ -158,7 +204,7 @@ impl Passage {
 ///
 /// # Errors
 /// When a connection breaks.
-pub async fn copy(down: &mut Stream, up: &mut Stream, carried: &Carried) -> Result<(), Error> {
+async fn copy(down: &mut Stream, up: &mut Stream, carried: &Carried) -> Result<(), Error> {
     let mut up = Counted { io: up, carried };
     let copied = copy_bidirectional(down, &mut up).await;
     copied.map_err(|error| Error::up(Kind::Reset, error.to_string()).at(Progress::Sent))?;

@@ -197,11 +197,15 @@ impl Log {
         }
     }
 
+    /// Whether something that goes well is written.
+    pub(super) fn samples(&self, dice: u32) -> bool {
+        !self.errors_only && self.share.has(dice)
+    }
+
     /// Writes a line of what is over, if it is to be written. What failed is written whatever the share.
-    pub(super) fn over(&self, told: &Told<'_>, dice: impl FnOnce() -> u32) {
+    pub(super) fn over(&self, told: &Told<'_>) {
         let has_failed = told.error.is_some() || told.status >= 500 || told.flag != "-";
-        let wanted = has_failed || (!self.errors_only && self.share.has(dice()));
-        if wanted {
+        if has_failed || told.is_logged {
             self.lines.push(line(&self.format, told));
         }
     }
@@ -356,6 +360,7 @@ mod tests {
             reached: Some(&reached),
             error,
             peer: Some("127.0.0.1:5".parse().expect("an address")),
+            is_logged: true,
         };
         let format = match format {
             "json" => Format::json(),

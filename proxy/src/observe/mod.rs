@@ -72,6 +72,8 @@ pub struct Outcome {
     pub trace: Option<Box<Trace>>,
     /// Where it was sent, if anybody wants to know.
     pub reached: Option<Box<Reached>>,
+    /// Whether it is in the access log, however it went.
+    pub is_logged: bool,
 }
 
 /// Where a request or connection was sent.
@@ -98,6 +100,7 @@ impl Outcome {
             },
             sizes: Sizes::default(),
             bodies: (0, 0),
+            is_logged: false,
             trace: None,
             reached: None,
         }
@@ -179,6 +182,8 @@ pub struct Told<'a> {
     pub error: Option<&'a Error>,
     /// Who asked.
     pub peer: Option<SocketAddr>,
+    /// Whether it is in the access log, however it went.
+    pub is_logged: bool,
 }
 
 impl Told<'_> {
@@ -207,9 +212,10 @@ pub struct Observer {
 }
 
 impl Observer {
-    /// Whether anybody wants to know of requests that go well.
-    pub fn listens(&self, outcome: &Outcome) -> bool {
-        self.log.is_some() || outcome.trace.is_some()
+    /// Whether what is over now with `status` is in the access log, if it isn't a failure of ours.
+    pub fn logs(&self, status: u16, dice: impl FnOnce() -> u32) -> bool {
+        let log = self.log.as_ref();
+        log.is_some_and(|log| status >= 500 || log.samples(dice()))
     }
 
     /// A request is over.
@@ -221,7 +227,7 @@ impl Observer {
         error: Option<&Error>,
         dice: impl Fn() -> u64,
     ) {
-        if error.is_none() && !self.listens(outcome) {
+        if error.is_none() && !outcome.is_logged && outcome.trace.is_none() {
             return;
         }
         let told = Told {
@@ -238,15 +244,16 @@ impl Observer {
             reached: outcome.reached.as_deref(),
             error,
             peer,
+            is_logged: outcome.is_logged,
         };
         self.trace(&told, outcome.trace.as_deref(), &dice);
-        self.told(&told, &dice);
+        self.told(&told);
     }
 
     /// A request or connection is over.
-    pub fn told(&self, told: &Told<'_>, dice: impl Fn() -> u64) {
+    pub fn told(&self, told: &Told<'_>) {
         if let Some(log) = &self.log {
-            log.over(told, || (dice() >> 32) as u32);
+            log.over(told);
         }
         if let Some(failures) = &self.failures
             && let Some(failure) = Failure::of(told)

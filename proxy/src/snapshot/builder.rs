@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -19,6 +19,7 @@ use crate::config::endpoints::{self, Assignment, Workload};
 use crate::config::listener::{Chain, Filter, Listener};
 use crate::config::peer;
 use crate::config::route::RouteConfig;
+use crate::error::Kind;
 use crate::observe::labels::{Labels, Party};
 use crate::observe::metrics::Metrics;
 use crate::route::Router;
@@ -190,15 +191,17 @@ impl Builder {
         resources: &Resources,
         used: Arc<AtomicU64>,
     ) -> OutboundPlan {
+        let refused = |reason| OutboundKind::Refused(Kind::NotConfigured, reason);
+        let target = |cluster: &str| self.target_of(name, cluster, resources);
         let kind = match listener.all_chains().next().map(|chain| &chain.filter) {
-            Some(Filter::Tcp(cluster)) => OutboundKind::Tcp(self.target(cluster, resources)),
-            Some(Filter::HttpInline(config)) => OutboundKind::Http(self.router(config, resources)),
+            Some(Filter::Tcp(cluster)) => OutboundKind::Tcp(target(cluster)),
+            Some(Filter::HttpInline(config)) => OutboundKind::Http(router(config, target)),
             Some(Filter::HttpNamed(route)) => match resources.routes.get(route) {
-                Some(Answer::Present(config)) => OutboundKind::Http(self.router(config, resources)),
-                Some(Answer::Missing(reason)) => OutboundKind::NoRoutes(Arc::clone(reason)),
-                None => OutboundKind::NoRoutes(format!("no answer for routes {route}").into()),
+                Some(Answer::Present(config)) => OutboundKind::Http(router(config, target)),
+                Some(Answer::Missing(reason)) => refused(Arc::clone(reason)),
+                None => refused(format!("no answer for routes {route}").into()),
             },
-            None => OutboundKind::NoRoutes("the listener has no filter chain".into()),
+            None => refused("the listener has no filter chain".into()),
         };
         let service = name.rsplit_once(':').map_or(name, |(host, _)| host);
         let unknown = Party::default();
@@ -208,20 +211,19 @@ impl Builder {
             kind,
             series: self.metrics.series(labels),
             used,
+            speaks_first: AtomicBool::new(false),
         }
     }
 
-    fn router(&self, config: &RouteConfig, resources: &Resources) -> Router<RoutePlan> {
-        Router::new(config, |route| {
-            let targets = route.targets.iter();
-            let targets = targets.map(|(name, weight)| (self.target(name, resources), *weight));
-            RoutePlan {
-                rule: route.rule.as_str().into(),
-                split: Split::new(targets),
-                timeout: route.timeout,
-                retry: route.retry.clone(),
-            }
-        })
+    /// The target `cluster` of what `authority` leads to; one that goes where it was dialled is that authority's own.
+    fn target_of(&self, authority: &str, cluster: &str, resources: &Resources) -> Target {
+        match self.clusters.get(&dialled_name(cluster, authority)) {
+            Some(running) => Target {
+                name: cluster.into(),
+                cluster: Ok(Arc::clone(&running.cluster)),
+            },
+            None => self.target(cluster, resources),
+        }
     }
 
     fn target(&self, name: &str, resources: &Resources) -> Target {
@@ -253,6 +255,7 @@ impl Builder {
                     .collect(),
                 workload: chain.workload.clone(),
                 service: chain.service.clone(),
+                speaks_first: AtomicBool::new(false),
             })
         };
         InboundPlan {
@@ -260,6 +263,7 @@ impl Builder {
             peer_frame: peer::frame(&self.me.workload),
             chains: listener.chains.iter().map(chain).collect(),
             default_chain: listener.default_chain.as_ref().map(chain),
+            app_configs: resources.clusters.iter().filter_map(app_config).collect(),
         }
     }
 
@@ -268,6 +272,11 @@ impl Builder {
     fn update_clusters(&mut self, resources: &Resources) {
         for port in self.apps.keys().copied().collect::<Vec<_>>() {
             self.update_app(port, resources);
+        }
+        for (authority, answer) in &resources.listeners {
+            if let Answer::Present(listener) = answer {
+                self.update_dialled(authority, listener, resources);
+            }
         }
         for (name, answer) in &resources.clusters {
             let Answer::Present(config) = answer else {
@@ -284,6 +293,22 @@ impl Builder {
         }
     }
 
+    /// What goes where it was dialled is a cluster with one endpoint, for each address that was.
+    fn update_dialled(&mut self, authority: &str, listener: &Listener, resources: &Resources) {
+        let Ok(address) = authority.parse() else {
+            return;
+        };
+        for name in listener.all_chains().flat_map(clusters_of) {
+            let Some(Answer::Present(config)) = resources.clusters.get(name) else {
+                continue;
+            };
+            if matches!(config.discovery, Discovery::OriginalDst) {
+                let key = dialled_name(name, authority);
+                self.update_fixed(&key, config, address);
+            }
+        }
+    }
+
     /// The local app is a cluster with one endpoint, whether or not the control plane has a word on it.
     fn update_app(&mut self, port: u16, resources: &Resources) {
         let name = inbound_cluster(port);
@@ -295,20 +320,27 @@ impl Builder {
         let Some(address) = self.apps.get(&port) else {
             return;
         };
+        let address = *address;
+        self.update_fixed(&name, &config, address);
+    }
+
+    /// A cluster whose one endpoint never changes.
+    fn update_fixed(&mut self, name: &str, config: &Arc<cluster::Cluster>, address: SocketAddr) {
+        let same = self.clusters.get(name).map(|running| &running.config);
+        if same.is_some_and(|same| Arc::ptr_eq(same, config)) {
+            return;
+        }
         let assignment = Assignment {
-            name: name.clone(),
+            name: name.to_owned(),
             endpoints: vec![endpoints::Endpoint {
-                address: *address,
+                address,
                 weight: 1,
                 tls: false,
                 identities: Vec::new(),
                 workload: Workload::default(),
             }],
         };
-        let same = self.clusters.get(&name).map(|running| &running.config);
-        if !same.is_some_and(|same| Arc::ptr_eq(same, &config)) {
-            self.update_cluster(&name, &config, Some(Arc::new(assignment)));
-        }
+        self.update_cluster(name, config, Some(Arc::new(assignment)));
     }
 
     fn update_cluster(
@@ -370,6 +402,7 @@ impl Builder {
             principal: said.identities.first().map(ToString::to_string),
         };
         let service = cluster.rsplit('|').next().unwrap_or_default();
+        let service = service.split(' ').next().unwrap_or_default();
         let labels = Labels::new("source", &self.me, &destination, service, "unknown");
         let series = match cluster.starts_with("inbound|") {
             true => None,
@@ -429,7 +462,12 @@ impl Builder {
     fn drop_unused(&mut self, resources: &Resources) {
         let apps = &self.apps;
         self.clusters.retain(|name, _| {
-            let named = matches!(resources.clusters.get(name), Some(Answer::Present(_)));
+            let (cluster, dialled) = match name.split_once(' ') {
+                Some((cluster, authority)) => (cluster, Some(authority)),
+                None => (&**name, None),
+            };
+            let named = matches!(resources.clusters.get(cluster), Some(Answer::Present(_)))
+                && dialled.is_none_or(|authority| resources.listeners.contains_key(authority));
             named || apps.keys().any(|port| *name == inbound_cluster(*port))
         });
         let clusters = &self.clusters;
@@ -452,7 +490,45 @@ fn inbound_cluster(port: u16) -> String {
     format!("inbound|{port}||")
 }
 
-fn app_cluster(name: &str) -> cluster::Cluster {
+/// The name under which a cluster runs that goes where `authority` says.
+fn dialled_name(cluster: &str, authority: &str) -> String {
+    format!("{cluster} {authority}")
+}
+
+/// The port of an app's cluster, with the cluster.
+fn app_config(
+    (name, answer): (&String, &Answer<cluster::Cluster>),
+) -> Option<(u16, Arc<cluster::Cluster>)> {
+    let port = name.strip_prefix("inbound|")?.strip_suffix("||")?;
+    match answer {
+        Answer::Present(config) => Some((port.parse().ok()?, Arc::clone(config))),
+        Answer::Missing(_) => None,
+    }
+}
+
+fn router(config: &RouteConfig, target: impl Fn(&str) -> Target) -> Router<RoutePlan> {
+    Router::new(config, |route| {
+        let targets = route.targets.iter();
+        let targets = targets.map(|(name, weight)| (target(name), *weight));
+        RoutePlan {
+            rule: route.rule.as_str().into(),
+            split: Split::new(targets),
+            timeout: route.timeout,
+            retry: route.retry.clone(),
+        }
+    })
+}
+
+/// The clusters that a chain names itself.
+fn clusters_of(chain: &Chain) -> Vec<&str> {
+    match &chain.filter {
+        Filter::Tcp(cluster) => vec![cluster],
+        Filter::HttpInline(config) => config.clusters().collect(),
+        Filter::HttpNamed(_) => Vec::new(),
+    }
+}
+
+pub(super) fn app_cluster(name: &str) -> cluster::Cluster {
     cluster::Cluster {
         name: name.to_owned(),
         rule: "the local app".to_owned(),

@@ -3,11 +3,12 @@
 //! Invariants: a plan is published only when everything that it names has been answered (or 5 s have passed); what
 //! didn't change keeps its plan; endpoints outlive the assignment that named them first.
 
+pub mod apps;
 mod builder;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::balance::Cluster;
@@ -16,6 +17,7 @@ use crate::config::endpoints::{Assignment, Workload};
 use crate::config::listener::{ChainMatch, Listener};
 use crate::config::rbac::Rbac;
 use crate::config::route::{Retry, RouteConfig};
+use crate::error::{Error, Kind};
 use crate::observe::labels::{Labels, Party};
 use crate::observe::standard::Series;
 use crate::route::Router;
@@ -73,6 +75,8 @@ pub struct OutboundPlan {
     /// Where requests are counted that reach no endpoint.
     pub series: Arc<Series>,
     used: Arc<AtomicU64>,
+    /// Whether the destination was the first to speak, on a connection before.
+    pub speaks_first: AtomicBool,
 }
 
 /// What connections to an authority carry.
@@ -82,8 +86,8 @@ pub enum OutboundKind {
     Http(Router<RoutePlan>),
     /// Bytes, for this cluster.
     Tcp(Target),
-    /// HTTP whose routes never came.
-    NoRoutes(Arc<str>),
+    /// Nothing: this is what went wrong.
+    Refused(Kind, Arc<str>),
 }
 
 /// Where a route leads.
@@ -115,6 +119,8 @@ pub struct InboundPlan {
     pub peer_metadata: Vec<u8>,
     /// The same before bytes, as [`peer::frame`](crate::config::peer::frame) makes it.
     pub peer_frame: Vec<u8>,
+    /// How apps are spoken to, by their ports.
+    app_configs: HashMap<u16, Arc<cluster::Cluster>>,
     chains: Vec<Arc<InboundChain>>,
     default_chain: Option<Arc<InboundChain>>,
 }
@@ -135,6 +141,8 @@ pub struct InboundChain {
     apps: HashMap<u16, Target>,
     workload: Workload,
     service: String,
+    /// Whether the app was the first to speak, on a connection before.
+    pub speaks_first: AtomicBool,
 }
 
 impl Snapshot {
@@ -158,6 +166,17 @@ impl Snapshot {
 }
 
 impl OutboundPlan {
+    /// A plan for a destination that nothing is done with, because of an error.
+    pub fn refused(authority: &str, error: &Error, series: &Arc<Series>) -> OutboundPlan {
+        OutboundPlan {
+            authority: authority.into(),
+            kind: OutboundKind::Refused(error.kind, error.detail.as_str().into()),
+            series: Arc::clone(series),
+            used: Arc::default(),
+            speaks_first: AtomicBool::new(false),
+        }
+    }
+
     /// The plan is being used now (in seconds of any clock that only goes forward).
     pub fn used(&self, now: u64) {
         self.used.store(now, Ordering::Relaxed);

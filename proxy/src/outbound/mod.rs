@@ -3,10 +3,12 @@
 //! Without interception the app names the destination itself: by `Host`, by an absolute target (`HTTP_PROXY`), or by
 //! CONNECT, after which the connection is treated as one to that destination.
 
+mod tunnel;
+
 use std::cell::Cell;
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -14,28 +16,35 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::deadline::Deadline;
-use crate::error::{Error, Kind, Progress};
+use crate::error::{Error, Kind};
 use crate::forward::answer::{self, Audience};
 use crate::forward::attempt::{Attempt, Limit};
 use crate::forward::http::unless_gone;
 use crate::forward::tries::Policy;
-use crate::forward::{Arrival, Served, headers, http, propagate, serve_stream, tcp};
+use crate::forward::{Arrival, Served, headers, http, propagate, serve_stream};
 use crate::http::Outgoing;
 use crate::http::h1::{Conn, Read, ServerHalf};
 use crate::http::h2::{self, Arrived};
 use crate::http::half::Down;
 use crate::http::head::{Head, Known, Version};
 use crate::http::path;
-use crate::identify::{Protocol, http_version, sniff};
+use crate::identify::http_version;
+use crate::intercept::original_destination;
 use crate::observe::{Outcome, Reporter};
 use crate::route::NotFound;
 use crate::route::matcher::RequestView;
 use crate::snapshot::{OutboundKind, OutboundPlan, RoutePlan, Target};
 use crate::stream::{Socket, Stream};
 use crate::worker::Worker;
+use tunnel::{Tunnel, connect, serve_taken_over, serve_tunnel};
 
 /// Serves a connection of the app until it ends.
 pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, address: SocketAddr) {
+    if worker.shared.intercepts
+        && let Some(dialled) = original_destination(&tcp)
+    {
+        return Box::pin(serve_taken_over(worker, tcp, address, dialled)).await;
+    }
     let stream = Stream::Plain(Socket::new(tcp));
     let mut conn = Conn::new(stream, Vec::new(), worker.shared.limits);
     let version = tokio::select! {
@@ -75,25 +84,6 @@ async fn serve_http(worker: Rc<Worker>, conn: Conn, version: Version, caller: Ca
     }
     if let Some(tunnel) = serve_h1(&worker, ServerHalf::new(conn), &caller).await {
         serve_tunnel(worker, tunnel).await;
-    }
-}
-
-/// A connection after its CONNECT was answered.
-#[derive(Debug)]
-struct Tunnel {
-    conn: Conn,
-    plan: Arc<OutboundPlan>,
-    address: SocketAddr,
-}
-
-impl Tunnel {
-    fn new(conn: Conn, plan: Arc<OutboundPlan>, caller: &Caller) -> Tunnel {
-        let address = caller.address;
-        Tunnel {
-            conn,
-            plan,
-            address,
-        }
     }
 }
 
@@ -301,8 +291,8 @@ async fn forward(
 
     let router = match &plan.kind {
         OutboundKind::Http(router) => router,
-        OutboundKind::NoRoutes(reason) => {
-            return Err(Error::own(Kind::NotConfigured, reason.to_string()));
+        OutboundKind::Refused(kind, reason) => {
+            return Err(Error::own(*kind, reason.to_string()));
         }
         OutboundKind::Tcp(_) => {
             let detail = format!("{authority} does not carry HTTP; use CONNECT");
@@ -390,117 +380,6 @@ async fn find_plan(
     }
 }
 
-/// The plan of the destination that a CONNECT names. One that can't be connected to is refused with the reason.
-async fn connect(
-    worker: &Worker,
-    down: &mut Down<'_>,
-    request: &Head,
-    caller: &Caller,
-) -> Option<Arc<OutboundPlan>> {
-    let at = Instant::now();
-    if !down.is_h2() {
-        worker.shared.metrics.parsed.inc();
-    }
-    let authority = canonical(&String::from_utf8_lossy(request.target()), None);
-    let plan = match check_loop(worker, &authority) {
-        Ok(()) => find_plan(worker, &authority, None).await,
-        Err(error) => Err(error),
-    };
-    match plan {
-        // What comes through the tunnel is counted.
-        Ok(plan) => Some(plan),
-        Err(error) => {
-            let mut outcome = Outcome::begun(&worker.shared.unknown, at);
-            down.close_after();
-            answer::refuse(down, &mut outcome, &error, request, Audience::Trusted);
-            worker.over(&outcome, caller.teller(), &error);
-            None
-        }
-    }
-}
-
-/// Carries what comes through a tunnel: HTTP by the mesh's routes, anything else as bytes.
-fn serve_tunnel(worker: Rc<Worker>, tunnel: Tunnel) -> Pin<Box<dyn Future<Output = ()>>> {
-    // A box: a tunnel may carry HTTP, which is where tunnels come from.
-    Box::pin(async move {
-        match matches!(tunnel.plan.kind, OutboundKind::Tcp(_)) {
-            true => carry(&worker, tunnel).await,
-            false => serve_told(worker, tunnel).await,
-        }
-    })
-}
-
-async fn serve_told(worker: Rc<Worker>, mut tunnel: Tunnel) {
-    let deadline = Instant::now() + worker.shared.detection;
-    let protocol = loop {
-        if let Some(protocol) = sniff(tunnel.conn.unread()) {
-            break protocol;
-        }
-        let fill = poll_fn(|cx| tunnel.conn.poll_fill(cx));
-        match tokio::time::timeout_at(deadline, fill).await {
-            Ok(Ok(count)) if count > 0 => {}
-            Ok(_) if tunnel.conn.unread().is_empty() => return,
-            _ => break Protocol::Opaque,
-        }
-    };
-    match protocol {
-        Protocol::Http1 | Protocol::Http2 => {
-            let version = match protocol {
-                Protocol::Http2 => Version::Http2,
-                _ => Version::Http11,
-            };
-            let caller = Caller {
-                address: tunnel.address,
-                inside: Some(tunnel.plan),
-            };
-            serve_http(worker, tunnel.conn, version, caller).await;
-        }
-        _ => carry(&worker, tunnel).await,
-    }
-}
-
-/// Carries opaque bytes to the destination of a tunnel.
-async fn carry(worker: &Worker, tunnel: Tunnel) {
-    let mut passage = tcp::Passage::new(&tunnel.plan.series);
-    let teller = (Reporter::Source, Some(tunnel.address));
-    let carried = carry_bytes(worker, tunnel, &mut passage).await;
-    if let Err(error) = &carried {
-        tracing::info!(%error, "connection not carried");
-    }
-    passage.over(worker, teller, carried.err());
-}
-
-async fn carry_bytes(
-    worker: &Worker,
-    tunnel: Tunnel,
-    passage: &mut tcp::Passage,
-) -> Result<(), Error> {
-    use tokio::io::AsyncWriteExt;
-    let target = match &tunnel.plan.kind {
-        OutboundKind::Tcp(target) => target,
-        OutboundKind::NoRoutes(reason) => {
-            return Err(Error::own(Kind::NotConfigured, reason.to_string()));
-        }
-        // Bytes have no path to be routed by: they go where a request for `/` would.
-        OutboundKind::Http(router) => {
-            let root = Head::request("GET", "/");
-            let view = RequestView::new(&root, host_of(&tunnel.plan.authority));
-            let found = router.find(&view);
-            let route = found.map_err(|none| no_route(none, &tunnel.plan.authority, &view))?;
-            pick(route, worker)?
-        }
-    };
-    let cluster = target.cluster.as_ref();
-    let cluster = cluster.map_err(|why| Error::own(Kind::NoCluster, why.to_string()))?;
-    let (mut up, _leave, lease) = tcp::open(worker, cluster).await?;
-    let carried = passage.opened(cluster, &lease, lease.endpoint().series.as_ref());
-    let (mut down, read) = tunnel.conn.into_parts();
-    let sent = up.write_all(&read).await;
-    sent.map_err(|error| Error::up(Kind::Reset, error.to_string()).at(Progress::Sent))?;
-    carried.received(read.len());
-    tcp::copy(&mut down, &mut up, carried).await
-}
-
 fn host_of(authority: &str) -> &str {
     authority
         .rsplit_once(':')
@@ -543,6 +422,10 @@ fn take_authority(request: &mut Head, inside: Option<&Arc<OutboundPlan>>) -> Res
     }
     match request.get(Known::Host) {
         Some(host) if !host.is_empty() => Ok(canonical(&String::from_utf8_lossy(host), port)),
+        // An old client's: the connection says it.
+        None if inside.is_some() => Ok(inside
+            .map(|plan| plan.authority.to_string())
+            .unwrap_or_default()),
         _ => Err(bad("no Host: nothing says where the request is to go")),
     }
 }

@@ -1,0 +1,178 @@
+//! Interception: the pod's connections are taken over by rules in its network namespace, which `leno-proxy init` writes.
+
+pub mod netlink;
+pub mod rules;
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::time::Duration;
+
+use clap::Args;
+use socket2::SockRef;
+
+pub use rules::PASSING;
+use rules::{Net, PROBE, TABLE, Wanted, Which};
+
+/// How long the self-test waits.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Flags of `init`. Each may come from an environment variable instead; the names are those of Istio's annotations
+/// `traffic.sidecar.istio.io/…`.
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// Prints the rules, as `nft -f` takes them, and changes nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// The port that the app's connections are taken to.
+    #[arg(long, env = "LENO_PROXY_PORT", default_value_t = 15001)]
+    pub proxy_port: u16,
+    /// The port that connections to the app are taken to.
+    #[arg(long, env = "LENO_INBOUND_CAPTURE_PORT", default_value_t = 15006)]
+    pub inbound_capture_port: u16,
+    /// The user of the sidecar, whose connections are left alone.
+    #[arg(
+        long,
+        env = "LENO_PROXY_UID",
+        default_value = "1337",
+        value_delimiter = ','
+    )]
+    pub proxy_uid: Vec<u32>,
+    /// The group of the sidecar, if it is to be told by that as well.
+    #[arg(long, env = "LENO_PROXY_GID", value_delimiter = ',')]
+    pub proxy_gid: Vec<u32>,
+    /// Ports of the app that are taken over: `*`, or a list.
+    #[arg(long, env = "LENO_INCLUDE_INBOUND_PORTS", default_value = "*")]
+    pub include_inbound_ports: Which<u16>,
+    /// Ports of the app that are not.
+    #[arg(long, env = "LENO_EXCLUDE_INBOUND_PORTS", default_value = "")]
+    pub exclude_inbound_ports: Which<u16>,
+    /// Ports that are taken over wherever they are.
+    #[arg(long, env = "LENO_INCLUDE_OUTBOUND_PORTS", default_value = "")]
+    pub include_outbound_ports: Which<u16>,
+    /// Ports that are not taken over, wherever they are.
+    #[arg(long, env = "LENO_EXCLUDE_OUTBOUND_PORTS", default_value = "")]
+    pub exclude_outbound_ports: Which<u16>,
+    /// Addresses to which connections are taken over: `*`, or ranges.
+    #[arg(long, env = "LENO_INCLUDE_OUTBOUND_IP_RANGES", default_value = "*")]
+    pub include_outbound_ip_ranges: Which<Net>,
+    /// Addresses to which they are not.
+    #[arg(long, env = "LENO_EXCLUDE_OUTBOUND_IP_RANGES", default_value = "")]
+    pub exclude_outbound_ip_ranges: Which<Net>,
+}
+
+/// Ports of the sidecar that others may reach: metrics and health.
+const OWN: [u16; 3] = [15020, 15021, 15090];
+
+impl InitArgs {
+    fn wanted(self) -> Result<Wanted, String> {
+        let exclude_inbound = listed("--exclude-inbound-ports", self.exclude_inbound_ports)?;
+        Ok(Wanted {
+            uids: self.proxy_uid,
+            gids: self.proxy_gid,
+            outbound_port: self.proxy_port,
+            inbound_port: self.inbound_capture_port,
+            include_inbound_ports: self.include_inbound_ports,
+            exclude_inbound_ports: OWN.into_iter().chain(exclude_inbound).collect(),
+            include_outbound_ports: listed(
+                "--include-outbound-ports",
+                self.include_outbound_ports,
+            )?,
+            exclude_outbound_ports: listed(
+                "--exclude-outbound-ports",
+                self.exclude_outbound_ports,
+            )?,
+            include_outbound_ranges: self.include_outbound_ip_ranges,
+            exclude_outbound_ranges: listed(
+                "--exclude-outbound-ip-ranges",
+                self.exclude_outbound_ip_ranges,
+            )?,
+        })
+    }
+}
+
+fn listed<T>(flag: &str, which: Which<T>) -> Result<Vec<T>, String> {
+    match which {
+        Which::These(these) => Ok(these),
+        Which::All => Err(format!("{flag} takes a list, not *")),
+    }
+}
+
+/// Writes the rules into this network namespace in one transaction, in the place of earlier ones, and looks whether they hold;
+/// gives what is to be printed.
+///
+/// # Errors
+/// Which flag is wrong, what the kernel refused and what that may mean, or that the rules take nothing over.
+pub fn init(args: InitArgs) -> Result<String, String> {
+    let is_dry = args.dry_run;
+    let wanted = args.wanted()?;
+    let table = wanted.table();
+    if is_dry {
+        return Ok(format!(
+            "table inet {TABLE}\ndelete table inet {TABLE}\n{table}"
+        ));
+    }
+    let port = wanted.outbound_port;
+    // Taken before anything changes: whoever holds the port already would be given the app's connections.
+    let listener = std::net::TcpListener::bind((IpAddr::from([127, 0, 0, 1]), port));
+    let listener =
+        listener.map_err(|error| format!("port {port} is to be the sidecar's: {error}"))?;
+    netlink::replace(&table).map_err(|error| error.to_string())?;
+    for passing in PASSING {
+        if let IpAddr::V6(address) = passing
+            && let Err(error) = netlink::add_to_loopback(address)
+        {
+            eprintln!("leno-proxy: {address} can't be added to lo, IPv6 is left out: {error}");
+        }
+    }
+    self_test().map_err(|error| error.to_string())?;
+    drop(listener);
+    let rules: usize = table.chains.iter().map(|chain| chain.rules.len()).sum();
+    Ok(format!(
+        "table inet {TABLE}: {rules} rules; outbound to :{port}, inbound to :{}\n",
+        wanted.inbound_port
+    ))
+}
+
+/// Removes the rules.
+///
+/// # Errors
+/// What the kernel refused, and what that may mean.
+pub fn clean() -> Result<(), String> {
+    netlink::remove(TABLE).map_err(|error| error.to_string())
+}
+
+/// Looks whether the pod's connections are taken over: one to a port that nobody serves must meet whoever listens for them.
+///
+/// # Errors
+/// When they aren't, and what to do.
+pub fn self_test() -> io::Result<()> {
+    let probe = SocketAddr::new(PASSING[0], PROBE);
+    match TcpStream::connect_timeout(&probe, PATIENCE) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(io::Error::new(
+            error.kind(),
+            format!(
+                "connections are not taken over: one to {probe} was not redirected to the outbound port ({error}); \
+                 `leno-proxy init` must have run in this network namespace, with the capability NET_ADMIN"
+            ),
+        )),
+    }
+}
+
+/// Whether `address` is that of the self-test.
+pub fn is_probe(address: SocketAddr) -> bool {
+    address.port() == PROBE && PASSING.contains(&address.ip())
+}
+
+/// Where a connection that was taken over wanted to go; `None` when it wasn't: it came to `own` by itself.
+pub fn original_destination(tcp: &tokio::net::TcpStream) -> Option<SocketAddr> {
+    let own = tcp.local_addr().ok()?;
+    let own = SocketAddr::new(own.ip().to_canonical(), own.port());
+    let socket = SockRef::from(tcp);
+    let original = match own {
+        SocketAddr::V4(_) => socket.original_dst_v4(),
+        SocketAddr::V6(_) => socket.original_dst_v6(),
+    };
+    let original = original.ok()?.as_socket()?;
+    (original != own).then_some(original)
+}

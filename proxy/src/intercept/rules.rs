@@ -1,0 +1,468 @@
+//! Which connections are taken over: pure, and printed as `nft` would take it.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+
+/// The address from which connections to the app are made: what comes from it is never taken over. Istio's, and the one of IPv6
+/// that goes with it.
+pub const PASSING: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(127, 0, 0, 6)),
+    IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6)),
+];
+/// A port that nobody serves: a connection to [`PASSING`] on it tells whether connections are taken over.
+pub const PROBE: u16 = 15002;
+
+/// A range of addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Net {
+    /// An address of it.
+    pub address: IpAddr,
+    /// How many of its bits are the range's.
+    pub prefix: u8,
+}
+
+impl Net {
+    fn host(address: IpAddr) -> Net {
+        let prefix = if address.is_ipv4() { 32 } else { 128 };
+        Net { address, prefix }
+    }
+
+    /// Its mask, as long as its address.
+    pub fn mask(&self) -> Vec<u8> {
+        let length = if self.address.is_ipv4() { 4 } else { 16 };
+        let byte = |i: u8| {
+            let bits = self.prefix.saturating_sub(8 * i).min(8);
+            0xff_u8.checked_shl(u32::from(8 - bits)).unwrap_or(0)
+        };
+        (0..length).map(byte).collect()
+    }
+
+    fn family(&self) -> &'static str {
+        if self.address.is_ipv4() { "ip" } else { "ip6" }
+    }
+}
+
+impl FromStr for Net {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Net, String> {
+        let wrong = || format!("{text:?} is not a range such as 10.0.0.0/8 or fd00::/8");
+        let (address, prefix) = match text.split_once('/') {
+            Some((address, prefix)) => (address, Some(prefix)),
+            None => (text, None),
+        };
+        let host = Net::host(address.parse().map_err(|_| wrong())?);
+        let prefix = match prefix {
+            Some(prefix) => prefix.parse().map_err(|_| wrong())?,
+            None => host.prefix,
+        };
+        let net = Net { prefix, ..host };
+        (prefix <= host.prefix).then_some(net).ok_or_else(wrong)
+    }
+}
+
+impl fmt::Display for Net {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.prefix == Net::host(self.address).prefix {
+            true => write!(f, "{}", self.address),
+            false => write!(f, "{}/{}", self.address, self.prefix),
+        }
+    }
+}
+
+/// What all is meant by, or what is named.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Which<T> {
+    /// `*`
+    All,
+    /// These.
+    These(Vec<T>),
+}
+
+impl<T: FromStr> FromStr for Which<T> {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Which<T>, String> {
+        if text.trim() == "*" {
+            return Ok(Which::All);
+        }
+        let parts = text
+            .split(',')
+            .map(str::trim)
+            .filter(|part| !part.is_empty());
+        let each = |part: &str| {
+            part.parse()
+                .map_err(|_| format!("{part:?} is not allowed here"))
+        };
+        parts.map(each).collect::<Result<_, _>>().map(Which::These)
+    }
+}
+
+/// What is to be taken over, as Istio's annotations `traffic.sidecar.istio.io/…` say it.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// Who is never taken over: the sidecar.
+    pub uids: Vec<u32>,
+    /// The same, by group.
+    pub gids: Vec<u32>,
+    /// Where the app's connections are taken to.
+    pub outbound_port: u16,
+    /// Where connections to the app are taken to.
+    pub inbound_port: u16,
+    /// `includeInboundPorts`
+    pub include_inbound_ports: Which<u16>,
+    /// `excludeInboundPorts`, and the sidecar's own.
+    pub exclude_inbound_ports: Vec<u16>,
+    /// `includeOutboundPorts`: taken over wherever they are.
+    pub include_outbound_ports: Vec<u16>,
+    /// `excludeOutboundPorts`
+    pub exclude_outbound_ports: Vec<u16>,
+    /// `includeOutboundIPRanges`
+    pub include_outbound_ranges: Which<Net>,
+    /// `excludeOutboundIPRanges`
+    pub exclude_outbound_ranges: Vec<Net>,
+}
+
+/// A condition of a rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Match {
+    /// TCP.
+    Tcp,
+    /// Of a socket of this user.
+    Uid(u32),
+    /// Of a socket of this group.
+    Gid(u32),
+    /// Leaves by the loopback interface.
+    OutLoopback,
+    /// Goes to this TCP port.
+    Port(u16),
+    /// Comes from there.
+    From(Net),
+    /// Goes there.
+    To(Net),
+    /// Goes elsewhere, of the same family.
+    NotTo(Net),
+}
+
+/// What is done with a connection that a rule fits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It goes where it wants to.
+    Return,
+    /// It goes to this port of ours.
+    Redirect(u16),
+}
+
+/// A rule: the first that fits decides.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// All of these must fit.
+    pub matches: Vec<Match>,
+    /// What is done then.
+    pub verdict: Verdict,
+}
+
+/// Where connections meet a chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hook {
+    /// Those of the pod.
+    Output,
+    /// Those that come to it.
+    Prerouting,
+}
+
+/// Rules for one direction.
+#[derive(Debug, Clone)]
+pub struct Chain {
+    /// Its name.
+    pub name: &'static str,
+    /// Where it is met.
+    pub hook: Hook,
+    /// Its rules, in order.
+    pub rules: Vec<Rule>,
+}
+
+/// Everything, for IPv4 and IPv6.
+#[derive(Debug, Clone)]
+pub struct Table {
+    /// Its name.
+    pub name: &'static str,
+    /// Its chains.
+    pub chains: Vec<Chain>,
+}
+
+/// The name of our table.
+pub const TABLE: &str = "leno";
+
+impl Wanted {
+    /// The rules.
+    pub fn table(&self) -> Table {
+        let chain = |name, hook, rules| Chain { name, hook, rules };
+        Table {
+            name: TABLE,
+            chains: vec![
+                chain("output", Hook::Output, self.output()),
+                chain("prerouting", Hook::Prerouting, self.prerouting()),
+            ],
+        }
+    }
+
+    fn output(&self) -> Vec<Rule> {
+        let mut rules = Rules::default();
+        for passing in PASSING.map(Net::host) {
+            // The self-test, of whoever makes it.
+            let probe = [Match::To(passing), Match::Tcp, Match::Port(PROBE)];
+            rules.add(&probe, Verdict::Redirect(self.outbound_port));
+            // From the sidecar to the app.
+            rules.add(&[Match::From(passing)], Verdict::Return);
+        }
+        let uids = self.uids.iter().map(|uid| Match::Uid(*uid));
+        for own in uids.chain(self.gids.iter().map(|gid| Match::Gid(*gid))) {
+            self.own_service(&mut rules, &own);
+            rules.add(&[own], Verdict::Return);
+        }
+        rules.add(&[Match::OutLoopback], Verdict::Return);
+        for range in &self.exclude_outbound_ranges {
+            rules.add(&[Match::To(*range)], Verdict::Return);
+        }
+        for port in &self.exclude_outbound_ports {
+            rules.add(&[Match::Tcp, Match::Port(*port)], Verdict::Return);
+        }
+        let redirect = Verdict::Redirect(self.outbound_port);
+        for port in &self.include_outbound_ports {
+            rules.add(&[Match::Tcp, Match::Port(*port)], redirect);
+        }
+        match &self.include_outbound_ranges {
+            Which::All => rules.add(&[Match::Tcp], redirect),
+            Which::These(ranges) => {
+                for range in ranges {
+                    rules.add(&[Match::To(*range), Match::Tcp], redirect);
+                }
+            }
+        }
+        rules.0
+    }
+
+    /// A pod that calls its own service meets itself as any other caller would: the sidecar's connections to the pod's own
+    /// address are taken over on their way in.
+    fn own_service(&self, rules: &mut Rules, own: &Match) {
+        let loopback = [
+            Net {
+                address: Ipv4Addr::new(127, 0, 0, 0).into(),
+                prefix: 8,
+            },
+            Net::host(Ipv6Addr::LOCALHOST.into()),
+        ];
+        let mine = [own.clone(), Match::OutLoopback];
+        for port in self.never_inbound() {
+            let on = [&mine[..], &[Match::Tcp, Match::Port(port)]].concat();
+            rules.add(&on, Verdict::Return);
+        }
+        let redirect = Verdict::Redirect(self.inbound_port);
+        for local in loopback {
+            let elsewhere = [&mine[..], &[Match::NotTo(local), Match::Tcp]].concat();
+            match &self.include_inbound_ports {
+                Which::All => rules.add(&elsewhere, redirect),
+                Which::These(ports) => {
+                    for port in ports {
+                        let on = [&elsewhere[..], &[Match::Port(*port)]].concat();
+                        rules.add(&on, redirect);
+                    }
+                }
+            }
+        }
+    }
+
+    fn prerouting(&self) -> Vec<Rule> {
+        let mut rules = Rules::default();
+        for port in self.never_inbound() {
+            rules.add(&[Match::Tcp, Match::Port(port)], Verdict::Return);
+        }
+        let redirect = Verdict::Redirect(self.inbound_port);
+        match &self.include_inbound_ports {
+            Which::All => rules.add(&[Match::Tcp], redirect),
+            Which::These(ports) => {
+                for port in ports {
+                    rules.add(&[Match::Tcp, Match::Port(*port)], redirect);
+                }
+            }
+        }
+        rules.0
+    }
+
+    fn never_inbound(&self) -> impl Iterator<Item = u16> {
+        let own = [self.inbound_port, self.outbound_port];
+        own.into_iter()
+            .chain(self.exclude_inbound_ports.iter().copied())
+    }
+}
+
+#[derive(Default)]
+struct Rules(Vec<Rule>);
+
+impl Rules {
+    fn add(&mut self, matches: &[Match], verdict: Verdict) {
+        let matches = matches.to_vec();
+        self.0.push(Rule { matches, verdict });
+    }
+}
+
+impl fmt::Display for Match {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Match::Tcp => write!(f, "meta l4proto tcp"),
+            Match::Uid(uid) => write!(f, "meta skuid {uid}"),
+            Match::Gid(gid) => write!(f, "meta skgid {gid}"),
+            Match::OutLoopback => write!(f, "oif \"lo\""),
+            Match::Port(port) => write!(f, "th dport {port}"),
+            Match::From(net) => write!(f, "{} saddr {net}", net.family()),
+            Match::To(net) => write!(f, "{} daddr {net}", net.family()),
+            Match::NotTo(net) => write!(f, "{} daddr != {net}", net.family()),
+        }
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for condition in &self.matches {
+            write!(f, "{condition} ")?;
+        }
+        match self.verdict {
+            Verdict::Return => write!(f, "return"),
+            Verdict::Redirect(port) => write!(f, "redirect to :{port}"),
+        }
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "table inet {} {{", self.name)?;
+        for chain in &self.chains {
+            let hook = match chain.hook {
+                Hook::Output => "output",
+                Hook::Prerouting => "prerouting",
+            };
+            writeln!(f, "  chain {} {{", chain.name)?;
+            writeln!(f, "    type nat hook {hook} priority -100; policy accept;")?;
+            for rule in &chain.rules {
+                writeln!(f, "    {rule}")?;
+            }
+            writeln!(f, "  }}")?;
+        }
+        writeln!(f, "}}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted() -> Wanted {
+        Wanted {
+            uids: vec![1337],
+            gids: vec![],
+            outbound_port: 15001,
+            inbound_port: 15006,
+            include_inbound_ports: Which::All,
+            exclude_inbound_ports: vec![15020, 15090],
+            include_outbound_ports: vec![],
+            exclude_outbound_ports: vec![],
+            include_outbound_ranges: Which::All,
+            exclude_outbound_ranges: vec![],
+        }
+    }
+
+    fn rules(wanted: &Wanted, chain: usize) -> Vec<String> {
+        let rules = &wanted.table().chains[chain].rules;
+        rules.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn everything_is_taken_over_but_the_sidecar_and_loopback() {
+        let wanted = wanted();
+        assert_eq!(
+            rules(&wanted, 0),
+            [
+                "ip daddr 127.0.0.6 meta l4proto tcp th dport 15002 redirect to :15001",
+                "ip saddr 127.0.0.6 return",
+                "ip6 daddr ::6 meta l4proto tcp th dport 15002 redirect to :15001",
+                "ip6 saddr ::6 return",
+                "meta skuid 1337 oif \"lo\" meta l4proto tcp th dport 15006 return",
+                "meta skuid 1337 oif \"lo\" meta l4proto tcp th dport 15001 return",
+                "meta skuid 1337 oif \"lo\" meta l4proto tcp th dport 15020 return",
+                "meta skuid 1337 oif \"lo\" meta l4proto tcp th dport 15090 return",
+                "meta skuid 1337 oif \"lo\" ip daddr != 127.0.0.0/8 meta l4proto tcp redirect to :15006",
+                "meta skuid 1337 oif \"lo\" ip6 daddr != ::1 meta l4proto tcp redirect to :15006",
+                "meta skuid 1337 return",
+                "oif \"lo\" return",
+                "meta l4proto tcp redirect to :15001",
+            ]
+        );
+        assert_eq!(
+            rules(&wanted, 1).last().expect("rules"),
+            "meta l4proto tcp redirect to :15006"
+        );
+        assert_eq!(rules(&wanted, 1).len(), 5);
+    }
+
+    #[test]
+    fn ports_and_ranges_are_included_and_excluded() {
+        let wanted = Wanted {
+            include_inbound_ports: "80, 443".parse().expect("ports"),
+            include_outbound_ranges: "10.0.0.0/8,fd00::/8".parse().expect("ranges"),
+            include_outbound_ports: vec![9000],
+            exclude_outbound_ports: vec![22],
+            exclude_outbound_ranges: vec!["10.1.2.3".parse().expect("a range")],
+            ..wanted()
+        };
+        let output = rules(&wanted, 0);
+        let from = output
+            .iter()
+            .position(|rule| rule == "oif \"lo\" return")
+            .expect("it");
+        assert_eq!(
+            output[from + 1..],
+            [
+                "ip daddr 10.1.2.3 return",
+                "meta l4proto tcp th dport 22 return",
+                "meta l4proto tcp th dport 9000 redirect to :15001",
+                "ip daddr 10.0.0.0/8 meta l4proto tcp redirect to :15001",
+                "ip6 daddr fd00::/8 meta l4proto tcp redirect to :15001",
+            ]
+        );
+        let prerouting = rules(&wanted, 1);
+        assert_eq!(
+            prerouting[4..],
+            [
+                "meta l4proto tcp th dport 80 redirect to :15006",
+                "meta l4proto tcp th dport 443 redirect to :15006",
+            ]
+        );
+        let nothing = Wanted {
+            include_inbound_ports: "".parse().expect("none"),
+            ..wanted
+        };
+        assert!(
+            !rules(&nothing, 1)
+                .iter()
+                .any(|rule| rule.contains("redirect"))
+        );
+    }
+
+    #[test]
+    fn ranges_are_read_and_masked() {
+        for (text, mask) in [
+            ("10.0.0.0/8", &[255, 0, 0, 0][..]),
+            ("10.0.0.0/0", &[0, 0, 0, 0]),
+            ("10.0.0.1", &[255; 4]),
+            ("10.128.0.0/9", &[255, 128, 0, 0]),
+        ] {
+            assert_eq!(text.parse::<Net>().expect("a range").mask(), mask, "{text}");
+        }
+        for wrong in ["10.0.0.0/33", "x", "10.0.0.0/", "fd00::/129", "/8"] {
+            assert!(wrong.parse::<Net>().is_err(), "{wrong}");
+        }
+        assert!("80,x".parse::<Which<u16>>().is_err());
+    }
+}

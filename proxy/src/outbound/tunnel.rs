@@ -1,0 +1,247 @@
+//! Tunnels: a connection to one destination, which a CONNECT asked for or the rules of `init` took over. What it carries is told
+//! from its first bytes, whoever sends them.
+
+use std::future::{Future, pending, poll_fn};
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
+
+use super::{Caller, canonical, check_loop, find_plan, host_of, no_route, pick, serve_http};
+use crate::balance::Cluster;
+use crate::error::{Error, Kind};
+use crate::forward::answer::{self, Audience};
+use crate::forward::tcp;
+use crate::http::h1::Conn;
+use crate::http::half::Down;
+use crate::http::head::{Head, Version};
+use crate::identify::{Protocol, sniff};
+use crate::intercept::is_probe;
+use crate::observe::{Outcome, Reporter};
+use crate::route::matcher::RequestView;
+use crate::snapshot::{OutboundKind, OutboundPlan};
+use crate::stream::{Socket, Stream};
+use crate::worker::Worker;
+
+/// A connection after its CONNECT was answered.
+#[derive(Debug)]
+pub(super) struct Tunnel {
+    conn: Conn,
+    plan: Arc<OutboundPlan>,
+    address: SocketAddr,
+}
+
+impl Tunnel {
+    pub(super) fn new(conn: Conn, plan: Arc<OutboundPlan>, caller: &Caller) -> Tunnel {
+        let address = caller.address;
+        Tunnel {
+            conn,
+            plan,
+            address,
+        }
+    }
+}
+
+/// Serves a connection to `dialled` that the rules of `init` took over: as a tunnel to there, which nobody asked for.
+pub(super) async fn serve_taken_over(
+    worker: Rc<Worker>,
+    tcp: TcpStream,
+    address: SocketAddr,
+    dialled: SocketAddr,
+) {
+    if is_probe(dialled) {
+        return;
+    }
+    let conn = Conn::new(
+        Stream::Plain(Socket::new(tcp)),
+        Vec::new(),
+        worker.shared.limits,
+    );
+    let authority = dialled.to_string();
+    let plan = find_plan(&worker, &authority, None).await;
+    // What is refused is still listened to: a request gets its answer, and may name a destination that is known.
+    let plan = plan.unwrap_or_else(|error| {
+        let unknown = &worker.shared.unknown;
+        Arc::new(OutboundPlan::refused(&authority, &error, unknown))
+    });
+    let caller = Caller {
+        address,
+        inside: None,
+    };
+    serve_tunnel(worker, Tunnel::new(conn, plan, &caller)).await;
+}
+
+/// The plan of the destination that a CONNECT names. One that can't be connected to is refused with the reason.
+pub(super) async fn connect(
+    worker: &Worker,
+    down: &mut Down<'_>,
+    request: &Head,
+    caller: &Caller,
+) -> Option<Arc<OutboundPlan>> {
+    let at = Instant::now();
+    if !down.is_h2() {
+        worker.shared.metrics.parsed.inc();
+    }
+    let authority = canonical(&String::from_utf8_lossy(request.target()), None);
+    let plan = match check_loop(worker, &authority) {
+        Ok(()) => find_plan(worker, &authority, None).await,
+        Err(error) => Err(error),
+    };
+    match plan {
+        // What comes through the tunnel is counted.
+        Ok(plan) => Some(plan),
+        Err(error) => {
+            let mut outcome = Outcome::begun(&worker.shared.unknown, at);
+            down.close_after();
+            answer::refuse(down, &mut outcome, &error, request, Audience::Trusted);
+            worker.over(&outcome, caller.teller(), &error);
+            None
+        }
+    }
+}
+
+/// Carries what comes through a tunnel: HTTP by the mesh's routes, anything else as bytes.
+pub(super) fn serve_tunnel(
+    worker: Rc<Worker>,
+    tunnel: Tunnel,
+) -> Pin<Box<dyn Future<Output = ()>>> {
+    // A box: a tunnel may carry HTTP, which is where tunnels come from.
+    Box::pin(async move {
+        match matches!(tunnel.plan.kind, OutboundKind::Tcp(_)) {
+            true => carry(&worker, tunnel, None).await,
+            false => serve_told(worker, tunnel).await,
+        }
+    })
+}
+
+/// What a connection in a tunnel begins with.
+enum Beginning {
+    /// Its first bytes, which say what it carries.
+    Told(Protocol),
+    /// Its destination's: here is the connection.
+    Spoken(tcp::Opened),
+    /// It ended.
+    Nothing,
+}
+
+/// Waits for the first bytes of a tunnel, whoever sends them.
+async fn beginning(worker: &Worker, conn: &mut Conn, plan: &OutboundPlan) -> Beginning {
+    let deadline = Instant::now() + worker.shared.detection;
+    let mut spoken = pin!(spoken_first(worker, plan));
+    loop {
+        if let Some(protocol) = sniff(conn.unread()) {
+            return Beginning::Told(protocol);
+        }
+        let fill = poll_fn(|cx| conn.poll_fill(cx));
+        let filled = tokio::select! {
+            biased;
+            filled = timeout_at(deadline, fill) => filled,
+            up = &mut spoken => return Beginning::Spoken(up),
+        };
+        match filled {
+            Ok(Ok(count)) if count > 0 => {}
+            Ok(_) if conn.unread().is_empty() => return Beginning::Nothing,
+            _ => return Beginning::Told(Protocol::Opaque),
+        }
+    }
+}
+
+async fn serve_told(worker: Rc<Worker>, mut tunnel: Tunnel) {
+    let protocol = match beginning(&worker, &mut tunnel.conn, &tunnel.plan).await {
+        Beginning::Told(protocol) => protocol,
+        Beginning::Spoken(up) => return carry(&worker, tunnel, Some(up)).await,
+        Beginning::Nothing => return,
+    };
+    match protocol {
+        Protocol::Http1 | Protocol::Http2 => {
+            let version = match protocol {
+                Protocol::Http2 => Version::Http2,
+                _ => Version::Http11,
+            };
+            let caller = Caller {
+                address: tunnel.address,
+                inside: Some(tunnel.plan),
+            };
+            serve_http(worker, tunnel.conn, version, caller).await;
+        }
+        Protocol::Tls(hello) => {
+            if let Some(name) = hello.server_name {
+                tunnel.plan = by_server_name(&worker, &name, tunnel.plan).await;
+            }
+            carry(&worker, tunnel, None).await;
+        }
+        Protocol::Opaque => carry(&worker, tunnel, None).await,
+    }
+}
+
+/// The tunnel's destination, once it has spoken before the caller did.
+async fn spoken_first(worker: &Worker, plan: &OutboundPlan) -> tcp::Opened {
+    match cluster_of_bytes(worker, plan) {
+        Ok(cluster) => tcp::spoken_first(worker, &cluster, &plan.speaks_first).await,
+        Err(_) => pending().await,
+    }
+}
+
+/// The plan for TLS to the server `name`: that of the name on the tunnel's port, if it is one of bytes.
+async fn by_server_name(
+    worker: &Worker,
+    name: &str,
+    inside: Arc<OutboundPlan>,
+) -> Arc<OutboundPlan> {
+    let Some((_, port)) = inside.authority.rsplit_once(':') else {
+        return inside;
+    };
+    let named = find_plan(worker, &format!("{name}:{port}"), None).await;
+    let carries = |plan: &Arc<OutboundPlan>| matches!(plan.kind, OutboundKind::Tcp(_));
+    named.ok().filter(carries).unwrap_or(inside)
+}
+
+/// Carries opaque bytes to the destination of a tunnel.
+async fn carry(worker: &Worker, tunnel: Tunnel, spoken: Option<tcp::Opened>) {
+    let mut passage = tcp::Passage::new(&tunnel.plan.series);
+    let teller = (Reporter::Source, Some(tunnel.address));
+    let carried = carry_bytes(worker, tunnel, spoken, &mut passage).await;
+    if let Err(error) = &carried {
+        tracing::info!(%error, "connection not carried");
+    }
+    passage.over(worker, teller, carried.err());
+}
+
+async fn carry_bytes(
+    worker: &Worker,
+    tunnel: Tunnel,
+    spoken: Option<tcp::Opened>,
+    passage: &mut tcp::Passage,
+) -> Result<(), Error> {
+    let cluster = cluster_of_bytes(worker, &tunnel.plan)?;
+    let up = match spoken {
+        Some(up) => up,
+        None => tcp::open(worker, &cluster).await?,
+    };
+    let (mut down, read) = tunnel.conn.into_parts();
+    tcp::carry(passage, &cluster, up, &read, &mut down).await
+}
+
+/// Where bytes for a destination go.
+fn cluster_of_bytes(worker: &Worker, plan: &OutboundPlan) -> Result<Arc<Cluster>, Error> {
+    let target = match &plan.kind {
+        OutboundKind::Tcp(target) => target,
+        OutboundKind::Refused(kind, reason) => {
+            return Err(Error::own(*kind, reason.to_string()));
+        }
+        // Bytes have no path to be routed by: they go where a request for `/` would.
+        OutboundKind::Http(router) => {
+            let root = Head::request("GET", "/");
+            let view = RequestView::new(&root, host_of(&plan.authority));
+            let found = router.find(&view);
+            let route = found.map_err(|none| no_route(none, &plan.authority, &view))?;
+            pick(route, worker)?
+        }
+    };
+    let cluster = target.cluster.as_ref();
+    let cluster = cluster.map_err(|why| Error::own(Kind::NoCluster, why.to_string()))?;
+    Ok(Arc::clone(cluster))
+}

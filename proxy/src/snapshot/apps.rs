@@ -1,0 +1,60 @@
+//! The apps behind ports that no flag names: with interception a connection says itself where it wanted to go.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::InboundPlan;
+use super::builder::app_cluster;
+use crate::balance::Cluster;
+use crate::balance::endpoint::Endpoint;
+use crate::config::cluster;
+
+/// Apps by the address that they are reached at.
+#[derive(Debug, Default)]
+pub struct Apps(Mutex<HashMap<SocketAddr, App>>);
+
+/// An app's cluster, with what it was made from.
+#[derive(Debug)]
+struct App {
+    config: Arc<cluster::Cluster>,
+    cluster: Arc<Cluster>,
+}
+
+impl Apps {
+    /// The app at `address`, as `plan` says that its port is used. Apps on ports of the registry are kept; any other is the
+    /// caller's own, so that who tries many ports fills nothing.
+    pub fn at(&self, plan: &InboundPlan, address: SocketAddr) -> Arc<Cluster> {
+        let Some(config) = plan.app_configs.get(&address.port()) else {
+            let config = app_cluster(&format!("inbound|{}||", address.port()));
+            return cluster(&config, address, None);
+        };
+        let mut apps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = apps.get(&address);
+        if let Some(app) = before
+            && Arc::ptr_eq(&app.config, config)
+        {
+            return Arc::clone(&app.cluster);
+        }
+        let cluster = cluster(config, address, before.map(|app| &*app.cluster));
+        let app = App {
+            config: Arc::clone(config),
+            cluster: Arc::clone(&cluster),
+        };
+        apps.insert(address, app);
+        cluster
+    }
+}
+
+/// A cluster of one endpoint; what is known of the endpoint of before stays known.
+fn cluster(
+    config: &cluster::Cluster,
+    address: SocketAddr,
+    before: Option<&Cluster>,
+) -> Arc<Cluster> {
+    let cluster = Cluster::new(config, before);
+    let known = before.and_then(|before| before.endpoints().endpoints().first().cloned());
+    let endpoint = known.unwrap_or_else(|| Arc::new(Endpoint::passing(address)));
+    cluster.set_endpoints(vec![endpoint]);
+    Arc::new(cluster)
+}

@@ -1,0 +1,233 @@
+//! What is taken over, where it goes, and what is left alone.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use leno_control_plane::mesh::OutboundTrafficPolicy;
+use leno_tests::client::Client;
+use leno_tests::mesh::{Mesh, mtls};
+use leno_tests::pods::{Injected, Pod, Pods};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+
+/// The registry of a service behind pods.
+pub(crate) fn service(name: &str, port: &str, number: u16, target: u16, pods: &[IpAddr]) -> String {
+    let mut yaml = format!(
+        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec:\n  selector: {{app: {name}}}\n  \
+         ports: [{{port: {number}, name: '{port}', targetPort: {target}}}]\n"
+    );
+    for (i, ip) in pods.iter().enumerate() {
+        yaml.push_str(&format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: {name}-{i}}}\nspec:\n  address: '{ip}'\n  \
+             labels: {{app: {name}}}\n  serviceAccount: {name}\n"
+        ));
+    }
+    yaml
+}
+
+/// An app on every address of a pod: says who called, and whether by mutual TLS.
+pub(crate) async fn app(pod: &Pod, port: u16) {
+    let listening = async move {
+        let listener = TcpListener::bind(("::", port)).await.expect("an address");
+        tokio::spawn(async move {
+            while let Ok((tcp, peer)) = listener.accept().await {
+                tokio::spawn(answer(tcp, peer));
+            }
+        });
+    };
+    pod.run(listening).await;
+}
+
+async fn answer(mut tcp: TcpStream, peer: SocketAddr) {
+    let mut read = Vec::new();
+    while let Ok(count) = tcp.read_buf(&mut read).await {
+        if count == 0 {
+            return;
+        }
+        while let Some(end) = read.windows(4).position(|window| window == b"\r\n\r\n") {
+            let head = String::from_utf8_lossy(&read[..end]).into_owned();
+            read.drain(..end + 4);
+            let proof = head
+                .lines()
+                .find_map(|line| line.strip_prefix("x-forwarded-client-cert: "));
+            let body = format!("{} {}", peer.ip().to_canonical(), proof.unwrap_or("nobody"));
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}",
+                body.len()
+            );
+            if tcp.write_all(answer.as_bytes()).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// What a program in the pod gets: it knows nothing of a mesh.
+async fn get(pod: &Pod, address: SocketAddr, host: &str) -> (u16, String) {
+    let host = host.to_owned();
+    pod.run(async move {
+        let mut client = Client::connect(address).await;
+        let answer = client
+            .ask(format!("GET / HTTP/1.1\r\nhost: {host}\r\n\r\n"))
+            .await;
+        let why = answer.why().to_owned();
+        (answer.status, answer.text() + &why)
+    })
+    .await
+}
+
+/// Two pods of the mesh, the second with an app on port 3001, and a third outside.
+async fn two(yaml: impl Fn(&Pods) -> String) -> (Pods, Mesh, [Injected; 2]) {
+    let pods = Pods::new(3);
+    let mesh = pods.mesh(&yaml(&pods)).await;
+    app(&pods.pods[1], 3001).await;
+    let caller = pods.pods[0].inject(&mesh, "order-service", "").await;
+    let callee = pods.pods[1].inject(&mesh, "user-service", "").await;
+    (pods, mesh, [caller, callee])
+}
+
+fn users(pods: &Pods) -> String {
+    let ips = [pods.pods[1].ip.into(), pods.pods[1].ip6.into()];
+    service("user-service", "http", 80, 3001, &ips) + &mtls("STRICT")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_app_that_knows_nothing_speaks_mutual_tls_over_ipv4_and_ipv6() {
+    let (pods, _mesh, _sidecars) = two(users).await;
+    let [caller, callee, outside] = &pods.pods[..] else {
+        panic!("three pods");
+    };
+    for ip in [IpAddr::from(callee.ip), callee.ip6.into()] {
+        // By the service's port and name, by the pod's own port and address.
+        for (port, host) in [
+            (80, "user-service".to_owned()),
+            (3001, SocketAddr::new(ip, 3001).to_string()),
+        ] {
+            let (status, body) = get(caller, (ip, port).into(), &host).await;
+            assert_eq!(status, 200, "{ip}:{port} {body}");
+            assert!(
+                body.contains("URI=spiffe://cluster.local/ns/default/sa/order-service"),
+                "{body}"
+            );
+        }
+        // Plaintext from outside is refused before the app hears of it.
+        let refused = outside.run(async move {
+            let mut tcp = TcpStream::connect((ip, 3001))
+                .await
+                .expect("the sidecar accepts");
+            let _ = tcp.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+            let mut answer = Vec::new();
+            let _ = timeout(Duration::from_secs(10), tcp.read_to_end(&mut answer)).await;
+            answer
+        });
+        assert_eq!(refused.await, b"", "{ip}");
+    }
+    let labels = &[
+        "reporter=\"destination\"",
+        "connection_security_policy=\"mutual_tls\"",
+    ];
+    assert!((callee.metric("istio_requests_total", labels).await - 4.0).abs() < 0.5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_meets_its_own_service_as_any_caller_would() {
+    let (pods, _mesh, _sidecars) = two(users).await;
+    let callee = &pods.pods[1];
+    for ip in [IpAddr::from(callee.ip), callee.ip6.into()] {
+        let outside = SocketAddr::new(pods.pods[2].ip.into(), 80);
+        let _ = outside;
+        let (status, body) = get(callee, (ip, 3001).into(), "user-service:80").await;
+        assert_eq!(status, 200, "{body}");
+    }
+    // By its name, whatever address that leads to.
+    let elsewhere = SocketAddr::new(pods.pods[0].ip.into(), 80);
+    let (status, body) = get(callee, elsewhere, "user-service").await;
+    assert_eq!(status, 200, "{body}");
+    assert!(body.contains("sa/user-service"), "{body}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_knows_passes_unless_only_the_registry_may() {
+    let (pods, _mesh, _sidecars) = two(users).await;
+    let [caller, _, outside] = &pods.pods[..] else {
+        panic!("three pods");
+    };
+    app(outside, 8080).await;
+    let there = SocketAddr::new(outside.ip.into(), 8080);
+    let (status, body) = get(caller, there, "example.com").await;
+    assert_eq!((status, body), (200, format!("{} nobody", caller.ip)));
+    let there = SocketAddr::new(outside.ip6.into(), 8080);
+    let (status, _) = get(caller, there, "example.com").await;
+    assert_eq!(status, 200);
+    let labels = &[
+        "destination_service_name=\"PassthroughCluster\"",
+        "reporter=\"source\"",
+    ];
+    assert!((caller.metric("istio_requests_total", labels).await - 2.0).abs() < 0.5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_knows_is_refused_with_the_reason_where_only_the_registry_may() {
+    let pods = Pods::new(2);
+    let only = |bootstrap: &mut leno_control_plane::app::Bootstrap| {
+        bootstrap.settings.outbound_traffic_policy = OutboundTrafficPolicy::RegistryOnly;
+    };
+    let mesh = pods.mesh_with(&mtls("STRICT"), only).await;
+    let _sidecar = pods.pods[0].inject(&mesh, "order-service", "").await;
+    app(&pods.pods[1], 8080).await;
+    let there = SocketAddr::new(pods.pods[1].ip.into(), 8080);
+    let (status, body) = get(&pods.pods[0], there, "example.com").await;
+    assert_eq!(status, 404, "{body}");
+    assert!(body.contains("REGISTRY_ONLY"), "{body}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_excluded_goes_straight() {
+    let pods = Pods::new(2);
+    let [caller, callee] = &pods.pods[..] else {
+        panic!("two pods");
+    };
+    let mesh = pods
+        .mesh(&(service("user-service", "http", 80, 3001, &[callee.ip.into()]) + &mtls("STRICT")))
+        .await;
+    app(callee, 3001).await;
+    app(callee, 3002).await;
+    callee.init("--exclude-inbound-ports 3002").await;
+    let _callee = callee.sidecar(&mesh, "user-service", "").await;
+    let (status, body) = get(caller, (callee.ip, 3002).into(), "a").await;
+    assert_eq!((status, body), (200, format!("{} nobody", caller.ip)));
+    // The caller's side as well: what is excluded there is plaintext, which the callee refuses.
+    caller.init("--exclude-outbound-ports 3001").await;
+    let _caller = caller.sidecar(&mesh, "order-service", "").await;
+    let there = (callee.ip, 3001);
+    let refused = caller.run(async move {
+        let mut tcp = TcpStream::connect(there).await.expect("accepted");
+        let _ = tcp.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        let mut answer = Vec::new();
+        let _ = tcp.read_to_end(&mut answer).await;
+        answer
+    });
+    assert_eq!(refused.await, b"");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_rules_a_sidecar_does_not_start_and_says_why() {
+    let pods = Pods::new(1);
+    let words = "run --interception-mode REDIRECT --ip 10.99.0.11";
+    let done = pods.pods[0].proxy(words).await;
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(!done.status.success(), "{said}");
+    assert!(
+        said.contains("connections are not taken over") && said.contains("leno-proxy init"),
+        "{said}"
+    );
+    // Rules that are removed are as good as none; twice written, they are there once.
+    for words in ["init", "init", "clean", "clean"] {
+        assert!(pods.pods[0].proxy(words).await.status.success(), "{words}");
+    }
+    let done = pods.pods[0]
+        .proxy("run --interception-mode REDIRECT --ip 10.99.0.11")
+        .await;
+    assert!(!done.status.success());
+}

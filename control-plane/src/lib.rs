@@ -7,6 +7,7 @@ pub mod app;
 pub mod auth;
 pub mod ca;
 pub mod cli;
+pub mod inject;
 pub mod istio;
 pub mod map;
 pub mod mesh;

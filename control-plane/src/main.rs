@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
-use leno_control_plane::cli::{Cli, Command, serve, status, token, validate};
+use leno_control_plane::cli::{Cli, Command, inject, serve, status, token, validate};
 use tracing_subscriber::EnvFilter;
 
 #[tokio::main(flavor = "current_thread")]
@@ -17,6 +17,9 @@ async fn main() -> ExitCode {
                 .map(|()| true)
                 .map_err(|error| format!("{error:#}"))
         }
+        Command::Inject(args) => inject::run(args)
+            .map(|()| true)
+            .map_err(|error| format!("{error:#}")),
         Command::Validate(args) => Ok(validate::run(args)),
         Command::Token(args) => token::run(args).map(|()| true),
         Command::Status(args) => status::run(args).await,

@@ -1,5 +1,6 @@
 //! The operator's command: one file a subcommand.
 
+pub mod inject;
 pub mod serve;
 pub mod status;
 pub mod token;
@@ -23,6 +24,8 @@ pub struct Cli {
 pub enum Command {
     /// Run the control plane on a directory of YAML.
     Serve(serve::Args),
+    /// Add the sidecar to the pods of a YAML file, and to whatever has a template of pods.
+    Inject(inject::Args),
     /// Say what is wrong with YAML, by file:line:column. Exit code 1 on errors.
     Validate(validate::Args),
     /// Make or revoke a join token for a workload outside Kubernetes.

@@ -163,13 +163,12 @@ pub fn read(file: &Arc<PathBuf>, text: &str, limits: &Limits) -> Vec<Result<Obje
         return vec![Err(problem(file, 1, 1, None, message))];
     }
     documents(text)
-        .filter(|(_, document)| !is_blank(document))
         .map(|(line, document)| read_document(file, line, document, limits))
         .collect()
 }
 
-/// The documents of a file, each with the line before its first.
-fn documents(text: &str) -> impl Iterator<Item = (u64, &str)> {
+/// The documents of a file that hold something, each with the line before its first.
+pub fn documents(text: &str) -> impl Iterator<Item = (u64, &str)> {
     let mut out = Vec::new();
     let (mut start, mut start_line, mut at) = (0, 0, 0);
     for (number, line) in (0_u64..).zip(text.split_inclusive('\n')) {
@@ -181,7 +180,7 @@ fn documents(text: &str) -> impl Iterator<Item = (u64, &str)> {
         at += line.len();
     }
     out.push((start_line, &text[start..]));
-    out.into_iter()
+    out.into_iter().filter(|(_, document)| !is_blank(document))
 }
 
 fn is_blank(document: &str) -> bool {

@@ -1,0 +1,140 @@
+//! What a pod asks for, in the annotations and labels that Istio's users know.
+
+use serde_json::Value;
+
+use super::pod::{PROXY, STATUS};
+
+/// What a pod asks for.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted {
+    /// `sidecar.istio.io/inject`
+    inject: Option<bool>,
+    /// `sidecar.istio.io/proxyImage`
+    pub image: Option<String>,
+    /// `sidecar.istio.io/logLevel`
+    pub log_level: Option<String>,
+    /// `sidecar.istio.io/proxyCPU`, and so on: what is requested, and the limits.
+    pub resources: Resources,
+    /// `sidecar.istio.io/interceptionMode` is not NONE.
+    pub intercepts: bool,
+    /// Flags of `leno-proxy init`.
+    pub init_flags: Vec<String>,
+    /// `sidecar.istio.io/rewriteAppHTTPProbers` is not false.
+    pub rewrites_probes: bool,
+    /// Where the app's own metrics are, as `--app-metrics` takes it.
+    pub app_metrics: Option<String>,
+}
+
+/// What a container asks for.
+#[derive(Debug, Clone, Default)]
+pub struct Resources {
+    /// CPU that is requested.
+    pub cpu: Option<String>,
+    /// Memory that is requested.
+    pub memory: Option<String>,
+    /// CPU at most.
+    pub cpu_limit: Option<String>,
+    /// Memory at most.
+    pub memory_limit: Option<String>,
+}
+
+const TRAFFIC: [(&str, &str); 6] = [
+    ("includeInboundPorts", "--include-inbound-ports"),
+    ("excludeInboundPorts", "--exclude-inbound-ports"),
+    ("includeOutboundPorts", "--include-outbound-ports"),
+    ("excludeOutboundPorts", "--exclude-outbound-ports"),
+    ("includeOutboundIPRanges", "--include-outbound-ip-ranges"),
+    ("excludeOutboundIPRanges", "--exclude-outbound-ip-ranges"),
+];
+
+impl Wanted {
+    /// Reads what `template` says; what isn't known becomes a warning about the object `name`.
+    pub fn read(template: &Value, name: &str, warnings: &mut Vec<String>) -> Wanted {
+        let mut wanted = Wanted {
+            intercepts: true,
+            rewrites_probes: true,
+            ..Wanted::default()
+        };
+        let pairs = |of: &str| {
+            let all = template.pointer(of).and_then(Value::as_object);
+            let all = all.into_iter().flatten();
+            all.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
+        };
+        for (key, value) in pairs("/metadata/annotations") {
+            if !wanted.take(&key, &value) {
+                let text =
+                    format!("{name}: annotation {key} is not supported, and means nothing here");
+                warnings.push(text);
+            }
+        }
+        // Istio's newer form wins.
+        let label = pairs("/metadata/labels").find(|(key, _)| key == "sidecar.istio.io/inject");
+        wanted.inject = label.map(|(_, value)| value != "false").or(wanted.inject);
+        wanted.metrics(template);
+        wanted
+    }
+
+    /// Takes an annotation; false when it is one of Istio's that isn't known.
+    fn take(&mut self, key: &str, value: &str) -> bool {
+        let own = || Some(value.to_owned());
+        if let Some(name) = key.strip_prefix("traffic.sidecar.istio.io/") {
+            let known = TRAFFIC.iter().find(|(known, _)| *known == name);
+            if let Some((_, flag)) = known {
+                self.init_flags
+                    .extend([(*flag).to_owned(), value.to_owned()]);
+            }
+            return known.is_some();
+        }
+        match key {
+            "sidecar.istio.io/inject" => self.inject = Some(value != "false"),
+            "sidecar.istio.io/proxyImage" => self.image = own(),
+            "sidecar.istio.io/logLevel" => self.log_level = own(),
+            "sidecar.istio.io/proxyCPU" => self.resources.cpu = own(),
+            "sidecar.istio.io/proxyMemory" => self.resources.memory = own(),
+            "sidecar.istio.io/proxyCPULimit" => self.resources.cpu_limit = own(),
+            "sidecar.istio.io/proxyMemoryLimit" => self.resources.memory_limit = own(),
+            "sidecar.istio.io/interceptionMode" => self.intercepts = value != "NONE",
+            "sidecar.istio.io/rewriteAppHTTPProbers" => self.rewrites_probes = value != "false",
+            "sidecar.istio.io/nativeSidecar" | STATUS => {}
+            key => return !key.contains("sidecar.istio.io/") && key != "proxy.istio.io/config",
+        }
+        true
+    }
+
+    /// The app's own metrics are scraped through the sidecar.
+    fn metrics(&mut self, template: &Value) {
+        let said = |name: &str| {
+            let all = template.pointer("/metadata/annotations")?;
+            all.get(format!("prometheus.io/{name}"))?.as_str()
+        };
+        if said("scrape") == Some("true") {
+            let (port, path) = (
+                said("port").unwrap_or("80"),
+                said("path").unwrap_or("/metrics"),
+            );
+            self.app_metrics = Some(format!("127.0.0.1:{port}{path}"));
+        }
+    }
+
+    /// Why `template` gets no sidecar, if it gets none.
+    pub fn refusal(&self, template: &Value) -> Option<String> {
+        let is_true = |pointer| template.pointer(pointer) == Some(&Value::Bool(true));
+        let has = |kind: &str| {
+            let all = template
+                .pointer(&format!("/spec/{kind}"))
+                .and_then(Value::as_array);
+            all.into_iter()
+                .flatten()
+                .any(|container| container["name"] == PROXY)
+        };
+        if self.inject == Some(false) {
+            return Some("sidecar.istio.io/inject is false".to_owned());
+        }
+        if has("initContainers") || has("containers") {
+            return Some("it has a sidecar already".to_owned());
+        }
+        is_true("/spec/hostNetwork").then(|| {
+            "hostNetwork: its connections are the node's own, and can't be taken over".to_owned()
+        })
+    }
+}

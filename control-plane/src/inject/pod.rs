@@ -1,0 +1,230 @@
+//! The pod with its sidecar: a native one, which starts before the app and ends after it.
+
+use serde_json::{Value, json};
+
+use super::annotations::Wanted;
+use super::probes;
+use super::{Settings, list, object, text};
+
+/// The sidecar's container.
+pub const PROXY: &str = "leno-proxy";
+/// The annotation that tells Kiali, and people, what was injected.
+pub const STATUS: &str = "sidecar.istio.io/status";
+
+const INIT: &str = "leno-init";
+const USER: u32 = 1337;
+const STATE: &str = "/var/lib/leno";
+const TOKEN: &str = "/var/run/secrets/leno";
+/// For whom the service account's token is.
+const AUDIENCE: &str = "leno-ca";
+/// Seconds that a pod has to end where it doesn't say so, and that the sidecar leaves of them.
+const GRACE: (u64, u64) = (30, 5);
+
+/// Adds the sidecar to `template`, a pod that `workload` makes.
+pub(super) fn inject(
+    template: &mut Value,
+    workload: Option<&str>,
+    wanted: &Wanted,
+    settings: &Settings,
+) {
+    annotate(template, wanted);
+    let probers = match wanted.intercepts && wanted.rewrites_probes {
+        true => probes::rewrite(&mut template["spec"]),
+        false => None,
+    };
+    let sidecar = sidecar(template, workload, probers, wanted, settings);
+    let spec = &mut template["spec"];
+    let before = list(spec, "initContainers");
+    let mut first = Vec::new();
+    if wanted.intercepts {
+        first.push(init(wanted, settings));
+    }
+    first.push(sidecar);
+    before.splice(0..0, first);
+    list(spec, "volumes").extend([
+        json!({"name": "leno-state", "emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}}),
+        json!({"name": "leno-token", "projected": {"sources": [token(settings)]}}),
+    ]);
+    // The token is the sidecar's to read.
+    let security = object(spec, "securityContext");
+    security.entry("fsGroup").or_insert(USER.into());
+}
+
+fn token(settings: &Settings) -> Value {
+    match &settings.join_token_secret {
+        Some(name) => {
+            json!({"secret": {"name": name, "items": [{"key": "token", "path": "token"}]}})
+        }
+        None => json!({"serviceAccountToken": {
+            "audience": AUDIENCE, "expirationSeconds": 43200, "path": "token",
+        }}),
+    }
+}
+
+/// What Istio's tools look for, and what Prometheus scrapes.
+fn annotate(template: &mut Value, wanted: &Wanted) {
+    let label = |name: &str| {
+        let labels = template.pointer("/metadata/labels");
+        labels
+            .and_then(|labels| labels.get(name))
+            .and_then(Value::as_str)
+            .map(str::to_owned)
+    };
+    let name = label("service.istio.io/canonical-name")
+        .or_else(|| label("app.kubernetes.io/name"))
+        .or_else(|| label("app"));
+    let revision = label("service.istio.io/canonical-revision")
+        .or_else(|| label("app.kubernetes.io/version"))
+        .or_else(|| label("version"));
+    if !template["metadata"].is_object() {
+        template["metadata"] = json!({});
+    }
+    let metadata = &mut template["metadata"];
+    let labels = object(metadata, "labels");
+    labels.insert("security.istio.io/tlsMode".to_owned(), json!("istio"));
+    if let Some(name) = name {
+        labels.insert("service.istio.io/canonical-name".to_owned(), json!(name));
+    }
+    let revision = revision.unwrap_or_else(|| "latest".to_owned());
+    labels.insert(
+        "service.istio.io/canonical-revision".to_owned(),
+        json!(revision),
+    );
+    let containers = match wanted.intercepts {
+        true => json!([INIT, PROXY]),
+        false => json!([PROXY]),
+    };
+    let status = json!({"initContainers": containers, "volumes": ["leno-state", "leno-token"]});
+    let annotations = object(metadata, "annotations");
+    for (name, value) in [
+        (STATUS, status.to_string()),
+        ("prometheus.io/scrape", "true".to_owned()),
+        ("prometheus.io/port", "15020".to_owned()),
+        ("prometheus.io/path", "/stats/prometheus".to_owned()),
+    ] {
+        annotations.insert(name.to_owned(), json!(value));
+    }
+}
+
+fn image<'a>(wanted: &'a Wanted, settings: &'a Settings) -> &'a str {
+    wanted.image.as_deref().unwrap_or(&settings.image)
+}
+
+fn resources(wanted: &Wanted) -> Value {
+    let said = &wanted.resources;
+    let mut all = json!({"requests": {
+        "cpu": said.cpu.as_deref().unwrap_or("10m"),
+        "memory": said.memory.as_deref().unwrap_or("16Mi"),
+    }});
+    // No CPU limit: being throttled costs a sidecar its tail latency.
+    for (name, limit) in [("cpu", &said.cpu_limit), ("memory", &said.memory_limit)] {
+        if let Some(limit) = limit {
+            all["limits"][name] = json!(limit);
+        }
+    }
+    all
+}
+
+fn init(wanted: &Wanted, settings: &Settings) -> Value {
+    let mut args = vec!["init".to_owned()];
+    args.extend(wanted.init_flags.iter().cloned());
+    json!({
+        "name": INIT,
+        "image": image(wanted, settings),
+        "args": args,
+        "resources": resources(&Wanted::default()),
+        "securityContext": {
+            "allowPrivilegeEscalation": false,
+            "capabilities": {"add": ["NET_ADMIN"], "drop": ["ALL"]},
+            "privileged": false,
+            "readOnlyRootFilesystem": true,
+            "runAsGroup": 0,
+            "runAsNonRoot": false,
+            "runAsUser": 0,
+        },
+    })
+}
+
+fn sidecar(
+    template: &Value,
+    workload: Option<&str>,
+    probers: Option<Value>,
+    wanted: &Wanted,
+    settings: &Settings,
+) -> Value {
+    let field = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
+    let value = |name: &str, value: &str| json!({"name": name, "value": value});
+    let grace = template.pointer("/spec/terminationGracePeriodSeconds");
+    let grace = grace.and_then(Value::as_u64).unwrap_or(GRACE.0);
+    let mut env = vec![
+        value("LENO_XDS_ADDRESS", &settings.xds_address),
+        value("LENO_TRUST_DOMAIN", &settings.trust_domain),
+        field("LENO_NAMESPACE", "metadata.namespace"),
+        field("LENO_SERVICE_ACCOUNT", "spec.serviceAccountName"),
+        field("LENO_IP", "status.podIP"),
+        match workload {
+            Some(workload) => value("LENO_WORKLOAD", workload),
+            None => field("LENO_WORKLOAD", "metadata.name"),
+        },
+        value("LENO_TOKEN_FILE", &format!("{TOKEN}/token")),
+        // A directory of its own: the volume is open to the pod.
+        value("LENO_STATE_DIR", &format!("{STATE}/state")),
+        value(
+            "LENO_DRAIN_TIMEOUT",
+            &format!("{}s", grace.saturating_sub(GRACE.1).max(1)),
+        ),
+        value(
+            "LENO_INTERCEPTION_MODE",
+            if wanted.intercepts {
+                "REDIRECT"
+            } else {
+                "NONE"
+            },
+        ),
+    ];
+    let optional = [
+        (
+            "LENO_XDS_IDENTITY",
+            Some(settings.xds_identity.clone()).filter(|id| !id.is_empty()),
+        ),
+        ("LENO_LOG", wanted.log_level.clone()),
+        ("LENO_APP_METRICS", wanted.app_metrics.clone()),
+        (
+            "LENO_APP_PROBERS",
+            probers.map(|probers| probers.to_string()),
+        ),
+    ];
+    let optional = optional.into_iter();
+    env.extend(optional.filter_map(|(name, said)| Some(value(name, &said?))));
+    let ready = json!({"path": "/healthz/ready", "port": 15020});
+    json!({
+        "name": PROXY,
+        "image": image(wanted, settings),
+        "args": ["run"],
+        "env": env,
+        "ports": [{"containerPort": 15090, "name": "http-envoy-prom", "protocol": "TCP"}],
+        "restartPolicy": "Always",
+        // The app starts when this has succeeded.
+        "startupProbe": {"httpGet": ready, "periodSeconds": 1, "timeoutSeconds": 3, "failureThreshold": 600},
+        "readinessProbe": {"httpGet": ready, "periodSeconds": 15, "timeoutSeconds": 3, "failureThreshold": 4},
+        "resources": resources(wanted),
+        "securityContext": {
+            "allowPrivilegeEscalation": false,
+            "capabilities": {"drop": ["ALL"]},
+            "privileged": false,
+            "readOnlyRootFilesystem": true,
+            "runAsGroup": USER,
+            "runAsNonRoot": true,
+            "runAsUser": USER,
+        },
+        "volumeMounts": [
+            {"name": "leno-state", "mountPath": STATE},
+            {"name": "leno-token", "mountPath": TOKEN, "readOnly": true},
+        ],
+    })
+}
+
+/// The name of a container, for the paths of its probes.
+pub(super) fn name_of(container: &Value) -> String {
+    text(container, "/name")
+}

@@ -1,0 +1,71 @@
+//! Probes come from the node in plaintext, which STRICT refuses: the sidecar is asked in the app's place, on a port that isn't
+//! taken over, and asks the app.
+
+use serde_json::{Map, Value, json};
+
+use super::pod::name_of;
+
+/// Where the sidecar answers, and under which paths.
+const PORT: u16 = 15020;
+const PREFIX: &str = "/app-health";
+
+/// Sends the probes of every container of `spec` to the sidecar; what it must ask then, by path, as `LENO_APP_PROBERS` takes it.
+pub(super) fn rewrite(spec: &mut Value) -> Option<Value> {
+    let mut probers = Map::new();
+    for kind in ["initContainers", "containers"] {
+        let containers = spec.get_mut(kind).and_then(Value::as_array_mut);
+        for container in containers.into_iter().flatten() {
+            let (name, ports) = (name_of(container), container["ports"].clone());
+            for (probe, word) in [
+                ("livenessProbe", "livez"),
+                ("readinessProbe", "readyz"),
+                ("startupProbe", "startupz"),
+            ] {
+                let path = format!("{PREFIX}/{name}/{word}");
+                let Some(probe) = container.get_mut(probe) else {
+                    continue;
+                };
+                if let Some(asked) = asked(probe, &ports) {
+                    redirect(probe, &path);
+                    probers.insert(path, asked);
+                }
+            }
+        }
+    }
+    (!probers.is_empty()).then_some(Value::Object(probers))
+}
+
+/// What `probe` asks of the app, with its port as a number: HTTP, or whether the port is open. A command asks nothing of the
+/// network.
+fn asked(probe: &Value, ports: &Value) -> Option<Value> {
+    let timeout = probe
+        .get("timeoutSeconds")
+        .and_then(Value::as_u64)
+        .unwrap_or(1);
+    let (kind, said) = ["httpGet", "tcpSocket"]
+        .into_iter()
+        .find_map(|kind| Some((kind, probe.get(kind)?)))?;
+    let mut said = said.clone();
+    said["port"] = json!(number(&said["port"], ports)?);
+    Some(json!({kind: said, "timeoutSeconds": timeout}))
+}
+
+/// The number of a port that may be named.
+fn number(port: &Value, ports: &Value) -> Option<u64> {
+    if let Some(number) = port.as_u64() {
+        return Some(number);
+    }
+    let name = port.as_str()?;
+    let named = ports
+        .as_array()?
+        .iter()
+        .find(|known| known["name"] == name)?;
+    named["containerPort"].as_u64()
+}
+
+fn redirect(probe: &mut Value, path: &str) {
+    if let Some(probe) = probe.as_object_mut() {
+        probe.remove("tcpSocket");
+        probe.insert("httpGet".to_owned(), json!({"path": path, "port": PORT}));
+    }
+}

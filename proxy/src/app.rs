@@ -62,11 +62,23 @@ pub struct Bound {
     pub stats: [SocketAddr; 2],
     lifecycle: Lifecycle,
     signal: drain::Signal,
+    watch: Watch,
     drain: Duration,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Bound {
+    /// Waits until there is a certificate, and a plan for connections to the app.
+    pub async fn ready(&self) {
+        self.lifecycle.credentials.ready().await;
+        self.lifecycle.directory.inbound().await;
+    }
+
+    /// Tells of the end.
+    pub fn watch(&self) -> Watch {
+        self.watch.clone()
+    }
+
     /// Ends: callers are sent elsewhere, open requests are finished, within the drain time.
     pub async fn shutdown(self) {
         self.lifecycle.end(&self.signal, self.drain).await;
@@ -130,6 +142,7 @@ pub fn run(bootstrap: Bootstrap) -> Result<Bound> {
             directory: Arc::clone(&shared.directory),
         },
         signal,
+        watch: shared.watch.clone(),
         drain: bootstrap.drain,
         threads: Vec::new(),
     };
@@ -211,6 +224,10 @@ fn start_control(
         metrics: Arc::clone(&metrics),
         status,
         app: bootstrap.app_metrics.clone(),
+        probers: bootstrap
+            .app_probers
+            .clone()
+            .map(|probers| (probers, bootstrap.ip)),
     });
     let expiry = bootstrap.metric_expiry;
     let watch = shared.watch.clone();

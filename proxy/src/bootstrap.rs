@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::admin::AppMetrics;
+use crate::admin::{AppMetrics, AppProbers};
 use crate::channel::Target;
 use crate::directory;
 use crate::export::log::Sink;
@@ -116,6 +116,9 @@ pub struct RunArgs {
     /// The app's own metrics, as IP:PORT/PATH, to be merged in on 15020.
     #[arg(long, env = "LENO_APP_METRICS")]
     pub app_metrics: Option<AppMetrics>,
+    /// What is asked of the app in place of a probe, by path, as JSON; `leno inject` writes it.
+    #[arg(long, env = "LENO_APP_PROBERS")]
+    pub app_probers: Option<AppProbers>,
     /// Moves the fixed ports: 15000 becomes this, 15001 this plus 1, 15020 this plus 20.
     #[arg(long, env = "LENO_PORTS_FROM", default_value_t = 15000)]
     pub ports_from: u16,
@@ -128,6 +131,9 @@ pub struct RunArgs {
     /// Limits.
     #[command(flatten)]
     pub limits: LimitArgs,
+    /// The app, with its arguments: started when the mesh is ready, told of signals; its exit code is ours.
+    #[arg(last = true, value_name = "APP")]
+    pub app: Vec<String>,
 }
 
 /// What is told of requests.
@@ -326,6 +332,8 @@ pub struct Bootstrap {
     pub stats: [SocketAddr; 2],
     /// The app's own metrics.
     pub app_metrics: Option<AppMetrics>,
+    /// What is asked of the app in the node's place.
+    pub app_probers: Option<AppProbers>,
     /// What is told of requests.
     pub telemetry: Telemetry,
     /// Worker threads.
@@ -419,6 +427,7 @@ impl RunArgs {
             admin,
             stats: [merged, own],
             app_metrics: self.app_metrics,
+            app_probers: self.app_probers,
             token_file: self.token_file,
             ca_root: self.ca_root,
             state: Some(self.state_dir).filter(|path| path.as_os_str() != "none"),

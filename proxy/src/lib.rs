@@ -46,3 +46,4 @@ pub mod admin;
 pub mod app;
 pub mod bootstrap;
 pub mod status;
+pub mod wrapper;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use leno_proxy::bootstrap::{Bootstrap, Cli, Command};
-use leno_proxy::{app, intercept};
+use leno_proxy::{app, intercept, wrapper};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -19,6 +19,7 @@ fn main() -> ExitCode {
         Command::Clean => return told(intercept::clean().map(|()| String::new())),
     };
     log();
+    let app = args.app.clone();
     let bootstrap = match args.into_bootstrap() {
         Ok(bootstrap) => bootstrap,
         Err(error) => {
@@ -26,8 +27,8 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match run(bootstrap) {
-        Ok(()) => ExitCode::SUCCESS,
+    match run(bootstrap, &app) {
+        Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("leno-proxy: {error:#}");
             ExitCode::FAILURE
@@ -62,11 +63,15 @@ fn log() {
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn run(bootstrap: Bootstrap) -> anyhow::Result<()> {
+async fn run(bootstrap: Bootstrap, app: &[String]) -> anyhow::Result<u8> {
+    let intercepts = bootstrap.capture.is_some();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let bound = app::run(bootstrap)?;
     tracing::info!(outbound = %bound.outbound, inbound = ?bound.inbound, admin = %bound.admin, "listening");
+    if !app.is_empty() {
+        return wrapper::run(bound, app, !intercepts).await;
+    }
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
@@ -78,5 +83,5 @@ async fn run(bootstrap: Bootstrap) -> anyhow::Result<()> {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
-    Ok(())
+    Ok(0)
 }

@@ -121,6 +121,22 @@ fn spawn(program: &PathBuf, arguments: &[String]) -> Child {
         .expect("leno-proxy starts")
 }
 
+/// `leno-proxy run … -- APP` for `account`, on addresses of its own.
+pub async fn wrapped(mesh: &Mesh, account: &str, app: &[&str]) -> Command {
+    let (local, token) = (fresh_ip(), mesh.token_file(account));
+    let words = format!(
+        "run --xds-address {} --service-account {account} --ip {local} --token-file {} \
+         --outbound-address {local}:15001 --admin-address {local}:15000 --",
+        mesh.xds,
+        token.display()
+    );
+    let mut command = Command::new(program().await);
+    command.args(words.split_whitespace()).args(app);
+    command.env("LENO_LOG", "error").stdin(Stdio::null());
+    command.kill_on_drop(true);
+    command
+}
+
 /// Builds leno-proxy, once, and says where it is.
 pub(crate) async fn program() -> &'static PathBuf {
     static PROGRAM: OnceCell<PathBuf> = OnceCell::const_new();

@@ -4,9 +4,12 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// A module of the proxy, and the modules of ours that it may import.
-const PROXY: [(&str, &str); 33] = [
+const PROXY: [(&str, &str); 34] = [
     ("accept", "drain observe stream"),
-    ("admin", "directory drain observe status tls"),
+    (
+        "admin",
+        "connect directory drain intercept observe status tls",
+    ),
     (
         "app",
         "accept admin bootstrap config connect directory drain export http identity inbound intercept lifecycle observe outbound snapshot state status tls worker xds",
@@ -55,17 +58,19 @@ const PROXY: [(&str, &str); 33] = [
         "worker",
         "connect directory drain error http observe snapshot tls",
     ),
+    ("wrapper", "app drain"),
     (
         "xds",
         "balance channel config directory drain observe snapshot state status tls",
     ),
 ];
 
-const CONTROL_PLANE: [(&str, &str); 13] = [
+const CONTROL_PLANE: [(&str, &str); 14] = [
     ("app", "auth ca istio map metrics source web xds"),
     ("auth", "ca"),
     ("ca", "auth metrics"),
-    ("cli", "app ca istio mesh source"),
+    ("cli", "app ca inject istio mesh source"),
+    ("inject", ""),
     ("istio", ""),
     ("lib", ""),
     ("main", ""),

@@ -14,6 +14,7 @@ mod protocol;
 mod resilience;
 mod restart;
 mod routing;
+mod wrapper;
 mod xds_client;
 mod xds_reload;
 mod xds_server;

@@ -5,15 +5,13 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use http::{Request, header};
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::Empty;
 use hyper::body::Bytes;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// Longest answer that is taken.
-const MAX: usize = 16 * 1024 * 1024;
+use super::ask::ask;
+
 /// How long the app may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -50,34 +48,17 @@ impl AppMetrics {
     }
 
     async fn ask(&self) -> Result<String, String> {
+        let request = Request::get(&self.path)
+            .header(header::HOST, self.address.to_string())
+            .header(header::ACCEPT, "text/plain; version=0.0.4")
+            .body(Empty::<Bytes>::new());
+        let request = request.map_err(|error| error.to_string())?;
         let tcp = TcpStream::connect(self.address).await;
-        let tcp = tcp.map_err(|error| error.to_string())?;
-        let connected = http1::handshake(TokioIo::new(tcp)).await;
-        let (mut sender, connection) = connected.map_err(|error| error.to_string())?;
-        // It ends with the answer, or when this is given up.
-        let answer = async {
-            let request = Request::get(&self.path)
-                .header(header::HOST, self.address.to_string())
-                .header(header::ACCEPT, "text/plain; version=0.0.4")
-                .body(Empty::<Bytes>::new());
-            let request = request.map_err(|error| error.to_string())?;
-            let response = sender.send_request(request).await;
-            let response = response.map_err(|error| error.to_string())?;
-            if !response.status().is_success() {
-                return Err(format!("the app answered {}", response.status()));
-            }
-            let body = Limited::new(response.into_body(), MAX).collect().await;
-            let body = body.map_err(|error| error.to_string())?.to_bytes();
-            String::from_utf8(body.to_vec()).map_err(|error| error.to_string())
-        };
-        let mut answer = std::pin::pin!(answer);
-        tokio::select! {
-            answered = &mut answer => answered,
-            ended = connection => match ended {
-                Ok(()) => answer.await,
-                Err(error) => Err(error.to_string()),
-            }
+        let response = ask(tcp.map_err(|error| error.to_string())?, request).await?;
+        if !response.status().is_success() {
+            return Err(format!("the app answered {}", response.status()));
         }
+        String::from_utf8(response.into_body().to_vec()).map_err(|error| error.to_string())
     }
 }
 

@@ -1,9 +1,13 @@
 //! What a sidecar shows: the admin port on loopback (`/ready`, `/config`, `/metrics`), and the two that Prometheus scrapes
-//! (`/stats/prometheus`, `/metrics`; 15020 with the app's own merged in, and `/healthz/ready`).
+//! (`/stats/prometheus`, `/metrics`; 15020 with the app's own merged in, `/healthz/ready`, and the app's probes under
+//! `/app-health/`).
 
+mod ask;
 mod merge;
+mod probe;
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -16,6 +20,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 
 pub use merge::AppMetrics;
+pub use probe::AppProbers;
 
 use crate::directory::Directory;
 use crate::drain::Watch;
@@ -38,6 +43,8 @@ pub struct Admin {
     pub status: Arc<Status>,
     /// Where the app's own metrics are, if they are to be merged in.
     pub app: Option<AppMetrics>,
+    /// What is asked of the app in the node's place, and at which address it is.
+    pub probers: Option<(AppProbers, IpAddr)>,
 }
 
 /// Which of the ports it is.
@@ -82,6 +89,7 @@ impl Admin {
         match (port, request.uri().path()) {
             (Port::Admin, "/ready") | (Port::Merged, "/healthz/ready" | "/ready") => self.ready(),
             (Port::Merged, "/metrics" | "/stats/prometheus") => self.merged().await,
+            (Port::Merged, path) if path.starts_with("/app-health/") => self.probe(path).await,
             (_, "/metrics" | "/stats/prometheus") => exposition(self.metrics.render()),
             (Port::Admin, "/config") => {
                 let value = self
@@ -98,6 +106,17 @@ impl Admin {
                 respond(StatusCode::NOT_FOUND, "text/plain", text)
             }
         }
+    }
+
+    /// The app's answer to a probe.
+    async fn probe(&self, path: &str) -> Response<Full<Bytes>> {
+        let answer = match &self.probers {
+            Some((probers, ip)) => probers.probe(path, *ip).await,
+            None => None,
+        };
+        let none = || (StatusCode::NOT_FOUND, format!("there is no probe {path}\n"));
+        let (status, text) = answer.unwrap_or_else(none);
+        respond(status, "text/plain", text)
     }
 
     /// Ours, and the app's where there are any.

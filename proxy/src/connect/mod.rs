@@ -76,7 +76,11 @@ async fn connect(
     Ok((stream, Some(peer)))
 }
 
-async fn connect_from(source: IpAddr, address: SocketAddr) -> io::Result<TcpStream> {
+/// Connects from an address of the machine's own.
+///
+/// # Errors
+/// When it can't.
+pub async fn connect_from(source: IpAddr, address: SocketAddr) -> io::Result<TcpStream> {
     let socket = match source {
         IpAddr::V4(_) => TcpSocket::new_v4()?,
         IpAddr::V6(_) => TcpSocket::new_v6()?,

@@ -1,0 +1,158 @@
+//! `leno-proxy run -- APP ARGS…`: the app starts when the mesh is ready, is told of signals, and its exit code is ours. A job ends
+//! when its work does, and a machine needs no supervisor.
+
+use std::env;
+use std::os::unix::process::ExitStatusExt;
+use std::pin::pin;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{Signal as Listener, SignalKind, signal};
+use tokio::time::timeout;
+
+use crate::app::Bound;
+use crate::drain::Phase;
+
+/// How long the end may take once the app is gone.
+const AFTERWARDS: Duration = Duration::from_secs(5);
+/// What a shell adds to the number of a signal that ended a program.
+const SIGNALLED: i32 = 128;
+
+/// Runs `app` behind a proxy that is bound, and gives its exit code. An app that `is_told` where the sidecar is gets `HTTP_PROXY`,
+/// unless it has one.
+///
+/// # Errors
+/// When the app can't be started.
+pub async fn run(bound: Bound, app: &[String], is_told: bool) -> Result<u8> {
+    let mut signals = Signals::listen()?;
+    tokio::select! {
+        () = bound.ready() => {}
+        sent = signals.next() => {
+            bound.shutdown().await;
+            return Ok(code(SIGNALLED + sent.as_raw()));
+        }
+    }
+    let proxy = is_told.then(|| format!("http://{}", bound.outbound));
+    let mut child = start(app, proxy)?;
+    let pid = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
+    let pass = |sent: Signal| {
+        // One that has ended is told nothing.
+        let _ = pid.map(|pid| kill_process(pid, sent));
+    };
+    let status = loop {
+        let sent = tokio::select! {
+            status = child.wait() => break status,
+            sent = signals.next() => sent,
+        };
+        if !matches!(sent, Signal::TERM | Signal::INT) {
+            pass(sent);
+            continue;
+        }
+        return end(bound, child, signals, (sent, pass)).await;
+    };
+    let _ = timeout(AFTERWARDS, bound.shutdown()).await;
+    Ok(exit_code(status.context("the app is lost")?))
+}
+
+/// Callers are sent elsewhere first; then the app is told to end, and what it still asks for is served until it has.
+async fn end(
+    bound: Bound,
+    mut child: Child,
+    mut signals: Signals,
+    (sent, pass): (Signal, impl Fn(Signal)),
+) -> Result<u8> {
+    let watch = bound.watch();
+    let telling = async {
+        tokio::select! {
+            () = watch.reached(Phase::Closing) => pass(sent),
+            // Who asks twice means now.
+            again = signals.next() => pass(again),
+        }
+        loop {
+            pass(signals.next().await);
+        }
+    };
+    let waiting = async {
+        tokio::select! {
+            status = child.wait() => status,
+            never = telling => never,
+        }
+    };
+    let mut shutdown = pin!(bound.shutdown());
+    let mut waiting = pin!(waiting);
+    let status = tokio::select! {
+        status = &mut waiting => {
+            let _ = timeout(AFTERWARDS, shutdown).await;
+            status
+        }
+        () = &mut shutdown => waiting.await,
+    };
+    Ok(exit_code(status.context("the app is lost")?))
+}
+
+fn start(app: &[String], proxy: Option<String>) -> Result<Child> {
+    let (program, arguments) = app.split_first().context("no app is named")?;
+    let mut command = Command::new(program);
+    command.args(arguments).kill_on_drop(true);
+    if let Some(proxy) = proxy {
+        for (name, value) in [
+            ("HTTP_PROXY", proxy.as_str()),
+            ("http_proxy", proxy.as_str()),
+            ("NO_PROXY", "localhost,127.0.0.1,::1"),
+            ("no_proxy", "localhost,127.0.0.1,::1"),
+        ] {
+            if env::var_os(name).is_none() {
+                command.env(name, value);
+            }
+        }
+    }
+    let child = command.spawn();
+    child.with_context(|| format!("{program} can't be started"))
+}
+
+fn exit_code(status: ExitStatus) -> u8 {
+    let by_signal = status.signal().map(|number| SIGNALLED + number);
+    code(status.code().or(by_signal).unwrap_or(1))
+}
+
+fn code(number: i32) -> u8 {
+    u8::try_from(number).unwrap_or(u8::MAX)
+}
+
+/// Signals that are passed on.
+#[derive(Debug)]
+struct Signals(Vec<(Signal, Listener)>);
+
+impl Signals {
+    fn listen() -> Result<Signals> {
+        let all = [
+            (Signal::TERM, SignalKind::terminate()),
+            (Signal::INT, SignalKind::interrupt()),
+            (Signal::HUP, SignalKind::hangup()),
+            (Signal::QUIT, SignalKind::quit()),
+            (Signal::USR1, SignalKind::user_defined1()),
+            (Signal::USR2, SignalKind::user_defined2()),
+        ];
+        let listen = |(sent, kind)| Ok((sent, signal(kind)?));
+        all.into_iter()
+            .map(listen)
+            .collect::<Result<_>>()
+            .map(Signals)
+    }
+
+    /// The next that is sent to us.
+    async fn next(&mut self) -> Signal {
+        std::future::poll_fn(|cx| {
+            for (sent, listener) in &mut self.0 {
+                if listener.poll_recv(cx).is_ready() {
+                    return std::task::Poll::Ready(*sent);
+                }
+            }
+            std::task::Poll::Pending
+        })
+        .await
+    }
+}

@@ -149,6 +149,11 @@ impl Pod {
         }
     }
 
+    /// Where its namespace is.
+    pub fn namespace(&self) -> String {
+        format!("/run/netns/{}", self.name)
+    }
+
     /// Runs `task` in the pod, and gives what it gives.
     ///
     /// # Panics

@@ -122,18 +122,11 @@ pub fn run(bootstrap: Bootstrap) -> Result<Bound> {
         intercepts: bootstrap.capture.is_some(),
         apps: Apps::default(),
     });
-    if bootstrap.capture.is_some() {
-        // Never silent plaintext: without the rules the app would go where it wants to.
-        intercept::self_test()?;
-    }
     let mut bound = Bound {
         outbound: sockets.outbound[0].local_addr()?,
         inbound: local_addresses(&sockets.inbound)?,
         admin: sockets.admin.local_addr()?,
-        stats: [
-            sockets.stats[0].local_addr()?,
-            sockets.stats[1].local_addr()?,
-        ],
+        stats: sockets.stats_addresses()?,
         lifecycle: Lifecycle {
             target: bootstrap.target.clone(),
             node: node_id(&bootstrap),
@@ -346,6 +339,8 @@ impl Sockets {
             // IPv6 is redirected to its own loopback address; where there is none, there is nothing to redirect.
             let local = SocketAddr::from((Ipv6Addr::LOCALHOST, outbound[0].local_addr()?.port()));
             outbound.extend(accept::bind(local).ok());
+            // Never silent plaintext: without the rules the app would go where it wants to.
+            intercept::self_test()?;
         }
         Ok(Sockets {
             outbound,
@@ -357,6 +352,11 @@ impl Sockets {
                 bind("metrics", bootstrap.stats[1])?,
             ],
         })
+    }
+
+    fn stats_addresses(&self) -> io::Result<[SocketAddr; 2]> {
+        let [merged, own] = &self.stats;
+        Ok([merged.local_addr()?, own.local_addr()?])
     }
 
     fn addresses(&self) -> io::Result<Vec<SocketAddr>> {

@@ -145,13 +145,13 @@ fn init(wanted: &Wanted, settings: &Settings) -> Value {
     })
 }
 
-fn sidecar(
+fn env(
     template: &Value,
     workload: Option<&str>,
     probers: Option<Value>,
     wanted: &Wanted,
     settings: &Settings,
-) -> Value {
+) -> Vec<Value> {
     let field = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
     let value = |name: &str, value: &str| json!({"name": name, "value": value});
     let grace = template.pointer("/spec/terminationGracePeriodSeconds");
@@ -196,6 +196,17 @@ fn sidecar(
     ];
     let optional = optional.into_iter();
     env.extend(optional.filter_map(|(name, said)| Some(value(name, &said?))));
+    env
+}
+
+fn sidecar(
+    template: &Value,
+    workload: Option<&str>,
+    probers: Option<Value>,
+    wanted: &Wanted,
+    settings: &Settings,
+) -> Value {
+    let env = env(template, workload, probers, wanted, settings);
     let ready = json!({"path": "/healthz/ready", "port": 15020});
     json!({
         "name": PROXY,

@@ -170,7 +170,18 @@ impl App {
     where
         F: Future<Output = Result<(), h2::Error>> + Send + 'static,
     {
-        App::with(move |mut connection| {
+        App::start_at(([127, 0, 0, 1], 0).into(), serve).await
+    }
+
+    /// An app at `address`.
+    pub async fn start_at<F>(
+        address: SocketAddr,
+        serve: impl Fn(Request<RecvStream>, SendResponse<Bytes>) -> F + Clone + Send + 'static,
+    ) -> App
+    where
+        F: Future<Output = Result<(), h2::Error>> + Send + 'static,
+    {
+        App::at(address, move |mut connection| {
             let serve = serve.clone();
             async move {
                 while let Some(Ok((request, respond))) = connection.accept().await {
@@ -191,7 +202,17 @@ impl App {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("listen");
+        App::at(([127, 0, 0, 1], 0).into(), serve).await
+    }
+
+    async fn at<F>(
+        address: SocketAddr,
+        serve: impl Fn(Connection<TcpStream, Bytes>) -> F + Clone + Send + 'static,
+    ) -> App
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let listener = TcpListener::bind(address).await.expect("listen");
         let app = App {
             address: listener.local_addr().expect("bound"),
             connections: Arc::default(),

@@ -76,6 +76,11 @@ impl Pods {
         }
     }
 
+    /// Runs a script in the namespace of the bridge: faults between pods.
+    pub fn at_the_bridge(&self, script: &str) {
+        sh(&format!("ip netns exec {} sh -ec '{script}'", self.world.name));
+    }
+
     /// A control plane in the rest of the world, that all pods reach.
     pub async fn mesh(&self, yaml: &str) -> Mesh {
         self.mesh_with(yaml, |_| {}).await
@@ -229,7 +234,7 @@ impl Pod {
         );
         let mut command = self.command(SIDECAR, program().await, &words);
         let child = command.env("LENO_LOG", "warn").spawn().expect("it starts");
-        let injected = Injected { _child: child };
+        let injected = Injected { child };
         self.run(async {
             until("the sidecar is ready", || async {
                 let admin = (IpAddr::from([127, 0, 0, 1]), 15000).into();
@@ -260,5 +265,33 @@ impl Pod {
 
 /// A sidecar in a pod, killed when it is dropped.
 pub struct Injected {
-    _child: Child,
+    child: Child,
+}
+
+impl Injected {
+    /// Tells it to end.
+    ///
+    /// # Panics
+    /// When it doesn't run.
+    pub async fn terminate(&self) {
+        let pid = self.child.id().expect("it runs");
+        sh(&format!("kill -TERM {pid}"));
+    }
+
+    /// Waits until it has ended.
+    ///
+    /// # Panics
+    /// When it doesn't.
+    pub async fn ended(&mut self) -> bool {
+        let ended = tokio::time::timeout(3 * crate::PATIENCE, self.child.wait()).await;
+        ended.expect("it ends").expect("a process").success()
+    }
+
+    /// Its resident memory, in bytes.
+    ///
+    /// # Panics
+    /// When it doesn't run.
+    pub fn memory(&self) -> usize {
+        crate::process::memory(self.child.id().expect("it runs"))
+    }
 }

@@ -101,12 +101,19 @@ impl Sidecar {
     /// # Panics
     /// When it doesn't run.
     pub fn memory(&self) -> usize {
-        let pid = self.child.id().expect("it runs");
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a process");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<usize>().ok());
-        kib.expect("a number") * 1024
+        memory(self.child.id().expect("it runs"))
     }
+}
+
+/// The resident memory of a process, in bytes.
+///
+/// # Panics
+/// When there is no such process.
+pub fn memory(pid: u32) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a process");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<usize>().ok());
+    kib.expect("a number") * 1024
 }
 
 fn spawn(program: &PathBuf, arguments: &[String]) -> Child {

@@ -54,11 +54,16 @@ pub struct Upstream {
 impl Upstream {
     /// An app that answers every request with 200 and its name.
     pub async fn named(name: &str) -> Upstream {
+        Upstream::named_at(([127, 0, 0, 1], 0).into(), name).await
+    }
+
+    /// The same at `address`.
+    pub async fn named_at(address: SocketAddr, name: &str) -> Upstream {
         let answer = format!(
             "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{name}",
             name.len()
         );
-        Upstream::start(move |_| answer.clone().into_bytes()).await
+        Upstream::at(address, Duration::ZERO, move |_| answer.clone().into_bytes()).await
     }
 
     /// An app that answers as `answer` says; the connection ends with an answer that has no length.
@@ -67,14 +72,23 @@ impl Upstream {
     }
 
     /// An app that takes its time for each answer.
-    ///
-    /// # Panics
-    /// When it can't listen.
     pub async fn after(
         delay: Duration,
         answer: impl Fn(&Seen) -> Vec<u8> + Send + Sync + 'static,
     ) -> Upstream {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("listen");
+        Upstream::at(([127, 0, 0, 1], 0).into(), delay, answer).await
+    }
+
+    /// An app at `address` that takes its time for each answer.
+    ///
+    /// # Panics
+    /// When it can't listen.
+    pub async fn at(
+        address: SocketAddr,
+        delay: Duration,
+        answer: impl Fn(&Seen) -> Vec<u8> + Send + Sync + 'static,
+    ) -> Upstream {
+        let listener = TcpListener::bind(address).await.expect("listen");
         let upstream = Upstream {
             address: listener.local_addr().expect("bound"),
             record: Arc::default(),

@@ -40,8 +40,15 @@ pub(crate) struct Apps {
 }
 
 impl Apps {
-    /// The two apps of an instance.
+    /// The two apps of an instance, at addresses of loopback.
+    #[allow(dead_code)] // each of the suites that send traffic has its own way
     pub(crate) async fn start() -> Apps {
+        let local = ([127, 0, 0, 1], 0).into();
+        Apps::at([local, local]).await
+    }
+
+    /// The two apps of an instance, for HTTP/1 and gRPC.
+    pub(crate) async fn at([h1, h2]: [SocketAddr; 2]) -> Apps {
         let calls: Arc<Mutex<Vec<usize>>> = Arc::default();
         let seen = Arc::clone(&calls);
         let serve = move |request: http::Request<h2::RecvStream>,
@@ -68,13 +75,14 @@ impl Apps {
             }
         };
         Apps {
-            h1: Upstream::named("ok").await,
-            h2: App::start(serve).await,
+            h1: Upstream::named_at(h1, "ok").await,
+            h2: App::start_at(h2, serve).await,
             calls,
         }
     }
 
     /// Where they listen.
+    #[allow(dead_code)]
     pub(crate) fn addresses(&self) -> [SocketAddr; 2] {
         [self.h1.address, self.h2.address]
     }
@@ -130,7 +138,8 @@ enum Style {
 }
 
 impl Traffic {
-    /// Starts twelve clients, about 200 requests a second, at a sidecar's outbound port.
+    /// Starts twelve clients, about 200 requests a second, at a sidecar's outbound port, or at any address where it takes
+    /// connections over.
     pub(crate) fn start(address: SocketAddr) -> Traffic {
         let shared = Arc::new(Shared {
             address,

@@ -36,6 +36,8 @@ pub struct Endpoint {
     /// The shortest time, in milliseconds, after which it closed an idle connection.
     idle_close: AtomicU32,
     in_flight: AtomicU32,
+    /// Whether it is an app that may still be starting: it was never reached.
+    is_awaited: AtomicBool,
     retired: AtomicBool,
     http1_only: AtomicBool,
 }
@@ -62,7 +64,7 @@ impl Endpoint {
         let [v4, v6] = PASSING;
         Endpoint {
             source: Some(if address.is_ipv4() { v4 } else { v6 }),
-            ..Endpoint::plain(address, 1)
+            ..Endpoint::plain(address, 1).awaited()
         }
     }
 
@@ -85,9 +87,27 @@ impl Endpoint {
             health: Health::default(),
             idle_close: AtomicU32::new(u32::MAX),
             in_flight: AtomicU32::new(0),
+            is_awaited: AtomicBool::new(false),
             retired: AtomicBool::new(false),
             http1_only: AtomicBool::new(false),
         }
+    }
+
+    /// The app beside us, which may be starting still.
+    #[must_use]
+    pub fn awaited(self) -> Endpoint {
+        self.is_awaited.store(true, Ordering::Relaxed);
+        self
+    }
+
+    /// Whether it may still be starting.
+    pub fn is_awaited(&self) -> bool {
+        self.is_awaited.load(Ordering::Relaxed)
+    }
+
+    /// It was reached, or is waited for no longer.
+    pub fn was_awaited(&self) {
+        self.is_awaited.store(false, Ordering::Relaxed);
     }
 
     /// Requests that it is working on.

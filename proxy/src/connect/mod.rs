@@ -9,13 +9,16 @@ use std::net::{IpAddr, SocketAddr};
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::time::timeout;
+use tokio::time::{Duration, sleep, timeout};
 
 use crate::balance::{Cluster, Endpoint};
 use crate::config::cluster::Keepalive;
 use crate::error::{Error, Kind};
 use crate::stream::{Socket, Stream, tune};
 use crate::tls::Peer;
+
+/// Between two tries to reach an app that may be starting.
+const AGAIN: Duration = Duration::from_millis(50);
 
 /// What a connection will carry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +47,7 @@ pub async fn dial(
             error
         }),
         Err(_) => {
+            endpoint.was_awaited();
             let detail = format!("{address}: not connected after {within:?}");
             Err(Error::up(Kind::ConnectTimeout, detail))
         }
@@ -55,10 +59,18 @@ async fn connect(
     endpoint: &Endpoint,
     carries: Carries,
 ) -> Result<(Stream, Option<Peer>), Error> {
-    let tcp = match endpoint.source {
-        None => TcpStream::connect(endpoint.address).await,
-        Some(source) => connect_from(source, endpoint.address).await,
+    let tcp = loop {
+        let tried = match endpoint.source {
+            None => TcpStream::connect(endpoint.address).await,
+            Some(source) => connect_from(source, endpoint.address).await,
+        };
+        match tried {
+            // The first requests wait for an app that starts after its sidecar.
+            Err(error) if is_refusal(&error) && endpoint.is_awaited() => sleep(AGAIN).await,
+            tried => break tried,
+        }
     };
+    endpoint.was_awaited();
     let tcp = tcp.map_err(|error| Error::up(Kind::Connect, error.to_string()))?;
     tune(&tcp);
     if let Some(said) = cluster.connections.keepalive {
@@ -74,6 +86,10 @@ async fn connect(
     };
     let (stream, peer) = connector.connect(tcp).await?;
     Ok((stream, Some(peer)))
+}
+
+fn is_refusal(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::ConnectionRefused
 }
 
 /// Connects from an address of the machine's own.

@@ -120,6 +120,13 @@ pub fn plain(down: &mut ServerHalf, status: u16) {
     down.conn().finish(None);
 }
 
+/// Whether a sidecar's `proxy-status` says that its app was never connected to.
+pub fn says_never_reached(said: &[u8]) -> bool {
+    let kinds: [&[u8]; 2] = [b"connection_refused", b"connection_timeout"];
+    let kind = said.strip_prefix(b"leno; error=");
+    kind.is_some_and(|rest| kinds.iter().any(|kind| rest.starts_with(kind)))
+}
+
 fn proxy_status(error: &Error, audience: Audience) -> String {
     let kind = error.answer().error;
     if audience == Audience::Anyone {

@@ -374,11 +374,26 @@ impl Attempt<'_> {
         if status < 400 && grpc.is_none() {
             return Ok(());
         }
-        let failure = Failure::Status(status, grpc);
+        let refused = Error::up(Kind::Connect, "the sidecar could not reach its app");
+        let failure = match self.never_reached(tries) {
+            // As if it had not been sent: another endpoint may have it, whatever the method.
+            true => {
+                tries.progress = Progress::Nothing;
+                Failure::Error(&refused)
+            }
+            false => Failure::Status(status, grpc),
+        };
         match self.may_try_again(cluster, tries, failure, number) {
             true => Err(Ended::Unwanted),
             false => Ok(()),
         }
+    }
+
+    /// Whether the sidecar at the other end says that the request never reached its app.
+    fn never_reached(&self, tries: &Tries<'_>) -> bool {
+        let is_mesh = (tries.lease.as_ref()).is_some_and(|lease| lease.endpoint().tls.is_some());
+        let said = self.response.get(Known::ProxyStatus).unwrap_or_default();
+        is_mesh && answer::says_never_reached(said)
     }
 
     /// Whether there is another try after try `number`; takes its place in the budget.

@@ -410,6 +410,10 @@ impl Builder {
         };
         let workload = said.workload.clone();
         let endpoint = Endpoint::new(said.address, said.weight, tls, workload, series);
+        let endpoint = match cluster.starts_with("inbound|") {
+            true => endpoint.awaited(),
+            false => endpoint,
+        };
         let endpoint = Arc::new(endpoint);
         let known = Known {
             said: said.clone(),

@@ -78,7 +78,10 @@ impl Pods {
 
     /// Runs a script in the namespace of the bridge: faults between pods.
     pub fn at_the_bridge(&self, script: &str) {
-        sh(&format!("ip netns exec {} sh -ec '{script}'", self.world.name));
+        sh(&format!(
+            "ip netns exec {} sh -ec '{script}'",
+            self.world.name
+        ));
     }
 
     /// A control plane in the rest of the world, that all pods reach.

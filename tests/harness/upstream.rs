@@ -63,7 +63,10 @@ impl Upstream {
             "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{name}",
             name.len()
         );
-        Upstream::at(address, Duration::ZERO, move |_| answer.clone().into_bytes()).await
+        Upstream::at(address, Duration::ZERO, move |_| {
+            answer.clone().into_bytes()
+        })
+        .await
     }
 
     /// An app that answers as `answer` says; the connection ends with an answer that has no length.

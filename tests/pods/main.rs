@@ -2,5 +2,8 @@
 
 #[cfg(feature = "containers")]
 mod containers;
+mod events;
 mod interception;
 mod speaking_first;
+#[path = "../load/traffic.rs"]
+mod traffic;

@@ -1,0 +1,294 @@
+//! What happens to pods under load: planned events, and faults of the network between them. Nothing that is planned fails a
+//! request, and nothing ever comes twice.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use leno_tests::mesh::{Mesh, mtls};
+use leno_tests::pods::{Injected, Pod, Pods};
+use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep};
+
+use crate::interception::service;
+use crate::traffic::{Apps, Outcome, Traffic, arrived};
+
+/// One load at a time: two cores carry it.
+static ALONE: Mutex<()> = Mutex::const_new(());
+
+/// How much more memory a sidecar may hold after anything.
+const GROWTH: usize = 32 * 1024 * 1024;
+/// How long a fault lasts.
+const FAULT: Duration = Duration::from_secs(6);
+
+/// A caller's pod, three instances of a service, and what they are made of.
+struct Shop {
+    apps: Vec<Apps>,
+    caller: Injected,
+    callees: Vec<Injected>,
+    idle: usize,
+    mesh: Mesh,
+    pods: Pods,
+}
+
+fn registry<'a>(pods: impl IntoIterator<Item = &'a Pod>) -> String {
+    let ips: Vec<_> = pods.into_iter().map(|pod| pod.ip.into()).collect();
+    let calls = "---\napiVersion: v1\nkind: Service\nmetadata: {name: calls}\nspec:\n  selector: {app: users}\n  \
+                 ports: [{port: 80, name: grpc, targetPort: 3002}]\n";
+    service("users", "http", 80, 3001, &ips) + calls + &mtls("STRICT")
+}
+
+async fn apps(pod: &Pod) -> Apps {
+    let at = [3001, 3002].map(|port| SocketAddr::from((pod.ip, port)));
+    pod.run(async move { Apps::at(at).await }).await
+}
+
+impl Shop {
+    async fn open() -> Shop {
+        let pods = Pods::new(4);
+        let mesh = pods.mesh(&registry(&pods.pods[1..])).await;
+        let (mut all, mut callees) = (Vec::new(), Vec::new());
+        for pod in &pods.pods[1..] {
+            all.push(apps(pod).await);
+            callees.push(pod.inject(&mesh, "users", "--certificate-ttl 30s").await);
+        }
+        let caller = pods.pods[0].inject(&mesh, "web", "").await;
+        Shop {
+            apps: all,
+            idle: caller.memory(),
+            caller,
+            callees,
+            mesh,
+            pods,
+        }
+    }
+
+    /// About 200 requests a second to an address that is nobody's: where they go, their names say.
+    async fn traffic(&self) -> Traffic {
+        let anywhere = SocketAddr::from(([10, 100, 0, 1], 80));
+        self.pods.pods[0]
+            .run(async move { Traffic::start(anywhere) })
+            .await
+    }
+
+    /// Ends the traffic, and holds what became of it against what arrived.
+    async fn close(self, traffic: Traffic) -> Vec<Outcome> {
+        let outcomes = self.pods.pods[0].run(traffic.end()).await;
+        let arrived = arrived(&self.apps);
+        for (id, outcome) in &outcomes {
+            let count = arrived.get(id).copied().unwrap_or_default();
+            assert!(
+                outcome.is_get || count <= 1,
+                "request {id} arrived {count} times: {outcome:?}"
+            );
+            let is_lost = count == 0 && outcome.failed.is_none();
+            assert!(!is_lost, "request {id} was answered and never arrived");
+        }
+        for sidecar in self.callees.iter().chain([&self.caller]) {
+            let memory = sidecar.memory();
+            assert!(
+                memory <= self.idle + GROWTH,
+                "{memory} bytes, {} idle",
+                self.idle
+            );
+        }
+        outcomes.into_iter().map(|(_, outcome)| outcome).collect()
+    }
+}
+
+fn failures(outcomes: &[Outcome]) -> Vec<&Outcome> {
+    outcomes
+        .iter()
+        .filter(|outcome| outcome.failed.is_some())
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn planned_events_in_pods_fail_nothing() {
+    let _alone = ALONE.lock().await;
+    let mut shop = Shop::open().await;
+    let traffic = shop.traffic().await;
+    let begun = Instant::now();
+    sleep(Duration::from_secs(2)).await;
+    // Each instance is replaced: its sidecar is told to end, and the registry forgets it 2 s later.
+    for i in 0..shop.callees.len() {
+        shop.callees[i].terminate().await;
+        sleep(Duration::from_secs(2)).await;
+        let others = shop.pods.pods[1..]
+            .iter()
+            .enumerate()
+            .filter(|(j, _)| *j != i);
+        shop.mesh
+            .write("mesh.yaml", &registry(others.map(|(_, pod)| pod)));
+        assert!(shop.callees[i].ended().await, "it ends in order");
+        shop.callees[i] = shop.pods.pods[i + 1].sidecar(&shop.mesh, "users", "").await;
+        shop.mesh
+            .write("mesh.yaml", &registry(&shop.pods.pods[1..]));
+        sleep(Duration::from_secs(1)).await;
+    }
+    // The control plane is away for a minute.
+    let mut mesh = shop.mesh;
+    mesh = shop
+        .pods
+        .world
+        .run(async move {
+            mesh.stop_control_plane().await;
+            mesh
+        })
+        .await;
+    sleep(Duration::from_secs(60)).await;
+    mesh = shop
+        .pods
+        .world
+        .run(async move {
+            mesh.start_control_plane().await;
+            mesh
+        })
+        .await;
+    shop.mesh = mesh;
+    sleep(Duration::from_secs(3)).await;
+    let outcomes = shop.close(traffic).await;
+    let failed = failures(&outcomes);
+    println!(
+        "4 pods, {} requests in {:?}, three instances replaced, control plane away for a minute: {} failed",
+        outcomes.len(),
+        begun.elapsed(),
+        failed.len()
+    );
+    assert!(failed.is_empty(), "{failed:#?}");
+    assert!(
+        outcomes.len() > 5000,
+        "{}: the load was not there",
+        outcomes.len()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_wait_for_an_app_that_starts_after_its_sidecar() {
+    let _alone = ALONE.lock().await;
+    let pods = Pods::new(2);
+    let mesh = pods.mesh(&registry(&pods.pods[1..])).await;
+    let _callee = pods.pods[1].inject(&mesh, "users", "").await;
+    let _caller = pods.pods[0].inject(&mesh, "web", "").await;
+    let anywhere = SocketAddr::from(([10, 100, 0, 1], 80));
+    let traffic = pods.pods[0]
+        .run(async move { Traffic::start(anywhere) })
+        .await;
+    sleep(Duration::from_secs(5)).await;
+    let apps = apps(&pods.pods[1]).await;
+    sleep(Duration::from_secs(2)).await;
+    let outcomes = pods.pods[0].run(traffic.end()).await;
+    let arrived = arrived(&[apps]);
+    let failed: Vec<_> = outcomes
+        .iter()
+        .filter(|(_, outcome)| outcome.failed.is_some())
+        .collect();
+    println!(
+        "2 pods, {} requests, the app 5 s late: {} failed",
+        outcomes.len(),
+        failed.len()
+    );
+    assert!(failed.is_empty(), "{failed:#?}");
+    for (id, _) in &outcomes {
+        assert_eq!(arrived.get(id), Some(&1), "request {id}");
+    }
+}
+
+/// What must hold of a fault between `began` and `healed`.
+fn hold(what: &str, outcomes: &[Outcome], began: Instant, healed: Instant) {
+    let failed = failures(outcomes);
+    let gets = failed.iter().filter(|outcome| outcome.is_get).count();
+    println!(
+        "4 pods, {} requests, {what}: {} failed, {gets} of them GETs",
+        outcomes.len(),
+        failed.len()
+    );
+    assert_eq!(gets, 0, "{what}: {failed:#?}");
+    for outcome in &failed {
+        assert!(outcome.is_explained, "{what}: {outcome:?}");
+        assert!(outcome.at >= began, "{what}: before it began: {outcome:?}");
+        assert!(
+            outcome.at <= healed + Duration::from_secs(10),
+            "{what}: long after it: {outcome:?}"
+        );
+    }
+}
+
+/// A fault while there is traffic: `begin` and `heal` are run where the bridge is.
+async fn fault(what: &str, begin: &str, heal: &str) {
+    let _alone = ALONE.lock().await;
+    let shop = Shop::open().await;
+    let traffic = shop.traffic().await;
+    sleep(Duration::from_secs(2)).await;
+    let began = Instant::now();
+    shop.pods.at_the_bridge(begin);
+    sleep(FAULT).await;
+    shop.pods.at_the_bridge(heal);
+    let healed = Instant::now();
+    let before = shop.apps[0].count();
+    while shop.apps[0].count() == before {
+        assert!(
+            healed.elapsed() < Duration::from_secs(5),
+            "{what}: nothing arrives 5 s after it"
+        );
+        sleep(Duration::from_millis(20)).await;
+    }
+    sleep(Duration::from_secs(5)).await;
+    let outcomes = shop.close(traffic).await;
+    hold(what, &outcomes, began, healed);
+}
+
+/// Frames of the first instance's link that `fit` a rule are dropped, in either direction.
+fn dropping(fit: &str) -> String {
+    let chain = |hook| {
+        format!("chain {hook} {{ type filter hook {hook} device \"v2\" priority 0; {fit} drop; }};")
+    };
+    nft(&format!(
+        "table netdev loss {{ {} {} }}",
+        chain("ingress"),
+        chain("egress")
+    ))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_that_loses_frames_costs_no_get() {
+    let begin = dropping("numgen random mod 100 < 5");
+    fault(
+        "a link that loses 5 %",
+        &begin,
+        "nft delete table netdev loss",
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_black_hole_costs_no_get() {
+    let begin = dropping("");
+    fault("a black hole", &begin, "nft delete table netdev loss").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_link_costs_no_get() {
+    let begin = "tc qdisc replace dev v2 root tbf rate 256kbit burst 16k latency 200ms";
+    fault("a link of 256 kbit/s", begin, "tc qdisc del dev v2 root").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_vanishes_costs_no_get() {
+    fault(
+        "an instance cut off",
+        "ip link set v2 down",
+        "ip link set v2 up",
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_costs_no_get() {
+    let rules = "table bridge cut { chain forward { type filter hook forward priority 0; \
+                 iifname \"v1\" oifname \"v2\" drop; iifname \"v2\" oifname \"v1\" drop; }; }";
+    fault("a partition", &nft(rules), "nft delete table bridge cut").await;
+}
+
+fn nft(rules: &str) -> String {
+    format!("echo \"{}\" | nft -f -", rules.replace('"', "\\\""))
+}

@@ -116,15 +116,15 @@ impl Drop for Pods {
                 runtime.shutdown_background();
             }
         }
-        let all = format!(
-            "ip netns list | cut -d' ' -f1 | grep '^{}-' || true",
-            self.prefix
+        // What still runs in them was started by a test, and may have left its parent.
+        let script = format!(
+            "for name in $(ip netns list | cut -d\" \" -f1 | grep \"^{}-\"); do\n\
+             for pid in $(ip netns pids $name); do [ $pid = {} ] || kill -KILL $pid; done\n\
+             ip netns del $name; done",
+            self.prefix,
+            std::process::id()
         );
-        let listed = StdCommand::new("sh").args(["-c", &all]).output();
-        let listed = listed.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
-        for name in listed.unwrap_or_default().lines() {
-            let _ = StdCommand::new("ip").args(["netns", "del", name]).status();
-        }
+        let _ = StdCommand::new("sh").args(["-c", &script]).status();
     }
 }
 

@@ -4,6 +4,8 @@
 mod containers;
 mod events;
 mod interception;
+#[cfg(feature = "programs")]
+mod programs;
 mod speaking_first;
 #[path = "../load/traffic.rs"]
 mod traffic;

@@ -179,3 +179,23 @@ fn a_hundred_translations_have_one_version() {
     let first = versions(());
     assert!((0..100).all(|_| versions(()) == first));
 }
+
+#[test]
+fn an_address_that_nobody_knows_is_refused_where_only_the_registry_may() {
+    let (mut mesh, _) = mesh("");
+    let node = Node {
+        ip: "127.0.0.9".parse().expect("an address"),
+        namespace: "default".to_owned(),
+        account: "users".to_owned(),
+        client: Client::Leno,
+    };
+    let dial = |mesh: &Mesh, name: &str| listeners::outbound(mesh, &node, name);
+    assert!(matches!(dial(&mesh, "192.0.2.9:443"), Answer::Present(..)));
+    // A name is no address: it would have to be resolved.
+    assert!(matches!(dial(&mesh, "example.com:443"), Answer::Missing(_)));
+    mesh.outbound_traffic_policy = OutboundTrafficPolicy::RegistryOnly;
+    let Answer::Missing(reason) = dial(&mesh, "192.0.2.9:443") else {
+        panic!("refused");
+    };
+    assert!(reason.contains("REGISTRY_ONLY"), "{reason}");
+}

@@ -397,6 +397,21 @@ impl RunArgs {
         ])
     }
 
+    /// Whether connections are taken over.
+    fn redirects(&self) -> Result<bool, String> {
+        if self.interception_mode == InterceptionMode::None {
+            return Ok(false);
+        }
+        if !self.app.is_empty() {
+            // Its connections would be left alone as ours are: silent plaintext.
+            return Err("an app after -- runs as the sidecar's user, which --interception-mode REDIRECT leaves alone".to_owned());
+        }
+        if !self.inbound.is_empty() {
+            return Err("--inbound is for --interception-mode NONE: what REDIRECT takes over says itself where it goes".to_owned());
+        }
+        Ok(true)
+    }
+
     /// Checks the flags.
     ///
     /// # Errors
@@ -406,6 +421,7 @@ impl RunArgs {
         if limits.max_headers == 0 || limits.max_headers > 10_000 {
             return Err("--max-headers must be 1 to 10000".to_owned());
         }
+        let redirects = self.redirects()?;
         let domain = &self.trust_domain;
         let id = SpiffeId::of(domain, &self.namespace, &self.service_account);
         let id = id.map_err(|e| format!("--trust-domain, --namespace, --service-account: {e}"))?;
@@ -423,7 +439,7 @@ impl RunArgs {
             id,
             ip,
             outbound,
-            capture: (self.interception_mode == InterceptionMode::Redirect).then_some(capture),
+            capture: redirects.then_some(capture),
             admin,
             stats: [merged, own],
             app_metrics: self.app_metrics,
@@ -518,6 +534,11 @@ mod tests {
             ("--max-headers 0", "--max-headers"),
             ("--ports-from 65535", "--ports-from"),
             ("--workers 0", "--workers"),
+            ("--interception-mode REDIRECT -- app", "user"),
+            (
+                "--interception-mode REDIRECT --inbound 127.0.0.2:1=127.0.0.1:1",
+                "--inbound",
+            ),
         ] {
             let error = bootstrap(flags).expect_err(flags);
             assert!(error.contains(words), "{flags}: {error}");

@@ -47,7 +47,7 @@ pub async fn run(bound: Bound, app: &[String], is_told: bool) -> Result<u8> {
             status = child.wait() => break status,
             sent = signals.next() => sent,
         };
-        if !matches!(sent, Signal::TERM | Signal::INT) {
+        if !is_end(sent) {
             pass(sent);
             continue;
         }
@@ -66,10 +66,17 @@ async fn end(
 ) -> Result<u8> {
     let watch = bound.watch();
     let telling = async {
-        tokio::select! {
-            () = watch.reached(Phase::Closing) => pass(sent),
+        let mut closing = pin!(watch.reached(Phase::Closing));
+        loop {
+            let next = tokio::select! {
+                () = &mut closing => break pass(sent),
+                next = signals.next() => next,
+            };
+            pass(next);
             // Who asks twice means now.
-            again = signals.next() => pass(again),
+            if is_end(next) {
+                break;
+            }
         }
         loop {
             pass(signals.next().await);
@@ -91,6 +98,10 @@ async fn end(
         () = &mut shutdown => waiting.await,
     };
     Ok(exit_code(status.context("the app is lost")?))
+}
+
+fn is_end(sent: Signal) -> bool {
+    matches!(sent, Signal::TERM | Signal::INT)
 }
 
 fn start(app: &[String], proxy: Option<String>) -> Result<Child> {

@@ -47,6 +47,19 @@ const TRAFFIC: [(&str, &str); 6] = [
     ("excludeOutboundIPRanges", "--exclude-outbound-ip-ranges"),
 ];
 
+/// A level of Istio's as ours are called.
+fn level(said: &str) -> Option<&'static str> {
+    Some(match said {
+        "trace" => "trace",
+        "debug" => "debug",
+        "info" => "info",
+        "warning" | "warn" => "warn",
+        "error" | "critical" => "error",
+        "off" => "off",
+        _ => return None,
+    })
+}
+
 impl Wanted {
     /// Reads what `template` says; what isn't known becomes a warning about the object `name`.
     pub fn read(template: &Value, name: &str, warnings: &mut Vec<String>) -> Wanted {
@@ -62,8 +75,9 @@ impl Wanted {
         };
         for (key, value) in pairs("/metadata/annotations") {
             if !wanted.take(&key, &value) {
-                let text =
-                    format!("{name}: annotation {key} is not supported, and means nothing here");
+                let text = format!(
+                    "{name}: annotation {key}: {value} is not supported, and means nothing here"
+                );
                 warnings.push(text);
             }
         }
@@ -88,12 +102,18 @@ impl Wanted {
         match key {
             "sidecar.istio.io/inject" => self.inject = Some(value != "false"),
             "sidecar.istio.io/proxyImage" => self.image = own(),
-            "sidecar.istio.io/logLevel" => self.log_level = own(),
+            "sidecar.istio.io/logLevel" => match level(value) {
+                Some(level) => self.log_level = Some(level.to_owned()),
+                None => return false,
+            },
             "sidecar.istio.io/proxyCPU" => self.resources.cpu = own(),
             "sidecar.istio.io/proxyMemory" => self.resources.memory = own(),
             "sidecar.istio.io/proxyCPULimit" => self.resources.cpu_limit = own(),
             "sidecar.istio.io/proxyMemoryLimit" => self.resources.memory_limit = own(),
-            "sidecar.istio.io/interceptionMode" => self.intercepts = value != "NONE",
+            "sidecar.istio.io/interceptionMode" => {
+                self.intercepts = value != "NONE";
+                return matches!(value, "NONE" | "REDIRECT");
+            }
             "sidecar.istio.io/rewriteAppHTTPProbers" => self.rewrites_probes = value != "false",
             "sidecar.istio.io/nativeSidecar" | STATUS => {}
             key => return !key.contains("sidecar.istio.io/") && key != "proxy.istio.io/config",
@@ -112,7 +132,8 @@ impl Wanted {
                 said("port").unwrap_or("80"),
                 said("path").unwrap_or("/metrics"),
             );
-            self.app_metrics = Some(format!("127.0.0.1:{port}{path}"));
+            let path = path.trim_start_matches('/');
+            self.app_metrics = Some(format!("127.0.0.1:{port}/{path}"));
         }
     }
 

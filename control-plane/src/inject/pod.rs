@@ -81,7 +81,10 @@ fn annotate(template: &mut Value, wanted: &Wanted) {
     }
     let metadata = &mut template["metadata"];
     let labels = object(metadata, "labels");
-    labels.insert("security.istio.io/tlsMode".to_owned(), json!("istio"));
+    if wanted.intercepts {
+        // Without interception nothing says that connections to the app come by the sidecar.
+        labels.insert("security.istio.io/tlsMode".to_owned(), json!("istio"));
+    }
     if let Some(name) = name {
         labels.insert("service.istio.io/canonical-name".to_owned(), json!(name));
     }

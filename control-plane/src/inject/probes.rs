@@ -35,6 +35,17 @@ pub(super) fn rewrite(spec: &mut Value) -> Option<Value> {
     (!probers.is_empty()).then_some(Value::Object(probers))
 }
 
+/// Probes that can't be asked by the sidecar: container and kind.
+pub(super) fn unasked(spec: &Value) -> impl Iterator<Item = String> {
+    let all = ["initContainers", "containers"].into_iter();
+    let containers = all.flat_map(|kind| spec[kind].as_array().into_iter().flatten());
+    containers.flat_map(|container| {
+        let probes = ["livenessProbe", "readinessProbe", "startupProbe"].into_iter();
+        let unasked = probes.filter(|probe| container[*probe].get("grpc").is_some());
+        unasked.map(|probe| format!("{} of container {}", probe, name_of(container)))
+    })
+}
+
 /// What `probe` asks of the app, with its port as a number: HTTP, or whether the port is open. A command asks nothing of the
 /// network.
 fn asked(probe: &Value, ports: &Value) -> Option<Value> {

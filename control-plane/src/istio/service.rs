@@ -17,6 +17,12 @@ pub struct Service {
     /// Its ports.
     #[serde(default)]
     pub ports: Vec<ServicePort>,
+    /// Its addresses; a headless Service says `None`.
+    #[serde(default, rename = "clusterIPs")]
+    pub cluster_ips: Vec<String>,
+    /// The first of them.
+    #[serde(default, rename = "clusterIP")]
+    pub cluster_ip: Option<String>,
 }
 
 /// A port of a Service.

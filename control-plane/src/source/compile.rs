@@ -189,6 +189,10 @@ impl Compiler<'_> {
             object.key.name, object.key.namespace
         );
         let endpoints = Endpoints::Static(endpoints.collect());
+        let addresses = said.cluster_ips.iter().chain(&said.cluster_ip);
+        // A headless Service has none, and says so.
+        let addresses = addresses.filter(|address| *address != "None" && !address.is_empty());
+        self.addresses(object, &host, &addresses.cloned().collect::<Vec<_>>());
         self.add(object, host, &ports, endpoints);
     }
 
@@ -227,18 +231,28 @@ impl Compiler<'_> {
                     }
                 }
             };
-            for address in &said.addresses {
-                match address.parse() {
-                    Ok(address) => drop(self.mesh.addresses.insert(address, host.clone())),
-                    Err(_) => self.error(
-                        object,
-                        format!(
-                            "address {address:?} is not an IP address; ranges are not supported yet"
-                        ),
-                    ),
-                }
-            }
+            self.addresses(object, &host, &said.addresses);
             self.add(object, host, &ports, endpoints);
+        }
+    }
+
+    /// Callers dial `host` at these addresses as well.
+    fn addresses(&mut self, object: &Object, host: &str, addresses: &[String]) {
+        for address in addresses {
+            let Ok(address) = address.parse() else {
+                let text = format!(
+                    "address {address:?} is not an IP address; ranges are not supported yet"
+                );
+                self.error(object, text);
+                continue;
+            };
+            match self.mesh.addresses.get(&address) {
+                Some(other) if other != host => {
+                    let text = format!("address {address} is that of {other} already");
+                    self.error(object, text);
+                }
+                _ => drop(self.mesh.addresses.insert(address, host.to_owned())),
+            }
         }
     }
 

@@ -64,7 +64,7 @@ impl Endpoint {
         let [v4, v6] = PASSING;
         Endpoint {
             source: Some(if address.is_ipv4() { v4 } else { v6 }),
-            ..Endpoint::plain(address, 1).awaited()
+            ..Endpoint::plain(address, 1)
         }
     }
 

@@ -61,7 +61,7 @@ pub struct InitArgs {
 }
 
 /// Ports of the sidecar that others may reach: metrics and health.
-const OWN: [u16; 3] = [15020, 15021, 15090];
+const OWN: [u16; 2] = [15020, 15090];
 
 impl InitArgs {
     fn wanted(self) -> Result<Wanted, String> {
@@ -121,7 +121,9 @@ pub fn init(args: InitArgs) -> Result<String, String> {
         if let IpAddr::V6(address) = passing
             && let Err(error) = netlink::add_to_loopback(address)
         {
-            eprintln!("leno-proxy: {address} can't be added to lo, IPv6 is left out: {error}");
+            eprintln!(
+                "leno-proxy: {address} can't be added to lo: the app won't be reached over IPv6: {error}"
+            );
         }
     }
     self_test().map_err(|error| error.to_string())?;

@@ -27,7 +27,7 @@ impl Apps {
     pub fn at(&self, plan: &InboundPlan, address: SocketAddr) -> Arc<Cluster> {
         let Some(config) = plan.app_configs.get(&address.port()) else {
             let config = app_cluster(&format!("inbound|{}||", address.port()));
-            return cluster(&config, address, None);
+            return cluster(&config, Endpoint::passing(address), None);
         };
         let mut apps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let before = apps.get(&address);
@@ -36,7 +36,9 @@ impl Apps {
         {
             return Arc::clone(&app.cluster);
         }
-        let cluster = cluster(config, address, before.map(|app| &*app.cluster));
+        // It may be starting still: that is known of ports that it said it would have.
+        let endpoint = Endpoint::passing(address).awaited();
+        let cluster = cluster(config, endpoint, before.map(|app| &*app.cluster));
         let app = App {
             config: Arc::clone(config),
             cluster: Arc::clone(&cluster),
@@ -49,12 +51,12 @@ impl Apps {
 /// A cluster of one endpoint; what is known of the endpoint of before stays known.
 fn cluster(
     config: &cluster::Cluster,
-    address: SocketAddr,
+    endpoint: Endpoint,
     before: Option<&Cluster>,
 ) -> Arc<Cluster> {
     let cluster = Cluster::new(config, before);
     let known = before.and_then(|before| before.endpoints().endpoints().first().cloned());
-    let endpoint = known.unwrap_or_else(|| Arc::new(Endpoint::passing(address)));
+    let endpoint = known.unwrap_or_else(|| Arc::new(endpoint));
     cluster.set_endpoints(vec![endpoint]);
     Arc::new(cluster)
 }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
@@ -138,7 +139,11 @@ impl Builder {
         if name == INBOUND {
             snapshot.inbound = match answer {
                 Answer::Present(listener) if ready => {
-                    Some(Arc::new(self.inbound(listener, resources)))
+                    let plan = self.inbound(listener, resources);
+                    if let Some(before) = &before.inbound {
+                        plan.learn_from(before);
+                    }
+                    Some(Arc::new(plan))
                 }
                 // A removed inbound Listener leaves the last good one: accepted connections never just pass.
                 _ => before.inbound.clone(),
@@ -156,8 +161,12 @@ impl Builder {
         let answer = match answer {
             Answer::Missing(reason) => Err(Arc::clone(reason)),
             Answer::Present(listener) => {
-                let used = Arc::clone(&used);
-                Ok(Arc::new(self.outbound(name, listener, resources, used)))
+                let plan = self.outbound(name, listener, resources, Arc::clone(&used));
+                if let Some(Ok(before)) = old.map(|entry| &entry.answer) {
+                    plan.speaks_first
+                        .store(before.speaks_first.load(Relaxed), Relaxed);
+                }
+                Ok(Arc::new(plan))
             }
         };
         let entry = Entry { answer, used };

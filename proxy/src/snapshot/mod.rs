@@ -184,6 +184,18 @@ impl OutboundPlan {
 }
 
 impl InboundPlan {
+    /// What was learned of apps stays known.
+    fn learn_from(&self, before: &InboundPlan) {
+        for chain in &self.chains {
+            let same = before
+                .chains
+                .iter()
+                .find(|old| old.matches == chain.matches);
+            let spoke = same.is_some_and(|old| old.speaks_first.load(Ordering::Relaxed));
+            chain.speaks_first.store(spoke, Ordering::Relaxed);
+        }
+    }
+
     /// The chain for a connection to workload port `port` that begins with TLS or doesn't, and offers `alpn`. A chain
     /// that names more wins, in Envoy's order: port, transport, ALPN.
     pub fn find(&self, port: u16, tls: bool, alpn: &[Vec<u8>]) -> Option<&Arc<InboundChain>> {

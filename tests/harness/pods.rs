@@ -76,14 +76,6 @@ impl Pods {
         }
     }
 
-    /// Runs a script in the namespace of the bridge: faults between pods.
-    pub fn at_the_bridge(&self, script: &str) {
-        sh(&format!(
-            "ip netns exec {} sh -ec '{script}'",
-            self.world.name
-        ));
-    }
-
     /// A control plane in the rest of the world, that all pods reach.
     pub async fn mesh(&self, yaml: &str) -> Mesh {
         self.mesh_with(yaml, |_| {}).await
@@ -160,6 +152,11 @@ impl Pod {
     /// Where its namespace is.
     pub fn namespace(&self) -> String {
         format!("/run/netns/{}", self.name)
+    }
+
+    /// Runs a script in the pod, as root: faults.
+    pub fn script(&self, script: &str) {
+        sh(&format!("ip netns exec {} sh -ec '{script}'", self.name));
     }
 
     /// Runs `task` in the pod, and gives what it gives.

@@ -4,8 +4,10 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use leno_tests::client::Client;
 use leno_tests::mesh::{Mesh, mtls};
 use leno_tests::pods::{Injected, Pod, Pods};
+use leno_tests::upstream::{Seen, Upstream};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 
@@ -202,6 +204,7 @@ fn hold(what: &str, outcomes: &[Outcome], began: Instant, healed: Instant) {
         outcomes.len(),
         failed.len()
     );
+    assert!(outcomes.len() > 800, "{what}: the load was not there");
     assert_eq!(gets, 0, "{what}: {failed:#?}");
     for outcome in &failed {
         assert!(outcome.is_explained, "{what}: {outcome:?}");
@@ -215,14 +218,19 @@ fn hold(what: &str, outcomes: &[Outcome], began: Instant, healed: Instant) {
 
 /// A fault while there is traffic: `begin` and `heal` are run where the bridge is.
 async fn fault(what: &str, begin: &str, heal: &str) {
+    fault_at(|pods| &pods.world, what, begin, heal).await;
+}
+
+/// The same, run at one of the pods.
+async fn fault_at(at: impl Fn(&Pods) -> &Pod, what: &str, begin: &str, heal: &str) {
     let _alone = ALONE.lock().await;
     let shop = Shop::open().await;
     let traffic = shop.traffic().await;
     sleep(Duration::from_secs(2)).await;
     let began = Instant::now();
-    shop.pods.at_the_bridge(begin);
+    at(&shop.pods).script(begin);
     sleep(FAULT).await;
-    shop.pods.at_the_bridge(heal);
+    at(&shop.pods).script(heal);
     let healed = Instant::now();
     let before = shop.apps[0].count();
     while shop.apps[0].count() == before {
@@ -287,6 +295,53 @@ async fn a_partition_costs_no_get() {
     let rules = "table bridge cut { chain forward { type filter hook forward priority 0; \
                  iifname \"v1\" oifname \"v2\" drop; iifname \"v2\" oifname \"v1\" drop; }; }";
     fault("a partition", &nft(rules), "nft delete table bridge cut").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_storm_of_resets_between_pods_costs_no_get() {
+    // One packet of fifty to the first instance's sidecar is answered by a reset.
+    let rules = "table inet storm { chain input { type filter hook input priority 0; \
+                 tcp dport 15006 numgen random mod 50 < 1 reject with tcp reset; }; }";
+    let heal = "nft delete table inet storm";
+    fault_at(|pods| &pods.pods[1], "a storm of resets", &nft(rules), heal).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_of_four_seconds_outlives_its_sidecars_signal() {
+    let _alone = ALONE.lock().await;
+    let pods = Pods::new(2);
+    let [caller, callee] = &pods.pods[..] else {
+        panic!("two pods");
+    };
+    let ips = [callee.ip.into()];
+    let yaml = service("slow", "http", 80, 3003, &ips) + &mtls("STRICT");
+    let mesh = pods.mesh(&yaml).await;
+    let at = SocketAddr::from((callee.ip, 3003));
+    let answer = |_: &Seen| b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok".to_vec();
+    let _app = callee
+        .run(Upstream::at(at, Duration::from_secs(4), answer))
+        .await;
+    let mut sidecar = callee.inject(&mesh, "slow", "").await;
+    let _caller = caller.inject(&mesh, "web", "").await;
+    let asking = async move {
+        let mut client = Client::connect(SocketAddr::from(([10, 100, 0, 1], 80))).await;
+        client
+            .ask("POST / HTTP/1.1\r\nhost: slow\r\ncontent-length: 2\r\n\r\nhi")
+            .await
+    };
+    let ending = async {
+        sleep(Duration::from_secs(1)).await;
+        sidecar.terminate().await;
+        sidecar.ended().await
+    };
+    let (answer, in_order) = tokio::join!(caller.run(asking), ending);
+    assert_eq!(
+        (answer.status, answer.text()),
+        (200, "ok".to_owned()),
+        "{}",
+        answer.why()
+    );
+    assert!(in_order);
 }
 
 fn nft(rules: &str) -> String {

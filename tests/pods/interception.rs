@@ -231,3 +231,59 @@ async fn without_the_rules_a_sidecar_does_not_start_and_says_why() {
         .await;
     assert!(!done.status.success());
 }
+
+/// The first flight of a TLS client that wants the server `name`.
+fn client_hello(name: &'static str) -> Vec<u8> {
+    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    let name = name.try_into().expect("a name");
+    let mut client = rustls::ClientConnection::new(config.into(), name).expect("a client");
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello).expect("a hello");
+    hello
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_goes_where_its_server_name_is_known_to_be_and_is_never_opened() {
+    let pods = Pods::new(2);
+    let [caller, server] = &pods.pods[..] else {
+        panic!("two pods");
+    };
+    let yaml = format!(
+        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: api}}\nspec:\n  hosts: [api.example.com]\n  \
+         location: MESH_EXTERNAL\n  resolution: STATIC\n  ports: [{{number: 443, name: tls, protocol: TLS, targetPort: 8443}}]\n  \
+         endpoints: [{{address: {}}}]\n",
+        server.ip
+    );
+    let mesh = pods.mesh(&yaml).await;
+    let _sidecar = caller.inject(&mesh, "order-service", "").await;
+    let ip = server.ip;
+    let listener =
+        server.run(async move { TcpListener::bind((ip, 8443)).await.expect("an address") });
+    let listener = listener.await;
+    let hello = client_hello("api.example.com");
+    let sent = hello.clone();
+    let asking = caller.run(async move {
+        // Wherever the name was resolved to.
+        let mut tcp = TcpStream::connect("10.100.0.1:443")
+            .await
+            .expect("taken over");
+        tcp.write_all(&sent).await.expect("written");
+        let mut answer = [0; 6];
+        tcp.read_exact(&mut answer).await.expect("an answer");
+        answer
+    });
+    let answering = server.run(async move {
+        let (mut tcp, _) = listener.accept().await.expect("a connection");
+        let mut read = vec![0; hello.len()];
+        tcp.read_exact(&mut read).await.expect("a hello");
+        tcp.write_all(b"server").await.expect("written");
+        (read == hello).then_some(())
+    });
+    let (answer, same) = tokio::join!(asking, answering);
+    assert_eq!((&answer, same), (b"server", Some(())));
+}

@@ -203,8 +203,12 @@ async fn spoken_first(worker: &Worker, connection: &Connection) -> tcp::Opened {
     let Some(chain) = allowed else {
         return pending().await;
     };
-    match connection.app(worker, &plan, chain) {
-        Ok(cluster) => tcp::spoken_first(worker, &cluster, &chain.speaks_first).await,
+    let Ok(cluster) = connection.app(worker, &plan, chain) else {
+        return pending().await;
+    };
+    match tcp::spoken_first(worker, &cluster, &chain.speaks_first).await {
+        Ok(up) => up,
+        // Whoever carries the connection finds out.
         Err(_) => pending().await,
     }
 }

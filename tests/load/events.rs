@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep};
 
 use crate::ALONE;
-use crate::traffic::{Apps, Outcome, Traffic, arrived};
+use crate::traffic::{Apps, Outcome, Traffic, account_for, failures, hold};
 
 /// The port of the instances that carries gRPC.
 const CALLS: u16 = PORT + 1;
@@ -87,18 +87,7 @@ impl Shop {
     /// Ends the traffic and holds what became of it against what arrived.
     async fn close(self, traffic: Traffic) -> Vec<Outcome> {
         let outcomes = traffic.end().await;
-        let arrived = arrived(&self.apps);
-        for (id, outcome) in &outcomes {
-            let count = arrived.get(id).copied().unwrap_or_default();
-            assert!(
-                outcome.is_get || count <= 1,
-                "request {id} arrived {count} times: {outcome:?}"
-            );
-            assert!(
-                count >= 1 || outcome.failed.is_some(),
-                "request {id} was answered and never arrived"
-            );
-        }
+        let outcomes = account_for(outcomes, &self.apps);
         for sidecar in self.instances.iter().chain([&self.caller]) {
             let memory = sidecar.memory();
             assert!(
@@ -107,15 +96,8 @@ impl Shop {
                 self.idle
             );
         }
-        outcomes.into_iter().map(|(_, outcome)| outcome).collect()
+        outcomes
     }
-}
-
-fn failures(outcomes: &[Outcome]) -> Vec<&Outcome> {
-    outcomes
-        .iter()
-        .filter(|outcome| outcome.failed.is_some())
-        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -158,27 +140,6 @@ async fn planned_events_fail_nothing_whatever_is_spoken() {
             outcomes.len()
         );
     }
-}
-
-/// What must hold of a fault between `began` and `healed`.
-fn hold(what: &str, outcomes: &[Outcome], began: Instant, healed: Instant) {
-    let failed = failures(outcomes);
-    let gets = failed.iter().filter(|outcome| outcome.is_get).count();
-    println!(
-        "{what}: {} requests, {} failed, {gets} of them GETs",
-        outcomes.len(),
-        failed.len()
-    );
-    assert_eq!(gets, 0, "{what}: {failed:#?}");
-    for outcome in &failed {
-        assert!(outcome.is_explained, "{what}: {outcome:?}");
-        assert!(outcome.at >= began, "{what}: before it began: {outcome:?}");
-        assert!(
-            outcome.at <= healed + Duration::from_secs(10),
-            "{what}: long after it: {outcome:?}"
-        );
-    }
-    assert!(outcomes.len() > 800, "{what}: the load was not there");
 }
 
 #[tokio::test(flavor = "multi_thread")]

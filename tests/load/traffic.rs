@@ -257,3 +257,48 @@ async fn call(
         }
     }
 }
+
+/// Holds what became of requests against what arrived: nothing that may not be repeated came twice, nothing was answered that
+/// didn't arrive.
+pub(crate) fn account_for(outcomes: Vec<(usize, Outcome)>, apps: &[Apps]) -> Vec<Outcome> {
+    let arrived = arrived(apps);
+    for (id, outcome) in &outcomes {
+        let count = arrived.get(id).copied().unwrap_or_default();
+        assert!(
+            outcome.is_get || count <= 1,
+            "request {id} arrived {count} times: {outcome:?}"
+        );
+        assert!(
+            count >= 1 || outcome.failed.is_some(),
+            "request {id} was answered and never arrived"
+        );
+    }
+    outcomes.into_iter().map(|(_, outcome)| outcome).collect()
+}
+
+/// Those that failed.
+pub(crate) fn failures(outcomes: &[Outcome]) -> Vec<&Outcome> {
+    let failed = outcomes.iter();
+    failed.filter(|outcome| outcome.failed.is_some()).collect()
+}
+
+/// What must hold of a fault between `began` and `healed`.
+pub(crate) fn hold(what: &str, outcomes: &[Outcome], began: Instant, healed: Instant) {
+    let failed = failures(outcomes);
+    let gets = failed.iter().filter(|outcome| outcome.is_get).count();
+    println!(
+        "{what}: {} requests, {} failed, {gets} of them GETs",
+        outcomes.len(),
+        failed.len()
+    );
+    assert_eq!(gets, 0, "{what}: {failed:#?}");
+    for outcome in &failed {
+        assert!(outcome.is_explained, "{what}: {outcome:?}");
+        assert!(outcome.at >= began, "{what}: before it began: {outcome:?}");
+        assert!(
+            outcome.at <= healed + Duration::from_secs(10),
+            "{what}: long after it: {outcome:?}"
+        );
+    }
+    assert!(outcomes.len() > 800, "{what}: the load was not there");
+}

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use leno_tests::client::{Client, get};
-use leno_tests::mesh::{Mesh, Proxy, service};
+use leno_tests::mesh::{Mesh, Proxy, mtls, pair, service};
 use leno_tests::upstream::Upstream;
 use leno_tests::{fresh_ip, until};
 
@@ -287,4 +287,20 @@ async fn least_request_avoids_the_busy_instance() {
         before,
         "the busy instance gets nothing more"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tunnel_that_is_opened_ahead_of_its_requests_still_speaks_http() {
+    let app = Upstream::named("v1").await;
+    let flags = "--protocol-detection-timeout 100ms";
+    let (_mesh, caller, _callee, _) = pair(app.address, &mtls("STRICT"), flags).await;
+    let mut client = Client::connect(caller.outbound).await;
+    assert_eq!(client.tunnel("users:80").await.status, 200);
+    // Much longer than a server would take for a greeting.
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    let answer = client.ask("GET / HTTP/1.1\r\nhost: users\r\n\r\n").await;
+    assert_eq!(answer.status, 200);
+    let seen = app.requests();
+    // Requests have ids, bytes have none.
+    assert!(seen[0].header("x-request-id").is_some());
 }

@@ -12,7 +12,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 
 use crate::interception::service;
-use crate::traffic::{Apps, Outcome, Traffic, arrived};
+use crate::traffic::{Apps, Outcome, Traffic, account_for, arrived, failures, hold};
 
 /// One load at a time: two cores carry it.
 static ALONE: Mutex<()> = Mutex::const_new(());
@@ -75,16 +75,7 @@ impl Shop {
     /// Ends the traffic, and holds what became of it against what arrived.
     async fn close(self, traffic: Traffic) -> Vec<Outcome> {
         let outcomes = self.pods.pods[0].run(traffic.end()).await;
-        let arrived = arrived(&self.apps);
-        for (id, outcome) in &outcomes {
-            let count = arrived.get(id).copied().unwrap_or_default();
-            assert!(
-                outcome.is_get || count <= 1,
-                "request {id} arrived {count} times: {outcome:?}"
-            );
-            let is_lost = count == 0 && outcome.failed.is_none();
-            assert!(!is_lost, "request {id} was answered and never arrived");
-        }
+        let outcomes = account_for(outcomes, &self.apps);
         for sidecar in self.callees.iter().chain([&self.caller]) {
             let memory = sidecar.memory();
             assert!(
@@ -93,15 +84,8 @@ impl Shop {
                 self.idle
             );
         }
-        outcomes.into_iter().map(|(_, outcome)| outcome).collect()
+        outcomes
     }
-}
-
-fn failures(outcomes: &[Outcome]) -> Vec<&Outcome> {
-    outcomes
-        .iter()
-        .filter(|outcome| outcome.failed.is_some())
-        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -195,27 +179,6 @@ async fn requests_wait_for_an_app_that_starts_after_its_sidecar() {
     }
 }
 
-/// What must hold of a fault between `began` and `healed`.
-fn hold(what: &str, outcomes: &[Outcome], began: Instant, healed: Instant) {
-    let failed = failures(outcomes);
-    let gets = failed.iter().filter(|outcome| outcome.is_get).count();
-    println!(
-        "4 pods, {} requests, {what}: {} failed, {gets} of them GETs",
-        outcomes.len(),
-        failed.len()
-    );
-    assert!(outcomes.len() > 800, "{what}: the load was not there");
-    assert_eq!(gets, 0, "{what}: {failed:#?}");
-    for outcome in &failed {
-        assert!(outcome.is_explained, "{what}: {outcome:?}");
-        assert!(outcome.at >= began, "{what}: before it began: {outcome:?}");
-        assert!(
-            outcome.at <= healed + Duration::from_secs(10),
-            "{what}: long after it: {outcome:?}"
-        );
-    }
-}
-
 /// A fault while there is traffic: `begin` and `heal` are run where the bridge is.
 async fn fault(what: &str, begin: &str, heal: &str) {
     fault_at(|pods| &pods.world, what, begin, heal).await;
@@ -242,7 +205,7 @@ async fn fault_at(at: impl Fn(&Pods) -> &Pod, what: &str, begin: &str, heal: &st
     }
     sleep(Duration::from_secs(5)).await;
     let outcomes = shop.close(traffic).await;
-    hold(what, &outcomes, began, healed);
+    hold(&format!("4 pods, {what}"), &outcomes, began, healed);
 }
 
 /// Frames of the first instance's link that `fit` a rule are dropped, in either direction.

@@ -23,7 +23,8 @@ use crate::mesh::{Client, Mesh, Node};
 pub fn outbound(mesh: &Mesh, node: &Node, authority: &str) -> Answer {
     if is_passed_through(mesh, node, authority) {
         let rule = "outboundTrafficPolicy ALLOW_ANY";
-        let listener = listener(authority, inbound::http_filters(&[], PASSTHROUGH), rule);
+        let filters = inbound::http_filters(&[], PASSTHROUGH);
+        let listener = listener(authority, filters, rule, Protocol::Auto);
         return present(LISTENER, &listener);
     }
     let (service, port) = match find(mesh, node, authority) {
@@ -64,19 +65,22 @@ pub fn outbound(mesh: &Mesh, node: &Node, authority: &str) -> Answer {
             },
         ),
     };
-    present(
-        LISTENER,
-        &listener(authority, vec![filter], &service.object),
-    )
+    let listener = listener(authority, vec![filter], &service.object, port.protocol);
+    present(LISTENER, &listener)
 }
 
-fn listener(authority: &str, filters: Vec<Filter>, rule: &str) -> Listener {
+fn listener(authority: &str, filters: Vec<Filter>, rule: &str, protocol: Protocol) -> Listener {
+    let mut said = vec![("rule", rule)];
+    if protocol == Protocol::Auto {
+        // It is told from its first bytes, whoever sends them.
+        said.push(("protocol", "auto"));
+    }
     Listener {
         name: authority.to_owned(),
         traffic_direction: TrafficDirection::Outbound.into(),
         filter_chains: vec![FilterChain {
             filters,
-            metadata: Some(wire::metadata(&[("rule", rule)])),
+            metadata: Some(wire::metadata(&said)),
             ..FilterChain::default()
         }],
         ..Listener::default()

@@ -53,6 +53,8 @@ pub struct Chain {
     pub tls: bool,
     /// Which object decided on its mTLS mode.
     pub rule: String,
+    /// Whether nobody declared what it carries, so that it may be anything.
+    pub is_undeclared: bool,
     /// Whose connections they are, for metrics.
     pub workload: Workload,
     /// The service that they reach, for metrics.
@@ -158,6 +160,7 @@ impl Chain {
         let metadata = message.metadata.as_ref();
         let leno = |key| super::provenance(metadata, key).unwrap_or_default();
         let (rule, service) = (leno("rule"), leno("service"));
+        let is_undeclared = leno("protocol") == "auto";
         let workload = Workload::of(metadata);
         let matches = message.filter_chain_match.map(chain_match).transpose();
         let tls = match message
@@ -178,6 +181,7 @@ impl Chain {
                 .unwrap_or_default(),
             tls,
             rule,
+            is_undeclared,
             workload,
             service,
             filter,

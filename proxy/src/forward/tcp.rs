@@ -1,6 +1,6 @@
 //! Opaque bytes: to one endpoint, both ways, until both directions have ended.
 
-use std::future::{pending, poll_fn};
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -28,6 +28,8 @@ use crate::worker::Worker;
 /// Endpoints that are tried before the connection is given up: nothing was sent to any of them.
 const TRIES: usize = 3;
 
+/// How soon a destination speaks that speaks first.
+const GREETING: Duration = Duration::from_secs(1);
 /// How long a caller may be silent before its destination is given the word.
 const SILENCE: Duration = Duration::from_millis(2);
 
@@ -40,21 +42,26 @@ pub struct Opened {
 }
 
 /// Opens a connection while the caller says nothing, and waits until its destination speaks: many protocols begin so. Whoever
-/// did so before is asked at once. An error is for whoever carries the connection to find: this only never ends then.
+/// did so before is asked at once.
+///
+/// # Errors
+/// When it can't be reached.
 pub async fn spoken_first(
     worker: &Worker,
     cluster: &Arc<Cluster>,
     speaks_first: &AtomicBool,
-) -> Opened {
+) -> Result<Opened, Error> {
     if !speaks_first.load(Ordering::Relaxed) {
         sleep(SILENCE).await;
     }
-    let Ok(opened) = open(worker, cluster).await else {
-        return pending().await;
-    };
+    let opened = open(worker, cluster).await?;
+    let since = Instant::now();
     poll_fn(|cx| opened.stream.poll_readable(cx)).await;
-    speaks_first.store(true, Ordering::Relaxed);
-    opened
+    // Later it is more likely the end of a connection that nobody used.
+    if since.elapsed() < GREETING {
+        speaks_first.store(true, Ordering::Relaxed);
+    }
+    Ok(opened)
 }
 
 /// Carries bytes both ways over what was opened, first what was `read` already, counted by the endpoint's own series if it

@@ -1,7 +1,7 @@
 //! Tunnels: a connection to one destination, which a CONNECT asked for or the rules of `init` took over. What it carries is told
 //! from its first bytes, whoever sends them.
 
-use std::future::{Future, pending, poll_fn};
+use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -129,8 +129,12 @@ enum Beginning {
 
 /// Waits for the first bytes of a tunnel, whoever sends them.
 async fn beginning(worker: &Worker, conn: &mut Conn, plan: &OutboundPlan) -> Beginning {
-    let deadline = Instant::now() + worker.shared.detection;
+    let shared = &worker.shared;
+    let mut deadline = Instant::now() + shared.detection;
     let mut spoken = pin!(spoken_first(worker, plan));
+    // Of what is declared as HTTP the client speaks first.
+    let mut is_watched = plan.is_undeclared;
+    let (mut is_reached, mut is_idle) = (true, false);
     loop {
         if let Some(protocol) = sniff(conn.unread()) {
             return Beginning::Told(protocol);
@@ -139,11 +143,23 @@ async fn beginning(worker: &Worker, conn: &mut Conn, plan: &OutboundPlan) -> Beg
         let filled = tokio::select! {
             biased;
             filled = timeout_at(deadline, fill) => filled,
-            up = &mut spoken => return Beginning::Spoken(up),
+            spoke = &mut spoken, if is_watched => match spoke {
+                Ok(up) => return Beginning::Spoken(up),
+                Err(_) => {
+                    (is_watched, is_reached) = (false, false);
+                    continue;
+                }
+            },
         };
         match filled {
             Ok(Ok(count)) if count > 0 => {}
             Ok(_) if conn.unread().is_empty() => return Beginning::Nothing,
+            Err(_) if is_idle => return Beginning::Nothing,
+            // Both are silent, as with a client that connects ahead of its requests: what it says will tell.
+            Err(_) if is_reached && conn.unread().is_empty() => {
+                is_idle = true;
+                deadline += shared.timeouts.idle;
+            }
             _ => return Beginning::Told(Protocol::Opaque),
         }
     }
@@ -178,11 +194,9 @@ async fn serve_told(worker: Rc<Worker>, mut tunnel: Tunnel) {
 }
 
 /// The tunnel's destination, once it has spoken before the caller did.
-async fn spoken_first(worker: &Worker, plan: &OutboundPlan) -> tcp::Opened {
-    match cluster_of_bytes(worker, plan) {
-        Ok(cluster) => tcp::spoken_first(worker, &cluster, &plan.speaks_first).await,
-        Err(_) => pending().await,
-    }
+async fn spoken_first(worker: &Worker, plan: &OutboundPlan) -> Result<tcp::Opened, Error> {
+    let cluster = cluster_of_bytes(worker, plan)?;
+    tcp::spoken_first(worker, &cluster, &plan.speaks_first).await
 }
 
 /// The plan for TLS to the server `name`: that of the name on the tunnel's port, if it is one of bytes.

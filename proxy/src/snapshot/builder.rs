@@ -220,6 +220,7 @@ impl Builder {
             kind,
             series: self.metrics.series(labels),
             used,
+            is_undeclared: listener.all_chains().any(|chain| chain.is_undeclared),
             speaks_first: AtomicBool::new(false),
         }
     }

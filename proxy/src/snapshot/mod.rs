@@ -75,6 +75,8 @@ pub struct OutboundPlan {
     /// Where requests are counted that reach no endpoint.
     pub series: Arc<Series>,
     used: Arc<AtomicU64>,
+    /// Whether nobody declared what its connections carry.
+    pub is_undeclared: bool,
     /// Whether the destination was the first to speak, on a connection before.
     pub speaks_first: AtomicBool,
 }
@@ -173,6 +175,7 @@ impl OutboundPlan {
             kind: OutboundKind::Refused(error.kind, error.detail.as_str().into()),
             series: Arc::clone(series),
             used: Arc::default(),
+            is_undeclared: false,
             speaks_first: AtomicBool::new(false),
         }
     }

@@ -17,6 +17,10 @@ pub fn trace(worker: &Worker, request: &mut Head, outcome: &mut Outcome) {
         }
         return;
     };
+    // Whoever began it has decided, and it is passed on as it is.
+    if (request.get(Known::Traceparent)).is_some_and(Context::is_unsampled) {
+        return;
+    }
     let parent = read(request);
     if !traces.samples(parent, || worker.dice()) {
         return match parent {

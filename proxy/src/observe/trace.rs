@@ -26,6 +26,11 @@ pub struct Context {
     pub sampled: Option<bool>,
 }
 
+/// Whether the last bit of a hexadecimal digit is set.
+fn is_odd(digit: u8) -> bool {
+    matches!(digit, b'1' | b'3' | b'5' | b'7' | b'9' | b'b' | b'd' | b'f')
+}
+
 impl Context {
     /// Whether it is a `traceparent` (W3C Trace Context, level 1 and what follows it).
     pub fn is_one(value: &[u8]) -> bool {
@@ -43,13 +48,15 @@ impl Context {
             && !is_zero(span)
     }
 
+    /// Whether it is the `traceparent` of a trace that nobody records.
+    pub fn is_unsampled(value: &[u8]) -> bool {
+        Context::is_one(value) && !is_odd(value[54])
+    }
+
     /// From `traceparent`'s value.
     pub fn parse(value: &[u8]) -> Option<Context> {
         let known = value.get(..55).filter(|_| Context::is_one(value))?;
-        let is_sampled = matches!(
-            known[54],
-            b'1' | b'3' | b'5' | b'7' | b'9' | b'b' | b'd' | b'f'
-        );
+        let is_sampled = is_odd(known[54]);
         let text = |part| std::str::from_utf8(part).ok();
         Context::of(
             text(&known[3..35])?,

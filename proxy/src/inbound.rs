@@ -175,11 +175,11 @@ async fn carry(worker: Rc<Worker>, connection: Connection, mut stream: Stream, i
             return tracing::info!(address = %connection.address, %error, "connection not carried");
         }
     }
-    // A box: opaque connections must not make every connection's task larger.
     let series = connection.series(&worker, chain);
     let mut passage = tcp::Passage::new(&series);
     let app = connection.app(&worker, &plan, chain);
     let carrying = carry_bytes(&worker, &connection, chain, app, &mut passage, stream);
+    // A box: opaque connections must not make every connection's task larger.
     let carried = Box::pin(carrying).await;
     if let Err(error) = &carried {
         tracing::info!(address = %connection.address, %error, "connection not carried");

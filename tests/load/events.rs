@@ -14,12 +14,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep};
 
 use crate::ALONE;
-use crate::traffic::{Apps, Outcome, Traffic, account_for, failures, hold};
+use crate::traffic::{Apps, Outcome, Traffic, account_for, failures, hold, hold_memory};
 
 /// The port of the instances that carries gRPC.
 const CALLS: u16 = PORT + 1;
-/// What a sidecar may grow by, whatever happens.
-const GROWTH: usize = 32 * 1024 * 1024;
 
 /// Three instances of `users`, which is `calls` over gRPC, and a caller.
 struct Shop {
@@ -88,14 +86,8 @@ impl Shop {
     async fn close(self, traffic: Traffic) -> Vec<Outcome> {
         let outcomes = traffic.end().await;
         let outcomes = account_for(outcomes, &self.apps);
-        for sidecar in self.instances.iter().chain([&self.caller]) {
-            let memory = sidecar.memory();
-            assert!(
-                memory <= self.idle + GROWTH,
-                "{memory} bytes, {} idle",
-                self.idle
-            );
-        }
+        let sidecars = self.instances.iter().chain([&self.caller]);
+        hold_memory(sidecars.map(Sidecar::memory), self.idle);
         outcomes
     }
 }

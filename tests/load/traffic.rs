@@ -18,6 +18,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 /// Between two requests of one client.
 const PACE: Duration = Duration::from_millis(60);
 
+/// How much more memory a sidecar may hold after anything.
+const GROWTH: usize = 32 * 1024 * 1024;
+
 /// What became of a request.
 #[derive(Debug, Clone)]
 pub(crate) struct Outcome {
@@ -301,4 +304,11 @@ pub(crate) fn hold(what: &str, outcomes: &[Outcome], began: Instant, healed: Ins
         );
     }
     assert!(outcomes.len() > 800, "{what}: the load was not there");
+}
+
+/// Holds the memory of sidecars after anything against what one takes when it is idle, in bytes.
+pub(crate) fn hold_memory(sidecars: impl IntoIterator<Item = usize>, idle: usize) {
+    for memory in sidecars {
+        assert!(memory <= idle + GROWTH, "{memory} bytes, {idle} idle");
+    }
 }

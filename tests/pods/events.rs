@@ -12,13 +12,11 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 
 use crate::interception::service;
-use crate::traffic::{Apps, Outcome, Traffic, account_for, arrived, failures, hold};
+use crate::traffic::{Apps, Outcome, Traffic, account_for, arrived, failures, hold, hold_memory};
 
 /// One load at a time: two cores carry it.
 static ALONE: Mutex<()> = Mutex::const_new(());
 
-/// How much more memory a sidecar may hold after anything.
-const GROWTH: usize = 32 * 1024 * 1024;
 /// How long a fault lasts.
 const FAULT: Duration = Duration::from_secs(6);
 
@@ -76,14 +74,8 @@ impl Shop {
     async fn close(self, traffic: Traffic) -> Vec<Outcome> {
         let outcomes = self.pods.pods[0].run(traffic.end()).await;
         let outcomes = account_for(outcomes, &self.apps);
-        for sidecar in self.callees.iter().chain([&self.caller]) {
-            let memory = sidecar.memory();
-            assert!(
-                memory <= self.idle + GROWTH,
-                "{memory} bytes, {} idle",
-                self.idle
-            );
-        }
+        let sidecars = self.callees.iter().chain([&self.caller]);
+        hold_memory(sidecars.map(Injected::memory), self.idle);
         outcomes
     }
 }

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use super::ask::ask;
 use crate::connect::connect_from;
-use crate::intercept::PASSING;
+use crate::intercept::passing_to;
 
 /// What each path asks of the app.
 #[derive(Debug, Clone, PartialEq)]
@@ -72,10 +72,8 @@ impl Prober {
 
     async fn probe(&self, ip: IpAddr) -> Result<StatusCode, String> {
         let address = SocketAddr::new(ip, self.port);
-        let [v4, v6] = PASSING;
         // As the sidecar's own connection to the app.
-        let source = if ip.is_ipv4() { v4 } else { v6 };
-        let tcp = connect_from(source, address).await;
+        let tcp = connect_from(passing_to(ip), address).await;
         let tcp = tcp.map_err(|error| format!("{address}: {error}"))?;
         let Some(http) = &self.http else {
             return Ok(StatusCode::OK);

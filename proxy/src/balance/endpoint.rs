@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::outlier::Health;
 use crate::config::endpoints::Workload;
-use crate::intercept::PASSING;
+use crate::intercept::passing_to;
 use crate::observe::standard::Series;
 use crate::tls::client::Connector;
 
@@ -61,9 +61,8 @@ impl Endpoint {
 
     /// The app at an address of this pod, reached from the address of which nothing is taken over.
     pub fn passing(address: SocketAddr) -> Endpoint {
-        let [v4, v6] = PASSING;
         Endpoint {
-            source: Some(if address.is_ipv4() { v4 } else { v6 }),
+            source: Some(passing_to(address.ip())),
             ..Endpoint::plain(address, 1)
         }
     }

@@ -10,8 +10,8 @@ use std::time::Duration;
 use clap::Args;
 use socket2::SockRef;
 
-pub use rules::PASSING;
-use rules::{Net, PROBE, TABLE, Wanted, Which};
+pub use rules::passing_to;
+use rules::{Net, PASSING, PROBE, TABLE, Wanted, Which};
 
 /// How long the self-test waits.
 const PATIENCE: Duration = Duration::from_secs(2);

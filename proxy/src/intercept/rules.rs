@@ -10,6 +10,12 @@ pub const PASSING: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(127, 0, 0, 6)),
     IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6)),
 ];
+/// The one of [`PASSING`] from which `address` is connected to.
+pub fn passing_to(address: IpAddr) -> IpAddr {
+    let [v4, v6] = PASSING;
+    if address.is_ipv4() { v4 } else { v6 }
+}
+
 /// A port that nobody serves: a connection to [`PASSING`] on it tells whether connections are taken over.
 pub const PROBE: u16 = 15002;
 

@@ -49,7 +49,12 @@ impl Whole {
 pub async fn connect(address: SocketAddr) -> SendRequest<Bytes> {
     let tcp = TcpStream::connect(address).await.expect("connect");
     tcp.set_nodelay(true).expect("nodelay");
-    let (sender, connection) = h2::client::handshake(tcp).await.expect("HTTP/2");
+    // The least that RFC 9113 6.5.2 recommends: streams sent before its settings are read may be more than a server takes.
+    let (sender, connection) = h2::client::Builder::new()
+        .initial_max_send_streams(100)
+        .handshake::<_, Bytes>(tcp)
+        .await
+        .expect("HTTP/2");
     tokio::spawn(connection);
     sender.ready().await.expect("settings")
 }

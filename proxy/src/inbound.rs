@@ -30,7 +30,7 @@ use crate::identify::{Protocol, http_version, identify};
 use crate::intercept::original_destination;
 use crate::observe::labels::Party;
 use crate::observe::standard::Series;
-use crate::observe::{Outcome, Reporter};
+use crate::observe::{Outcome, Reporter, Teller};
 use crate::outbound::normalise;
 use crate::policy::{Caller, Verdict, verdict, verdict_tcp};
 use crate::route::matcher::RequestView;
@@ -55,6 +55,10 @@ struct Connection {
     /// Its address, as `x-forwarded-for` carries it.
     ip: String,
     address: SocketAddr,
+    /// What it connected to.
+    local: Option<SocketAddr>,
+    /// The server name that its TLS asks for.
+    server_name: Option<String>,
     /// What the sidecar at the other end says of its workload.
     source: OnceCell<Workload>,
 }
@@ -115,6 +119,8 @@ async fn serve_for(
         peer: None,
         ip: address.ip().to_string(),
         address,
+        local: dialled.or_else(|| tcp.local_addr().ok()),
+        server_name: None,
         source: OnceCell::new(),
     };
     let mut read = Vec::new();
@@ -232,7 +238,10 @@ impl Connection {
     fn is_told(&mut self, protocol: Protocol) {
         self.tls = matches!(protocol, Protocol::Tls(_));
         self.offers = match protocol {
-            Protocol::Tls(hello) => hello.alpn,
+            Protocol::Tls(hello) => {
+                self.server_name = hello.server_name;
+                hello.alpn
+            }
             Protocol::Http1 => vec![b"http/1.1".to_vec()],
             Protocol::Http2 => vec![b"h2c".to_vec()],
             Protocol::Opaque => Vec::new(),
@@ -273,8 +282,13 @@ impl Connection {
     }
 
     /// Who tells of its requests.
-    fn teller(&self) -> (Reporter, Option<SocketAddr>) {
-        (Reporter::Destination, Some(self.address))
+    fn teller(&self) -> Teller<'_> {
+        Teller {
+            reporter: Reporter::Destination,
+            peer: self.address,
+            local: self.local,
+            server_name: self.server_name.as_deref(),
+        }
     }
 
     fn audience(&self) -> Audience {

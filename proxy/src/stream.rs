@@ -3,6 +3,7 @@
 
 use std::fmt::Debug;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -108,6 +109,17 @@ impl Stream {
             Stream::Opened(tls) => tls.get_ref().1.alpn_protocol(),
             Stream::Plain(_) | Stream::Inside(_) => None,
         }
+    }
+
+    /// The own end of the TCP connection, if it is one itself.
+    pub fn local_address(&self) -> Option<SocketAddr> {
+        let tcp = match self {
+            Stream::Plain(socket) => socket.tcp(),
+            Stream::Accepted(tls) => tls.get_ref().0.tcp(),
+            Stream::Opened(tls) => tls.get_ref().0,
+            Stream::Inside(_) => return None,
+        };
+        tcp.local_addr().ok()
     }
 
     /// Whether a read may give something. Far cheaper than a read that gives nothing.

@@ -15,7 +15,7 @@ use crate::http::head::Head;
 use crate::observe::labels::Party;
 use crate::observe::metrics::Metrics;
 use crate::observe::standard::Series;
-use crate::observe::{Observer, Outcome, Reporter};
+use crate::observe::{Observer, Outcome, Teller};
 use crate::snapshot::apps::Apps;
 use crate::tls::Credentials;
 use crate::tls::server::Acceptor;
@@ -79,7 +79,7 @@ impl Worker {
     }
 
     /// A request that could not be read is over.
-    pub fn over(&self, outcome: &Outcome, teller: (Reporter, Option<SocketAddr>), error: &Error) {
+    pub fn over(&self, outcome: &Outcome, teller: Teller<'_>, error: &Error) {
         let (none, dice) = (Head::default(), || self.random(|rng| rng.u64(..)));
         let observer = &self.shared.observer;
         observer.over(outcome, teller, (&none, &none), Some(error), dice);

@@ -154,7 +154,7 @@ async fn the_access_log_has_a_line_for_each_request_and_says_why() {
     let (app, directory) = (Upstream::named("v1").await, Directory::new());
     let path = directory.path().join("access.log");
     let flags = format!("--access-log {}", path.display());
-    let (_mesh, caller, _callee, _) = pair(app.address, "", &flags).await;
+    let (_mesh, caller, _callee, _) = pair(app.address, &mtls("STRICT"), &flags).await;
     let secret =
         "GET /a?b=c HTTP/1.1\r\nhost: users\r\nauthorization: s3cret\r\ncookie: s3cret\r\n\r\n";
     let mut client = Client::connect(caller.outbound).await;
@@ -185,7 +185,25 @@ async fn the_access_log_has_a_line_for_each_request_and_says_why() {
         (&200.into(), &2.into())
     );
     assert_eq!(good["response_code_details"], "via_upstream");
-    assert!(good["downstream_remote_address"].is_string() && good["upstream_host"].is_string());
+    // Each connection's two ends: the callee's sidecar was asked from where the caller's one said that it called.
+    let callees = lines
+        .iter()
+        .find(|line| !out(line) && line["response_code"] == 200)
+        .expect("the callee's line");
+    let outbound = caller.outbound.to_string();
+    assert_eq!(good["downstream_local_address"], outbound.as_str());
+    assert!(good["downstream_remote_address"].is_string());
+    assert!(good["upstream_local_address"].is_string());
+    assert_eq!(
+        good["upstream_local_address"],
+        callees["downstream_remote_address"]
+    );
+    assert_eq!(good["upstream_host"], callees["downstream_local_address"]);
+    assert_eq!(callees["upstream_host"], app.address.to_string().as_str());
+    let name = "outbound_.80_._.users.default.svc.cluster.local";
+    assert_eq!(callees["requested_server_name"], name);
+    let rule = good["route_name"].as_str().unwrap_or_default();
+    assert!(rule.contains("users"), "{rule}");
     let bad = lines
         .iter()
         .find(|line| line["response_code"] == 404)

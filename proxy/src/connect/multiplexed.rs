@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +26,8 @@ pub struct Member {
     pub connection: Rc<Connection>,
     /// When it is mutual TLS: how long the certificates that made it are valid.
     pub until: Option<Instant>,
+    /// Its own end.
+    pub local: Option<SocketAddr>,
     /// Where it leads.
     pub endpoint: Arc<Endpoint>,
     /// How it is used.
@@ -68,7 +71,7 @@ impl Member {
     /// A stream on it.
     pub fn stream(&self) -> Box<Upstream> {
         let stream = Up::H2(self.connection.stream());
-        Upstream::new(stream, self.until, &self.endpoint, self.uses)
+        Upstream::new(stream, (self.until, self.local), &self.endpoint, self.uses)
     }
 }
 

@@ -6,6 +6,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Waker};
@@ -27,22 +28,25 @@ pub(super) const BEFORE_EXPIRY: Duration = Duration::from_millis(500);
 pub struct Upstream {
     /// HTTP on it.
     pub half: Up,
+    /// Its own end.
+    pub local: Option<SocketAddr>,
     until: Option<Instant>,
     endpoint: Arc<Endpoint>,
     uses: Connections,
 }
 
 impl Upstream {
-    /// A connection to `endpoint`, or a stream of one, used as `uses` says; when it is mutual TLS, the certificates that
-    /// made it are valid `until` then.
+    /// A connection from `local` to `endpoint`, or a stream of one, used as `uses` says; when it is mutual TLS, the
+    /// certificates that made it are valid `until` then.
     pub fn new(
         half: Up,
-        until: Option<Instant>,
+        (until, local): (Option<Instant>, Option<SocketAddr>),
         endpoint: &Arc<Endpoint>,
         uses: Connections,
     ) -> Box<Upstream> {
         Box::new(Upstream {
             half,
+            local,
             until,
             endpoint: Arc::clone(endpoint),
             uses,

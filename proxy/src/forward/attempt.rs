@@ -1,6 +1,5 @@
 //! A request on its way to a cluster: tries, each at one endpoint, until one is answered or there is no use in another.
 
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,10 +22,10 @@ use crate::connect::{Carries, dial};
 use crate::deadline::Deadline;
 use crate::error::{Error, Kind, Progress, Side};
 use crate::http::Incoming;
-use crate::http::half::{Down, Up};
+use crate::http::half::Down;
 use crate::http::head::{Head, Known};
 use crate::observe::standard::Sizes;
-use crate::observe::{Outcome, Reached, Reporter};
+use crate::observe::{Outcome, Reached, Teller};
 use crate::worker::Worker;
 
 /// Why there is no other try when the policy allows no more.
@@ -46,7 +45,7 @@ pub struct Attempt<'a> {
     /// What became of the request.
     pub outcome: &'a mut Outcome,
     /// Who tells of it, and whose request it is.
-    pub teller: (Reporter, Option<SocketAddr>),
+    pub teller: Teller<'a>,
 }
 
 /// How long a request may take.
@@ -157,7 +156,12 @@ impl Attempt<'_> {
             let address = tries.lease.as_ref().map(|lease| lease.endpoint().address);
             self.outcome.reached = address.map(|address| {
                 let cluster = Arc::clone(&cluster.name);
-                Box::new(Reached { cluster, address })
+                Box::new(Reached {
+                    cluster,
+                    address,
+                    local: tries.local,
+                    rule: None,
+                })
             });
         }
         outcome.map_err(|error| explain(error, &tries).behind(&cluster.object))
@@ -291,9 +295,7 @@ impl Attempt<'_> {
         if is_new && matches!(tries.policy, Policy::Route(_)) {
             self.introduce(endpoint.tls.is_some());
         }
-        // What becomes of one stream of many says nothing of the connection.
-        tries.is_reused = matches!(&upstream.half, Up::H1(half) if half.exchanges() > 0);
-        tries.restart(self.outcome.call());
+        tries.restart(&upstream, self.outcome.call());
         let patience = self.worker.shared.timeouts.flush;
         let mut exchange = tries.exchange(&mut self.down, &mut upstream.half, patience);
         let begun = exchange.begin(self.request, self.response).await;

@@ -2,7 +2,6 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,7 +20,7 @@ use crate::connect::{Carries, dial};
 use crate::error::{Error, Kind, Progress, Side};
 use crate::http::head::Head;
 use crate::observe::standard::{Protocol, Series};
-use crate::observe::{Carried, Reached, Reporter, Told};
+use crate::observe::{Carried, Reached, Teller, Told};
 use crate::stream::Stream;
 use crate::worker::Worker;
 
@@ -76,7 +75,7 @@ pub async fn carry(
     read: &[u8],
     down: &mut Stream,
 ) -> Result<(), Error> {
-    let carried = passage.opened(cluster, &up.lease);
+    let carried = passage.opened(cluster, &up);
     let sent = up.stream.write_all(read).await;
     sent.map_err(|error| Error::up(Kind::Reset, error.to_string()).at(Progress::Sent))?;
     carried.received(read.len());
@@ -159,24 +158,22 @@ impl Passage {
     }
 
     /// It is connected to an endpoint, whose own series counts it if it has one.
-    fn opened(&mut self, cluster: &Cluster, lease: &Lease) -> &Carried {
-        if let Some(series) = &lease.endpoint().series {
+    fn opened(&mut self, cluster: &Cluster, up: &Opened) -> &Carried {
+        let endpoint = up.lease.endpoint();
+        if let Some(series) = &endpoint.series {
             self.series = Arc::clone(series);
         }
         self.reached = Some(Reached {
             cluster: Arc::clone(&cluster.name),
-            address: lease.endpoint().address,
+            address: endpoint.address,
+            local: up.stream.local_address(),
+            rule: None,
         });
         self.carried.insert(Carried::opened(&self.series))
     }
 
     /// It has ended. One that never began is counted with the reason.
-    pub fn over(
-        mut self,
-        worker: &Worker,
-        teller: (Reporter, Option<SocketAddr>),
-        error: Option<Error>,
-    ) {
+    pub fn over(mut self, worker: &Worker, teller: Teller<'_>, error: Option<Error>) {
         let error = error.as_ref();
         let is_unbegun = |error: &&Error| error.progress == Progress::Nothing;
         let flag = error.filter(is_unbegun).map_or("-", Error::flag);
@@ -186,7 +183,7 @@ impl Passage {
             .get_or_insert_with(|| Carried::ended(series, flag));
         let none = Head::default();
         let told = Told {
-            reporter: teller.0,
+            teller,
             request: &none,
             response: &none,
             labels: self.series.labels(),
@@ -198,7 +195,6 @@ impl Passage {
             bodies: carried.bytes(),
             reached: self.reached.as_ref(),
             error,
-            peer: teller.1,
             is_logged: worker.shared.observer.logs(0, || worker.dice()),
         };
         worker.shared.observer.told(&told);

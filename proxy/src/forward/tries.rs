@@ -1,5 +1,6 @@
 //! What the tries of one request share, and when there is another.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use super::retry::{self, Decision, Failure};
 use crate::balance::Lease;
 use crate::balance::limits::Held;
 use crate::config::route::{Retry, RetryOn};
+use crate::connect::pool::Upstream;
 use crate::error::{Error, Kind, Progress, Side};
 use crate::http::h1::Length;
 use crate::http::half::{Down, Up};
@@ -31,6 +33,8 @@ pub(super) struct Tries<'a> {
     pub(super) tried: Vec<u64>,
     /// The endpoint of the moment.
     pub(super) lease: Option<Lease>,
+    /// The own end of the connection of the moment.
+    pub(super) local: Option<SocketAddr>,
     /// Whether the connection of the moment had carried a request before.
     pub(super) is_reused: bool,
     /// The place in the budget of retries.
@@ -65,13 +69,17 @@ impl<'a> Tries<'a> {
             download: Transfer::default(),
             tried: Vec::new(),
             lease: None,
+            local: None,
             is_reused: false,
             held: None,
         }
     }
 
-    /// The next try begins with the body's first byte. Messages of a gRPC call are counted by `call`.
-    pub(super) fn restart(&mut self, call: Option<&Arc<Series>>) {
+    /// The next try goes by `upstream`, and begins with the body's first byte. Messages of a gRPC call are counted by `call`.
+    pub(super) fn restart(&mut self, upstream: &Upstream, call: Option<&Arc<Series>>) {
+        self.local = upstream.local;
+        // What becomes of one stream of many says nothing of the connection.
+        self.is_reused = matches!(&upstream.half, Up::H1(half) if half.exchanges() > 0);
         self.replay.restart();
         let of = |way| Transfer::of_messages(call.map(|series| Messages::new(series, way)));
         self.upload = of(Way::Request);

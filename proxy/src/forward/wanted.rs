@@ -77,9 +77,11 @@ impl Wanted<'_> {
         }
         let (shared, cluster) = (&worker.shared, self.cluster);
         let (stream, until) = connect(shared, cluster, endpoint, Carries::Http).await?;
+        let local = stream.local_address();
         let conn = Conn::new(stream, Vec::new(), shared.limits);
         let half = Up::H1(ClientHalf::new(conn));
-        Ok(Upstream::new(half, until, endpoint, cluster.connections))
+        let uses = cluster.connections;
+        Ok(Upstream::new(half, (until, local), endpoint, uses))
     }
 
     /// A stream; `None` when the endpoint turns out to know no HTTP/2.
@@ -147,6 +149,7 @@ async fn open(
         return Ok(None);
     }
     let (address, within) = (endpoint.address, cluster.connect_timeout);
+    let local = stream.local_address();
     let opening = timeout(within, Connection::open(stream, is_ours, shared.limits));
     let connection = match opening.await {
         Ok(Ok(connection)) => connection,
@@ -161,6 +164,7 @@ async fn open(
     Ok(Some(Member {
         connection: Rc::clone(&connection),
         until,
+        local,
         endpoint,
         uses: cluster.connections,
     }))

@@ -4,6 +4,7 @@
 //! doesn't name.
 
 use std::io::Write;
+use std::net::SocketAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -286,7 +287,7 @@ fn field<'a>(request: &'a Head, name: &'a str) -> Option<&'a [u8]> {
 
 fn known(command: &str, told: &Told<'_>) -> Option<Shown> {
     let text = |text: &str| Some(Shown::Text(text.to_owned()));
-    let address = |address: std::net::SocketAddr| Some(Shown::Text(address.to_string()));
+    let address = |address: SocketAddr| Some(Shown::Text(address.to_string()));
     let is_tcp = told.protocol == Protocol::Tcp;
     match command {
         "START_TIME" => text(&super::time::rfc3339_millis(SystemTime::now() - told.took)),
@@ -317,13 +318,16 @@ fn known(command: &str, told: &Told<'_>) -> Option<Shown> {
         }
         "UPSTREAM_HOST" => address(told.reached?.address),
         "UPSTREAM_CLUSTER" => text(&told.reached?.cluster),
-        "DOWNSTREAM_REMOTE_ADDRESS" => address(told.peer?),
+        "UPSTREAM_LOCAL_ADDRESS" => address(told.reached?.local?),
+        "ROUTE_NAME" => text(told.reached?.rule.as_deref()?),
+        "DOWNSTREAM_REMOTE_ADDRESS" => address(told.teller.peer),
+        "DOWNSTREAM_LOCAL_ADDRESS" => address(told.teller.local?),
+        "REQUESTED_SERVER_NAME" => text(told.teller.server_name?),
         "GRPC_STATUS_NUMBER" => Some(Shown::Number(u64::from(told.grpc?))),
         "TRACE_ID" => {
             let value = told.request.get(Known::Traceparent)?;
             text(std::str::from_utf8(value.get(3..35)?).ok()?)
         }
-        // Sockets' own addresses, server names and routes' names aren't kept.
         _ => None,
     }
 }
@@ -335,7 +339,11 @@ mod tests {
     use super::*;
     use crate::error::Error;
     use crate::observe::labels::Labels;
-    use crate::observe::{Reached, Reporter};
+    use crate::observe::{Reached, Reporter, Teller};
+
+    fn address(text: &str) -> SocketAddr {
+        text.parse().expect("an address")
+    }
 
     fn lines(format: &str, fields: &[(&str, &str)], error: Option<&Error>) -> String {
         let mut request = Head::request("GET", "/users/1?token=x");
@@ -344,10 +352,17 @@ mod tests {
         }
         let reached = Reached {
             cluster: "outbound|80||a".into(),
-            address: "127.0.0.9:3001".parse().expect("an address"),
+            address: address("127.0.0.9:3001"),
+            local: Some(address("127.0.0.1:9")),
+            rule: Some("VirtualService shop/a rule 1".into()),
         };
         let told = Told {
-            reporter: Reporter::Source,
+            teller: Teller {
+                reporter: Reporter::Source,
+                peer: address("127.0.0.1:5"),
+                local: Some(address("10.0.0.1:80")),
+                server_name: Some("a.shop.svc"),
+            },
             request: &request,
             response: &Head::response(200),
             labels: &Labels::other(),
@@ -359,7 +374,6 @@ mod tests {
             bodies: (3, 4),
             reached: Some(&reached),
             error,
-            peer: Some("127.0.0.1:5".parse().expect("an address")),
             is_logged: true,
         };
         let format = match format {
@@ -375,6 +389,12 @@ mod tests {
         assert_eq!(
             lines(format, &[], None),
             "GET /users/1?token=x 200 12 outbound|80||a 100% -\n"
+        );
+        let format = "%DOWNSTREAM_REMOTE_ADDRESS% %DOWNSTREAM_LOCAL_ADDRESS% %UPSTREAM_LOCAL_ADDRESS% %UPSTREAM_HOST% \
+                      %REQUESTED_SERVER_NAME% \"%ROUTE_NAME%\"";
+        assert_eq!(
+            lines(format, &[], None),
+            "127.0.0.1:5 10.0.0.1:80 127.0.0.1:9 127.0.0.9:3001 a.shop.svc \"VirtualService shop/a rule 1\"\n"
         );
         assert!(TEXT.parse::<Format>().is_ok());
         for (wrong, words) in [("%NONE%", "%NONE%"), ("%REQ(A%", "REQ(A"), ("a % b", "%%")] {

@@ -43,7 +43,7 @@ impl Failure {
         let id = told.request.get(Known::RequestId).unwrap_or_default();
         Some(Failure {
             at: SystemTime::now(),
-            reporter: told.reporter,
+            reporter: told.teller.reporter,
             source: (
                 label("source_workload_namespace"),
                 label("source_canonical_service"),

@@ -38,6 +38,19 @@ pub enum Reporter {
     Destination,
 }
 
+/// Who tells of a request or connection: its own end of the connection that it came on.
+#[derive(Debug, Clone, Copy)]
+pub struct Teller<'a> {
+    /// Which sidecar it is.
+    pub reporter: Reporter,
+    /// Who connected.
+    pub peer: SocketAddr,
+    /// What it connected to: the address that it dialled, where the connection was taken over.
+    pub local: Option<SocketAddr>,
+    /// The server name that its TLS asked for.
+    pub server_name: Option<&'a str>,
+}
+
 /// A share of requests, chosen by dice.
 #[derive(Debug, Clone, Copy)]
 struct Share {
@@ -83,6 +96,10 @@ pub struct Reached {
     pub cluster: Arc<str>,
     /// The endpoint.
     pub address: SocketAddr,
+    /// The own end of the connection to it.
+    pub local: Option<SocketAddr>,
+    /// The rule that chose it.
+    pub rule: Option<Arc<str>>,
 }
 
 impl Outcome {
@@ -157,7 +174,7 @@ impl Drop for Outcome {
 #[derive(Debug)]
 pub struct Told<'a> {
     /// Who tells.
-    pub reporter: Reporter,
+    pub teller: Teller<'a>,
     /// The request's head, as it was sent on; empty for a connection of bytes.
     pub request: &'a Head,
     /// The response's head.
@@ -180,8 +197,6 @@ pub struct Told<'a> {
     pub reached: Option<&'a Reached>,
     /// What went wrong.
     pub error: Option<&'a Error>,
-    /// Who asked.
-    pub peer: Option<SocketAddr>,
     /// Whether it is in the access log, however it went.
     pub is_logged: bool,
 }
@@ -222,7 +237,7 @@ impl Observer {
     pub fn over(
         &self,
         outcome: &Outcome,
-        (reporter, peer): (Reporter, Option<SocketAddr>),
+        teller: Teller<'_>,
         heads: (&Head, &Head),
         error: Option<&Error>,
         dice: impl Fn() -> u64,
@@ -231,7 +246,7 @@ impl Observer {
             return;
         }
         let told = Told {
-            reporter,
+            teller,
             request: heads.0,
             response: heads.1,
             labels: outcome.series.labels(),
@@ -243,7 +258,6 @@ impl Observer {
             bodies: outcome.bodies,
             reached: outcome.reached.as_deref(),
             error,
-            peer,
             is_logged: outcome.is_logged,
         };
         self.trace(&told, outcome.trace.as_deref(), &dice);

@@ -25,6 +25,15 @@ impl<T> Queue<T> {
         }
     }
 
+    /// Hands over what `make` gives, or counts that there was no room for it: it isn't made then.
+    pub fn push_with(&self, make: impl FnOnce() -> T) {
+        if self.held().len() >= self.at_most {
+            return self.dropped.inc();
+        }
+        // Made while nobody waits for the queue; what is pushed meanwhile may still take the last place.
+        self.push(make());
+    }
+
     /// Hands `item` over, or counts that there was no room.
     pub fn push(&self, item: T) {
         let mut held = self.held();
@@ -73,9 +82,13 @@ mod tests {
         for number in 0..5 {
             queue.push(number);
         }
+        queue.push_with(|| unreachable!("there is no room for it"));
         queue.filled().await;
         assert_eq!((queue.take(2), queue.take(2)), (vec![0, 1], vec![2]));
-        assert_eq!(dropped.get(), 2);
+        assert_eq!(dropped.get(), 3);
+        queue.push_with(|| 8);
+        queue.filled().await;
+        assert_eq!(queue.take(9), [8]);
         queue.push(9);
         queue.filled().await;
         assert_eq!(queue.take(9), [9]);

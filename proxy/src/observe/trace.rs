@@ -201,17 +201,19 @@ impl Traces {
 
     /// The span of a request that is over.
     pub(super) fn over(&self, told: &Told<'_>, trace: &Trace) {
-        let ended = SystemTime::now();
-        self.spans.push(Span {
-            trace: trace.own.trace,
-            id: trace.own.span,
-            parent: trace.parent,
-            reporter: told.reporter,
-            name: name(told),
-            time: (ended - told.took, ended),
-            attributes: self.attributes(told),
-            events: trace.events.clone(),
-            error: error(told),
+        self.spans.push_with(|| {
+            let ended = SystemTime::now();
+            Span {
+                trace: trace.own.trace,
+                id: trace.own.span,
+                parent: trace.parent,
+                reporter: told.teller.reporter,
+                name: name(told),
+                time: (ended - told.took, ended),
+                attributes: self.attributes(told),
+                events: trace.events.clone(),
+                error: error(told),
+            }
         });
     }
 
@@ -259,10 +261,9 @@ impl Traces {
             all.text("upstream_cluster.name", reached.cluster.to_string());
             all.text("network.peer.address", reached.address.to_string());
         }
-        if let Some(peer) = told.peer {
-            all.text("peer.address", peer.to_string());
-            all.text("client.address", peer.ip().to_string());
-        }
+        let peer = told.teller.peer;
+        all.text("peer.address", peer.to_string());
+        all.text("client.address", peer.ip().to_string());
         all.istio(told);
         all.error(told);
         all.0
@@ -274,7 +275,7 @@ struct Attributes(Vec<(&'static str, Value)>);
 impl Attributes {
     /// Whose span it is, under Istio's names.
     fn istio(&mut self, told: &Told<'_>) {
-        let own = |source, destination| match told.reporter {
+        let own = |source, destination| match told.teller.reporter {
             Reporter::Source => told.labels.get(source).to_owned(),
             Reporter::Destination => told.labels.get(destination).to_owned(),
         };

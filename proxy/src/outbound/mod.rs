@@ -30,7 +30,7 @@ use crate::http::head::{Head, Known, Version};
 use crate::http::path;
 use crate::identify::http_version;
 use crate::intercept::original_destination;
-use crate::observe::{Outcome, Reporter};
+use crate::observe::{Outcome, Reporter, Teller};
 use crate::route::NotFound;
 use crate::route::matcher::RequestView;
 use crate::snapshot::{OutboundKind, OutboundPlan, RoutePlan, Target};
@@ -45,6 +45,7 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, address: SocketAddr) {
     {
         return Box::pin(serve_taken_over(worker, tcp, address, dialled)).await;
     }
+    let local = tcp.local_addr().ok();
     let stream = Stream::Plain(Socket::new(tcp));
     let mut conn = Conn::new(stream, Vec::new(), worker.shared.limits);
     let version = tokio::select! {
@@ -54,6 +55,7 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, address: SocketAddr) {
     if let Some(version) = version {
         let caller = Caller {
             address,
+            local,
             inside: None,
         };
         serve_http(worker, conn, version, caller).await;
@@ -65,14 +67,21 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, address: SocketAddr) {
 struct Caller {
     /// The app's end of it.
     address: SocketAddr,
+    /// What it connected to.
+    local: Option<SocketAddr>,
     /// The plan of the tunnel that it is inside.
     inside: Option<Arc<OutboundPlan>>,
 }
 
 impl Caller {
     /// Who tells of its requests.
-    fn teller(&self) -> (Reporter, Option<SocketAddr>) {
-        (Reporter::Source, Some(self.address))
+    fn teller(&self) -> Teller<'static> {
+        Teller {
+            reporter: Reporter::Source,
+            peer: self.address,
+            local: self.local,
+            server_name: None,
+        }
     }
 }
 
@@ -329,6 +338,9 @@ async fn forward(
     let outcome = attempt
         .run(cluster, limit, Policy::Route(route.retry.as_ref()), edit)
         .await;
+    if let Some(reached) = &mut attempt.outcome.reached {
+        reached.rule = Some(Arc::clone(&route.rule));
+    }
     outcome.map_err(|error| explain(error, route))
 }
 

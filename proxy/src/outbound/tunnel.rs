@@ -20,7 +20,7 @@ use crate::http::half::Down;
 use crate::http::head::{Head, Version};
 use crate::identify::{Protocol, sniff};
 use crate::intercept::is_probe;
-use crate::observe::{Outcome, Reporter};
+use crate::observe::{Outcome, Reporter, Teller};
 use crate::route::matcher::RequestView;
 use crate::snapshot::{OutboundKind, OutboundPlan};
 use crate::stream::{Socket, Stream};
@@ -32,15 +32,19 @@ pub(super) struct Tunnel {
     conn: Conn,
     plan: Arc<OutboundPlan>,
     address: SocketAddr,
+    local: Option<SocketAddr>,
+    /// The server name that TLS inside of it asks for.
+    server_name: Option<String>,
 }
 
 impl Tunnel {
     pub(super) fn new(conn: Conn, plan: Arc<OutboundPlan>, caller: &Caller) -> Tunnel {
-        let address = caller.address;
         Tunnel {
             conn,
             plan,
-            address,
+            address: caller.address,
+            local: caller.local,
+            server_name: None,
         }
     }
 }
@@ -69,6 +73,7 @@ pub(super) async fn serve_taken_over(
     });
     let caller = Caller {
         address,
+        local: Some(dialled),
         inside: None,
     };
     serve_tunnel(worker, Tunnel::new(conn, plan, &caller)).await;
@@ -179,6 +184,7 @@ async fn serve_told(worker: Rc<Worker>, mut tunnel: Tunnel) {
             };
             let caller = Caller {
                 address: tunnel.address,
+                local: tunnel.local,
                 inside: Some(tunnel.plan),
             };
             serve_http(worker, tunnel.conn, version, caller).await;
@@ -186,6 +192,7 @@ async fn serve_told(worker: Rc<Worker>, mut tunnel: Tunnel) {
         Protocol::Tls(hello) => {
             if let Some(name) = hello.server_name {
                 tunnel.plan = by_server_name(&worker, &name, tunnel.plan).await;
+                tunnel.server_name = Some(name);
             }
             carry(&worker, tunnel, None).await;
         }
@@ -214,9 +221,15 @@ async fn by_server_name(
 }
 
 /// Carries opaque bytes to the destination of a tunnel.
-async fn carry(worker: &Worker, tunnel: Tunnel, spoken: Option<tcp::Opened>) {
+async fn carry(worker: &Worker, mut tunnel: Tunnel, spoken: Option<tcp::Opened>) {
     let mut passage = tcp::Passage::new(&tunnel.plan.series);
-    let teller = (Reporter::Source, Some(tunnel.address));
+    let server_name = tunnel.server_name.take();
+    let teller = Teller {
+        reporter: Reporter::Source,
+        peer: tunnel.address,
+        local: tunnel.local,
+        server_name: server_name.as_deref(),
+    };
     let carried = carry_bytes(worker, tunnel, spoken, &mut passage).await;
     if let Err(error) = &carried {
         tracing::info!(%error, "connection not carried");

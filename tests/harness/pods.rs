@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::future::Future;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Command as StdCommand, Output, Stdio};
@@ -120,13 +120,14 @@ impl Drop for Pods {
     }
 }
 
-fn sh(script: &str) {
+fn sh(script: &str) -> String {
     let done = StdCommand::new("sh")
         .args(["-ec", script])
         .output()
         .expect("sh");
     let said = String::from_utf8_lossy(&done.stderr);
     assert!(done.status.success(), "pods need root and iproute2: {said}");
+    String::from_utf8_lossy(&done.stdout).into_owned()
 }
 
 impl Pod {
@@ -154,9 +155,23 @@ impl Pod {
         format!("/run/netns/{}", self.name)
     }
 
-    /// Runs a script in the pod, as root: faults.
-    pub fn script(&self, script: &str) {
-        sh(&format!("ip netns exec {} sh -ec '{script}'", self.name));
+    /// Runs a script in the pod, as root: faults. What it says.
+    pub fn script(&self, script: &str) -> String {
+        sh(&format!("ip netns exec {} sh -ec '{script}'", self.name))
+    }
+
+    /// The two ends of each TCP connection in the pod that is in `state`, the pod's own end first.
+    pub fn connections(&self, state: &str) -> Vec<[SocketAddr; 2]> {
+        let listed = self.script(&format!("ss -Htn state {state}"));
+        let end = |word: &str| {
+            let end: SocketAddr = word.parse().ok()?;
+            Some(SocketAddr::new(end.ip().to_canonical(), end.port()))
+        };
+        let ends = |line: &str| {
+            let mut words = line.split_whitespace().skip(2);
+            Some([end(words.next()?)?, end(words.next()?)?])
+        };
+        listed.lines().filter_map(ends).collect()
     }
 
     /// Runs `task` in the pod, and gives what it gives.

@@ -21,7 +21,7 @@ const PROXY: [(&str, &str); 34] = [
     ),
     ("channel", "tls"),
     ("config", "tls"),
-    ("connect", "balance config error http stream tls"),
+    ("connect", "balance config error http intercept stream tls"),
     ("deadline", ""),
     ("directory", "error snapshot"),
     ("drain", ""),

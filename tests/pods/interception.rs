@@ -7,8 +7,9 @@ use leno_control_plane::mesh::OutboundTrafficPolicy;
 use leno_tests::client::Client;
 use leno_tests::mesh::{Mesh, mtls};
 use leno_tests::pods::{Injected, Pod, Pods};
+use leno_tests::until;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 /// The registry of a service behind pods.
@@ -128,6 +129,41 @@ async fn an_app_that_knows_nothing_speaks_mutual_tls_over_ipv4_and_ipv6() {
         "connection_security_policy=\"mutual_tls\"",
     ];
     assert!((callee.metric("istio_requests_total", labels).await - 4.0).abs() < 0.5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_sidecar_dialled_in_vain_leads_no_connection_of_the_app_past_it() {
+    let pods = Pods::new(1);
+    let mesh = pods.mesh("").await;
+    let pod = &pods.pods[0];
+    let _sidecar = pod.inject(&mesh, "web", "").await;
+    // Nobody is there, nor says so.
+    let nobody = SocketAddr::from(([10, 100, 0, 9], 9999));
+    let app = pod
+        .run(async move {
+            let mut app = TcpStream::connect(nobody).await.expect("taken over");
+            app.write_all(b"hello").await.expect("taken over");
+            app
+        })
+        .await;
+    let dialling = || async {
+        let dialled = pod.connections("syn-sent").into_iter();
+        dialled.rev().find(|[_, peer]| *peer == nobody)
+    };
+    let [from, _] = until("the sidecar dials", dialling).await;
+    drop(app);
+    until("it gives up", || async {
+        dialling().await.is_none().then_some(())
+    })
+    .await;
+    // The kernel still waits for an answer to that.
+    let again = pod.run(async move {
+        let socket = TcpSocket::new_v4()?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(from)?;
+        timeout(Duration::from_secs(3), socket.connect(nobody)).await?
+    });
+    again.await.expect("taken over as well");
 }
 
 #[tokio::test(flavor = "multi_thread")]

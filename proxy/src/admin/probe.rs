@@ -73,7 +73,7 @@ impl Prober {
     async fn probe(&self, ip: IpAddr) -> Result<StatusCode, String> {
         let address = SocketAddr::new(ip, self.port);
         // As the sidecar's own connection to the app.
-        let tcp = connect_from(passing_to(ip), address).await;
+        let tcp = connect_from(Some(passing_to(ip)), address).await;
         let tcp = tcp.map_err(|error| format!("{address}: {error}"))?;
         let Some(http) = &self.http else {
             return Ok(StatusCode::OK);

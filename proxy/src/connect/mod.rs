@@ -14,6 +14,7 @@ use tokio::time::{Duration, sleep, timeout};
 use crate::balance::{Cluster, Endpoint};
 use crate::config::cluster::Keepalive;
 use crate::error::{Error, Kind};
+use crate::intercept::rules::PRIORITY;
 use crate::stream::{Socket, Stream, tune};
 use crate::tls::Peer;
 
@@ -60,10 +61,7 @@ async fn connect(
     carries: Carries,
 ) -> Result<(Stream, Option<Peer>), Error> {
     let tcp = loop {
-        let tried = match endpoint.source {
-            None => TcpStream::connect(endpoint.address).await,
-            Some(source) => connect_from(source, endpoint.address).await,
-        };
+        let tried = connect_from(endpoint.source, endpoint.address).await;
         match tried {
             // The first requests wait for an app that starts after its sidecar.
             Err(error) if is_refusal(&error) && endpoint.is_awaited() => sleep(AGAIN).await,
@@ -92,16 +90,20 @@ fn is_refusal(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::ConnectionRefused
 }
 
-/// Connects from an address of the machine's own.
+/// Connects, from an address of the machine's own if there is one.
 ///
 /// # Errors
 /// When it can't.
-pub async fn connect_from(source: IpAddr, address: SocketAddr) -> io::Result<TcpStream> {
-    let socket = match source {
-        IpAddr::V4(_) => TcpSocket::new_v4()?,
-        IpAddr::V6(_) => TcpSocket::new_v6()?,
+pub async fn connect_from(source: Option<IpAddr>, address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
-    socket.bind((source, 0).into())?;
+    // The rules of `init` know it by this; without them it means nothing.
+    let _ = SockRef::from(&socket).set_priority(PRIORITY);
+    if let Some(source) = source {
+        socket.bind((source, 0).into())?;
+    }
     socket.connect(address).await
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::rules::{Chain, Hook, Match, Net, Rule, Table, Verdict};
+use super::rules::{Chain, Match, Net, Rule, Table, Verdict};
 
 /// `AF_NETLINK`, and the protocols of it that are spoken here.
 const AF_NETLINK: i32 = 16;
@@ -36,10 +36,10 @@ const INET: u8 = 1;
 const IPV4: u8 = 2;
 const IPV6: u8 = 10;
 const TCP: u8 = 6;
-/// `NF_INET_PRE_ROUTING` and `NF_INET_LOCAL_OUT`; where destinations are translated.
+/// `NF_INET_PRE_ROUTING` and `NF_INET_LOCAL_OUT`.
 const PREROUTING: u32 = 0;
 const OUTPUT: u32 = 3;
-const DSTNAT: i32 = -100;
+const META_PRIORITY: u32 = 2;
 const META_OIF: u32 = 5;
 const META_SKUID: u32 = 10;
 const META_SKGID: u32 = 11;
@@ -49,6 +49,9 @@ const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
 const REG_VERDICT: u32 = 0;
 const REG_1: u32 = 1;
+const CT_ZONE: u32 = 17;
+/// `IP_CT_DIR_ORIGINAL`
+const ORIGINAL: u8 = 0;
 const CMP_EQ: u32 = 0;
 const CMP_NEQ: u32 = 1;
 const NFT_RETURN: i32 = -5;
@@ -156,11 +159,16 @@ impl Expressions {
                     nested(data, 2, |verdict| number(verdict, 1, code));
                 });
             }),
-            Verdict::Redirect(port) => {
-                all.add("immediate", |out| {
-                    number(out, 1, REG_1);
-                    nested(out, 2, |data| attribute(data, 1, &port.to_be_bytes()));
+            Verdict::Zone(zone) => {
+                all.load(&zone.to_ne_bytes());
+                all.add("ct", |out| {
+                    number(out, 2, CT_ZONE);
+                    attribute(out, 3, &[ORIGINAL]);
+                    number(out, 4, REG_1);
                 });
+            }
+            Verdict::Redirect(port) => {
+                all.load(&port.to_be_bytes());
                 all.add("redir", |out| {
                     number(out, 1, REG_1);
                     number(out, 2, REG_1);
@@ -170,11 +178,19 @@ impl Expressions {
         all
     }
 
+    fn load(&mut self, value: &[u8]) {
+        self.add("immediate", |out| {
+            number(out, 1, REG_1);
+            nested(out, 2, |data| attribute(data, 1, value));
+        });
+    }
+
     fn condition(&mut self, condition: &Match) {
         match condition {
             Match::Tcp => self.meta(META_L4PROTO, &[TCP]),
             Match::Uid(uid) => self.meta(META_SKUID, &uid.to_ne_bytes()),
             Match::Gid(gid) => self.meta(META_SKGID, &gid.to_ne_bytes()),
+            Match::Priority(priority) => self.meta(META_PRIORITY, &priority.to_ne_bytes()),
             Match::OutLoopback => self.meta(META_OIF, &LOOPBACK.to_ne_bytes()),
             Match::Port(port) => {
                 self.payload(TRANSPORT_HEADER, 2, 2);
@@ -287,20 +303,21 @@ impl Batch {
     }
 
     fn chain(&mut self, table: &str, chain: &Chain) {
-        let hook = match chain.hook {
-            Hook::Output => OUTPUT,
-            Hook::Prerouting => PREROUTING,
+        let (kind, hook, priority) = chain.hook.kind();
+        let hook = match hook {
+            "output" => OUTPUT,
+            _ => PREROUTING,
         };
         let mut out = Vec::new();
         text(&mut out, 1, table);
         text(&mut out, 3, chain.name);
         nested(&mut out, 4, |data| {
             number(data, 1, hook);
-            number(data, 2, u32::from_ne_bytes(DSTNAT.to_ne_bytes()));
+            number(data, 2, u32::from_ne_bytes(priority.to_ne_bytes()));
         });
         // Accept.
         number(&mut out, 5, 1);
-        text(&mut out, 7, "nat");
+        text(&mut out, 7, kind);
         self.change(NEWCHAIN, CREATE, &out, format!("chain {}", chain.name));
     }
 
@@ -340,6 +357,9 @@ fn explain(what: &str, error: &io::Error) -> io::Error {
         }
         Some(ENOENT | EOPNOTSUPP) if what.starts_with("chain") => {
             "; the kernel has no NAT for nf_tables (CONFIG_NFT_NAT)"
+        }
+        Some(ENOENT | EOPNOTSUPP) if what.contains("ct original zone") => {
+            "; the kernel has no zones of connection tracking (CONFIG_NFT_CT, CONFIG_NF_CONNTRACK_ZONES)"
         }
         Some(ENOENT) if what.starts_with("rule") => {
             "; the kernel has no redirect for nf_tables (CONFIG_NFT_REDIR)"

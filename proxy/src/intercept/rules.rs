@@ -19,6 +19,14 @@ pub fn passing_to(address: IpAddr) -> IpAddr {
 /// A port that nobody serves: a connection to [`PASSING`] on it tells whether connections are taken over.
 pub const PROBE: u16 = 15002;
 
+/// The priority (`SO_PRIORITY`) of the sidecar's connections to endpoints, by which the rules know all of their packets: those
+/// of a socket whose owner has closed it have no user any more. The kernel queues it as it queues 0.
+pub const PRIORITY: u32 = 4;
+
+/// The zone in which the kernel's connection tracking keeps them. What it remembers of one, such as a SYN that nobody
+/// answered, must not be taken for a connection of the app between the same two ends: that one would not be redirected.
+const ZONE: u16 = 15001;
+
 /// A range of addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Net {
@@ -139,6 +147,8 @@ pub enum Match {
     Uid(u32),
     /// Of a socket of this group.
     Gid(u32),
+    /// Has this priority.
+    Priority(u32),
     /// Leaves by the loopback interface.
     OutLoopback,
     /// Goes to this TCP port.
@@ -158,6 +168,8 @@ pub enum Verdict {
     Return,
     /// It goes to this port of ours.
     Redirect(u16),
+    /// It is tracked in this zone, as seen from its beginning.
+    Zone(u16),
 }
 
 /// A rule: the first that fits decides.
@@ -172,6 +184,8 @@ pub struct Rule {
 /// Where connections meet a chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hook {
+    /// Those of the pod, before they are tracked.
+    Raw,
     /// Those of the pod.
     Output,
     /// Those that come to it.
@@ -201,13 +215,29 @@ pub struct Table {
 /// The name of our table.
 pub const TABLE: &str = "leno";
 
+impl Hook {
+    /// The type, hook and priority of its chain.
+    pub fn kind(self) -> (&'static str, &'static str, i32) {
+        match self {
+            Hook::Raw => ("filter", "output", -300),
+            Hook::Output => ("nat", "output", -100),
+            Hook::Prerouting => ("nat", "prerouting", -100),
+        }
+    }
+}
+
 impl Wanted {
     /// The rules.
     pub fn table(&self) -> Table {
         let chain = |name, hook, rules| Chain { name, hook, rules };
+        let apart = Rule {
+            matches: vec![Match::Tcp, Match::Priority(PRIORITY)],
+            verdict: Verdict::Zone(ZONE),
+        };
         Table {
             name: TABLE,
             chains: vec![
+                chain("raw", Hook::Raw, vec![apart]),
                 chain("output", Hook::Output, self.output()),
                 chain("prerouting", Hook::Prerouting, self.prerouting()),
             ],
@@ -320,6 +350,7 @@ impl fmt::Display for Match {
             Match::Tcp => write!(f, "meta l4proto tcp"),
             Match::Uid(uid) => write!(f, "meta skuid {uid}"),
             Match::Gid(gid) => write!(f, "meta skgid {gid}"),
+            Match::Priority(priority) => write!(f, "meta priority 0:{priority:x}"),
             Match::OutLoopback => write!(f, "oif \"lo\""),
             Match::Port(port) => write!(f, "th dport {port}"),
             Match::From(net) => write!(f, "{} saddr {net}", net.family()),
@@ -337,6 +368,7 @@ impl fmt::Display for Rule {
         match self.verdict {
             Verdict::Return => write!(f, "return"),
             Verdict::Redirect(port) => write!(f, "redirect to :{port}"),
+            Verdict::Zone(zone) => write!(f, "ct original zone set {zone}"),
         }
     }
 }
@@ -345,12 +377,12 @@ impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "table inet {} {{", self.name)?;
         for chain in &self.chains {
-            let hook = match chain.hook {
-                Hook::Output => "output",
-                Hook::Prerouting => "prerouting",
-            };
+            let (kind, hook, priority) = chain.hook.kind();
             writeln!(f, "  chain {} {{", chain.name)?;
-            writeln!(f, "    type nat hook {hook} priority -100; policy accept;")?;
+            writeln!(
+                f,
+                "    type {kind} hook {hook} priority {priority}; policy accept;"
+            )?;
             for rule in &chain.rules {
                 writeln!(f, "    {rule}")?;
             }
@@ -389,6 +421,10 @@ mod tests {
         let wanted = wanted();
         assert_eq!(
             rules(&wanted, 0),
+            ["meta l4proto tcp meta priority 0:4 ct original zone set 15001"]
+        );
+        assert_eq!(
+            rules(&wanted, 1),
             [
                 "ip daddr 127.0.0.6 meta l4proto tcp th dport 15002 redirect to :15001",
                 "ip saddr 127.0.0.6 return",
@@ -406,10 +442,10 @@ mod tests {
             ]
         );
         assert_eq!(
-            rules(&wanted, 1).last().expect("rules"),
+            rules(&wanted, 2).last().expect("rules"),
             "meta l4proto tcp redirect to :15006"
         );
-        assert_eq!(rules(&wanted, 1).len(), 5);
+        assert_eq!(rules(&wanted, 2).len(), 5);
     }
 
     #[test]
@@ -422,7 +458,7 @@ mod tests {
             exclude_outbound_ranges: vec!["10.1.2.3".parse().expect("a range")],
             ..wanted()
         };
-        let output = rules(&wanted, 0);
+        let output = rules(&wanted, 1);
         let from = output
             .iter()
             .position(|rule| rule == "oif \"lo\" return")
@@ -437,7 +473,7 @@ mod tests {
                 "ip6 daddr fd00::/8 meta l4proto tcp redirect to :15001",
             ]
         );
-        let prerouting = rules(&wanted, 1);
+        let prerouting = rules(&wanted, 2);
         assert_eq!(
             prerouting[4..],
             [
@@ -450,7 +486,7 @@ mod tests {
             ..wanted
         };
         assert!(
-            !rules(&nothing, 1)
+            !rules(&nothing, 2)
                 .iter()
                 .any(|rule| rule.contains("redirect"))
         );

@@ -12,8 +12,10 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// A peer that is gone without a word is noticed after this, and a few more tries.
-const KEEPALIVE: Duration = Duration::from_secs(60);
+/// After so long a silence a peer is asked whether it is there.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+/// How often it is asked before it counts as gone: a minute after its last sign of life.
+const PROBES: u32 = 3;
 
 /// Sets what every connection of ours has: messages are written whole, so waiting to fill a segment would only delay
 /// them; and a peer that vanished is noticed, however long nothing is said.
@@ -21,7 +23,8 @@ pub fn tune(tcp: &TcpStream) {
     let _ = tcp.set_nodelay(true);
     let keepalive = TcpKeepalive::new()
         .with_time(KEEPALIVE)
-        .with_interval(KEEPALIVE / 4);
+        .with_interval(KEEPALIVE / PROBES)
+        .with_retries(PROBES);
     let _ = SockRef::from(tcp).set_tcp_keepalive(&keepalive);
 }
 

@@ -11,9 +11,11 @@ use h2::server::{Connection, SendResponse};
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Request, Response};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::PATIENCE;
+use crate::upstream::accept;
 
 /// A message that was received whole.
 #[derive(Debug, Clone)]
@@ -162,6 +164,7 @@ pub struct App {
     /// Where it listens.
     pub address: SocketAddr,
     connections: Arc<AtomicUsize>,
+    ending: watch::Sender<bool>,
 }
 
 impl App {
@@ -186,10 +189,22 @@ impl App {
     where
         F: Future<Output = Result<(), h2::Error>> + Send + 'static,
     {
-        App::at(address, move |mut connection| {
+        App::at(address, move |mut connection, mut ending| {
             let serve = serve.clone();
             async move {
-                while let Some(Ok((request, respond))) = connection.accept().await {
+                let mut is_over = false;
+                loop {
+                    let accepted = tokio::select! {
+                        accepted = connection.accept() => accepted,
+                        _ = ending.wait_for(|ends| *ends), if !is_over => {
+                            is_over = true;
+                            connection.graceful_shutdown();
+                            continue;
+                        }
+                    };
+                    let Some(Ok((request, respond))) = accepted else {
+                        return;
+                    };
                     tokio::spawn(serve(request, respond));
                 }
             }
@@ -207,12 +222,18 @@ impl App {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        App::at(([127, 0, 0, 1], 0).into(), serve).await
+        App::at(([127, 0, 0, 1], 0).into(), move |connection, _| {
+            serve(connection)
+        })
+        .await
     }
 
     async fn at<F>(
         address: SocketAddr,
-        serve: impl Fn(Connection<TcpStream, Bytes>) -> F + Clone + Send + 'static,
+        serve: impl Fn(Connection<TcpStream, Bytes>, watch::Receiver<bool>) -> F
+        + Clone
+        + Send
+        + 'static,
     ) -> App
     where
         F: Future<Output = ()> + Send + 'static,
@@ -221,18 +242,19 @@ impl App {
         let app = App {
             address: listener.local_addr().expect("bound"),
             connections: Arc::default(),
+            ending: watch::Sender::new(false),
         };
+        let mut ending = app.ending.subscribe();
         let connections = Arc::clone(&app.connections);
         tokio::spawn(async move {
-            while let Ok((tcp, _)) = listener.accept().await {
-                let _ = tcp.set_nodelay(true);
+            while let Some(tcp) = accept(&listener, &mut ending).await {
                 connections.fetch_add(1, Ordering::Relaxed);
-                let serve = serve.clone();
+                let (serve, ending) = (serve.clone(), ending.clone());
                 tokio::spawn(async move {
                     let mut builder = h2::server::Builder::new();
                     builder.enable_connect_protocol();
                     if let Ok(connection) = builder.handshake(tcp).await {
-                        serve(connection).await;
+                        serve(connection, ending).await;
                     }
                 });
             }
@@ -261,6 +283,12 @@ impl App {
             send(stream, &whole.body, trailers).await
         })
         .await
+    }
+
+    /// Ends in order: takes no new connection or stream, and waits until those it has are over.
+    pub async fn end(&self) {
+        self.ending.send_replace(true);
+        self.ending.closed().await;
     }
 
     /// How many connections were made to it.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 
 /// What the app saw of a request.
 #[derive(Debug, Clone)]
@@ -49,6 +50,7 @@ pub struct Upstream {
     /// Where it listens.
     pub address: SocketAddr,
     record: Arc<Mutex<Record>>,
+    ending: watch::Sender<bool>,
 }
 
 impl Upstream {
@@ -95,16 +97,25 @@ impl Upstream {
         let upstream = Upstream {
             address: listener.local_addr().expect("bound"),
             record: Arc::default(),
+            ending: watch::Sender::new(false),
         };
+        let mut ending = upstream.ending.subscribe();
         let (record, answer): (_, Arc<Answer>) = (Arc::clone(&upstream.record), Arc::new(answer));
         tokio::spawn(async move {
-            while let Ok((tcp, _)) = listener.accept().await {
-                let _ = tcp.set_nodelay(true);
+            while let Some(tcp) = accept(&listener, &mut ending).await {
                 held(&record).connections += 1;
-                tokio::spawn(serve(tcp, Arc::clone(&record), Arc::clone(&answer), delay));
+                let (record, answer) = (Arc::clone(&record), Arc::clone(&answer));
+                tokio::spawn(serve(tcp, record, answer, delay, ending.clone()));
             }
         });
         upstream
+    }
+
+    /// Ends in order: takes no new connection, answers what it has begun to read, closes the others. Waits until all that
+    /// is done.
+    pub async fn end(&self) {
+        self.ending.send_replace(true);
+        self.ending.closed().await;
     }
 
     /// Every request that it saw whole.
@@ -127,11 +138,26 @@ fn held(record: &Mutex<Record>) -> std::sync::MutexGuard<'_, Record> {
     record.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The next connection of an app, until it is to end.
+pub(crate) async fn accept(
+    listener: &TcpListener,
+    ending: &mut watch::Receiver<bool>,
+) -> Option<TcpStream> {
+    let accepted = tokio::select! {
+        accepted = listener.accept() => accepted,
+        _ = ending.wait_for(|ends| *ends) => return None,
+    };
+    let (tcp, _) = accepted.ok()?;
+    let _ = tcp.set_nodelay(true);
+    Some(tcp)
+}
+
 async fn serve(
     mut tcp: TcpStream,
     record: Arc<Mutex<Record>>,
     answer: Arc<Answer>,
     delay: Duration,
+    mut ending: watch::Receiver<bool>,
 ) {
     let mut read = Vec::new();
     loop {
@@ -154,7 +180,12 @@ async fn serve(
             }
         }
         let before = read.len();
-        match tcp.read_buf(&mut read).await {
+        let more = tokio::select! {
+            biased;
+            more = tcp.read_buf(&mut read) => more,
+            _ = ending.wait_for(|ends| *ends), if before == 0 => return,
+        };
+        match more {
             Ok(count) if count > 0 => held(&record).bytes.extend_from_slice(&read[before..]),
             _ => return,
         }

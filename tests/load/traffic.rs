@@ -90,6 +90,12 @@ impl Apps {
         [self.h1.address, self.h2.address]
     }
 
+    /// Ends both in order.
+    #[allow(dead_code)]
+    pub(crate) async fn end(&self) {
+        tokio::join!(self.h1.end(), self.h2.end());
+    }
+
     /// How many requests arrived.
     pub(crate) fn count(&self) -> usize {
         self.ids().len()

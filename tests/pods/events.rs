@@ -1,6 +1,7 @@
 //! What happens to pods under load: planned events, and faults of the network between them. Nothing that is planned fails a
 //! request, and nothing ever comes twice.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use leno_tests::mesh::{Mesh, mtls};
 use leno_tests::pods::{Injected, Pod, Pods};
 use leno_tests::upstream::{Seen, Upstream};
 use tokio::sync::Mutex;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::interception::service;
 use crate::traffic::{Apps, Outcome, Traffic, account_for, arrived, failures, hold, hold_memory};
@@ -42,14 +43,26 @@ async fn apps(pod: &Pod) -> Apps {
     pod.run(async move { Apps::at(at).await }).await
 }
 
+/// The registry without the instance `i`.
+fn without(pods: &[Pod], i: usize) -> String {
+    let others = pods[1..].iter().enumerate().filter(|(j, _)| *j != i);
+    registry(others.map(|(_, pod)| pod))
+}
+
 impl Shop {
     async fn open() -> Shop {
+        Shop::with("").await
+    }
+
+    /// With more flags for the callees' sidecars.
+    async fn with(flags: &str) -> Shop {
         let pods = Pods::new(4);
         let mesh = pods.mesh(&registry(&pods.pods[1..])).await;
+        let flags = format!("--certificate-ttl 30s {flags}");
         let (mut all, mut callees) = (Vec::new(), Vec::new());
         for pod in &pods.pods[1..] {
             all.push(apps(pod).await);
-            callees.push(pod.inject(&mesh, "users", "--certificate-ttl 30s").await);
+            callees.push(pod.inject(&mesh, "users", &flags).await);
         }
         let caller = pods.pods[0].inject(&mesh, "web", "").await;
         Shop {
@@ -70,9 +83,55 @@ impl Shop {
             .await
     }
 
+    /// Replaces an instance as a rollout does: the registry forgets it 2 s after its end has begun. Its app ends first, as
+    /// in a pod whose sidecar is a native one, or its sidecar.
+    async fn replace(&mut self, i: usize, app_first: bool) {
+        let pod = &self.pods.pods[i + 1];
+        let begun = Instant::now();
+        if app_first {
+            let app = self.apps[i].clone();
+            pod.run(async move { app.end().await }).await;
+        }
+        self.callees[i].terminate().await;
+        sleep_until(begun + Duration::from_secs(2)).await;
+        self.mesh.write("mesh.yaml", &without(&self.pods.pods, i));
+        assert!(self.callees[i].ended().await, "it ends in order");
+        if app_first {
+            let old = std::mem::replace(&mut self.apps[i], apps(pod).await);
+            self.apps.push(old);
+        }
+        self.callees[i] = pod.sidecar(&self.mesh, "users", "").await;
+        self.mesh
+            .write("mesh.yaml", &registry(&self.pods.pods[1..]));
+        sleep(Duration::from_secs(1)).await;
+    }
+
+    /// Connections between the caller's pod and the others that only one end still knows, by the caller's end.
+    fn half_open(&self) -> Vec<SocketAddr> {
+        let [caller, callees @ ..] = &self.pods.pods[..] else {
+            return Vec::new();
+        };
+        let is_ours = |from: &SocketAddr, to: &SocketAddr| {
+            from.ip() == caller.ip && callees.iter().any(|pod| to.ip() == pod.ip)
+        };
+        let calls = caller.connections("established").into_iter();
+        let calls = calls.filter_map(|[own, peer]| is_ours(&own, &peer).then_some(own));
+        let called = callees
+            .iter()
+            .flat_map(|pod| pod.connections("established"));
+        let called = called.filter_map(|[own, peer]| is_ours(&peer, &own).then_some(peer));
+        let (calls, called): (BTreeSet<_>, BTreeSet<_>) = (calls.collect(), called.collect());
+        calls.symmetric_difference(&called).copied().collect()
+    }
+
     /// Ends the traffic, and holds what became of it against what arrived.
     async fn close(self, traffic: Traffic) -> Vec<Outcome> {
         let outcomes = self.pods.pods[0].run(traffic.end()).await;
+        self.account_for(outcomes)
+    }
+
+    /// Holds what became of requests against what arrived, and the sidecars' memory against its bound.
+    fn account_for(&self, outcomes: Vec<(usize, Outcome)>) -> Vec<Outcome> {
         let outcomes = account_for(outcomes, &self.apps);
         let sidecars = self.callees.iter().chain([&self.caller]);
         hold_memory(sidecars.map(Injected::memory), self.idle);
@@ -87,21 +146,10 @@ async fn planned_events_in_pods_fail_nothing() {
     let traffic = shop.traffic().await;
     let begun = Instant::now();
     sleep(Duration::from_secs(2)).await;
-    // Each instance is replaced: its sidecar is told to end, and the registry forgets it 2 s later.
-    for i in 0..shop.callees.len() {
-        shop.callees[i].terminate().await;
-        sleep(Duration::from_secs(2)).await;
-        let others = shop.pods.pods[1..]
-            .iter()
-            .enumerate()
-            .filter(|(j, _)| *j != i);
-        shop.mesh
-            .write("mesh.yaml", &registry(others.map(|(_, pod)| pod)));
-        assert!(shop.callees[i].ended().await, "it ends in order");
-        shop.callees[i] = shop.pods.pods[i + 1].sidecar(&shop.mesh, "users", "").await;
-        shop.mesh
-            .write("mesh.yaml", &registry(&shop.pods.pods[1..]));
-        sleep(Duration::from_secs(1)).await;
+    for app_first in [false, true] {
+        for i in 0..shop.callees.len() {
+            shop.replace(i, app_first).await;
+        }
     }
     // The control plane is away for a minute.
     let mut mesh = shop.mesh;
@@ -127,7 +175,7 @@ async fn planned_events_in_pods_fail_nothing() {
     let outcomes = shop.close(traffic).await;
     let failed = failures(&outcomes);
     println!(
-        "4 pods, {} requests in {:?}, three instances replaced, control plane away for a minute: {} failed",
+        "4 pods, {} requests in {:?}, each of three instances replaced twice, control plane away for a minute: {} failed",
         outcomes.len(),
         begun.elapsed(),
         failed.len()
@@ -171,6 +219,32 @@ async fn requests_wait_for_an_app_that_starts_after_its_sidecar() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_end_as_they_are_used_again_cost_nothing() {
+    let _alone = ALONE.lock().await;
+    // About as long as there is between two requests on a connection, so that the callees' sidecars close many as the next
+    // request is on its way to them.
+    let shop = Shop::with("--idle-timeout 20ms").await;
+    let traffic = shop.traffic().await;
+    let mut ports = BTreeSet::new();
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(20) {
+        let ends = shop.pods.pods[0].connections("established").into_iter();
+        ports.extend(ends.filter_map(|[own, peer]| (peer.port() == 3001).then_some(own.port())));
+        sleep(Duration::from_millis(100)).await;
+    }
+    let outcomes = shop.close(traffic).await;
+    let failed = failures(&outcomes);
+    println!(
+        "4 pods, {} requests over more than {} connections that were closed when idle for 20 ms: {} failed",
+        outcomes.len(),
+        ports.len(),
+        failed.len()
+    );
+    assert!(failed.is_empty(), "{failed:#?}");
+    assert!(ports.len() > 100, "connections were not closed");
+}
+
 /// A fault while there is traffic: `begin` and `heal` are run where the bridge is.
 async fn fault(what: &str, begin: &str, heal: &str) {
     fault_at(|pods| &pods.world, what, begin, heal).await;
@@ -196,7 +270,18 @@ async fn fault_at(at: impl Fn(&Pods) -> &Pod, what: &str, begin: &str, heal: &st
         sleep(Duration::from_millis(20)).await;
     }
     sleep(Duration::from_secs(5)).await;
-    let outcomes = shop.close(traffic).await;
+    let outcomes = shop.pods.pods[0].run(traffic.end()).await;
+    while let stuck = shop.half_open()
+        && !stuck.is_empty()
+    {
+        assert!(
+            healed.elapsed() < Duration::from_secs(60),
+            "{what}: half open a minute after it: {stuck:?}"
+        );
+        sleep(Duration::from_millis(500)).await;
+    }
+    println!("{what}: nothing half open {:?} after it", healed.elapsed());
+    let outcomes = shop.account_for(outcomes);
     hold(&format!("4 pods, {what}"), &outcomes, began, healed);
 }
 

@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 use crate::auth;
 use crate::ca::Ca;
 use crate::ca::server::Certificates;
+use crate::ca::service_account::ServiceAccounts;
 use crate::istio::{Limits, Problem, Severity};
 use crate::map::Book;
 use crate::metrics::Metrics;
@@ -47,6 +48,8 @@ pub struct Bootstrap {
     pub settings: Settings,
     /// The longest life of workload certificates.
     pub max_ttl: Duration,
+    /// Whose service accounts get certificates for their tokens.
+    pub service_accounts: Option<ServiceAccounts>,
     /// Bounds on YAML.
     pub limits: Limits,
     /// Bytes of a message from a proxy.
@@ -100,6 +103,10 @@ pub async fn run(bootstrap: Bootstrap) -> Result<Bound> {
         &bootstrap.settings.trust_domain,
         bootstrap.max_ttl,
     );
+    let ca = match bootstrap.service_accounts {
+        Some(accounts) => ca.and_then(|ca| ca.with_service_accounts(accounts)),
+        None => ca,
+    };
     let ca = Arc::new(ca.map_err(|error| anyhow!("CA: {error}"))?);
     let metrics = Arc::new(Metrics::new()?);
     let (demand, addresses) = dns::start(bootstrap.dns_server).map_err(|e| anyhow!("DNS: {e}"))?;

@@ -3,6 +3,7 @@
 pub mod ads;
 pub mod ca;
 pub mod client;
+pub mod cluster;
 pub mod collector;
 pub mod dns;
 pub mod h2;

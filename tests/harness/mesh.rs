@@ -55,6 +55,7 @@ impl Mesh {
                 outbound_traffic_policy: leno_control_plane::mesh::OutboundTrafficPolicy::default(),
             },
             max_ttl: Duration::from_secs(24 * 3600),
+            service_accounts: None,
             limits: Limits::default(),
             max_xds_message: 4 * 1024 * 1024,
             dns_server: None,
@@ -158,6 +159,11 @@ impl Mesh {
             .iter()
             .map(ToString::to_string)
             .collect()
+    }
+
+    /// The file with the CA's root.
+    pub fn root(&self) -> std::path::PathBuf {
+        self.bootstrap.state.join("root-cert.pem")
     }
 
     /// A join token of an account in namespace `default`.

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use leno_tests::ads::certificate;
 use leno_tests::ca::{connect, serial};
 use leno_tests::client::Client;
-use leno_tests::mesh::{Mesh, PORT, mtls, service};
+use leno_tests::cluster::Cluster;
+use leno_tests::mesh::{Mesh, PORT, Proxy, mtls, service};
 use leno_tests::upstream::Upstream;
 use leno_tests::{fresh_ip, until};
 
@@ -71,22 +73,14 @@ async fn who_is_revoked_is_told_and_gets_nothing_new() {
     let ca = &mesh.control_plane.as_ref().expect("runs").ca;
     ca.revoke("default/web").expect("revoked");
     let token = mesh.token("web");
-    let refused = leno_tests::ads::certificate(mesh.xds, &token)
-        .await
-        .expect_err("refused");
+    let refused = certificate(mesh.xds, &token).await.expect_err("refused");
     assert!(
         refused.message().contains("default/web was revoked"),
         "{refused}"
     );
-    let refused = leno_tests::ads::certificate(mesh.xds, "rubbish")
-        .await
-        .expect_err("refused");
+    let refused = certificate(mesh.xds, "rubbish").await.expect_err("refused");
     assert!(refused.message().contains("not a join token"), "{refused}");
-    assert!(
-        leno_tests::ads::certificate(mesh.xds, &mesh.token("users"))
-            .await
-            .is_ok()
-    );
+    assert!(certificate(mesh.xds, &mesh.token("users")).await.is_ok());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -105,4 +99,51 @@ async fn a_proxy_that_can_not_get_a_certificate_says_why() {
     });
     assert!(answer.await.text().contains("no valid certificate"));
     assert_eq!(proxy.config().await["identity"], serde_json::Value::Null);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_accounts_own_token_gets_its_certificate_and_nobody_elses() {
+    let (ip, app) = (fresh_ip(), Upstream::named("users").await);
+    let yaml = format!("{}{}", service("users", &[(ip, "v1")]), mtls("STRICT"));
+    let (cluster, other) = (Cluster::new(), Cluster::new());
+    let accounts = cluster.accounts();
+    let mesh = Mesh::with(&yaml, |bootstrap| {
+        bootstrap.service_accounts = Some(accounts)
+    })
+    .await;
+    let proxy = |account: &str, flags: &str| {
+        let volume = cluster.volume("default", account, &mesh.root());
+        let volume = volume.display();
+        Proxy::start(&format!(
+            "--xds-address {} --service-account {account} --token-file {volume}/token --ca-root {volume}/root-cert.pem {flags}",
+            mesh.xds
+        ))
+    };
+    let callee = proxy("users", &format!("--inbound {ip}:{PORT}={}", app.address));
+    let caller = proxy("web", "");
+    callee.ready().await;
+    caller.ready().await;
+    let mut client = Client::connect(caller.outbound).await;
+    assert_eq!(client.ask(GET).await.status, 200);
+    let seen = app.requests().pop().expect("one");
+    let proof = seen.header("x-forwarded-client-cert").unwrap_or_default();
+    assert!(proof.contains("/sa/web"), "{proof}");
+    // Another cluster's, and one of an identity that was revoked since.
+    let refused = certificate(mesh.xds, &other.token("default", "web")).await;
+    let refused = refused.expect_err("another's");
+    assert!(refused.message().contains("no key of"), "{refused}");
+    let ca = &mesh.control_plane.as_ref().expect("runs").ca;
+    ca.revoke("default/web").expect("revoked");
+    let refused = certificate(mesh.xds, &cluster.token("default", "web")).await;
+    let refused = refused.expect_err("revoked");
+    assert!(refused.message().contains("was revoked"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn service_account_tokens_are_refused_where_no_clusters_keys_are_known() {
+    let mesh = Mesh::start("").await;
+    let token = Cluster::new().token("default", "web");
+    let refused = certificate(mesh.xds, &token).await.expect_err("refused");
+    let said = refused.message();
+    assert!(said.contains("--service-account-jwks-file"), "{said}");
 }

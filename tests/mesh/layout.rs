@@ -70,7 +70,7 @@ const CONTROL_PLANE: [(&str, &str); 14] = [
     ("auth", "ca"),
     ("ca", "auth metrics"),
     ("cli", "app ca inject istio mesh source"),
-    ("inject", ""),
+    ("inject", "ca"),
     ("istio", ""),
     ("lib", ""),
     ("main", ""),

@@ -5,8 +5,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::process::Output;
 
+use leno_control_plane::app::Bootstrap;
 use leno_control_plane::inject::{Report, Settings, inject};
 use leno_tests::client::{Client, Response, get};
+use leno_tests::cluster::Cluster;
 use leno_tests::mesh::{Mesh, mtls};
 use leno_tests::pods::{Pod, Pods};
 use leno_tests::{Directory, until};
@@ -72,7 +74,8 @@ fn pod(xds: SocketAddr) -> Value {
         xds_address: xds.to_string(),
         xds_identity: String::new(),
         trust_domain: "cluster.local".to_owned(),
-        join_token_secret: Some("join".to_owned()),
+        join_token_secret: None,
+        ca_root_configmap: "leno-ca-root-cert".to_owned(),
     };
     inject(&mut pod, &settings, &mut Report::default());
     pod
@@ -89,7 +92,7 @@ impl Drop for Container {
 }
 
 /// How podman runs `container` of `pod`, in the network of `at`.
-fn run(pod: &Value, container: &Value, at: &Pod, token: &Path) -> Vec<String> {
+fn run(pod: &Value, container: &Value, at: &Pod, secrets: &Path) -> Vec<String> {
     let mut all = words("run --tls-verify=false --pull=never");
     all.push(format!("--network=ns:{}", at.namespace()));
     let security = &container["securityContext"];
@@ -125,7 +128,7 @@ fn run(pod: &Value, container: &Value, at: &Pod, token: &Path) -> Vec<String> {
     for mount in container["volumeMounts"].as_array().into_iter().flatten() {
         let path = text(&mount["mountPath"]);
         match mount["name"].as_str() {
-            Some("leno-token") => all.push(format!("--volume={}:{path}/token:ro", token.display())),
+            Some("leno-token") => all.push(format!("--volume={}:{path}:ro", secrets.display())),
             _ => all.push(format!(
                 "--mount=type=tmpfs,destination={path},tmpfs-mode=0777"
             )),
@@ -145,11 +148,11 @@ fn finish(mut all: Vec<String>, container: &Value) -> Vec<String> {
 }
 
 /// Runs the pod's containers in their order; the app when the sidecar's startup probe succeeds.
-async fn start(pods: &Pods, at: &Pod, pod: &Value, token: &Path) -> Vec<Container> {
+async fn start(pods: &Pods, at: &Pod, pod: &Value, secrets: &Path) -> Vec<Container> {
     let mut running = Vec::new();
     let containers = ["initContainers", "containers"].map(|kind| pod["spec"][kind].as_array());
     for container in containers.into_iter().flatten().flatten() {
-        let all = run(pod, container, at, token);
+        let all = run(pod, container, at, secrets);
         let stays = container["restartPolicy"] == "Always" || container["name"] == "app";
         let mode = if stays { "--detach" } else { "--rm" };
         let all = finish([all, words(mode)].concat(), container);
@@ -182,10 +185,13 @@ async fn an_injected_pod_runs_from_the_built_image() {
         panic!("two pods");
     };
     let yaml = service("user-service", "http", 80, 3001, &[callee.ip.into()]) + &mtls("STRICT");
-    let mesh: Mesh = pods.mesh(&yaml).await;
+    let cluster = Cluster::new();
+    let accounts = cluster.accounts();
+    let accept = |bootstrap: &mut Bootstrap| bootstrap.service_accounts = Some(accounts);
+    let mesh: Mesh = pods.mesh_with(&yaml, accept).await;
     let pod = pod(mesh.xds);
-    let token = mesh.token_file("user-service");
-    let containers = start(&pods, callee, &pod, &token).await;
+    let secrets = cluster.volume("default", "user-service", &mesh.root());
+    let containers = start(&pods, callee, &pod, &secrets).await;
     assert_eq!(containers.len(), 2, "the sidecar and the app");
     let _caller = caller.inject(&mesh, "order-service", "").await;
     let there = SocketAddr::from((callee.ip, 80));

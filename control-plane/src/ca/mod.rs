@@ -6,6 +6,7 @@
 pub mod issue;
 pub mod root;
 pub mod server;
+pub mod service_account;
 pub mod token;
 
 use std::net::IpAddr;
@@ -23,6 +24,7 @@ use webpki::EndEntityCert;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use root::Root;
+use service_account::ServiceAccounts;
 use token::Ledger;
 
 /// The life of workload certificates when nobody asks for less.
@@ -92,6 +94,8 @@ pub struct Ca {
     own: ArcSwapOption<CertifiedKey>,
     /// Where the control plane is reached, for clients that know hosts and no SPIFFE IDs.
     hosts: OnceLock<Vec<SanType>>,
+    /// Whose service accounts may prove who they are by their tokens.
+    service_accounts: Option<ServiceAccounts>,
     ledger: Mutex<Ledger>,
     directory: PathBuf,
 }
@@ -112,11 +116,22 @@ impl Ca {
             max_ttl,
             own: ArcSwapOption::empty(),
             hosts: OnceLock::new(),
+            service_accounts: None,
             ledger: Mutex::new(Ledger::open(directory)?),
             directory: directory.to_owned(),
         };
         ca.renew_own()?;
         Ok(ca)
+    }
+
+    /// The same, to whose certificates service accounts get by their tokens.
+    ///
+    /// # Errors
+    /// When the cluster's key set can't be read.
+    pub fn with_service_accounts(mut self, of: ServiceAccounts) -> Result<Ca, String> {
+        of.is_readable()?;
+        self.service_accounts = Some(of);
+        Ok(self)
     }
 
     /// The trust domain.

@@ -20,7 +20,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 
 use super::root::write_secret;
-use super::{Ca, is_name};
+use super::{Ca, is_name, service_account};
 
 /// How long a token is good for when nobody says otherwise.
 pub const DEFAULT_LIFE: Duration = Duration::from_secs(3600);
@@ -78,12 +78,24 @@ impl Ca {
         ))
     }
 
-    /// Whose token it is, if it is one of ours, in time, not used up and not revoked. A use is a (token, key): a proxy
-    /// whose answer was lost may ask again with the same key.
+    /// Whose token it is, as `(namespace, account)`: a service account's own, or a join token of ours, in time, not used up
+    /// and not revoked. A use is a (token, key): a proxy whose answer was lost may ask again with the same key.
     ///
     /// # Errors
     /// Why it isn't accepted.
-    pub fn redeem(&self, token: &str, key: &[u8], now: SystemTime) -> Result<Payload, String> {
+    pub fn redeem(
+        &self,
+        token: &str,
+        key: &[u8],
+        now: SystemTime,
+    ) -> Result<(String, String), String> {
+        if service_account::is_one(token) {
+            let none = "service account tokens are not accepted here: --service-account-jwks-file";
+            let accepted = self.service_accounts.as_ref().ok_or(none)?;
+            let (namespace, account) = accepted.verify(token, now)?;
+            self.welcome(&namespace, &account)?;
+            return Ok((namespace, account));
+        }
         let payload = self.read_token(token)?;
         if seconds(now) >= payload.expires {
             return Err("the join token has expired".to_owned());
@@ -92,7 +104,7 @@ impl Ca {
         ledger.refresh()?;
         ledger.check(&payload.namespace, &payload.service_account)?;
         ledger.redeem(&payload, key, now)?;
-        Ok(payload)
+        Ok((payload.namespace, payload.service_account))
     }
 
     /// Whether an identity may renew.
@@ -163,7 +175,7 @@ impl Ca {
     }
 }
 
-fn seconds(time: SystemTime) -> u64 {
+pub(super) fn seconds(time: SystemTime) -> u64 {
     time.duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default()
         .as_secs()

@@ -37,6 +37,13 @@ pub struct Args {
     /// A Secret whose key `token` is a join token, in place of the service account's own token.
     #[arg(long, env = "LENO_JOIN_TOKEN_SECRET")]
     pub join_token_secret: Option<String>,
+    /// A ConfigMap whose key `root-cert.pem` is the CA's root; for service accounts' own tokens.
+    #[arg(
+        long,
+        env = "LENO_CA_ROOT_CONFIGMAP",
+        default_value = "leno-ca-root-cert"
+    )]
+    pub ca_root_configmap: String,
 }
 
 /// Prints the YAML with sidecars; what was left alone, and why, goes to stderr.
@@ -52,6 +59,7 @@ pub fn run(args: Args) -> Result<()> {
         xds_identity: args.xds_identity,
         trust_domain: args.trust_domain,
         join_token_secret: args.join_token_secret,
+        ca_root_configmap: args.ca_root_configmap,
     };
     let (out, report) = inject(&text, &name, &settings)?;
     print!("{out}");

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::app::{self, Bootstrap};
+use crate::ca::service_account::ServiceAccounts;
 use crate::istio::Limits;
 use crate::mesh::OutboundTrafficPolicy;
 use crate::source::compile::Settings;
@@ -48,6 +49,17 @@ pub struct Args {
     /// Longest life of workload certificates.
     #[arg(long, env = "LENO_MAX_CERTIFICATE_TTL", value_parser = super::duration, default_value = "24h")]
     pub max_certificate_ttl: Duration,
+    /// A Kubernetes cluster's key set (`kubectl get --raw /openid/v1/jwks`): its service accounts' tokens for leno-ca get
+    /// certificates.
+    #[arg(long, env = "LENO_SERVICE_ACCOUNT_JWKS_FILE")]
+    pub service_account_jwks_file: Option<PathBuf>,
+    /// That cluster's issuer of tokens.
+    #[arg(
+        long,
+        env = "LENO_SERVICE_ACCOUNT_ISSUER",
+        default_value = "https://kubernetes.default.svc.cluster.local"
+    )]
+    pub service_account_issuer: String,
     /// Bytes of a YAML file.
     #[arg(long, env = "LENO_MAX_YAML_BYTES", default_value_t = 4 * 1024 * 1024)]
     pub max_yaml_bytes: usize,
@@ -78,6 +90,10 @@ impl Args {
                 outbound_traffic_policy: self.outbound_traffic_policy,
             },
             max_ttl: self.max_certificate_ttl,
+            service_accounts: self.service_account_jwks_file.map(|keys| ServiceAccounts {
+                keys,
+                issuer: self.service_account_issuer,
+            }),
             limits: Limits {
                 bytes: self.max_yaml_bytes,
                 depth: self.max_yaml_depth,

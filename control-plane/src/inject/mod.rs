@@ -22,6 +22,8 @@ pub struct Settings {
     pub trust_domain: String,
     /// A Secret with a join token (`token`), in place of the service account's own token.
     pub join_token_secret: Option<String>,
+    /// A ConfigMap with the CA's root (`root-cert.pem`), which goes with the service account's own token.
+    pub ca_root_configmap: String,
 }
 
 /// What became of an object.

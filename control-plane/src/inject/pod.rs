@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::annotations::Wanted;
 use super::probes;
 use super::{Settings, list, object, text};
+use crate::ca::service_account::AUDIENCE;
 
 /// The sidecar's container.
 pub const PROXY: &str = "leno-proxy";
@@ -15,8 +16,10 @@ const INIT: &str = "leno-init";
 const USER: u32 = 1337;
 const STATE: &str = "/var/lib/leno";
 const TOKEN: &str = "/var/run/secrets/leno";
-/// For whom the service account's token is.
-const AUDIENCE: &str = "leno-ca";
+/// The file with the CA's root, and its key in the ConfigMap: Istio's names.
+const ROOT: &str = "root-cert.pem";
+/// Seconds that a service account's token is good for; the node replaces it before.
+const LIFE: u64 = 3600;
 /// Seconds that a pod has to end where it doesn't say so, and that the sidecar leaves of them.
 const GRACE: (u64, u64) = (30, 5);
 
@@ -43,21 +46,24 @@ pub(super) fn inject(
     before.splice(0..0, first);
     list(spec, "volumes").extend([
         json!({"name": "leno-state", "emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}}),
-        json!({"name": "leno-token", "projected": {"sources": [token(settings)]}}),
+        json!({"name": "leno-token", "projected": {"sources": sources(settings)}}),
     ]);
     // The token is the sidecar's to read.
     let security = object(spec, "securityContext");
     security.entry("fsGroup").or_insert(USER.into());
 }
 
-fn token(settings: &Settings) -> Value {
+/// The token, with the root of whom it is shown to, unless it pins that itself.
+fn sources(settings: &Settings) -> Vec<Value> {
+    let item = |path: &str| json!([{"key": path, "path": path}]);
     match &settings.join_token_secret {
-        Some(name) => {
-            json!({"secret": {"name": name, "items": [{"key": "token", "path": "token"}]}})
-        }
-        None => json!({"serviceAccountToken": {
-            "audience": AUDIENCE, "expirationSeconds": 43200, "path": "token",
-        }}),
+        Some(name) => vec![json!({"secret": {"name": name, "items": item("token")}})],
+        None => vec![
+            json!({"serviceAccountToken": {
+                "audience": AUDIENCE, "expirationSeconds": LIFE, "path": "token",
+            }}),
+            json!({"configMap": {"name": settings.ca_root_configmap, "items": item(ROOT)}}),
+        ],
     }
 }
 
@@ -185,7 +191,9 @@ fn env(
             },
         ),
     ];
+    let has_root = settings.join_token_secret.is_none();
     let optional = [
+        ("LENO_CA_ROOT", has_root.then(|| format!("{TOKEN}/{ROOT}"))),
         (
             "LENO_XDS_IDENTITY",
             Some(settings.xds_identity.clone()).filter(|id| !id.is_empty()),

@@ -12,6 +12,7 @@ fn settings() -> Settings {
         xds_identity: String::new(),
         trust_domain: "cluster.local".to_owned(),
         join_token_secret: None,
+        ca_root_configmap: "leno-ca-root-cert".to_owned(),
     }
 }
 
@@ -67,7 +68,7 @@ fn a_join_token_can_come_from_a_secret() {
     let pod = "kind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: a}]}\n";
     let (out, _) = inject(pod, "x.yaml", &settings).expect("YAML");
     assert!(
-        out.contains("secret:") && !out.contains("serviceAccountToken"),
+        out.contains("secret:") && !out.contains("serviceAccountToken") && !out.contains("CA_ROOT"),
         "{out}"
     );
 }

@@ -1,0 +1,430 @@
+//! Kubernetes' service account tokens as proof of who asks: those of projected volumes, for our own audience, verified against
+//! the cluster's key set (RFC 7517, RFC 7519). The cluster itself is not asked, so that a token is good until it ends, even if
+//! its pod has ended before.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, EcdsaVerificationAlgorithm,
+    RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_2048_8192_SHA384, RSA_PKCS1_2048_8192_SHA512,
+    RsaParameters, RsaPublicKeyComponents, UnparsedPublicKey,
+};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::is_name;
+use super::token::seconds;
+
+/// For whom tokens must be: what `leno inject` asks the cluster for.
+pub const AUDIENCE: &str = "leno-ca";
+/// Longest token.
+const MAX_TOKEN: usize = 16 * 1024;
+/// Largest key set.
+const MAX_KEYS: u64 = 1024 * 1024;
+
+/// Whose tokens are accepted.
+#[derive(Debug, Clone)]
+pub struct ServiceAccounts {
+    /// The cluster's key set, as `kubectl get --raw /openid/v1/jwks` prints it. Read again for each token, since clusters
+    /// replace their keys.
+    pub keys: PathBuf,
+    /// The cluster's `--service-account-issuer`.
+    pub issuer: String,
+}
+
+#[derive(Deserialize)]
+struct Header {
+    alg: String,
+    #[serde(default)]
+    kid: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Claims {
+    iss: String,
+    aud: Audiences,
+    exp: u64,
+    #[serde(default)]
+    nbf: u64,
+    sub: String,
+    #[serde(rename = "kubernetes.io")]
+    kubernetes: Kubernetes,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Audiences {
+    One(String),
+    Many(Vec<String>),
+}
+
+#[derive(Deserialize)]
+struct Kubernetes {
+    namespace: String,
+    serviceaccount: Named,
+}
+
+#[derive(Deserialize)]
+struct Named {
+    name: String,
+}
+
+#[derive(Deserialize)]
+struct KeySet {
+    keys: Vec<Key>,
+}
+
+#[derive(Deserialize)]
+struct Key {
+    #[serde(default)]
+    kid: Option<String>,
+    #[serde(flatten)]
+    public: Public,
+}
+
+#[derive(Deserialize)]
+#[serde(tag = "kty")]
+enum Public {
+    #[serde(rename = "RSA")]
+    Rsa { n: String, e: String },
+    #[serde(rename = "EC")]
+    Ec { crv: String, x: String, y: String },
+    /// Of no use here.
+    #[serde(other)]
+    Other,
+}
+
+/// How a token is signed (RFC 7518, section 3.1). Never by a shared secret, nor not at all.
+enum Algorithm {
+    Rsa(&'static RsaParameters),
+    Ec(&'static str, &'static EcdsaVerificationAlgorithm),
+}
+
+impl Algorithm {
+    fn named(name: &str) -> Option<Algorithm> {
+        Some(match name {
+            "RS256" => Algorithm::Rsa(&RSA_PKCS1_2048_8192_SHA256),
+            "RS384" => Algorithm::Rsa(&RSA_PKCS1_2048_8192_SHA384),
+            "RS512" => Algorithm::Rsa(&RSA_PKCS1_2048_8192_SHA512),
+            "ES256" => Algorithm::Ec("P-256", &ECDSA_P256_SHA256_FIXED),
+            "ES384" => Algorithm::Ec("P-384", &ECDSA_P384_SHA384_FIXED),
+            _ => return None,
+        })
+    }
+
+    /// Whether `key` made `signature` of `message` by this.
+    fn verifies(&self, key: &Public, message: &[u8], signature: &[u8]) -> bool {
+        let bytes = |text: &str| URL_SAFE_NO_PAD.decode(text).unwrap_or_default();
+        match (self, key) {
+            (Algorithm::Rsa(parameters), Public::Rsa { n, e }) => {
+                let (n, e) = (bytes(n), bytes(e));
+                let key = RsaPublicKeyComponents { n: &n, e: &e };
+                key.verify(parameters, message, signature).is_ok()
+            }
+            (Algorithm::Ec(curve, algorithm), Public::Ec { crv, x, y }) if crv == curve => {
+                // An uncompressed point (SEC 1, section 2.3.3).
+                let point = [&[4][..], &bytes(x), &bytes(y)].concat();
+                let key = UnparsedPublicKey::new(*algorithm, point);
+                key.verify(message, signature).is_ok()
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Whether a bearer's token has the form of these: join tokens have two parts.
+pub(super) fn is_one(token: &str) -> bool {
+    token.split('.').count() == 3
+}
+
+impl ServiceAccounts {
+    /// Whose token it is, as `(namespace, account)`.
+    ///
+    /// # Errors
+    /// Why it isn't accepted.
+    pub fn verify(&self, token: &str, now: SystemTime) -> Result<(String, String), String> {
+        let wrong = |why: String| format!("service account token: {why}");
+        self.check(token.trim(), seconds(now)).map_err(wrong)
+    }
+
+    fn check(&self, token: &str, now: u64) -> Result<(String, String), String> {
+        const NOT: &str = "it is none";
+        if token.len() > MAX_TOKEN {
+            return Err(format!("it is longer than {MAX_TOKEN} bytes"));
+        }
+        let (signed, signature) = token.rsplit_once('.').ok_or(NOT)?;
+        let (header, claims) = signed.split_once('.').ok_or(NOT)?;
+        let header: Header = part(header).ok_or(NOT)?;
+        let signature = URL_SAFE_NO_PAD.decode(signature).map_err(|_| NOT)?;
+        self.check_signature(&header, signed.as_bytes(), &signature)?;
+        let claims: Claims = part(claims).ok_or("it is not one of a projected volume")?;
+        if claims.iss != self.issuer {
+            let own = &self.issuer;
+            return Err(format!("its issuer is {}, not {own}", claims.iss));
+        }
+        let is_ours = match &claims.aud {
+            Audiences::One(audience) => audience == AUDIENCE,
+            Audiences::Many(audiences) => audiences.iter().any(|one| one == AUDIENCE),
+        };
+        if !is_ours {
+            return Err(format!("it is for {:?}, not {AUDIENCE}", claims.aud));
+        }
+        if now >= claims.exp {
+            return Err(format!("it ended {} s ago", now - claims.exp));
+        }
+        if now < claims.nbf {
+            let early = claims.nbf - now;
+            return Err(format!(
+                "it begins in {early} s: one of the clocks is wrong"
+            ));
+        }
+        let (namespace, account) = (
+            claims.kubernetes.namespace,
+            claims.kubernetes.serviceaccount.name,
+        );
+        let is_whole = is_name(&namespace) && is_name(&account);
+        if !is_whole || claims.sub != format!("system:serviceaccount:{namespace}:{account}") {
+            return Err(format!("it says to be {}, of {namespace}", claims.sub));
+        }
+        Ok((namespace, account))
+    }
+
+    fn check_signature(
+        &self,
+        header: &Header,
+        signed: &[u8],
+        signature: &[u8],
+    ) -> Result<(), String> {
+        let name = &header.alg;
+        let algorithm = Algorithm::named(name).ok_or_else(|| format!("{name} is not accepted"))?;
+        let keys = self.keys()?;
+        // A token without an identifier may be any key's.
+        let may_be = |key: &&Key| header.kid.is_none() || key.kid == header.kid;
+        let mut candidates = keys.iter().filter(may_be).peekable();
+        let file = self.keys.display();
+        if candidates.peek().is_none() {
+            let kid = header.kid.as_deref().unwrap_or_default();
+            return Err(format!("{file} has no key {kid}"));
+        }
+        match candidates.any(|key| algorithm.verifies(&key.public, signed, signature)) {
+            true => Ok(()),
+            false => Err(format!("no key of {file} signed it")),
+        }
+    }
+
+    fn keys(&self) -> Result<Vec<Key>, String> {
+        let wrong = |error: String| format!("{}: {error}", self.keys.display());
+        let mut json = Vec::new();
+        let read =
+            File::open(&self.keys).and_then(|file| file.take(MAX_KEYS).read_to_end(&mut json));
+        read.map_err(|error| wrong(error.to_string()))?;
+        let set: KeySet =
+            serde_json::from_slice(&json).map_err(|error| wrong(error.to_string()))?;
+        Ok(set.keys)
+    }
+
+    /// Whether the key set can be read now.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn is_readable(&self) -> Result<(), String> {
+        self.keys().map(drop)
+    }
+}
+
+fn part<T: DeserializeOwned>(text: &str) -> Option<T> {
+    let json = URL_SAFE_NO_PAD.decode(text).ok()?;
+    serde_json::from_slice(&json).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use aws_lc_rs::rand::SystemRandom;
+    use aws_lc_rs::rsa::{KeyPair as RsaKeyPair, KeySize};
+    use aws_lc_rs::signature::{
+        ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _, RSA_PKCS1_SHA256,
+    };
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// A cluster: its two keys, and the file with their public halves.
+    struct Cluster {
+        rsa: RsaKeyPair,
+        ec: EcdsaKeyPair,
+        accounts: ServiceAccounts,
+    }
+
+    fn encoded(bytes: impl AsRef<[u8]>) -> String {
+        URL_SAFE_NO_PAD.encode(bytes)
+    }
+
+    impl Cluster {
+        fn new() -> Cluster {
+            let rsa = RsaKeyPair::generate(KeySize::Rsa2048).expect("a key");
+            let ec = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).expect("a key");
+            let (public, point) = (rsa.public_key(), ec.public_key().as_ref());
+            let keys = json!({"keys": [
+                {"kty": "oct", "kid": "secret", "k": "AAAA"},
+                {"kty": "RSA", "kid": "r", "use": "sig", "alg": "RS256",
+                 "n": encoded(public.modulus().big_endian_without_leading_zero()),
+                 "e": encoded(public.exponent().big_endian_without_leading_zero())},
+                {"kty": "EC", "kid": "e", "crv": "P-256", "x": encoded(&point[1..33]), "y": encoded(&point[33..])},
+            ]});
+            let path = std::env::temp_dir().join(format!("leno-jwks-{:016x}", fastrand::u64(..)));
+            std::fs::write(&path, keys.to_string()).expect("written");
+            let issuer = "https://kubernetes.default.svc.cluster.local".to_owned();
+            Cluster {
+                rsa,
+                ec,
+                accounts: ServiceAccounts { keys: path, issuer },
+            }
+        }
+
+        /// A token as the cluster makes it, but for what `change` does to its claims.
+        fn token(&self, header: &Value, change: impl FnOnce(&mut Value)) -> String {
+            let mut claims = json!({
+                "aud": ["leno-ca"], "exp": 4600, "iat": 1000, "nbf": 1000,
+                "iss": self.accounts.issuer, "sub": "system:serviceaccount:shop:orders",
+                "kubernetes.io": {
+                    "namespace": "shop", "pod": {"name": "orders-1", "uid": "1"},
+                    "serviceaccount": {"name": "orders", "uid": "2"}},
+            });
+            change(&mut claims);
+            let text = [header, &claims]
+                .map(|part| encoded(part.to_string()))
+                .join(".");
+            let (random, message) = (SystemRandom::new(), text.as_bytes());
+            let signature = match header["alg"].as_str() {
+                Some("RS256") => {
+                    let mut signature = vec![0; self.rsa.public_modulus_len()];
+                    let signed = self
+                        .rsa
+                        .sign(&RSA_PKCS1_SHA256, &random, message, &mut signature);
+                    signed.map(|()| signature).expect("signed")
+                }
+                Some("ES256") => self
+                    .ec
+                    .sign(&random, message)
+                    .expect("signed")
+                    .as_ref()
+                    .to_vec(),
+                _ => Vec::new(),
+            };
+            format!("{text}.{}", encoded(signature))
+        }
+
+        fn verify(&self, token: &str) -> Result<(String, String), String> {
+            let now = UNIX_EPOCH + Duration::from_secs(2000);
+            self.accounts.verify(token, now)
+        }
+    }
+
+    impl Drop for Cluster {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.accounts.keys);
+        }
+    }
+
+    #[test]
+    fn the_clusters_keys_prove_a_service_account() {
+        let cluster = Cluster::new();
+        for header in [
+            json!({"alg": "RS256", "kid": "r"}),
+            json!({"alg": "RS256"}),
+            json!({"alg": "ES256", "kid": "e", "typ": "JWT"}),
+        ] {
+            let token = cluster.token(&header, |claims| claims["aud"] = json!("leno-ca"));
+            let found = cluster.verify(&format!("{token}\n"));
+            assert_eq!(
+                found,
+                Ok(("shop".to_owned(), "orders".to_owned())),
+                "{header}"
+            );
+        }
+    }
+
+    #[test]
+    fn anything_else_is_refused_with_the_reason() {
+        let cluster = Cluster::new();
+        let header = json!({"alg": "RS256", "kid": "r"});
+        type Change = fn(&mut Value);
+        let changes: [(&str, Change); 8] = [
+            ("it is for Many([\"vault\"])", |c| {
+                c["aud"] = json!(["vault"])
+            }),
+            ("its issuer is https://other", |c| {
+                c["iss"] = json!("https://other")
+            }),
+            ("it ended 0 s ago", |c| c["exp"] = json!(2000)),
+            ("it begins in 10 s", |c| c["nbf"] = json!(2010)),
+            ("it says to be system:serviceaccount:shop:admin", |c| {
+                c["sub"] = json!("system:serviceaccount:shop:admin");
+            }),
+            ("it says to be system:serviceaccount:a/b:orders", |c| {
+                c["sub"] = json!("system:serviceaccount:a/b:orders");
+                c["kubernetes.io"]["namespace"] = json!("a/b");
+            }),
+            ("not one of a projected volume", |c| {
+                c["kubernetes.io"] = json!({})
+            }),
+            ("not one of a projected volume", |c| {
+                c["exp"] = json!("never")
+            }),
+        ];
+        for (words, change) in changes {
+            let error = cluster
+                .verify(&cluster.token(&header, change))
+                .expect_err(words);
+            assert!(error.contains(words), "{error}");
+        }
+        for (words, header) in [
+            ("none is not accepted", json!({"alg": "none"})),
+            (
+                "HS256 is not accepted",
+                json!({"alg": "HS256", "kid": "secret"}),
+            ),
+            ("has no key x", json!({"alg": "RS256", "kid": "x"})),
+            ("signed it", json!({"alg": "RS256", "kid": "e"})),
+            ("signed it", json!({"alg": "ES256", "kid": "r"})),
+        ] {
+            let error = cluster
+                .verify(&cluster.token(&header, |_| {}))
+                .expect_err(words);
+            assert!(error.contains(words), "{error}");
+        }
+        let other = Cluster::new().token(&header, |_| {});
+        assert!(
+            cluster
+                .verify(&other)
+                .expect_err("another's")
+                .contains("signed it")
+        );
+        let good = cluster.token(&header, |_| {});
+        let parts: Vec<&str> = good.split('.').collect();
+        let claims = encoded(json!({"sub": "system:serviceaccount:shop:admin"}).to_string());
+        for wrong in [
+            format!("{}.{claims}.{}", parts[0], parts[2]),
+            format!("{}.{}.", parts[0], parts[1]),
+            "a.b.c".to_owned(),
+            "..".to_owned(),
+            "x".repeat(MAX_TOKEN + 1),
+        ] {
+            assert!(
+                cluster.verify(&wrong).is_err(),
+                "{}",
+                &wrong[..20.min(wrong.len())]
+            );
+        }
+        let _ = std::fs::remove_file(&cluster.accounts.keys);
+        let error = cluster.verify(&good).expect_err("no keys");
+        assert!(error.contains("leno-jwks"), "{error}");
+    }
+}

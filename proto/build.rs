@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-const FILES: [&str; 2] = ["leno.proto", "ca.proto"];
+const FILES: [&str; 3] = ["leno.proto", "ca.proto", "health.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     for file in FILES {

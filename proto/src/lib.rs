@@ -31,6 +31,12 @@ pub mod ca {
     tonic::include_proto!("istio.v1.auth");
 }
 
+/// `grpc.health.v1`: what apps that speak gRPC are asked in the place of a probe.
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::too_many_lines)]
+pub mod health {
+    tonic::include_proto!("grpc.health.v1");
+}
+
 /// Type URLs of the resources that the stream carries.
 pub mod type_url {
     /// `envoy.config.listener.v3.Listener`

@@ -8,7 +8,7 @@ const PROXY: [(&str, &str); 34] = [
     ("accept", "drain observe stream"),
     (
         "admin",
-        "connect directory drain intercept observe status tls",
+        "channel connect directory drain intercept observe status tls",
     ),
     (
         "app",

@@ -10,6 +10,7 @@ mod limits;
 mod mtls;
 mod observe;
 mod policy;
+mod probes;
 mod protocol;
 mod resilience;
 mod restart;

@@ -69,11 +69,6 @@ pub fn inject(object: &mut Value, settings: &Settings, report: &mut Report) {
     let outcome = match wanted.refusal(template) {
         Some(reason) => Outcome::Left(reason),
         None => {
-            report.warnings.extend(
-                probes::unasked(&template["spec"]).map(|probe| {
-                    format!("{name}: {probe} by gRPC stays as it is: STRICT refuses it")
-                }),
-            );
             pod::inject(template, workload.as_deref(), &wanted, settings);
             Outcome::Injected
         }

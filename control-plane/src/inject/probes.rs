@@ -35,25 +35,14 @@ pub(super) fn rewrite(spec: &mut Value) -> Option<Value> {
     (!probers.is_empty()).then_some(Value::Object(probers))
 }
 
-/// Probes that can't be asked by the sidecar: container and kind.
-pub(super) fn unasked(spec: &Value) -> impl Iterator<Item = String> {
-    let all = ["initContainers", "containers"].into_iter();
-    let containers = all.flat_map(|kind| spec[kind].as_array().into_iter().flatten());
-    containers.flat_map(|container| {
-        let probes = ["livenessProbe", "readinessProbe", "startupProbe"].into_iter();
-        let unasked = probes.filter(|probe| container[*probe].get("grpc").is_some());
-        unasked.map(|probe| format!("{} of container {}", probe, name_of(container)))
-    })
-}
-
-/// What `probe` asks of the app, with its port as a number: HTTP, or whether the port is open. A command asks nothing of the
-/// network.
+/// What `probe` asks of the app, with its port as a number: HTTP, gRPC, or whether the port is open. A command asks nothing of
+/// the network.
 fn asked(probe: &Value, ports: &Value) -> Option<Value> {
     let timeout = probe
         .get("timeoutSeconds")
         .and_then(Value::as_u64)
         .unwrap_or(1);
-    let (kind, said) = ["httpGet", "tcpSocket"]
+    let (kind, said) = ["httpGet", "tcpSocket", "grpc"]
         .into_iter()
         .find_map(|kind| Some((kind, probe.get(kind)?)))?;
     let mut said = said.clone();
@@ -77,6 +66,7 @@ fn number(port: &Value, ports: &Value) -> Option<u64> {
 fn redirect(probe: &mut Value, path: &str) {
     if let Some(probe) = probe.as_object_mut() {
         probe.remove("tcpSocket");
+        probe.remove("grpc");
         probe.insert("httpGet".to_owned(), json!({"path": path, "port": PORT}));
     }
 }

@@ -2,6 +2,7 @@
 //! comes from `leno inject`, as Istio's `ISTIO_KUBE_APP_PROBERS` has it.
 
 use std::collections::HashMap;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
@@ -9,10 +10,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, StatusCode, header};
 use http_body_util::Empty;
+use hyper_util::rt::TokioIo;
+use leno_proto::health::HealthCheckRequest;
+use leno_proto::health::health_check_response::ServingStatus;
+use leno_proto::health::health_client::HealthClient;
+use leno_proto::tonic::transport::{Endpoint, Uri};
 use serde_json::Value;
+use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tower::service_fn;
 
 use super::ask::ask;
+use crate::channel::words;
 use crate::connect::connect_from;
 use crate::intercept::passing_to;
 
@@ -24,8 +33,17 @@ pub struct AppProbers(HashMap<String, Prober>);
 struct Prober {
     port: u16,
     timeout: Duration,
-    /// What is asked; nothing when it is enough that the port is open.
-    http: Option<HttpGet>,
+    asks: Asks,
+}
+
+/// What is asked of the app.
+#[derive(Debug, Clone, PartialEq)]
+enum Asks {
+    /// Nothing: it is enough that the port is open.
+    Open,
+    Http(HttpGet),
+    /// The health of this service, by gRPC's protocol for it; of the whole app if it is empty.
+    Grpc(String),
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -52,8 +70,9 @@ impl FromStr for AppProbers {
 
 impl Prober {
     fn read(said: &Value) -> Result<Prober, String> {
-        let (http, open) = (said.get("httpGet"), said.get("tcpSocket"));
-        let target = http.or(open).ok_or("httpGet or tcpSocket is expected")?;
+        let (http, grpc) = (said.get("httpGet"), said.get("grpc"));
+        let target = http.or(grpc).or(said.get("tcpSocket"));
+        let target = target.ok_or("httpGet, tcpSocket or grpc is expected")?;
         let port = target["port"]
             .as_u64()
             .and_then(|port| u16::try_from(port).ok());
@@ -62,23 +81,75 @@ impl Prober {
             .and_then(Value::as_u64)
             .unwrap_or(1);
         // What is encrypted is as healthy as its port: nobody says by which certificate it is to be judged.
-        let plain = http.filter(|http| http["scheme"] != "HTTPS");
+        let asks = match (http, grpc) {
+            (Some(http), _) if http["scheme"] == "HTTPS" => Asks::Open,
+            (Some(http), _) => Asks::Http(HttpGet::read(http)?),
+            (None, Some(grpc)) => {
+                let service = grpc["service"].as_str();
+                Asks::Grpc(service.unwrap_or_default().to_owned())
+            }
+            (None, None) => Asks::Open,
+        };
         Ok(Prober {
             port: port.ok_or("a port's number is expected")?,
             timeout: Duration::from_secs(seconds.clamp(1, 3600)),
-            http: plain.map(HttpGet::read).transpose()?,
+            asks,
         })
     }
 
-    async fn probe(&self, ip: IpAddr) -> Result<StatusCode, String> {
+    async fn probe(&self, ip: IpAddr) -> Result<(StatusCode, String), String> {
         let address = SocketAddr::new(ip, self.port);
         // As the sidecar's own connection to the app.
         let tcp = connect_from(Some(passing_to(ip)), address).await;
         let tcp = tcp.map_err(|error| format!("{address}: {error}"))?;
-        let Some(http) = &self.http else {
-            return Ok(StatusCode::OK);
-        };
-        let mut request = Request::get(&http.path)
+        match &self.asks {
+            Asks::Open => Ok((StatusCode::OK, format!("{address} is open"))),
+            Asks::Http(http) => {
+                let status = http.ask(tcp, address).await?;
+                Ok((status, format!("the app answered {status}")))
+            }
+            Asks::Grpc(service) => {
+                let health = check_health(tcp, address, service).await?;
+                let status = match health {
+                    ServingStatus::Serving => StatusCode::OK,
+                    _ => StatusCode::SERVICE_UNAVAILABLE,
+                };
+                let health = health.as_str_name();
+                Ok((status, format!("the app answered {health}")))
+            }
+        }
+    }
+}
+
+/// Asks for the health of `service` on `tcp`: <https://github.com/grpc/grpc/blob/master/doc/health-checking.md>
+async fn check_health(
+    tcp: TcpStream,
+    address: SocketAddr,
+    service: &str,
+) -> Result<ServingStatus, String> {
+    let mut tcp = Some(tcp);
+    let once = service_fn(move |_: Uri| {
+        let tcp = tcp.take().map(TokioIo::new);
+        let none = || io::Error::from(io::ErrorKind::ConnectionReset);
+        std::future::ready(tcp.ok_or_else(none))
+    });
+    let endpoint = Endpoint::from_shared(format!("http://{address}"));
+    let endpoint = endpoint.map_err(|error| words(&error))?;
+    let channel = endpoint.connect_with_connector(once).await;
+    let mut client = HealthClient::new(channel.map_err(|error| words(&error))?);
+    let request = HealthCheckRequest {
+        service: service.to_owned(),
+    };
+    let answer = client.check(request).await;
+    Ok(answer
+        .map_err(|status| words(&status))?
+        .into_inner()
+        .status())
+}
+
+impl HttpGet {
+    async fn ask(&self, tcp: TcpStream, address: SocketAddr) -> Result<StatusCode, String> {
+        let mut request = Request::get(&self.path)
             .header(header::USER_AGENT, "kube-probe/leno")
             .body(Empty::<Bytes>::new())
             .map_err(|error| error.to_string())?;
@@ -86,15 +157,13 @@ impl Prober {
         request
             .headers_mut()
             .extend(host.ok().map(|host| (header::HOST, host)));
-        for (name, value) in &http.headers {
+        for (name, value) in &self.headers {
             request.headers_mut().insert(name, value.clone());
         }
         let answer = ask(tcp, request).await?;
         Ok(answer.status())
     }
-}
 
-impl HttpGet {
     fn read(said: &Value) -> Result<HttpGet, String> {
         let path = said.get("path").and_then(Value::as_str).unwrap_or("/");
         let path = if path.starts_with('/') {
@@ -123,7 +192,7 @@ impl AppProbers {
         let probed = timeout(prober.timeout, prober.probe(ip)).await;
         let late = || Err(format!("no answer within {:?}", prober.timeout));
         Some(match probed.unwrap_or_else(|_| late()) {
-            Ok(status) => (status, format!("the app answered {status}\n")),
+            Ok((status, said)) => (status, said + "\n"),
             Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
         })
     }
@@ -138,13 +207,24 @@ mod tests {
         let read = |text: &str| AppProbers::from_str(text);
         let good = read(
             r#"{"/a": {"httpGet": {"path": "live", "port": 80, "httpHeaders": [{"name": "X", "value": "1"}]}, "timeoutSeconds": 4},
-                "/b": {"tcpSocket": {"port": 81}}, "/c": {"httpGet": {"port": 443, "scheme": "HTTPS"}}}"#,
+                "/b": {"tcpSocket": {"port": 81}}, "/c": {"httpGet": {"port": 443, "scheme": "HTTPS"}},
+                "/d": {"grpc": {"port": 82, "service": "orders"}}, "/e": {"grpc": {"port": 82}}}"#,
         );
         let AppProbers(all) = good.expect("probes");
-        let http = all["/a"].http.as_ref().expect("HTTP");
+        let Asks::Http(http) = &all["/a"].asks else {
+            panic!("HTTP");
+        };
         assert_eq!((http.path.as_str(), http.headers.len()), ("/live", 1));
         assert_eq!(all["/a"].timeout, Duration::from_secs(4));
-        assert!(all["/b"].http.is_none() && all["/c"].http.is_none());
+        assert_eq!(
+            ["/b", "/c", "/d", "/e"].map(|path| all[path].asks.clone()),
+            [
+                Asks::Open,
+                Asks::Open,
+                Asks::Grpc("orders".to_owned()),
+                Asks::Grpc(String::new())
+            ]
+        );
         for wrong in [
             "[]",
             "{",

@@ -37,6 +37,7 @@ pub mod directory;
 pub mod snapshot;
 pub mod xds;
 
+pub mod ask;
 pub mod channel;
 pub mod export;
 pub mod identity;

@@ -4,16 +4,17 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// A module of the proxy, and the modules of ours that it may import.
-const PROXY: [(&str, &str); 34] = [
+const PROXY: [(&str, &str); 35] = [
     ("accept", "drain observe stream"),
     (
         "admin",
-        "channel connect directory drain intercept observe status tls",
+        "ask channel connect directory drain intercept observe status tls",
     ),
     (
         "app",
         "accept admin bootstrap config connect directory drain export http identity inbound intercept lifecycle observe outbound snapshot state status tls worker xds",
     ),
+    ("ask", "channel"),
     ("balance", "config error intercept observe tls"),
     (
         "bootstrap",
@@ -26,7 +27,7 @@ const PROXY: [(&str, &str); 34] = [
     ("directory", "error snapshot"),
     ("drain", ""),
     ("error", ""),
-    ("export", "bootstrap channel drain observe status tls"),
+    ("export", "ask bootstrap channel drain observe status tls"),
     (
         "forward",
         "balance config connect deadline error http observe stream tls worker",

@@ -9,10 +9,13 @@ use leno_proto::health::health_server::{Health, HealthServer};
 use leno_proto::health::{HealthCheckRequest, HealthCheckResponse};
 use leno_proto::tonic::transport::Server;
 use leno_proto::tonic::{Request, Response, Status, async_trait};
+use leno_tests::ca::Ca;
 use leno_tests::client::get;
 use leno_tests::mesh::Mesh;
 use leno_tests::upstream::Upstream;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::TcpListenerStream;
 
 /// An app with one service, `orders`.
@@ -41,6 +44,26 @@ async fn serving(health: &Arc<AtomicI32>) -> SocketAddr {
     address
 }
 
+/// An app whose TLS shows a certificate of nobody's; each request is answered with 204.
+async fn encrypted() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("listen");
+    let address = listener.local_addr().expect("bound");
+    let acceptor = TlsAcceptor::from(Ca::new().server("spiffe://elsewhere/ns/a/sa/b"));
+    tokio::spawn(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            let Ok(mut tls) = acceptor.accept(tcp).await else {
+                continue;
+            };
+            let mut head = [0; 1024];
+            let read = tls.read(&mut head).await.unwrap_or_default();
+            assert!(head[..read].starts_with(b"GET /live HTTP/1.1\r\n"));
+            let answer = b"HTTP/1.1 204 No Content\r\n\r\n";
+            tls.write_all(answer).await.expect("the sidecar listens");
+        }
+    });
+    address
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_sidecar_asks_the_app_by_http_and_grpc_and_whether_a_port_is_open() {
     let health = Arc::new(AtomicI32::new(ServingStatus::Serving.into()));
@@ -55,10 +78,11 @@ async fn the_sidecar_asks_the_app_by_http_and_grpc_and_whether_a_port_is_open() 
     })
     .await;
     let http = app.address.port();
+    let https = encrypted().await.port();
     // Nobody may listen there but root, and nobody does.
     let closed = 1;
     let probers = format!(
-        r#"{{"/app-health/a/livez":{{"httpGet":{{"path":"/live","port":{http}}}}},"/app-health/a/readyz":{{"httpGet":{{"path":"/ready","port":{http}}}}},"/app-health/b/livez":{{"tcpSocket":{{"port":{http}}}}},"/app-health/b/readyz":{{"tcpSocket":{{"port":{closed}}}}},"/app-health/c/livez":{{"grpc":{{"port":{grpc},"service":"orders"}}}},"/app-health/c/readyz":{{"grpc":{{"port":{grpc}}}}},"/app-health/c/startupz":{{"grpc":{{"port":{closed}}}}}}}"#
+        r#"{{"/app-health/a/livez":{{"httpGet":{{"path":"/live","port":{http}}}}},"/app-health/a/readyz":{{"httpGet":{{"path":"/ready","port":{http}}}}},"/app-health/a/startupz":{{"httpGet":{{"path":"/live","port":{https},"scheme":"HTTPS"}}}},"/app-health/d/livez":{{"httpGet":{{"port":{http},"scheme":"HTTPS"}}}},"/app-health/b/livez":{{"tcpSocket":{{"port":{http}}}}},"/app-health/b/readyz":{{"tcpSocket":{{"port":{closed}}}}},"/app-health/c/livez":{{"grpc":{{"port":{grpc},"service":"orders"}}}},"/app-health/c/readyz":{{"grpc":{{"port":{grpc}}}}},"/app-health/c/startupz":{{"grpc":{{"port":{closed}}}}}}}"#
     );
     let mesh = Mesh::start("").await;
     let sidecar = mesh
@@ -71,12 +95,14 @@ async fn the_sidecar_asks_the_app_by_http_and_grpc_and_whether_a_port_is_open() 
     for (path, status, words) in [
         ("/app-health/a/livez", 200, "200 OK"),
         ("/app-health/a/readyz", 503, "503"),
+        ("/app-health/a/startupz", 204, ""),
+        ("/app-health/d/livez", 500, "no answer"),
         ("/app-health/b/livez", 200, "is open"),
         ("/app-health/b/readyz", 500, "refused"),
         ("/app-health/c/livez", 200, "SERVING"),
         ("/app-health/c/readyz", 500, "no service"),
         ("/app-health/c/startupz", 500, "refused"),
-        ("/app-health/d/livez", 404, ""),
+        ("/app-health/e/livez", 404, ""),
     ] {
         let (found, said) = probe(path).await;
         assert!(

@@ -5,15 +5,16 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use http::{Request, header};
-use http_body_util::Empty;
 use hyper::body::Bytes;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::ask::ask;
+use crate::ask::ask;
 
 /// How long the app may take.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Bytes of its metrics.
+const MAX_ANSWER: usize = 16 * 1024 * 1024;
 
 /// Where the app's metrics are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,10 +52,10 @@ impl AppMetrics {
         let request = Request::get(&self.path)
             .header(header::HOST, self.address.to_string())
             .header(header::ACCEPT, "text/plain; version=0.0.4")
-            .body(Empty::<Bytes>::new());
+            .body(Bytes::new());
         let request = request.map_err(|error| error.to_string())?;
         let tcp = TcpStream::connect(self.address).await;
-        let response = ask(tcp.map_err(|error| error.to_string())?, request).await?;
+        let response = ask(tcp.map_err(|error| error.to_string())?, request, MAX_ANSWER).await?;
         if !response.status().is_success() {
             return Err(format!("the app answered {}", response.status()));
         }

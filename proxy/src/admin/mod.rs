@@ -2,7 +2,6 @@
 //! (`/stats/prometheus`, `/metrics`; 15020 with the app's own merged in, `/healthz/ready`, and the app's probes under
 //! `/app-health/`).
 
-mod ask;
 mod merge;
 mod probe;
 

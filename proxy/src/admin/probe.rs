@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, StatusCode, header};
-use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
 use leno_proto::health::HealthCheckRequest;
 use leno_proto::health::health_check_response::ServingStatus;
@@ -18,12 +17,17 @@ use leno_proto::tonic::transport::{Endpoint, Uri};
 use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
 use tower::service_fn;
 
-use super::ask::ask;
+use crate::ask::ask;
 use crate::channel::words;
 use crate::connect::connect_from;
 use crate::intercept::passing_to;
+use crate::tls::client::unverified;
+
+/// Bytes of an answer, of which only the status is told.
+const MAX_ANSWER: usize = 1024 * 1024;
 
 /// What each path asks of the app.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,6 +52,8 @@ enum Asks {
 
 #[derive(Debug, Clone, PartialEq)]
 struct HttpGet {
+    /// Whether it is asked by TLS, from whoever answers: nobody says by which certificate it is to be judged.
+    is_encrypted: bool,
     path: String,
     headers: Vec<(HeaderName, HeaderValue)>,
 }
@@ -80,9 +86,7 @@ impl Prober {
             .get("timeoutSeconds")
             .and_then(Value::as_u64)
             .unwrap_or(1);
-        // What is encrypted is as healthy as its port: nobody says by which certificate it is to be judged.
         let asks = match (http, grpc) {
-            (Some(http), _) if http["scheme"] == "HTTPS" => Asks::Open,
             (Some(http), _) => Asks::Http(HttpGet::read(http)?),
             (None, Some(grpc)) => {
                 let service = grpc["service"].as_str();
@@ -151,7 +155,7 @@ impl HttpGet {
     async fn ask(&self, tcp: TcpStream, address: SocketAddr) -> Result<StatusCode, String> {
         let mut request = Request::get(&self.path)
             .header(header::USER_AGENT, "kube-probe/leno")
-            .body(Empty::<Bytes>::new())
+            .body(Bytes::new())
             .map_err(|error| error.to_string())?;
         let host = HeaderValue::from_str(&address.to_string());
         request
@@ -160,8 +164,13 @@ impl HttpGet {
         for (name, value) in &self.headers {
             request.headers_mut().insert(name, value.clone());
         }
-        let answer = ask(tcp, request).await?;
-        Ok(answer.status())
+        if !self.is_encrypted {
+            return Ok(ask(tcp, request, MAX_ANSWER).await?.status());
+        }
+        let connector = TlsConnector::from(unverified()?);
+        let tls = connector.connect(address.ip().into(), tcp).await;
+        let tls = tls.map_err(|error| format!("{address}: {error}"))?;
+        Ok(ask(tls, request, MAX_ANSWER).await?.status())
     }
 
     fn read(said: &Value) -> Result<HttpGet, String> {
@@ -179,6 +188,7 @@ impl HttpGet {
             Ok((name, value))
         });
         Ok(HttpGet {
+            is_encrypted: said["scheme"] == "HTTPS",
             path,
             headers: headers.collect::<Result<_, String>>()?,
         })
@@ -215,11 +225,14 @@ mod tests {
             panic!("HTTP");
         };
         assert_eq!((http.path.as_str(), http.headers.len()), ("/live", 1));
+        assert!(!http.is_encrypted);
+        assert!(
+            matches!(&all["/c"].asks, Asks::Http(http) if http.is_encrypted && http.path == "/")
+        );
         assert_eq!(all["/a"].timeout, Duration::from_secs(4));
         assert_eq!(
-            ["/b", "/c", "/d", "/e"].map(|path| all[path].asks.clone()),
+            ["/b", "/d", "/e"].map(|path| all[path].asks.clone()),
             [
-                Asks::Open,
                 Asks::Open,
                 Asks::Grpc("orders".to_owned()),
                 Asks::Grpc(String::new())

@@ -8,9 +8,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::{Request, Uri, header};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use leno_proto::prost::Message;
 use leno_proto::tonic::transport::{Channel, Endpoint as Connection};
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_client::TraceServiceClient;
@@ -27,6 +24,7 @@ use opentelemetry_proto::tonic::trace::v1::{
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
+use crate::ask::ask;
 use crate::channel::words;
 use crate::drain::Watch;
 use crate::observe::Reporter;
@@ -173,8 +171,6 @@ impl Exporter {
         let tcp = TcpStream::connect(&authority)
             .await
             .map_err(|e| e.to_string())?;
-        let connected = http1::handshake(TokioIo::new(tcp)).await;
-        let (mut sender, connection) = connected.map_err(|error| words(&error))?;
         let path = match uri.path() {
             "/" | "" => "/v1/traces",
             path => path,
@@ -182,28 +178,14 @@ impl Exporter {
         let request = Request::post(path)
             .header(header::HOST, &authority)
             .header(header::CONTENT_TYPE, "application/x-protobuf")
-            .body(Full::new(Bytes::from(request.encode_to_vec())))
+            .body(Bytes::from(request.encode_to_vec()))
             .map_err(|error| error.to_string())?;
-        let answer = async {
-            let response = sender.send_request(request).await.map_err(|e| words(&e))?;
-            let status = response.status();
-            let body = Limited::new(response.into_body(), MAX_ANSWER)
-                .collect()
-                .await;
-            if !status.is_success() {
-                return Err(format!("the collector answered {status}"));
-            }
-            let body = body.map_err(|error| error.to_string())?.to_bytes();
-            Ok(ExportTraceServiceResponse::decode(body).unwrap_or_default())
-        };
-        let mut answer = std::pin::pin!(answer);
-        tokio::select! {
-            answered = &mut answer => answered,
-            ended = connection => match ended {
-                Ok(()) => answer.await,
-                Err(error) => Err(words(&error)),
-            }
+        let answer = ask(tcp, request, MAX_ANSWER).await?;
+        let status = answer.status();
+        if !status.is_success() {
+            return Err(format!("the collector answered {status}"));
         }
+        Ok(ExportTraceServiceResponse::decode(answer.into_body()).unwrap_or_default())
     }
 
     fn request(&self, spans: Vec<Span>) -> ExportTraceServiceRequest {

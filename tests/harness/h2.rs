@@ -196,7 +196,7 @@ impl App {
                 loop {
                     let accepted = tokio::select! {
                         accepted = connection.accept() => accepted,
-                        _ = ending.wait_for(|ends| *ends), if !is_over => {
+                        Ok(_) = ending.wait_for(|ends| *ends), if !is_over => {
                             is_over = true;
                             connection.graceful_shutdown();
                             continue;

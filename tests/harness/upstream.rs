@@ -138,14 +138,14 @@ fn held(record: &Mutex<Record>) -> std::sync::MutexGuard<'_, Record> {
     record.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The next connection of an app, until it is to end.
+/// The next connection of an app, until it is to end. One that nobody holds any more goes on.
 pub(crate) async fn accept(
     listener: &TcpListener,
     ending: &mut watch::Receiver<bool>,
 ) -> Option<TcpStream> {
     let accepted = tokio::select! {
         accepted = listener.accept() => accepted,
-        _ = ending.wait_for(|ends| *ends) => return None,
+        Ok(_) = ending.wait_for(|ends| *ends) => return None,
     };
     let (tcp, _) = accepted.ok()?;
     let _ = tcp.set_nodelay(true);
@@ -183,7 +183,7 @@ async fn serve(
         let more = tokio::select! {
             biased;
             more = tcp.read_buf(&mut read) => more,
-            _ = ending.wait_for(|ends| *ends), if before == 0 => return,
+            Ok(_) = ending.wait_for(|ends| *ends), if before == 0 => return,
         };
         match more {
             Ok(count) if count > 0 => held(&record).bytes.extend_from_slice(&read[before..]),

@@ -170,7 +170,7 @@ fn the_control_plane_imports_in_one_direction() {
 
 #[test]
 fn the_path_names_neither_hypers_http1_nor_xds_nor_grpc() {
-    let path = "accept.rs identify.rs inbound.rs outbound stream.rs worker.rs drain.rs error.rs http tls route policy balance connect forward observe";
+    let path = "accept.rs identify.rs inbound outbound stream.rs worker.rs drain.rs error.rs http tls route policy balance connect forward observe";
     let mut files = Vec::new();
     for name in path.split(' ') {
         let at = root().join("proxy/src").join(name);

@@ -1,7 +1,9 @@
 //! The inbound story: what others send to the app, from their connection to the answer.
 
-use std::cell::{Cell, OnceCell};
-use std::future::pending;
+mod bytes;
+mod connection;
+
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
@@ -12,77 +14,29 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::balance::Cluster;
-use crate::config::endpoints::Workload;
-use crate::config::peer;
-use crate::connect::introduce::exchange;
 use crate::deadline::Deadline;
 use crate::drain::{ON_THE_WAY, Phase};
 use crate::error::{Error, Kind};
-use crate::forward::answer::{self, Audience};
+use crate::forward::answer;
 use crate::forward::attempt::{Attempt, Limit};
 use crate::forward::tries::Policy;
-use crate::forward::{Arrival, Served, headers, http, propagate, serve_stream, tcp};
+use crate::forward::{Arrival, Served, headers, http, propagate, serve_stream};
 use crate::http::h1::{Conn, Read, ServerHalf};
 use crate::http::h2;
 use crate::http::half::Down;
 use crate::http::head::{Head, Known, Version};
-use crate::identify::{Protocol, http_version, identify};
+use crate::identify::{http_version, identify};
 use crate::intercept::original_destination;
-use crate::observe::labels::Party;
+use crate::observe::Outcome;
 use crate::observe::standard::Series;
-use crate::observe::{Outcome, Reporter, Teller};
 use crate::outbound::normalise;
-use crate::policy::{Caller, Verdict, verdict, verdict_tcp};
+use crate::policy::{Verdict, verdict};
 use crate::route::matcher::RequestView;
 use crate::snapshot::{InboundChain, InboundPlan};
 use crate::stream::{Socket, Stream};
-use crate::tls::Peer;
 use crate::worker::Worker;
-
-/// A connection to the app, as far as it is known.
-#[derive(Debug)]
-struct Connection {
-    /// The workload port that it is for.
-    port: u16,
-    /// Where it wanted to go, if it was taken over.
-    dialled: Option<SocketAddr>,
-    /// Whether it begins with a TLS handshake.
-    tls: bool,
-    /// The ALPN protocols that its client offers; for plaintext, what it was told to be.
-    offers: Vec<Vec<u8>>,
-    /// Who is at the other end, once TLS was terminated.
-    peer: Option<Authenticated>,
-    /// Its address, as `x-forwarded-for` carries it.
-    ip: String,
-    address: SocketAddr,
-    /// What it connected to.
-    local: Option<SocketAddr>,
-    /// The server name that its TLS asks for.
-    server_name: Option<String>,
-    /// What the sidecar at the other end says of its workload.
-    source: OnceCell<Workload>,
-}
-
-/// Who is at the other end of mutual TLS, with what each of its requests needs of that.
-#[derive(Debug)]
-struct Authenticated {
-    peer: Peer,
-    /// When its certificate ends.
-    expires: Instant,
-    /// It as an element of `x-forwarded-client-cert`.
-    element: String,
-}
-
-impl Authenticated {
-    fn new(worker: &Worker, peer: Peer) -> Authenticated {
-        let me = worker.shared.me.principal.as_deref().unwrap_or_default();
-        Authenticated {
-            expires: peer.expires(),
-            element: headers::client_cert_element(me, &peer.hash, peer.id.as_str()),
-            peer,
-        }
-    }
-}
+use bytes::{carry, carry_spoken, spoken_first};
+use connection::{Authenticated, Connection};
 
 /// Serves a connection that the rules of `init` took over, until it ends.
 pub async fn serve_taken_over(worker: Rc<Worker>, tcp: TcpStream, address: SocketAddr) {
@@ -111,18 +65,8 @@ async fn serve_for(
 ) {
     // Phase 1: nothing is known; without a plan it waits, never passes.
     let shared = &worker.shared;
-    let mut connection = Connection {
-        port,
-        dialled,
-        tls: false,
-        offers: Vec::new(),
-        peer: None,
-        ip: address.ip().to_string(),
-        address,
-        local: dialled.or_else(|| tcp.local_addr().ok()),
-        server_name: None,
-        source: OnceCell::new(),
-    };
+    let local = dialled.or_else(|| tcp.local_addr().ok());
+    let mut connection = Connection::new(address, local, port, dialled);
     let mut read = Vec::new();
     let protocol = tokio::select! {
         biased;
@@ -147,189 +91,25 @@ async fn serve_for(
         return;
     };
     // Phase 2: who it is.
-    let socket = Socket::with_read(tcp, read);
-    if !chain.tls {
-        let is_http = chain.http;
-        return carry(worker, connection, Stream::Plain(socket), is_http).await;
-    }
-    let accepted = match Box::pin(shared.acceptor.accept(socket)).await {
-        Ok(accepted) => accepted,
-        Err(error) => {
-            tracing::info!(%address, port, %error, "refused");
-            return;
-        }
-    };
-    connection.peer = Some(Authenticated::new(&worker, accepted.peer));
-    // Phase 3: what it asks for.
     let is_http = chain.http;
-    carry(worker, connection, accepted.stream, is_http).await;
-}
-
-async fn carry(worker: Rc<Worker>, connection: Connection, mut stream: Stream, is_http: bool) {
-    if is_http {
-        return serve_http(worker, connection, stream).await;
-    }
-    let shared = &worker.shared;
-    let plan = shared.directory.inbound().await;
-    let Some(chain) = connection.chain(&plan) else {
-        return;
-    };
-    match exchange(&mut stream, &plan.peer_frame, shared.timeouts.head).await {
-        Ok(Some(said)) => connection.believe(said),
-        Ok(None) => {}
-        Err(error) => {
-            return tracing::info!(address = %connection.address, %error, "connection not carried");
-        }
-    }
-    let series = connection.series(&worker, chain);
-    let mut passage = tcp::Passage::new(&series);
-    let app = connection.app(&worker, &plan, chain);
-    let carrying = carry_bytes(&worker, &connection, chain, app, &mut passage, stream);
-    // A box: opaque connections must not make every connection's task larger.
-    let carried = Box::pin(carrying).await;
-    if let Err(error) = &carried {
-        tracing::info!(address = %connection.address, %error, "connection not carried");
-    }
-    passage.over(&worker, connection.teller(), carried.err());
-}
-
-/// The app's own connection, once the app has spoken on it before the caller did. Never, where plaintext isn't taken as
-/// bytes or the caller isn't allowed.
-async fn spoken_first(worker: &Worker, connection: &Connection) -> tcp::Opened {
-    let plan = worker.shared.directory.inbound().await;
-    let chain = connection
-        .chain(&plan)
-        .filter(|chain| !chain.tls && !chain.http);
-    let allowed = chain.filter(|chain| {
-        matches!(
-            verdict_tcp(&chain.policies, connection.caller()),
-            Verdict::Allowed
-        )
-    });
-    let Some(chain) = allowed else {
-        return pending().await;
-    };
-    let Ok(cluster) = connection.app(worker, &plan, chain) else {
-        return pending().await;
-    };
-    match tcp::spoken_first(worker, &cluster, &chain.speaks_first).await {
-        Ok(up) => up,
-        // Whoever carries the connection finds out.
-        Err(_) => pending().await,
-    }
-}
-
-/// Carries a connection on which the app spoke first.
-async fn carry_spoken(worker: &Worker, connection: &Connection, mut down: Stream, up: tcp::Opened) {
-    let plan = worker.shared.directory.inbound().await;
-    let Some(chain) = connection.chain(&plan) else {
-        return;
-    };
-    let mut passage = tcp::Passage::new(&connection.series(worker, chain));
-    let carried = match connection.app(worker, &plan, chain) {
-        Ok(cluster) => tcp::carry(&mut passage, &cluster, up, &[], &mut down).await,
-        Err(error) => Err(error),
-    };
-    passage.over(worker, connection.teller(), carried.err());
-}
-
-impl Connection {
-    /// Its first bytes, or their absence, have told what it carries.
-    fn is_told(&mut self, protocol: Protocol) {
-        self.tls = matches!(protocol, Protocol::Tls(_));
-        self.offers = match protocol {
-            Protocol::Tls(hello) => {
-                self.server_name = hello.server_name;
-                hello.alpn
+    let socket = Socket::with_read(tcp, read);
+    let stream = if chain.tls {
+        let accepted = match Box::pin(shared.acceptor.accept(socket)).await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::info!(%address, port, %error, "refused");
+                return;
             }
-            Protocol::Http1 => vec![b"http/1.1".to_vec()],
-            Protocol::Http2 => vec![b"h2c".to_vec()],
-            Protocol::Opaque => Vec::new(),
         };
-    }
-
-    /// The app that it is for.
-    fn app(
-        &self,
-        worker: &Worker,
-        plan: &InboundPlan,
-        chain: &InboundChain,
-    ) -> Result<Arc<Cluster>, Error> {
-        if let Some(dialled) = self.dialled {
-            return Ok(worker.shared.apps.at(plan, dialled));
-        }
-        let port = self.port;
-        let missing = || Error::own(Kind::NoCluster, format!("no app is behind port {port}"));
-        let target = chain.app(port).ok_or_else(missing)?;
-        let cluster = target.cluster.as_ref();
-        let cluster = cluster.map_err(|reason| Error::own(Kind::NoCluster, reason.to_string()))?;
-        Ok(Arc::clone(cluster))
-    }
-
-    fn chain<'a>(&self, plan: &'a InboundPlan) -> Option<&'a Arc<InboundChain>> {
-        plan.find(self.port, self.tls, &self.offers)
-    }
-
-    fn caller(&self) -> Caller<'_> {
-        Caller {
-            principal: self.peer.as_ref().map(|caller| caller.peer.id.as_str()),
-        }
-    }
-
-    /// When its peer's certificate ends.
-    fn expires(&self) -> Option<Instant> {
-        self.peer.as_ref().map(|caller| caller.expires)
-    }
-
-    /// Who tells of its requests.
-    fn teller(&self) -> Teller<'_> {
-        Teller {
-            reporter: Reporter::Destination,
-            peer: self.address,
-            local: self.local,
-            server_name: self.server_name.as_deref(),
-        }
-    }
-
-    fn audience(&self) -> Audience {
-        match self.peer {
-            Some(_) => Audience::Trusted,
-            None => Audience::Anyone,
-        }
-    }
-
-    /// Takes from `request` what the caller's sidecar says of its workload.
-    fn learn(&self, request: &Head) {
-        if self.source.get().is_none()
-            && let Some(value) = request.get(Known::PeerMetadata)
-            && let Some(said) = peer::decode(value)
-        {
-            self.believe(said);
-        }
-    }
-
-    /// Believes what the caller's sidecar says of its workload as far as its certificate goes: its name is its own
-    /// affair; whose it is, the certificate says.
-    fn believe(&self, said: Workload) {
-        if (self.peer.as_ref()).is_some_and(|caller| said.namespace == caller.peer.id.namespace()) {
-            // What was said first stays.
-            let _ = self.source.set(said);
-        }
-    }
-
-    /// Where requests on this connection are counted.
-    fn series(&self, worker: &Worker, chain: &InboundChain) -> Arc<Series> {
-        let source = Party {
-            principal: self.peer.as_ref().map(|caller| caller.peer.id.to_string()),
-            workload: self.source.get().cloned().unwrap_or_default(),
-        };
-        let security = match self.peer {
-            Some(_) => "mutual_tls",
-            None => "none",
-        };
-        let me = worker.shared.me.principal.clone();
-        let labels = chain.labels(&source, me, security);
-        worker.shared.metrics.series(labels)
+        connection.peer = Some(Authenticated::new(&worker, accepted.peer));
+        accepted.stream
+    } else {
+        Stream::Plain(socket)
+    };
+    // Phase 3: what it asks for.
+    match is_http {
+        true => serve_http(worker, connection, stream).await,
+        false => carry(&worker, connection, stream).await,
     }
 }
 
@@ -350,7 +130,7 @@ impl Serving {
         let fits = |c: &&Arc<InboundChain>| c.http && c.tls == connection.peer.is_some();
         let chain = Arc::clone(connection.chain(&plan).filter(fits)?);
         Some(Serving {
-            is_told: connection.source.get().is_some(),
+            is_told: connection.knows_source(),
             series: connection.series(worker, &chain),
             app: connection.app(worker, &plan, &chain),
             chain,
@@ -367,7 +147,7 @@ async fn current<'a>(
     serving: &'a mut Option<Serving>,
 ) -> Option<&'a Serving> {
     let plan = worker.shared.directory.inbound().await;
-    let is_told = connection.source.get().is_some();
+    let is_told = connection.knows_source();
     let fits = |s: &Serving| Arc::ptr_eq(&s.plan, &plan) && s.is_told == is_told;
     if !serving.as_ref().is_some_and(fits) {
         *serving = Serving::new(worker, connection, plan);
@@ -595,28 +375,4 @@ fn authorize(connection: &Connection, chain: &InboundChain, request: &Head) -> R
             })
         }
     }
-}
-
-/// Carries opaque bytes to the app.
-async fn carry_bytes(
-    worker: &Worker,
-    connection: &Connection,
-    chain: &InboundChain,
-    app: Result<Arc<Cluster>, Error>,
-    passage: &mut tcp::Passage,
-    mut down: Stream,
-) -> Result<(), Error> {
-    match verdict_tcp(&chain.policies, connection.caller()) {
-        Verdict::Allowed => {}
-        Verdict::DeniedBy(policy) | Verdict::NotAllowed(Some(policy)) => {
-            let error = Error::own(Kind::Denied, "the connection is not allowed");
-            return Err(error.behind(&policy.into()));
-        }
-        Verdict::NotAllowed(None) => {
-            return Err(Error::own(Kind::Denied, "nothing is allowed here"));
-        }
-    }
-    let app = app?;
-    let up = tcp::open(worker, &app).await?;
-    tcp::carry(passage, &app, up, &[], &mut down).await
 }

@@ -120,8 +120,8 @@ impl Lab {
         ]);
         serve.arg("--config").arg(&yaml);
         serve.arg("--state-dir").arg(directory.join("state"));
-        let control_plane = Process(quiet(serve).spawn()?);
-        ready(MONITORING)?;
+        let mut control_plane = Process(quiet(serve).spawn()?);
+        ready(&mut control_plane, MONITORING)?;
         let mut app = Command::new(programs.join("shop"));
         app.args(["--service", "user-service", "--log"])
             .arg(directory.join("app.log"));
@@ -340,8 +340,8 @@ fn sidecar(
     command.args(["run", "--xds-address", XDS, "--service-account", account]);
     command.args(["--outbound-address", outbound, "--admin-address", admin]);
     command.args(flags).arg("--token-file").arg(token);
-    let process = Process(quiet(command).spawn()?);
-    ready(admin)?;
+    let mut process = Process(quiet(command).spawn()?);
+    ready(&mut process, admin)?;
     Ok(process)
 }
 
@@ -378,8 +378,12 @@ fn page(address: &str, path: &str) -> Result<String> {
     Ok(answer)
 }
 
-fn ready(address: &str) -> Result<()> {
+/// Waits until `process` says that it is ready.
+fn ready(process: &mut Process, address: &str) -> Result<()> {
     for _ in 0..1200 {
+        if let Some(status) = process.0.try_wait()? {
+            bail!("what was to serve {address} ended: {status}");
+        }
         if page(address, "/ready").is_ok_and(|answer| answer.contains(" 200 ")) {
             return Ok(());
         }

@@ -47,8 +47,10 @@ impl Pods {
     pub fn new(count: u8) -> Pods {
         let prefix = format!("leno{:04x}", fastrand::u16(..));
         let world = format!("{prefix}-world");
+        // Where nobody is, nobody says so: the machine may forward, and namespaces begin as it is.
         let mut script = format!(
             "ip netns add {world}; ip -n {world} link set lo up\n\
+             ip netns exec {world} sh -c \"echo 0 > /proc/sys/net/ipv4/ip_forward\"\n\
              ip -n {world} link add br0 type bridge forward_delay 0 mcast_snooping 0\n\
              ip -n {world} addr add 10.99.0.1/24 dev br0; ip -n {world} addr add fd99::1/64 dev br0 nodad\n\
              ip -n {world} link set br0 up\n"

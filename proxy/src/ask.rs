@@ -1,7 +1,7 @@
 //! One question by HTTP/1, on a connection of its own: to the app, or to a collector. Not the path, whose HTTP is our own.
 
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
@@ -9,23 +9,20 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::channel::words;
 
-/// Asks on `io`, and reads the whole answer, `at_most` bytes of it.
+/// Asks on `io`; `take` makes of the answer what is wanted of it, and reads its body if that is.
 ///
 /// # Errors
-/// Why there is none, in words.
-pub async fn ask(
+/// Why there is no answer, in words; or what `take` says.
+pub async fn ask<T>(
     io: impl AsyncRead + AsyncWrite + Unpin,
     request: Request<Bytes>,
-    at_most: usize,
-) -> Result<Response<Bytes>, String> {
+    take: impl AsyncFnOnce(Response<Incoming>) -> Result<T, String>,
+) -> Result<T, String> {
     let connected = http1::handshake(TokioIo::new(io)).await;
     let (mut sender, connection) = connected.map_err(|error| words(&error))?;
     let answer = async {
         let response = sender.send_request(request.map(Full::new)).await;
-        let (head, body) = response.map_err(|error| words(&error))?.into_parts();
-        let body = Limited::new(body, at_most).collect().await;
-        let body = body.map_err(|error| error.to_string())?.to_bytes();
-        Ok(Response::from_parts(head, body))
+        take(response.map_err(|error| words(&error))?).await
     };
     let mut answer = std::pin::pin!(answer);
     // The connection ends with the answer, or when this is given up.
@@ -38,4 +35,13 @@ pub async fn ask(
         Ok(()) => answer.await,
         Err(error) => answer.await.map_err(|_| words(&error)),
     }
+}
+
+/// The body of an answer, `at_most` bytes of it.
+///
+/// # Errors
+/// When it breaks off, or is longer.
+pub async fn body(answer: Response<Incoming>, at_most: usize) -> Result<Bytes, String> {
+    let body = Limited::new(answer.into_body(), at_most).collect().await;
+    Ok(body.map_err(|error| words(&*error))?.to_bytes())
 }

@@ -70,7 +70,7 @@ pub struct RunArgs {
     /// Name of the workload, for metrics.
     #[arg(long, env = "LENO_WORKLOAD")]
     pub workload: Option<String>,
-    /// File with the join token for the first certificate.
+    /// File with the token for the first certificate: a join token, or a Kubernetes service account's.
     #[arg(long, env = "LENO_TOKEN_FILE")]
     pub token_file: Option<PathBuf>,
     /// Root certificates (PEM) that the control plane must chain to; by default the token pins them.
@@ -312,7 +312,7 @@ pub struct Bootstrap {
     pub workload: String,
     /// Address of the workload.
     pub ip: IpAddr,
-    /// File with the join token.
+    /// File with the token for the first certificate.
     pub token_file: Option<PathBuf>,
     /// Roots for first contact.
     pub ca_root: Option<PathBuf>,

@@ -28,6 +28,11 @@ pub fn tune(tcp: &TcpStream) {
     let _ = SockRef::from(tcp).set_tcp_keepalive(&keepalive);
 }
 
+/// An address as people write it: one of IPv4 that a socket of IPv6 tells is one of IPv4.
+pub fn unmapped(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
 /// A TCP connection of which the first bytes may have been read already, to tell what it carries.
 #[derive(Debug)]
 pub struct Socket {

@@ -1,5 +1,6 @@
 //! A fake app: keeps every byte it is sent, and answers each whole request with what the test says.
 
+use std::future::pending;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio::time::sleep;
 
 /// What the app saw of a request.
 #[derive(Debug, Clone)]
@@ -34,6 +36,9 @@ impl Seen {
         self.head.split(' ').nth(1).unwrap_or_default()
     }
 }
+
+/// For so long an app that ends still takes a request on a connection that it has.
+const ON_THE_WAY: Duration = Duration::from_millis(50);
 
 type Answer = dyn Fn(&Seen) -> Vec<u8> + Send + Sync;
 
@@ -144,6 +149,8 @@ pub(crate) async fn accept(
     ending: &mut watch::Receiver<bool>,
 ) -> Option<TcpStream> {
     let accepted = tokio::select! {
+        // What the kernel has taken already is served.
+        biased;
         accepted = listener.accept() => accepted,
         Ok(_) = ending.wait_for(|ends| *ends) => return None,
     };
@@ -163,7 +170,7 @@ async fn serve(
     loop {
         while let Some((seen, length)) = whole(&read) {
             read.drain(..length);
-            tokio::time::sleep(delay).await;
+            sleep(delay).await;
             let response = answer(&seen);
             held(&record).requests.push(seen);
             if tcp.write_all(&response).await.is_err() {
@@ -180,10 +187,18 @@ async fn serve(
             }
         }
         let before = read.len();
+        let over = async {
+            let ends = ending.wait_for(|ends| *ends).await.map(drop);
+            match ends {
+                // A request may be on its way.
+                Ok(()) => sleep(ON_THE_WAY).await,
+                Err(_) => pending().await,
+            }
+        };
         let more = tokio::select! {
             biased;
             more = tcp.read_buf(&mut read) => more,
-            Ok(_) = ending.wait_for(|ends| *ends), if before == 0 => return,
+            () = over, if before == 0 => return,
         };
         match more {
             Ok(count) if count > 0 => held(&record).bytes.extend_from_slice(&read[before..]),

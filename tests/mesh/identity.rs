@@ -128,10 +128,17 @@ async fn a_service_accounts_own_token_gets_its_certificate_and_nobody_elses() {
     let seen = app.requests().pop().expect("one");
     let proof = seen.header("x-forwarded-client-cert").unwrap_or_default();
     assert!(proof.contains("/sa/web"), "{proof}");
+    // Nobody becomes the control plane, whatever the cluster says.
+    let refused = certificate(mesh.xds, &cluster.token("leno-system", "leno")).await;
+    let refused = refused.expect_err("the control plane's own");
+    assert!(refused.message().contains("own identity"), "{refused}");
     // Another cluster's, and one of an identity that was revoked since.
     let refused = certificate(mesh.xds, &other.token("default", "web")).await;
     let refused = refused.expect_err("another's");
-    assert!(refused.message().contains("no key of"), "{refused}");
+    assert!(
+        refused.message().contains("no key of the cluster"),
+        "{refused}"
+    );
     let ca = &mesh.control_plane.as_ref().expect("runs").ca;
     ca.revoke("default/web").expect("revoked");
     let refused = certificate(mesh.xds, &cluster.token("default", "web")).await;

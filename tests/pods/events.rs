@@ -241,7 +241,10 @@ async fn connections_that_end_as_they_are_used_again_cost_nothing() {
         ports.len(),
         failed.len()
     );
-    assert!(failed.is_empty(), "{failed:#?}");
+    // The first POSTs may meet a close that nobody could know of yet.
+    for outcome in failed {
+        assert!(!outcome.is_get && outcome.is_explained, "{outcome:?}");
+    }
     assert!(ports.len() > 100, "connections were not closed");
 }
 

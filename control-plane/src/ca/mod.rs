@@ -139,6 +139,11 @@ impl Ca {
         &self.trust_domain
     }
 
+    /// The control plane's own SPIFFE ID.
+    pub fn own_id(&self) -> &str {
+        &self.own_id
+    }
+
     /// Where it lives.
     pub fn directory(&self) -> &Path {
         &self.directory

@@ -63,6 +63,13 @@ impl IstioCertificateService for Certificates {
             "spiffe://{}/ns/{namespace}/sa/{account}",
             self.ca.trust_domain()
         );
+        if id == self.ca.own_id() {
+            self.metrics.denied.inc();
+            // Whoever had it could be the control plane to every sidecar.
+            let reason = format!("{id} is the control plane's own identity");
+            tracing::warn!(reason, "no certificate");
+            return Err(Status::permission_denied(reason));
+        }
         let seconds = u64::try_from(request.get_ref().validity_duration).unwrap_or(0);
         let issued = self.ca.issue(&id, csr, Duration::from_secs(seconds));
         let issued = issued.map_err(Status::invalid_argument)?;

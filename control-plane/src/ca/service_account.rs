@@ -1,6 +1,6 @@
-//! Kubernetes' service account tokens as proof of who asks: those of projected volumes, for our own audience, verified against
-//! the cluster's key set (RFC 7517, RFC 7519). The cluster itself is not asked, so that a token is good until it ends, even if
-//! its pod has ended before.
+//! Kubernetes' service account tokens as proof of who asks: those that the cluster makes for our own audience, as projected
+//! volumes hold them, verified against the cluster's key set (RFC 7517, RFC 7519). The cluster itself is not asked, so that a
+//! token is good until it ends, even if its pod has ended before.
 
 use std::fs::File;
 use std::io::Read;
@@ -16,6 +16,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::is_name;
 use super::token::seconds;
@@ -25,7 +26,11 @@ pub const AUDIENCE: &str = "leno-ca";
 /// Longest token.
 const MAX_TOKEN: usize = 16 * 1024;
 /// Largest key set.
-const MAX_KEYS: u64 = 1024 * 1024;
+const MAX_KEYS: u64 = 256 * 1024;
+/// Longest part of a token that is told in a refusal.
+const MAX_TOLD: usize = 64;
+/// How late our clock may be, in seconds: a token begins when it is made.
+const LATE: u64 = 60;
 
 /// Whose tokens are accepted.
 #[derive(Debug, Clone)]
@@ -76,13 +81,16 @@ struct Named {
 
 #[derive(Deserialize)]
 struct KeySet {
-    keys: Vec<Key>,
+    keys: Vec<Value>,
 }
 
 #[derive(Deserialize)]
 struct Key {
     #[serde(default)]
     kid: Option<String>,
+    /// What it is for: signatures, if it says so.
+    #[serde(default, rename = "use")]
+    purpose: Option<String>,
     #[serde(flatten)]
     public: Public,
 }
@@ -162,22 +170,22 @@ impl ServiceAccounts {
         let header: Header = part(header).ok_or(NOT)?;
         let signature = URL_SAFE_NO_PAD.decode(signature).map_err(|_| NOT)?;
         self.check_signature(&header, signed.as_bytes(), &signature)?;
-        let claims: Claims = part(claims).ok_or("it is not one of a projected volume")?;
+        let claims: Claims = part(claims).ok_or("its claims are not those of a service account")?;
         if claims.iss != self.issuer {
             let own = &self.issuer;
-            return Err(format!("its issuer is {}, not {own}", claims.iss));
+            return Err(format!("its issuer is {}, not {own}", told(&claims.iss)));
         }
         let is_ours = match &claims.aud {
             Audiences::One(audience) => audience == AUDIENCE,
             Audiences::Many(audiences) => audiences.iter().any(|one| one == AUDIENCE),
         };
         if !is_ours {
-            return Err(format!("it is for {:?}, not {AUDIENCE}", claims.aud));
+            return Err(format!("it is not for {AUDIENCE}"));
         }
         if now >= claims.exp {
             return Err(format!("it ended {} s ago", now - claims.exp));
         }
-        if now < claims.nbf {
+        if now + LATE < claims.nbf {
             let early = claims.nbf - now;
             return Err(format!(
                 "it begins in {early} s: one of the clocks is wrong"
@@ -189,7 +197,7 @@ impl ServiceAccounts {
         );
         let is_whole = is_name(&namespace) && is_name(&account);
         if !is_whole || claims.sub != format!("system:serviceaccount:{namespace}:{account}") {
-            return Err(format!("it says to be {}, of {namespace}", claims.sub));
+            return Err(format!("its subject is {}", told(&claims.sub)));
         }
         Ok((namespace, account))
     }
@@ -201,31 +209,45 @@ impl ServiceAccounts {
         signature: &[u8],
     ) -> Result<(), String> {
         let name = &header.alg;
-        let algorithm = Algorithm::named(name).ok_or_else(|| format!("{name} is not accepted"))?;
-        let keys = self.keys()?;
+        let refused = || format!("{} is not accepted", told(name));
+        let algorithm = Algorithm::named(name).ok_or_else(refused)?;
+        let keys = self.keys().map_err(|error| {
+            tracing::error!(error, "no service account token can be verified");
+            "the cluster's keys can't be read"
+        })?;
         // A token without an identifier may be any key's.
         let may_be = |key: &&Key| header.kid.is_none() || key.kid == header.kid;
         let mut candidates = keys.iter().filter(may_be).peekable();
-        let file = self.keys.display();
         if candidates.peek().is_none() {
-            let kid = header.kid.as_deref().unwrap_or_default();
-            return Err(format!("{file} has no key {kid}"));
+            let kid = told(header.kid.as_deref().unwrap_or_default());
+            return Err(format!("the cluster has no key {kid}"));
         }
         match candidates.any(|key| algorithm.verifies(&key.public, signed, signature)) {
             true => Ok(()),
-            false => Err(format!("no key of {file} signed it")),
+            false => Err("no key of the cluster signed it".to_owned()),
         }
     }
 
     fn keys(&self) -> Result<Vec<Key>, String> {
         let wrong = |error: String| format!("{}: {error}", self.keys.display());
         let mut json = Vec::new();
-        let read =
-            File::open(&self.keys).and_then(|file| file.take(MAX_KEYS).read_to_end(&mut json));
+        let limit = MAX_KEYS + 1;
+        let read = File::open(&self.keys).and_then(|file| file.take(limit).read_to_end(&mut json));
         read.map_err(|error| wrong(error.to_string()))?;
+        if json.len() as u64 > MAX_KEYS {
+            return Err(wrong(format!("larger than {MAX_KEYS} bytes")));
+        }
         let set: KeySet =
             serde_json::from_slice(&json).map_err(|error| wrong(error.to_string()))?;
-        Ok(set.keys)
+        // One that can't be used is no reason to do without the others.
+        let keys = set.keys.into_iter();
+        let keys = keys.filter_map(|key| serde_json::from_value::<Key>(key).ok());
+        let signs = |key: &Key| {
+            key.purpose
+                .as_deref()
+                .is_none_or(|purpose| purpose == "sig")
+        };
+        Ok(keys.filter(signs).collect())
     }
 
     /// Whether the key set can be read now.
@@ -235,6 +257,11 @@ impl ServiceAccounts {
     pub fn is_readable(&self) -> Result<(), String> {
         self.keys().map(drop)
     }
+}
+
+/// The beginning of what a token says, for a refusal.
+fn told(text: &str) -> String {
+    text.chars().take(MAX_TOLD).collect()
 }
 
 fn part<T: DeserializeOwned>(text: &str) -> Option<T> {
@@ -251,7 +278,7 @@ mod tests {
     use aws_lc_rs::signature::{
         ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _, RSA_PKCS1_SHA256,
     };
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 
@@ -273,6 +300,8 @@ mod tests {
             let (public, point) = (rsa.public_key(), ec.public_key().as_ref());
             let keys = json!({"keys": [
                 {"kty": "oct", "kid": "secret", "k": "AAAA"},
+                {"kty": "RSA", "kid": "broken"},
+                {"kty": "RSA", "kid": "other", "use": "enc", "n": "AAAA", "e": "AQAB"},
                 {"kty": "RSA", "kid": "r", "use": "sig", "alg": "RS256",
                  "n": encoded(public.modulus().big_endian_without_leading_zero()),
                  "e": encoded(public.exponent().big_endian_without_leading_zero())},
@@ -341,7 +370,11 @@ mod tests {
             json!({"alg": "RS256"}),
             json!({"alg": "ES256", "kid": "e", "typ": "JWT"}),
         ] {
-            let token = cluster.token(&header, |claims| claims["aud"] = json!("leno-ca"));
+            // The cluster's clock is somewhat ahead of ours.
+            let token = cluster.token(&header, |claims| {
+                claims["aud"] = json!("leno-ca");
+                claims["nbf"] = json!(2010);
+            });
             let found = cluster.verify(&format!("{token}\n"));
             assert_eq!(
                 found,
@@ -357,25 +390,23 @@ mod tests {
         let header = json!({"alg": "RS256", "kid": "r"});
         type Change = fn(&mut Value);
         let changes: [(&str, Change); 8] = [
-            ("it is for Many([\"vault\"])", |c| {
-                c["aud"] = json!(["vault"])
-            }),
+            ("it is not for leno-ca", |c| c["aud"] = json!(["vault"])),
             ("its issuer is https://other", |c| {
                 c["iss"] = json!("https://other")
             }),
             ("it ended 0 s ago", |c| c["exp"] = json!(2000)),
-            ("it begins in 10 s", |c| c["nbf"] = json!(2010)),
-            ("it says to be system:serviceaccount:shop:admin", |c| {
+            ("it begins in 100 s", |c| c["nbf"] = json!(2100)),
+            ("its subject is system:serviceaccount:shop:admin", |c| {
                 c["sub"] = json!("system:serviceaccount:shop:admin");
             }),
-            ("it says to be system:serviceaccount:a/b:orders", |c| {
+            ("its subject is system:serviceaccount:a/b:orders", |c| {
                 c["sub"] = json!("system:serviceaccount:a/b:orders");
                 c["kubernetes.io"]["namespace"] = json!("a/b");
             }),
-            ("not one of a projected volume", |c| {
+            ("not those of a service account", |c| {
                 c["kubernetes.io"] = json!({})
             }),
-            ("not one of a projected volume", |c| {
+            ("not those of a service account", |c| {
                 c["exp"] = json!("never")
             }),
         ];
@@ -398,6 +429,7 @@ mod tests {
                 json!({"alg": "HS256", "kid": "secret"}),
             ),
             ("has no key x", json!({"alg": "RS256", "kid": "x"})),
+            ("has no key other", json!({"alg": "RS256", "kid": "other"})),
             ("signed it", json!({"alg": "RS256", "kid": "e"})),
             ("signed it", json!({"alg": "ES256", "kid": "r"})),
         ] {
@@ -431,6 +463,6 @@ mod tests {
         }
         let _ = std::fs::remove_file(&cluster.accounts.keys);
         let error = cluster.verify(&good).expect_err("no keys");
-        assert!(error.contains("leno-jwks"), "{error}");
+        assert!(error.contains("can't be read"), "{error}");
     }
 }

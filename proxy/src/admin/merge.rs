@@ -9,7 +9,7 @@ use hyper::body::Bytes;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::ask::ask;
+use crate::ask::{ask, body};
 
 /// How long the app may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -55,11 +55,15 @@ impl AppMetrics {
             .body(Bytes::new());
         let request = request.map_err(|error| error.to_string())?;
         let tcp = TcpStream::connect(self.address).await;
-        let response = ask(tcp.map_err(|error| error.to_string())?, request, MAX_ANSWER).await?;
-        if !response.status().is_success() {
-            return Err(format!("the app answered {}", response.status()));
-        }
-        String::from_utf8(response.into_body().to_vec()).map_err(|error| error.to_string())
+        let tcp = tcp.map_err(|error| error.to_string())?;
+        let text = ask(tcp, request, async |answer| {
+            let status = answer.status();
+            if !status.is_success() {
+                return Err(format!("the app answered {status}"));
+            }
+            body(answer, MAX_ANSWER).await
+        });
+        String::from_utf8(text.await?.to_vec()).map_err(|error| error.to_string())
     }
 }
 

@@ -74,7 +74,7 @@ pub struct Connections {
     pub keepalive: Option<Keepalive>,
 }
 
-/// TCP keepalive; what isn't set is the system's.
+/// TCP keepalive; what isn't set is as for every connection of a sidecar.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Keepalive {
     /// Probes without an answer until the connection is dead.

@@ -24,7 +24,7 @@ use opentelemetry_proto::tonic::trace::v1::{
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
-use crate::ask::ask;
+use crate::ask::{ask, body};
 use crate::channel::words;
 use crate::drain::Watch;
 use crate::observe::Reporter;
@@ -180,12 +180,14 @@ impl Exporter {
             .header(header::CONTENT_TYPE, "application/x-protobuf")
             .body(Bytes::from(request.encode_to_vec()))
             .map_err(|error| error.to_string())?;
-        let answer = ask(tcp, request, MAX_ANSWER).await?;
-        let status = answer.status();
-        if !status.is_success() {
-            return Err(format!("the collector answered {status}"));
-        }
-        Ok(ExportTraceServiceResponse::decode(answer.into_body()).unwrap_or_default())
+        let answer = ask(tcp, request, async |answer| {
+            let status = answer.status();
+            if !status.is_success() {
+                return Err(format!("the collector answered {status}"));
+            }
+            body(answer, MAX_ANSWER).await
+        });
+        Ok(ExportTraceServiceResponse::decode(answer.await?).unwrap_or_default())
     }
 
     fn request(&self, spans: Vec<Span>) -> ExportTraceServiceRequest {

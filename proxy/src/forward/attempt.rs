@@ -244,6 +244,7 @@ impl Attempt<'_> {
         tries: &mut Tries<'_>,
     ) -> Result<Begun, Ended> {
         tries.progress = Progress::Nothing;
+        tries.local = None;
         let is_http2 = self.speaks_http2(cluster);
         let leave = match self.leave_now(cluster, is_http2) {
             Some(leave) => leave,

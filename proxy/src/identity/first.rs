@@ -17,7 +17,7 @@ use super::{Error, Options};
 use crate::tls::verify::{Allowed, signatures, verify};
 use crate::tls::{Credentials, SpiffeId, provider, server};
 
-/// A join token is far smaller.
+/// A token is far smaller.
 const MAX_FILE: u64 = 64 * 1024;
 
 /// Who may be trusted before there is a certificate.

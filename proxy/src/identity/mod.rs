@@ -40,7 +40,7 @@ pub struct Options {
     pub target: Target,
     /// Who we are.
     pub id: SpiffeId,
-    /// The join token, for the first certificate.
+    /// The token for the first certificate: a join token, or a service account's.
     pub token_file: Option<PathBuf>,
     /// The root that the control plane must chain to at first contact; else the token pins it.
     pub ca_root: Option<PathBuf>,

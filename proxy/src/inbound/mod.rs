@@ -33,14 +33,14 @@ use crate::outbound::normalise;
 use crate::policy::{Verdict, verdict};
 use crate::route::matcher::RequestView;
 use crate::snapshot::{InboundChain, InboundPlan};
-use crate::stream::{Socket, Stream};
+use crate::stream::{Socket, Stream, unmapped};
 use crate::worker::Worker;
 use bytes::{carry, carry_spoken, spoken_first};
 use connection::{Authenticated, Connection};
 
 /// Serves a connection that the rules of `init` took over, until it ends.
 pub async fn serve_taken_over(worker: Rc<Worker>, tcp: TcpStream, address: SocketAddr) {
-    let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+    let address = unmapped(address);
     let Some(dialled) = original_destination(&tcp) else {
         return tracing::info!(%address, "closed: it was not redirected here, so it leads nowhere");
     };
@@ -65,7 +65,8 @@ async fn serve_for(
 ) {
     // Phase 1: nothing is known; without a plan it waits, never passes.
     let shared = &worker.shared;
-    let local = dialled.or_else(|| tcp.local_addr().ok());
+    let address = unmapped(address);
+    let local = dialled.or_else(|| tcp.local_addr().ok().map(unmapped));
     let mut connection = Connection::new(address, local, port, dialled);
     let mut read = Vec::new();
     let protocol = tokio::select! {

@@ -355,7 +355,7 @@ fn explain(what: &str, error: &io::Error) -> io::Error {
         Some(EINVAL | EOPNOTSUPP) if what == "the batch" => {
             "; the kernel has no nf_tables (CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET)"
         }
-        Some(ENOENT | EOPNOTSUPP) if what.starts_with("chain") => {
+        Some(ENOENT | EOPNOTSUPP) if what.starts_with("chain") && what != "chain raw" => {
             "; the kernel has no NAT for nf_tables (CONFIG_NFT_NAT)"
         }
         Some(ENOENT | EOPNOTSUPP) if what.contains("ct original zone") => {

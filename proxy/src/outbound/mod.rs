@@ -34,7 +34,7 @@ use crate::observe::{Outcome, Reporter, Teller};
 use crate::route::NotFound;
 use crate::route::matcher::RequestView;
 use crate::snapshot::{OutboundKind, OutboundPlan, RoutePlan, Target};
-use crate::stream::{Socket, Stream};
+use crate::stream::{Socket, Stream, unmapped};
 use crate::worker::Worker;
 use tunnel::{Tunnel, connect, serve_taken_over, serve_tunnel};
 
@@ -45,7 +45,7 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, address: SocketAddr) {
     {
         return Box::pin(serve_taken_over(worker, tcp, address, dialled)).await;
     }
-    let local = tcp.local_addr().ok();
+    let (address, local) = (unmapped(address), tcp.local_addr().ok().map(unmapped));
     let stream = Stream::Plain(Socket::new(tcp));
     let mut conn = Conn::new(stream, Vec::new(), worker.shared.limits);
     let version = tokio::select! {

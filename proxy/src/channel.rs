@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 
+use crate::stream::connect_to;
 use crate::tls::client::Connector;
 use crate::tls::{Credentials, SpiffeId};
 
@@ -80,7 +81,7 @@ pub struct Dialer {
 
 impl Dialer {
     async fn dial(self) -> io::Result<TokioIo<TlsStream<TcpStream>>> {
-        let tcp = TcpStream::connect(&self.address).await?;
+        let tcp = connect_to(&self.address).await?;
         tcp.set_nodelay(true)?;
         let connector = tokio_rustls::TlsConnector::from(self.config);
         Ok(TokioIo::new(connector.connect(self.name, tcp).await?))

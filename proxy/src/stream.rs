@@ -3,19 +3,55 @@
 
 use std::fmt::Debug;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream, lookup_host};
 
 /// After so long a silence a peer is asked whether it is there.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 /// How often it is asked before it counts as gone: a minute after its last sign of life.
 const PROBES: u32 = 3;
+
+/// The priority (`SO_PRIORITY`) of the sidecar's own connections, by which the rules of `init` know all of their packets: those
+/// of a socket whose owner has closed it have no user any more. The kernel queues it as it queues 0.
+pub const PRIORITY: u32 = 4;
+
+/// Connects to an address, from one of the machine's own if there is one. This, and [`connect_to`], is how the sidecar dials.
+///
+/// # Errors
+/// When it can't.
+pub async fn connect_from(source: Option<IpAddr>, address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    // Without the rules it means nothing.
+    let _ = SockRef::from(&socket).set_priority(PRIORITY);
+    if let Some(source) = source {
+        socket.bind((source, 0).into())?;
+    }
+    socket.connect(address).await
+}
+
+/// Connects to `host:port`: to the first of its addresses that takes a connection.
+///
+/// # Errors
+/// Why the last one can't be connected to; or when it has none.
+pub async fn connect_to(authority: &str) -> io::Result<TcpStream> {
+    let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in lookup_host(authority).await? {
+        match connect_from(None, address).await {
+            Ok(tcp) => return Ok(tcp),
+            Err(error) => failed = error,
+        }
+    }
+    Err(failed)
+}
 
 /// Sets what every connection of ours has: messages are written whole, so waiting to fill a segment would only delay
 /// them; and a peer that vanished is noticed, however long nothing is said.

@@ -8,7 +8,7 @@ const PROXY: [(&str, &str); 35] = [
     ("accept", "drain observe stream"),
     (
         "admin",
-        "ask channel connect directory drain intercept observe status tls",
+        "ask channel directory drain intercept observe status stream tls",
     ),
     (
         "app",
@@ -20,14 +20,17 @@ const PROXY: [(&str, &str); 35] = [
         "bootstrap",
         "admin channel directory export http intercept observe tls",
     ),
-    ("channel", "tls"),
+    ("channel", "stream tls"),
     ("config", "tls"),
-    ("connect", "balance config error http intercept stream tls"),
+    ("connect", "balance config error http stream tls"),
     ("deadline", ""),
     ("directory", "error snapshot"),
     ("drain", ""),
     ("error", ""),
-    ("export", "ask bootstrap channel drain observe status tls"),
+    (
+        "export",
+        "ask bootstrap channel drain observe status stream tls",
+    ),
     (
         "forward",
         "balance config connect deadline error http observe stream tls worker",
@@ -39,7 +42,7 @@ const PROXY: [(&str, &str); 35] = [
         "inbound",
         "balance config connect deadline drain error forward http identify intercept observe outbound policy route snapshot stream tls worker",
     ),
-    ("intercept", ""),
+    ("intercept", "stream"),
     ("lib", ""),
     ("lifecycle", "channel directory drain tls"),
     ("main", ""),

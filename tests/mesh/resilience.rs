@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use leno_tests::client::{Client, Response, get};
-use leno_tests::mesh::{Mesh, PORT, Proxy, service};
+use leno_tests::mesh::{Mesh, PORT, Proxy, mtls, service};
 use leno_tests::upstream::Upstream;
 use leno_tests::{fresh_ip, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -180,6 +180,42 @@ async fn what_was_never_sent_goes_elsewhere_whatever_the_method() {
             .filter(|s| s.target() == "/")
             .all(|s| s.body.is_empty() || s.body == b"body")
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_sidecar_could_not_hand_to_its_app_goes_elsewhere_with_its_body() {
+    let (ips, apps) = (
+        [fresh_ip(), fresh_ip()],
+        [Upstream::named("one").await, Upstream::named("two").await],
+    );
+    let yaml = service("users", &ips.map(|ip| (ip, "v1"))) + &mtls("STRICT");
+    let mesh = Mesh::start(&yaml).await;
+    let _callees = (
+        mesh.workload("users", ips[0], apps[0].address).await,
+        mesh.workload("users", ips[1], apps[1].address).await,
+    );
+    let caller = mesh.proxy("web", "").await;
+    // An app that was never reached is waited for.
+    until("both were reached", || async {
+        get(caller.outbound, "users", "/").await;
+        let seen = apps.iter().all(|app| !app.requests().is_empty());
+        seen.then_some(())
+    })
+    .await;
+    apps[0].end().await;
+    for i in 0..20 {
+        let answer = post(&caller, "/", "body").await;
+        assert_eq!(
+            (answer.status, answer.text()),
+            (200, "two".to_owned()),
+            "{i}"
+        );
+    }
+    let posts = apps[1]
+        .requests()
+        .into_iter()
+        .filter(|seen| seen.body == b"body");
+    assert_eq!(posts.count(), 20);
 }
 
 #[tokio::test(flavor = "multi_thread")]

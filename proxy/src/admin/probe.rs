@@ -23,8 +23,8 @@ use tower::service_fn;
 
 use crate::ask::ask;
 use crate::channel::words;
-use crate::connect::connect_from;
 use crate::intercept::passing_to;
+use crate::stream::connect_from;
 use crate::tls::client::unverified;
 
 /// What each path asks of the app.

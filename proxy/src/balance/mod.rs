@@ -166,6 +166,12 @@ impl Cluster {
         self.endpoints.load_full()
     }
 
+    /// Whether there is a sidecar before one of its endpoints at least.
+    pub fn has_sidecars(&self) -> bool {
+        let endpoints = self.endpoints.load();
+        endpoints.endpoints.iter().any(|e| e.tls.is_some())
+    }
+
     /// Requests are spread over these endpoints from now on.
     pub fn set_endpoints(&self, endpoints: Vec<Arc<Endpoint>>) {
         let lock = self.lock();

@@ -5,17 +5,15 @@ pub mod multiplexed;
 pub mod pool;
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
 
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 use tokio::time::{Duration, sleep, timeout};
 
 use crate::balance::{Cluster, Endpoint};
 use crate::config::cluster::Keepalive;
 use crate::error::{Error, Kind};
-use crate::intercept::rules::PRIORITY;
-use crate::stream::{Socket, Stream, tune};
+use crate::stream::{Socket, Stream, connect_from, tune};
 use crate::tls::Peer;
 
 /// Between two tries to reach an app that may be starting.
@@ -88,23 +86,6 @@ async fn connect(
 
 fn is_refusal(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::ConnectionRefused
-}
-
-/// Connects, from an address of the machine's own if there is one.
-///
-/// # Errors
-/// When it can't.
-pub async fn connect_from(source: Option<IpAddr>, address: SocketAddr) -> io::Result<TcpStream> {
-    let socket = match address {
-        SocketAddr::V4(_) => TcpSocket::new_v4()?,
-        SocketAddr::V6(_) => TcpSocket::new_v6()?,
-    };
-    // The rules of `init` know it by this; without them it means nothing.
-    let _ = SockRef::from(&socket).set_priority(PRIORITY);
-    if let Some(source) = source {
-        socket.bind((source, 0).into())?;
-    }
-    socket.connect(address).await
 }
 
 /// Sets TCP keepalive as the configuration says; what it doesn't say stays.

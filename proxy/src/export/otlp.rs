@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::{Request, Uri, header};
+use hyper_util::rt::TokioIo;
 use leno_proto::prost::Message;
 use leno_proto::tonic::transport::{Channel, Endpoint as Connection};
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_client::TraceServiceClient;
@@ -21,8 +22,8 @@ use opentelemetry_proto::tonic::trace::v1::{
     span::{Event as EventMessage, SpanKind},
     status::StatusCode,
 };
-use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
+use tower::service_fn;
 
 use crate::ask::{ask, body};
 use crate::channel::words;
@@ -30,6 +31,7 @@ use crate::drain::Watch;
 use crate::observe::Reporter;
 use crate::observe::queue::Queue;
 use crate::observe::trace::{Event, Span, Value};
+use crate::stream::connect_to;
 
 /// Spans are collected for so long.
 const COLLECT: Duration = Duration::from_millis(100);
@@ -93,10 +95,15 @@ impl Exporter {
     /// Hands spans over until the end.
     pub async fn run(self, watch: Watch) {
         let uri = self.address.0.clone();
+        let authority = self.authority();
+        let dial = service_fn(move |_: Uri| {
+            let authority = authority.clone();
+            async move { connect_to(&authority).await.map(TokioIo::new) }
+        });
         let channel = Connection::from(uri)
             .connect_timeout(PATIENCE)
             .timeout(PATIENCE)
-            .connect_lazy();
+            .connect_with_connector_lazy(dial);
         let mut client = TraceServiceClient::new(channel);
         let mut pause = MIN_PAUSE;
         loop {
@@ -137,6 +144,12 @@ impl Exporter {
         }
     }
 
+    /// Where the collector is, as host:port.
+    fn authority(&self) -> String {
+        let authority = self.address.0.authority();
+        authority.map(ToString::to_string).unwrap_or_default()
+    }
+
     /// Hands spans over; how many of them were refused.
     async fn export(
         &self,
@@ -167,10 +180,8 @@ impl Exporter {
         request: ExportTraceServiceRequest,
     ) -> Result<ExportTraceServiceResponse, String> {
         let uri = &self.address.0;
-        let authority = uri.authority().map(ToString::to_string).unwrap_or_default();
-        let tcp = TcpStream::connect(&authority)
-            .await
-            .map_err(|e| e.to_string())?;
+        let authority = self.authority();
+        let tcp = connect_to(&authority).await.map_err(|e| e.to_string())?;
         let path = match uri.path() {
             "/" | "" => "/v1/traces",
             path => path,

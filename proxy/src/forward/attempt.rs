@@ -22,6 +22,7 @@ use crate::connect::{Carries, dial};
 use crate::deadline::Deadline;
 use crate::error::{Error, Kind, Progress, Side};
 use crate::http::Incoming;
+use crate::http::h1::Length;
 use crate::http::half::Down;
 use crate::http::head::{Head, Known};
 use crate::observe::standard::Sizes;
@@ -132,8 +133,9 @@ impl Attempt<'_> {
         edit: impl FnOnce(&Head, &mut Head),
     ) -> Result<(), Error> {
         let is_upgrade = self.request.get(Known::Upgrade).is_some();
-        let keeps = self.speaks_http2(cluster);
-        let mut tries = Tries::new(policy, self.request, self.down.body_length(), keeps);
+        let body = self.down.body_length();
+        let keeps = body != Length::Empty && (self.speaks_http2(cluster) || cluster.has_sidecars());
+        let mut tries = Tries::new(policy, self.request, body, keeps);
         let now = limit.since;
         let answering = self.tries(cluster, now, &mut tries, edit);
         // A protocol that was switched to takes as long as it likes.

@@ -52,7 +52,7 @@ pub enum Policy<'a> {
 
 impl<'a> Tries<'a> {
     /// The tries of `request`. Its body is kept for a try that may follow; also, if `keeps`, for one that follows only
-    /// because the request wasn't processed, as HTTP/2 can say of what was sent.
+    /// because the request wasn't processed, as HTTP/2 and sidecars can say of what was sent.
     pub(super) fn new(policy: Policy<'a>, request: &Head, body: Length, keeps: bool) -> Tries<'a> {
         let is_idempotent = retry::is_idempotent(request);
         let is_repeatable = is_idempotent || policy.repeats_anything();

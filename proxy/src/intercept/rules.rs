@@ -4,6 +4,8 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
+use crate::stream::PRIORITY;
+
 /// The address from which connections to the app are made: what comes from it is never taken over. Istio's, and the one of IPv6
 /// that goes with it.
 pub const PASSING: [IpAddr; 2] = [
@@ -19,11 +21,7 @@ pub fn passing_to(address: IpAddr) -> IpAddr {
 /// A port that nobody serves: a connection to [`PASSING`] on it tells whether connections are taken over.
 pub const PROBE: u16 = 15002;
 
-/// The priority (`SO_PRIORITY`) of the sidecar's connections to endpoints, by which the rules know all of their packets: those
-/// of a socket whose owner has closed it have no user any more. The kernel queues it as it queues 0.
-pub const PRIORITY: u32 = 4;
-
-/// The zone in which the kernel's connection tracking keeps them. What it remembers of one, such as a SYN that nobody
+/// The zone in which the kernel's connection tracking keeps the sidecar's own connections. What it remembers of one, such as a SYN that nobody
 /// answered, must not be taken for a connection of the app between the same two ends: that one would not be redirected.
 const ZONE: u16 = 15001;
 

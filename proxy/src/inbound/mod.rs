@@ -53,7 +53,7 @@ pub async fn serve_taken_over(worker: Rc<Worker>, tcp: TcpStream, address: Socke
 
 /// Serves a connection to workload port `port` until it ends.
 pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, address: SocketAddr, port: u16) {
-    serve_for(worker, tcp, address, port, None).await;
+    serve_for(worker, tcp, unmapped(address), port, None).await;
 }
 
 async fn serve_for(
@@ -65,7 +65,6 @@ async fn serve_for(
 ) {
     // Phase 1: nothing is known; without a plan it waits, never passes.
     let shared = &worker.shared;
-    let address = unmapped(address);
     let local = dialled.or_else(|| tcp.local_addr().ok().map(unmapped));
     let mut connection = Connection::new(address, local, port, dialled);
     let mut read = Vec::new();

@@ -12,6 +12,7 @@ use hyper_util::rt::TokioIo;
 use leno_proto::tonic::transport;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
@@ -55,11 +56,11 @@ impl Target {
     /// When the address isn't one.
     pub fn dialer(&self, config: Arc<ClientConfig>) -> Result<Dialer, String> {
         let name = ServerName::try_from(self.host().to_owned());
-        Ok(Dialer {
-            address: self.address.clone(),
-            name: name.map_err(|error| format!("{:?}: {error}", self.address))?,
-            config,
-        })
+        let name = name.map_err(|error| format!("{:?}: {error}", self.address))?;
+        let address = self.address.clone();
+        Ok(Dialer::new(move || {
+            dial(address.clone(), name.clone(), Arc::clone(&config))
+        }))
     }
 
     fn host(&self) -> &str {
@@ -71,40 +72,70 @@ impl Target {
     }
 }
 
-/// Dials the control plane, for tonic.
-#[derive(Debug, Clone)]
-pub struct Dialer {
-    address: String,
-    name: ServerName<'static>,
-    config: Arc<ClientConfig>,
+/// Bytes both ways, on the threads of tonic.
+pub trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
+
+/// A connection that tonic speaks HTTP/2 on.
+type Connection = TokioIo<Box<dyn Duplex>>;
+type Dialling = Pin<Box<dyn Future<Output = io::Result<Connection>> + Send>>;
+
+/// Dials for tonic. One type for whatever is dialled: each is another copy of all that is above it in the program.
+#[derive(Clone)]
+pub struct Dialer(Arc<dyn Fn() -> Dialling + Send + Sync>);
+
+impl fmt::Debug for Dialer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Dialer")
+    }
 }
 
 impl Dialer {
-    async fn dial(self) -> io::Result<TokioIo<TlsStream<TcpStream>>> {
-        let tcp = connect_to(&self.address).await?;
-        tcp.set_nodelay(true)?;
-        let connector = tokio_rustls::TlsConnector::from(self.config);
-        Ok(TokioIo::new(connector.connect(self.name, tcp).await?))
+    /// Dials by `dial`.
+    pub fn new<F, T>(dial: impl Fn() -> F + Send + Sync + 'static) -> Dialer
+    where
+        F: Future<Output = io::Result<T>> + Send + 'static,
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        Dialer(Arc::new(move || {
+            let dialling = dial();
+            Box::pin(async move {
+                let io: Box<dyn Duplex> = Box::new(dialling.await?);
+                Ok(TokioIo::new(io))
+            })
+        }))
     }
 }
 
 impl tower::Service<transport::Uri> for Dialer {
-    type Response = TokioIo<TlsStream<TcpStream>>;
+    type Response = Connection;
     type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
+    type Future = Dialling;
 
     fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, _uri: transport::Uri) -> Self::Future {
-        let dialer = self.clone();
-        Box::pin(async move {
-            timeout(CONNECT, dialer.dial())
-                .await
-                .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "not connected in time"))?
-        })
+    fn call(&mut self, _uri: transport::Uri) -> Dialling {
+        (self.0)()
     }
+}
+
+async fn dial(
+    address: String,
+    name: ServerName<'static>,
+    config: Arc<ClientConfig>,
+) -> io::Result<TlsStream<TcpStream>> {
+    let connecting = async {
+        let tcp = connect_to(&address).await?;
+        tcp.set_nodelay(true)?;
+        let connector = tokio_rustls::TlsConnector::from(config);
+        connector.connect(name, tcp).await
+    };
+    timeout(CONNECT, connecting)
+        .await
+        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "not connected in time"))?
 }
 
 /// The chain of causes of a transport error; its own text says only "transport error".

@@ -5,24 +5,23 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
 use leno_proto::health::HealthCheckRequest;
 use leno_proto::health::health_check_response::ServingStatus;
 use leno_proto::health::health_client::HealthClient;
-use leno_proto::tonic::transport::{Endpoint, Uri};
+use leno_proto::tonic::transport::Endpoint;
 use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
-use tower::service_fn;
 
 use crate::ask::ask;
-use crate::channel::words;
+use crate::channel::{Dialer, words};
 use crate::intercept::passing_to;
 use crate::stream::connect_from;
 use crate::tls::client::unverified;
@@ -129,9 +128,9 @@ async fn check_health(
     address: SocketAddr,
     service: &str,
 ) -> Result<ServingStatus, String> {
-    let mut tcp = Some(tcp);
-    let once = service_fn(move |_: Uri| {
-        let tcp = tcp.take().map(TokioIo::new);
+    let tcp = Mutex::new(Some(tcp));
+    let once = Dialer::new(move || {
+        let tcp = tcp.lock().ok().and_then(|mut tcp| tcp.take());
         let none = || io::Error::from(io::ErrorKind::ConnectionReset);
         std::future::ready(tcp.ok_or_else(none))
     });

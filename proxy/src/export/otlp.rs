@@ -8,7 +8,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::{Request, Uri, header};
-use hyper_util::rt::TokioIo;
 use leno_proto::prost::Message;
 use leno_proto::tonic::transport::{Channel, Endpoint as Connection};
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_client::TraceServiceClient;
@@ -23,10 +22,9 @@ use opentelemetry_proto::tonic::trace::v1::{
     status::StatusCode,
 };
 use tokio::time::{sleep, timeout};
-use tower::service_fn;
 
 use crate::ask::{ask, body};
-use crate::channel::words;
+use crate::channel::{Dialer, words};
 use crate::drain::Watch;
 use crate::observe::Reporter;
 use crate::observe::queue::Queue;
@@ -96,9 +94,9 @@ impl Exporter {
     pub async fn run(self, watch: Watch) {
         let uri = self.address.0.clone();
         let authority = self.authority();
-        let dial = service_fn(move |_: Uri| {
+        let dial = Dialer::new(move || {
             let authority = authority.clone();
-            async move { connect_to(&authority).await.map(TokioIo::new) }
+            async move { connect_to(&authority).await }
         });
         let channel = Connection::from(uri)
             .connect_timeout(PATIENCE)

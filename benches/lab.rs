@@ -78,6 +78,14 @@ pub enum Side {
 /// # Errors
 /// When the build fails.
 pub fn build() -> Result<PathBuf> {
+    build_with(None)
+}
+
+/// Builds the programs; the linker writes what it put where in leno-proxy to `map`.
+///
+/// # Errors
+/// When the build fails.
+pub fn build_with(map: Option<&Path>) -> Result<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command
@@ -89,6 +97,9 @@ pub fn build() -> Result<PathBuf> {
     // Packed relocations: the plain table is half a megabyte that start-up reads and nothing needs afterwards.
     let flags = "-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs";
     command.env("RUSTFLAGS", flags);
+    if let Some(map) = map {
+        command.env("LENO_LINK_MAP", map);
+    }
     ensure!(command.status()?.success(), "the build failed");
     let own = std::env::current_exe()?;
     let target = own.ancestors().nth(2).context("a target directory")?;
@@ -236,11 +247,34 @@ fn collect(
     count: usize,
     keep: Option<&Path>,
 ) -> Result<u64> {
+    let text = profile(programs, side, flags, count, &[])?;
+    if let Some(directory) = keep {
+        fs::write(directory.join(format!("{side:?}-{count}")), &text)?;
+    }
+    let totals = text.lines().find_map(|line| line.strip_prefix("totals: "));
+    let total = totals.and_then(|line| line.split(' ').next());
+    Ok(total.context("no totals")?.parse()?)
+}
+
+/// What callgrind, with the flags `more`, writes of `side` for `count` requests, from its start to its end.
+///
+/// # Errors
+/// When a request fails, or valgrind does.
+pub fn profile(
+    programs: &Path,
+    side: Side,
+    flags: &[&str],
+    count: usize,
+    more: &[&str],
+) -> Result<String> {
     let out = std::env::temp_dir().join(format!("leno-callgrind-{}", std::process::id()));
     let file = format!("--callgrind-out-file={}", out.display());
-    let tool = ["valgrind", "--tool=callgrind", "--quiet", &file]
+    let tool = ["valgrind", "--tool=callgrind", "--quiet", &file];
+    let tool = [&tool, more]
+        .concat()
+        .into_iter()
         .map(str::to_owned)
-        .to_vec();
+        .collect();
     let mut lab = Lab::start(programs, Some((side, tool)), flags)?;
     lab.send(count, 64)?;
     lab.check(count)?;
@@ -251,13 +285,8 @@ fn collect(
     };
     measured.end()?;
     let text = fs::read_to_string(&out).context("valgrind wrote nothing; is it installed?")?;
-    if let Some(directory) = keep {
-        fs::copy(&out, directory.join(format!("{side:?}-{count}")))?;
-    }
     fs::remove_file(out)?;
-    let totals = text.lines().find_map(|line| line.strip_prefix("totals: "));
-    let total = totals.and_then(|line| line.split(' ').next());
-    Ok(total.context("no totals")?.parse()?)
+    Ok(text)
 }
 
 /// A figure of `/proc/PID/status`, in KiB.

@@ -40,6 +40,7 @@ pub struct Endpoint {
     is_awaited: AtomicBool,
     retired: AtomicBool,
     http1_only: AtomicBool,
+    is_alone: AtomicBool,
 }
 
 /// The TLS of one set of identities, by what is carried.
@@ -47,6 +48,8 @@ pub struct Endpoint {
 pub struct Connectors {
     /// For HTTP/1.
     pub http: Connector,
+    /// For streams of HTTP/1, or HTTP/1 where they aren't known.
+    pub shared: Connector,
     /// For HTTP/2, or HTTP/1 where it isn't known.
     pub http2: Connector,
     /// For any other protocol.
@@ -89,6 +92,7 @@ impl Endpoint {
             is_awaited: AtomicBool::new(false),
             retired: AtomicBool::new(false),
             http1_only: AtomicBool::new(false),
+            is_alone: AtomicBool::new(false),
         }
     }
 
@@ -143,6 +147,16 @@ impl Endpoint {
     /// Whether its TLS knows no HTTP/2.
     pub fn is_http1_only(&self) -> bool {
         self.http1_only.load(Ordering::Relaxed)
+    }
+
+    /// Its TLS knows no connections that HTTP/1 shares.
+    pub fn refuses_to_share(&self) {
+        self.is_alone.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether each of its HTTP/1 connections carries one request at a time.
+    pub fn is_alone(&self) -> bool {
+        self.is_alone.load(Ordering::Relaxed)
     }
 
     /// No cluster names it any more: its idle connections are closed.

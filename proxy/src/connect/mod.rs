@@ -24,6 +24,8 @@ const AGAIN: Duration = Duration::from_millis(50);
 pub enum Carries {
     /// HTTP/1.
     Http,
+    /// HTTP/1 of many callers as streams, where the peer is a sidecar of ours.
+    Shared,
     /// HTTP/2, or HTTP/1 where the peer's TLS knows nothing newer.
     Http2,
     /// Any bytes.
@@ -77,6 +79,7 @@ async fn connect(
     };
     let connector = match carries {
         Carries::Http => &tls.http,
+        Carries::Shared => &tls.shared,
         Carries::Http2 => &tls.http2,
         Carries::Tcp => &tls.tcp,
     };

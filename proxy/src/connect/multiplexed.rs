@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::future::Future;
+use std::hash::BuildHasherDefault;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::pool::{BEFORE_EXPIRY, Upstream};
+use super::pool::{BEFORE_EXPIRY, IdHasher, Upstream};
 use crate::balance::Endpoint;
 use crate::config::cluster::Connections;
 use crate::error::{Error, Kind};
@@ -81,7 +82,7 @@ type Opened = Option<Result<(), Error>>;
 /// Connections by endpoint.
 #[derive(Debug, Default)]
 pub struct Multiplexed {
-    members: RefCell<HashMap<u64, Vec<Member>>>,
+    members: RefCell<HashMap<u64, Vec<Member>, BuildHasherDefault<IdHasher>>>,
     opening: RefCell<HashMap<u64, watch::Receiver<Opened>>>,
 }
 

@@ -84,7 +84,7 @@ impl Upstream {
 
 /// Hashes the numbers of endpoints, which are ours: nobody can choose them to collide.
 #[derive(Debug, Default)]
-struct IdHasher(u64);
+pub(super) struct IdHasher(u64);
 
 impl Hasher for IdHasher {
     fn write(&mut self, bytes: &[u8]) {

@@ -286,7 +286,7 @@ impl Attempt<'_> {
             request: self.request,
             is_repeatable: tries.is_repeatable,
         };
-        let mut upstream = match wanted.idle(self.worker, now) {
+        let mut upstream = match wanted.at_hand(self.worker, now) {
             Some(upstream) => upstream,
             None => {
                 let new = Box::pin(wanted.connection(self.worker, now));

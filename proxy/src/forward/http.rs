@@ -10,10 +10,10 @@ use tokio::time::{Sleep, sleep};
 
 use super::headers;
 use super::replay::Replay;
-use ::h2::Reason;
 
 use crate::error::{Error, Kind, Progress};
 use crate::http::h1::{Invalid, Length};
+use crate::http::h2::Reason;
 use crate::http::half::{Down, Up};
 use crate::http::head::{Head, Known, Version};
 use crate::http::{Broken, Incoming, Outgoing};

@@ -13,14 +13,13 @@ mod wanted;
 
 use std::future::poll_fn;
 
-use ::h2::Reason;
 use tokio::time::{Instant, timeout};
 
 use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::http::Outgoing;
 use crate::http::h1::{Timeouts, refused};
-use crate::http::h2::{Arrived, ServerStream};
+use crate::http::h2::{Arrived, Reason, ServerStream};
 use crate::http::half::Down;
 use crate::http::head::Head;
 

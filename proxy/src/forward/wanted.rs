@@ -38,23 +38,34 @@ pub(super) struct Wanted<'a> {
 
 /// What only HTTP/1 can say, between sidecars, and takes an HTTP/1 connection of its own.
 pub(super) fn is_of_http1(request: &Head) -> bool {
-    request.version() == Version::Http10 || request.get(Known::Upgrade).is_some()
+    let has_host = request
+        .get(Known::Host)
+        .is_some_and(|host| !host.is_empty());
+    request.version() == Version::Http10 || !has_host || request.get(Known::Upgrade).is_some()
 }
 
 impl Wanted<'_> {
-    /// Whether it goes by HTTP/2.
-    fn goes_by_http2(&self) -> bool {
-        let takes_http2 = match self.endpoint.tls {
-            Some(_) => !is_of_http1(self.request) && !self.endpoint.is_http1_only(),
-            None => true,
-        };
-        self.is_http2 && takes_http2
+    /// Whether it goes as a stream, by HTTP/2: always if the endpoint is spoken to so, and where a sidecar of ours takes it
+    /// in whatever version it speaks to its app in.
+    fn goes_by_stream(&self) -> bool {
+        let endpoint = self.endpoint;
+        match (&endpoint.tls, self.is_http2) {
+            (None, is_http2) => is_http2,
+            (Some(_), _) if is_of_http1(self.request) => false,
+            (Some(_), true) => !endpoint.is_http1_only(),
+            (Some(_), false) => !endpoint.is_alone(),
+        }
     }
 
-    /// An idle connection of HTTP/1, if that is what is wanted and there is one.
-    pub(super) fn idle(&self, worker: &Worker, now: Instant) -> Option<Box<Upstream>> {
-        let idle = || worker.pool.take(self.endpoint, now, self.is_repeatable);
-        (!self.goes_by_http2()).then(idle)?
+    /// A connection that needn't be waited for: room on a shared one, or an idle one.
+    pub(super) fn at_hand(&self, worker: &Worker, now: Instant) -> Option<Box<Upstream>> {
+        let pool = &worker.pool;
+        match self.goes_by_stream() {
+            // Whether an upgrade fits is for `connection` to see.
+            true if self.request.get(Known::Upgrade).is_some() => None,
+            true => pool.stream(self.endpoint, now, self.is_repeatable),
+            false => pool.take(self.endpoint, now, self.is_repeatable),
+        }
     }
 
     /// The connection.
@@ -67,12 +78,12 @@ impl Wanted<'_> {
         now: Instant,
     ) -> Result<Box<Upstream>, Error> {
         let endpoint = self.endpoint;
-        if self.goes_by_http2()
+        if self.goes_by_stream()
             && let Some(stream) = self.stream(worker, now).await?
         {
             return self.fitting(stream);
         }
-        if let Some(upstream) = self.idle(worker, now) {
+        if let Some(upstream) = worker.pool.take(endpoint, now, self.is_repeatable) {
             return Ok(upstream);
         }
         let (shared, cluster) = (&worker.shared, self.cluster);
@@ -84,7 +95,7 @@ impl Wanted<'_> {
         Ok(Upstream::new(half, (until, local), endpoint, uses))
     }
 
-    /// A stream; `None` when the endpoint turns out to know no HTTP/2.
+    /// A stream; `None` when the endpoint turns out to take none.
     async fn stream(
         &self,
         worker: &Worker,
@@ -98,13 +109,17 @@ impl Wanted<'_> {
             match pool.multiplexed.wait(endpoint.id).await {
                 None => break,
                 Some(Err(error)) => return Err(error),
-                Some(Ok(())) if endpoint.is_http1_only() => return Ok(None),
+                Some(Ok(())) if !self.goes_by_stream() => return Ok(None),
                 Some(Ok(())) => now = Instant::now(),
             }
         }
         let shared = Arc::clone(&worker.shared);
         let (cluster, own) = (Arc::clone(self.cluster), Arc::clone(endpoint));
-        let open = async move { open(&shared, &cluster, own).await };
+        let carries = match self.is_http2 {
+            true => Carries::Http2,
+            false => Carries::Shared,
+        };
+        let open = async move { open(&shared, &cluster, own, carries).await };
         pool.multiplexed.open(endpoint.id, open).await
     }
 
@@ -136,17 +151,23 @@ async fn connect(
     Ok((stream, until))
 }
 
-/// Opens a shared connection to `endpoint`, unless it knows no HTTP/2.
+/// Opens a shared connection to `endpoint`, unless it knows none for what it is to carry.
 async fn open(
     shared: &Shared,
     cluster: &Arc<Cluster>,
     endpoint: Arc<Endpoint>,
+    carries: Carries,
 ) -> Result<Option<Member>, Error> {
-    let (stream, until) = connect(shared, cluster, &endpoint, Carries::Http2).await?;
-    let is_ours = stream.alpn() == Some(alpn::HTTP2);
-    if endpoint.tls.is_some() && !is_ours && stream.alpn() != Some(b"h2") {
-        endpoint.refuses_http2();
-        return Ok(None);
+    let (stream, until) = connect(shared, cluster, &endpoint, carries).await?;
+    let is_ours = stream.alpn() == Some(alpn::SHARED);
+    if endpoint.tls.is_some() && !is_ours {
+        endpoint.refuses_to_share();
+        if !matches!(stream.alpn(), Some(alpn::HTTP2 | b"h2")) {
+            if carries == Carries::Http2 {
+                endpoint.refuses_http2();
+            }
+            return Ok(None);
+        }
     }
     let (address, within) = (endpoint.address, cluster.connect_timeout);
     let local = stream.local_address();

@@ -28,9 +28,9 @@ pub enum Up {
 }
 
 impl Down<'_> {
-    /// Whether it speaks HTTP/2.
+    /// Whether the request was made in HTTP/2, and not only carried by it between sidecars.
     pub fn is_h2(&self) -> bool {
-        matches!(self, Down::H2(_))
+        matches!(self, Down::H2(stream) if !stream.is_of_http1())
     }
 
     /// How the request's body is framed.
@@ -102,7 +102,7 @@ impl Down<'_> {
     }
 
     /// Lets the peer see that what was sent isn't whole. An HTTP/1 connection is then closed by whoever has it.
-    pub fn cut(&mut self, reason: Option<::h2::Reason>) {
+    pub fn cut(&mut self, reason: Option<h2::Reason>) {
         if let Down::H2(stream) = self {
             stream.reset(h2::reason(reason));
         }

@@ -24,6 +24,13 @@ impl Span {
         }
     }
 
+    /// Its first `end` bytes, and what comes `skip` bytes after them.
+    pub fn split(self, end: usize, skip: usize) -> (Span, Span) {
+        let start = self.start as usize;
+        let (first, rest) = (start + end, (start + end + skip).min(self.end()));
+        (Span::new(start, first), Span::new(rest, self.end()))
+    }
+
     /// Where it ends.
     pub fn end(self) -> usize {
         self.end as usize
@@ -38,6 +45,9 @@ impl Span {
     }
 }
 
+/// Fields that most messages have no more of.
+const USUAL: usize = 16;
+
 /// One field line.
 #[derive(Debug, Clone, Copy)]
 struct Field {
@@ -46,6 +56,8 @@ struct Field {
     known: Known,
     /// Whether the buffer holds it as `name: value`, CR and LF.
     is_plain: bool,
+    /// Whether its name may have upper-case letters.
+    is_mixed: bool,
 }
 
 /// Fields that the path looks at, told apart once, when the field is read.
@@ -122,7 +134,7 @@ impl Known {
         }
     }
 
-    /// Its place in [`Head::noted`].
+    /// Its place in [`Head::known`].
     const fn bit(self) -> u32 {
         1 << self as u32
     }
@@ -155,12 +167,12 @@ pub enum Version {
 }
 
 /// The head of a request or a response.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Head {
     bytes: Vec<u8>,
     fields: Vec<Field>,
     /// The fields that were ever there, a bit each: most that are asked for are not.
-    noted: u32,
+    known: u32,
     /// A request's method; a response's reason phrase.
     first: Span,
     /// A request's target.
@@ -175,7 +187,7 @@ impl Default for Head {
         Head {
             bytes: Vec::new(),
             fields: Vec::new(),
-            noted: 0,
+            known: 0,
             first: Span::default(),
             target: Span::default(),
             status: 0,
@@ -201,29 +213,30 @@ impl Head {
         head
     }
 
-    /// Forgets the message and begins an HTTP/2 request.
-    pub fn begin_request(&mut self, method: &[u8], target: &[u8]) {
+    /// Forgets the message and begins one of HTTP/2, whose method, target and status follow.
+    pub fn begin(&mut self) {
         self.clear();
         buffers::lend(&mut self.bytes);
+        self.fields.reserve(USUAL);
         self.version = Version::Http2;
-        self.first = self.append(method);
-        self.target = self.append(target);
+        (self.first, self.target) = Default::default();
     }
 
-    /// Forgets the message and begins an HTTP/2 response.
-    pub fn begin_response(&mut self, status: u16) {
-        self.clear();
-        buffers::lend(&mut self.bytes);
-        self.version = Version::Http2;
-        self.first = Span::default();
-        self.status = status;
+    /// Notes text that is not part of a field.
+    pub fn note(&mut self, text: &[u8]) -> Span {
+        self.append(text)
+    }
+
+    /// A text that was noted.
+    pub fn noted(&self, span: Span) -> &[u8] {
+        &self.bytes[span.range()]
     }
 
     /// Forgets the message and keeps the allocations.
     pub fn clear(&mut self) {
         self.bytes.clear();
         self.fields.clear();
-        self.noted = 0;
+        self.known = 0;
         self.status = 0;
     }
 
@@ -251,13 +264,35 @@ impl Head {
 
     /// Records a parsed field; `is_plain` when it stands in the buffer just as [`Head::write_fields`] would write it.
     pub fn push_parsed(&mut self, name: Span, value: Span, known: Known, is_plain: bool) {
-        self.noted |= known.bit();
+        self.push(name, value, known, (is_plain, true));
+    }
+
+    fn push(&mut self, name: Span, value: Span, known: Known, how: (bool, bool)) {
+        self.known |= known.bit();
         self.fields.push(Field {
             name,
             value,
             known,
-            is_plain,
+            is_plain: how.0,
+            is_mixed: how.1,
         });
+    }
+
+    /// The names that are written with upper-case letters.
+    pub fn mixed_case_names(&self) -> impl Iterator<Item = &[u8]> {
+        let mixed = self.kept().filter(|field| field.is_mixed);
+        let names = mixed.map(|field| &self.bytes[field.name.range()]);
+        names.filter(|name| name.iter().any(u8::is_ascii_uppercase))
+    }
+
+    /// A response's reason phrase, if it isn't the one that belongs to its status.
+    pub fn unusual_reason(&self) -> Option<&[u8]> {
+        let reason = &self.bytes[self.first.range()];
+        let is_usual = self.status == 0
+            || reason.is_empty()
+            || (self.status == 200 && reason == b"OK")
+            || reason == reason_phrase(self.status).as_bytes();
+        (!is_usual).then_some(reason)
     }
 
     /// The request's method.
@@ -311,7 +346,7 @@ impl Head {
 
     /// Whether a field was ever there.
     fn may_have(&self, known: Known) -> bool {
-        self.noted & known.bit() != 0
+        self.known & known.bit() != 0
     }
 
     /// Every value of a field that the path knows.
@@ -345,14 +380,39 @@ impl Head {
             .map(move |f| (f.known, name(f), &self.bytes[f.value.range()]))
     }
 
-    /// Writes the name of each field called `name`, whatever its case, just as `name` is.
-    pub fn set_case(&mut self, name: &[u8]) {
-        for field in &self.fields {
-            let own = &mut self.bytes[field.name.range()];
-            if own.eq_ignore_ascii_case(name) {
-                own.copy_from_slice(name);
-            }
+    /// Writes the names of fields just as they are in the text `names`, which was noted, separated by commas, each for one
+    /// field. Most stand in the order of the fields.
+    pub fn set_case(&mut self, names: Span) {
+        let (mut at, mut next) = (names.start as usize, 0);
+        while at < names.end() {
+            let mut others = (next + 1..self.fields.len()).chain(0..next);
+            let field = match self.is_called(next, at, names.end()) {
+                true => Some(next),
+                false => others.find(|field| self.is_called(*field, at, names.end())),
+            };
+            let Some(field) = field else {
+                let rest = &self.bytes[at..names.end()];
+                at += memchr::memchr(b',', rest).unwrap_or(rest.len()) + 1;
+                continue;
+            };
+            let own = self.fields[field].name.range();
+            let end = at + own.len();
+            self.bytes.copy_within(at..end, own.start);
+            self.fields[field].is_mixed = true;
+            (at, next) = (end + 1, field + 1);
         }
+    }
+
+    /// Whether a field's name is the one at the front of the text `at..end` of names.
+    fn is_called(&self, field: usize, at: usize, end: usize) -> bool {
+        let Some(field) = self.fields.get(field) else {
+            return false;
+        };
+        let name = &self.bytes[field.name.range()];
+        let names = &self.bytes[at..end];
+        matches!(names.get(name.len()), None | Some(b','))
+            && names.len() >= name.len()
+            && names[..name.len()].eq_ignore_ascii_case(name)
     }
 
     /// Removes what a trailer section must not carry: fields that change how the message is framed or routed (RFC 9110,
@@ -369,17 +429,47 @@ impl Head {
     }
 
     /// Appends a field. `name` and `value` come from Leno or from another checked head, never from the wire.
+    #[inline]
     pub fn add(&mut self, name: &str, value: &[u8]) {
-        self.add_known(name, Known::of(name.as_bytes()), value);
+        let name = name.as_bytes();
+        self.add_known(name, Known::of(name), value);
+        if name.iter().any(u8::is_ascii_uppercase)
+            && let Some(field) = self.fields.last_mut()
+        {
+            field.is_mixed = true;
+        }
     }
 
-    fn add_known(&mut self, name: &str, known: Known, value: &[u8]) {
+    /// Appends a field that was checked, is told from others, and has a lower-case name.
+    pub fn add_known(&mut self, name: &[u8], known: Known, value: &[u8]) {
         self.bytes.reserve(name.len() + value.len() + 4);
-        let name = self.append(name.as_bytes());
+        let name = self.append(name);
         self.bytes.extend_from_slice(b": ");
         let value = self.append(value);
         self.bytes.extend_from_slice(b"\r\n");
-        self.push_parsed(name, value, known, true);
+        self.push(name, value, known, (true, false));
+    }
+
+    /// Appends a field with a text that was noted.
+    pub fn add_noted(&mut self, name: &[u8], known: Known, value: Span) {
+        let name = self.append(name);
+        self.bytes.extend_from_slice(b": ");
+        let start = self.bytes.len();
+        self.bytes.extend_from_within(value.range());
+        let value = Span::new(start, self.bytes.len());
+        self.bytes.extend_from_slice(b"\r\n");
+        self.push(name, value, known, (true, false));
+    }
+
+    /// Appends a field that was checked and stands there as [`Head::write_fields`] writes it; its name has `name` bytes.
+    pub fn add_line(&mut self, line: &[u8], name: usize, known: Known) {
+        let start = self.append(line).start as usize;
+        let end = start + line.len() - 2;
+        let (name, value) = (
+            Span::new(start, start + name),
+            Span::new(start + name + 2, end),
+        );
+        self.push(name, value, known, (true, false));
     }
 
     /// Sets the one value of a field, in the place and case that it had.
@@ -389,7 +479,7 @@ impl Head {
             false => None,
         };
         let Some(at) = at else {
-            return self.add_known(name, known, value);
+            return self.add_known(name.as_bytes(), known, value);
         };
         let value = self.append(value);
         self.fields[at].value = value;
@@ -415,7 +505,7 @@ impl Head {
 
     /// Removes what belongs to one connection: the fixed set, and what `Connection` names (RFC 9110, section 7.6.1).
     pub fn remove_hop_by_hop(&mut self) {
-        if self.noted & HOP_BY_HOP == 0 {
+        if self.known & HOP_BY_HOP == 0 {
             return;
         }
         if self.get(Known::Connection).is_some() {

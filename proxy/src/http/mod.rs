@@ -67,7 +67,7 @@ pub enum Broken {
     Io(#[from] io::Error),
     /// It reset the stream (RFC 9113, section 5.4.2).
     #[error("stream reset: {0}")]
-    Reset(::h2::Reason),
+    Reset(h2::Reason),
     /// It says that it didn't process the request (RFC 9113, section 8.7), or was never sent it.
     #[error("not processed: {0}")]
     Unprocessed(String),

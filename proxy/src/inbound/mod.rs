@@ -3,7 +3,7 @@
 mod bytes;
 mod connection;
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
@@ -34,6 +34,7 @@ use crate::policy::{Verdict, verdict};
 use crate::route::matcher::RequestView;
 use crate::snapshot::{InboundChain, InboundPlan};
 use crate::stream::{Socket, Stream, unmapped};
+use crate::tls::alpn;
 use crate::worker::Worker;
 use bytes::{carry, carry_spoken, spoken_first};
 use connection::{Authenticated, Connection};
@@ -144,15 +145,15 @@ impl Serving {
 async fn current<'a>(
     worker: &Worker,
     connection: &Connection,
-    serving: &'a mut Option<Serving>,
+    serving: &'a mut Option<Rc<Serving>>,
 ) -> Option<&'a Serving> {
     let plan = worker.shared.directory.inbound().await;
     let is_told = connection.knows_source();
     let fits = |s: &Serving| Arc::ptr_eq(&s.plan, &plan) && s.is_told == is_told;
-    if !serving.as_ref().is_some_and(fits) {
-        *serving = Serving::new(worker, connection, plan);
+    if !serving.as_deref().is_some_and(fits) {
+        *serving = Serving::new(worker, connection, plan).map(Rc::new);
     }
-    serving.as_ref()
+    serving.as_deref()
 }
 
 async fn serve_http(worker: Rc<Worker>, connection: Connection, stream: Stream) {
@@ -182,7 +183,7 @@ async fn serve_h1(worker: &Worker, connection: &Connection, conn: Conn) {
     let mut down = ServerHalf::new(conn).closing_on(shared.watch.flag());
     let (mut request, mut response) = (Head::default(), Head::default());
     let mut deadline = Deadline::new(timeouts.idle);
-    let mut serving: Option<Serving> = None;
+    let mut serving = None;
     let expires = connection.expires();
     let mut ended = pin!(shared.watch.reached(Phase::Closing));
     let mut is_over = false;
@@ -231,12 +232,13 @@ async fn serve_h2(worker: Rc<Worker>, connection: Connection, conn: Conn) {
         limits: shared.limits,
         timeouts: shared.timeouts,
         is_mesh: connection.peer.is_some(),
+        is_ours: conn.io().alpn() == Some(alpn::SHARED),
         until: connection.expires(),
     };
     let (io, read) = conn.into_parts();
     let connection = Rc::new(connection);
-    // The streams share it while none of them is at it.
-    let serving: Rc<Cell<Option<Serving>>> = Rc::default();
+    // What one stream found is what the others mostly need.
+    let serving: Rc<RefCell<Option<Rc<Serving>>>> = Rc::default();
     // The plan may come to have no place for it.
     let unfit: Rc<Notify> = Rc::default();
     let misfit = Rc::clone(&unfit);
@@ -244,7 +246,7 @@ async fn serve_h2(worker: Rc<Worker>, connection: Connection, conn: Conn) {
         let (worker, connection) = (Rc::clone(&worker), Rc::clone(&connection));
         let (serving, unfit) = (Rc::clone(&serving), Rc::clone(&misfit));
         async move {
-            let mut own = serving.take();
+            let mut own = serving.borrow().clone();
             let serve = async |arrival: Arrival<'_>| {
                 let served = serve_request(&worker, &connection, &mut own, arrival).await;
                 if served == Served::Refused {
@@ -253,7 +255,7 @@ async fn serve_h2(worker: Rc<Worker>, connection: Connection, conn: Conn) {
                 served
             };
             serve_stream(arrived, &worker.shared.timeouts, serve).await;
-            serving.set(own);
+            serving.replace(own);
         }
     };
     // A connection that comes while callers are told to go elsewhere is served until they all know.
@@ -274,7 +276,7 @@ async fn serve_h2(worker: Rc<Worker>, connection: Connection, conn: Conn) {
 async fn serve_request(
     worker: &Worker,
     connection: &Connection,
-    serving: &mut Option<Serving>,
+    serving: &mut Option<Rc<Serving>>,
     mut arrival: Arrival<'_>,
 ) -> Served {
     if arrival.read.is_ok() {
@@ -290,10 +292,9 @@ async fn serve_request(
         worker.over(&outcome, connection.teller(), &error);
         return Served::Whole;
     }
-    match arrival.down.is_h2() {
-        false => worker.shared.metrics.parsed.inc(),
-        true if answer::is_grpc(arrival.request) => outcome.is_call(),
-        true => {}
+    worker.shared.metrics.parsed.inc();
+    if arrival.down.is_h2() && answer::is_grpc(arrival.request) {
+        outcome.is_call();
     }
     worker.random(|rng| headers::request_id(arrival.request, rng));
     let mut attempt = Attempt {

@@ -5,7 +5,7 @@
 
 mod tunnel;
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -102,7 +102,7 @@ async fn serve_h1(worker: &Worker, mut down: ServerHalf, caller: &Caller) -> Opt
     let timeouts = &shared.timeouts;
     let (mut request, mut response) = (Head::default(), Head::default());
     let mut deadline = Deadline::new(timeouts.idle);
-    let mut last: Option<Destination> = None;
+    let mut last = None;
     let mut ended = pin!(shared.watch.ended());
     let mut is_over = false;
     loop {
@@ -162,11 +162,12 @@ async fn serve_h2(worker: Rc<Worker>, conn: Conn, caller: Caller) {
         limits: shared.limits,
         timeouts: shared.timeouts,
         is_mesh: false,
+        is_ours: false,
         until: None,
     };
     let (io, read) = conn.into_parts();
-    // The streams share it while none of them is at it.
-    let last: Rc<Cell<Option<Destination>>> = Rc::default();
+    // What one stream found is what the others mostly need.
+    let last: Rc<RefCell<Option<Rc<Destination>>>> = Rc::default();
     let handle = move |arrived: Arrived| {
         let (worker, caller, last) = (Rc::clone(&worker), caller.clone(), Rc::clone(&last));
         async move {
@@ -176,12 +177,12 @@ async fn serve_h2(worker: Rc<Worker>, conn: Conn, caller: Caller) {
             {
                 return connect_stream(worker, arrived, caller).await;
             }
-            let mut own = last.take();
+            let mut own = last.borrow().clone();
             let serve = async |arrival: Arrival<'_>| {
                 serve_request(&worker, &caller, &mut own, arrival).await
             };
             serve_stream(arrived, &worker.shared.timeouts, serve).await;
-            last.set(own);
+            last.replace(own);
         }
     };
     h2::serve(io, read, how, shared.watch.ended(), handle).await;
@@ -197,8 +198,8 @@ async fn connect_stream(worker: Rc<Worker>, arrived: Arrived, caller: Caller) {
     let Some(stream) = serve_stream(arrived, &worker.shared.timeouts, connect).await else {
         return;
     };
-    if let (Some(plan), Some(tunnel)) = (plan, stream.into_tunnel()) {
-        let io = Stream::Inside(Box::new(tunnel));
+    if let Some(plan) = plan {
+        let io = Stream::Inside(Box::new(stream.into_tunnel()));
         let conn = Conn::new(io, Vec::new(), worker.shared.limits);
         serve_tunnel(worker, Tunnel::new(conn, plan, &caller)).await;
     }
@@ -208,7 +209,7 @@ async fn connect_stream(worker: Rc<Worker>, arrived: Arrived, caller: Caller) {
 async fn serve_request(
     worker: &Worker,
     caller: &Caller,
-    last: &mut Option<Destination>,
+    last: &mut Option<Rc<Destination>>,
     mut arrival: Arrival<'_>,
 ) -> Served {
     // Phase 1: nothing is known of the request yet; what can't be read is answered, and counted under no service.
@@ -255,7 +256,7 @@ async fn destination<'a>(
     worker: &Worker,
     attempt: &mut Attempt<'_>,
     inside: Option<&Arc<OutboundPlan>>,
-    last: &'a mut Option<Destination>,
+    last: &'a mut Option<Rc<Destination>>,
 ) -> Result<&'a Destination, Error> {
     let (request, down) = (&mut *attempt.request, &mut attempt.down);
     let generation = worker.shared.directory.generation();
@@ -271,15 +272,15 @@ async fn destination<'a>(
             let found = pin!(find_plan(worker, &authority, inside));
             unless_gone(down, found).await??
         };
-        *last = Some(Destination {
+        *last = Some(Rc::new(Destination {
             host: request.get(Known::Host).unwrap_or_default().to_vec(),
             authority,
             plan,
             generation,
             since: Instant::now(),
-        });
+        }));
     }
-    last.as_ref()
+    last.as_deref()
         .ok_or_else(|| Error::own(Kind::NotConfigured, "no destination"))
 }
 
@@ -287,7 +288,7 @@ async fn destination<'a>(
 async fn forward(
     attempt: &mut Attempt<'_>,
     inside: Option<&Arc<OutboundPlan>>,
-    last: &mut Option<Destination>,
+    last: &mut Option<Rc<Destination>>,
     deadline: &mut Deadline,
     arrived: Instant,
 ) -> Result<(), Error> {

@@ -453,18 +453,22 @@ impl Builder {
             Connector::new(&self.credentials, &tls.sni, protocols, allowed.to_vec())
         };
         // Envoy's sidecars know HTTP/2 under its own name.
-        let http2 = make(&[alpn::HTTP2, b"h2", alpn::HTTP1]);
-        match (
-            make(&[alpn::HTTP1]),
-            http2,
-            make(&[alpn::EXCHANGE, alpn::TCP]),
-        ) {
-            (Ok(http), Ok(http2), Ok(tcp)) => {
-                let connectors = Arc::new(Connectors { http, http2, tcp });
+        let make_all = || {
+            Ok::<_, String>(Connectors {
+                http: make(&[alpn::HTTP1])?,
+                shared: make(&[alpn::SHARED, alpn::HTTP1])?,
+                // Envoy's sidecars know HTTP/2 under its own name.
+                http2: make(&[alpn::SHARED, alpn::HTTP2, b"h2", alpn::HTTP1])?,
+                tcp: make(&[alpn::EXCHANGE, alpn::TCP])?,
+            })
+        };
+        match make_all() {
+            Ok(connectors) => {
+                let connectors = Arc::new(connectors);
                 self.connectors.insert(key, Arc::clone(&connectors));
                 Some(connectors)
             }
-            (Err(error), ..) | (_, Err(error), _) | (.., Err(error)) => {
+            Err(error) => {
                 // Unreachable with an SNI that `config` accepted; plaintext instead of TLS would be the wrong way out.
                 tracing::error!(sni = tls.sni, error, "cannot prepare TLS");
                 None

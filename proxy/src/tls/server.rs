@@ -46,6 +46,7 @@ impl Acceptor {
         // Everybody's names last: STRICT terminates every TLS, gRPC's library speaks mutual TLS by itself, and a foreign
         // client's refusal should be about its certificate.
         config.alpn_protocols = [
+            alpn::SHARED,
             alpn::HTTP2,
             alpn::HTTP1,
             alpn::EXCHANGE,

@@ -40,6 +40,9 @@ pub fn response_length(head: &Head, is_head: bool) -> Result<Length, Invalid> {
 
 /// What the head declares.
 fn declared(head: &Head) -> Result<Option<Length>, Invalid> {
+    if head.get(Known::TransferEncoding).is_none() && head.get(Known::ContentLength).is_none() {
+        return Ok(None);
+    }
     let mut codings = head.get_all(Known::TransferEncoding);
     let mut lengths = head.get_all(Known::ContentLength);
     match (codings.next(), lengths.next()) {

@@ -15,7 +15,9 @@ pub use body::{Decoder, Encoder};
 pub use client::ClientHalf;
 pub use conn::Conn;
 pub use framing::{Length, request_length, response_length};
-pub use parse::{Invalid, check_request, is_token, parse_request, parse_response, parse_trailers};
+pub use parse::{
+    Invalid, check_request, is_text, is_token, parse_request, parse_response, parse_trailers,
+};
 pub use server::{Read, ServerHalf, Timeouts, refused};
 
 /// Reads a head from the front of its own buffer; says where it ends, once all of it is there.

@@ -44,6 +44,11 @@ pub fn is_token(text: &[u8]) -> bool {
     !text.is_empty() && all(text, TOKEN)
 }
 
+/// Whether `value` may be a field's value: without control characters but tabs.
+pub fn is_text(value: &[u8]) -> bool {
+    text(value) == value.len()
+}
+
 /// Checks what a request's head says of where it goes.
 ///
 /// # Errors

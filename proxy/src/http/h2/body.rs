@@ -1,91 +1,33 @@
 //! The two directions of a stream. What was received is given back to flow control when it is consumed, so a slow reader
 //! slows its sender down and nothing else.
 
-use std::task::{Context, Poll, ready};
+use std::cell::RefCell;
+use std::fmt;
+use std::rc::Rc;
+use std::task::{Context, Poll};
 
-use ::h2::{Reason, RecvStream, SendStream};
-use bytes::{Buf, Bytes, BytesMut};
-use http::HeaderMap;
-
-use super::{broken, heads};
+use super::core::{Core, Failure, Slot};
+use super::frame::Reason;
 use crate::http::head::Head;
-use crate::http::{Broken, Incoming, Outgoing};
+use crate::http::{Broken, Incoming, Outgoing, buffers};
 
 /// Above this much unsent data, reading from the other side stops.
 const HIGH_WATER: usize = 64 * 1024;
 
-/// The receiving direction.
-#[derive(Debug)]
-pub(super) struct Receiving {
-    stream: RecvStream,
-    chunk: Bytes,
+/// Both directions of a stream, from its own head on.
+pub(super) struct Body {
+    core: Rc<RefCell<Core>>,
+    slot: Rc<Slot>,
+    chunk: Vec<u8>,
+    consumed: usize,
+    /// What the head says that is still to come.
+    declared: Option<u64>,
     trailers: Option<Box<Head>>,
-    is_done: bool,
-}
-
-impl Receiving {
-    pub(super) fn new(stream: RecvStream) -> Receiving {
-        Receiving {
-            is_done: stream.is_end_stream(),
-            stream,
-            chunk: Bytes::new(),
-            trailers: None,
-        }
-    }
-
-    /// Whether the body has been received whole.
-    pub(super) fn is_done(&self) -> bool {
-        self.is_done
-    }
-
-    /// What comes isn't part of the message: the body has ended.
-    pub(super) fn end(&mut self) {
-        self.is_done = true;
-    }
-
-    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
-        let trailers = ready!(self.stream.poll_trailers(cx)).map_err(broken)?;
-        self.trailers = trailers.map(|map| Box::new(heads::read_trailers(&map)));
-        self.is_done = true;
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl Incoming for Receiving {
-    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Broken>> {
-        while self.chunk.is_empty() {
-            if self.is_done {
-                return Poll::Ready(Ok(false));
-            }
-            match ready!(self.stream.poll_data(cx)) {
-                Some(Ok(chunk)) => self.chunk = chunk,
-                Some(Err(error)) => return Poll::Ready(Err(broken(error))),
-                None => ready!(self.poll_end(cx))?,
-            }
-        }
-        Poll::Ready(Ok(true))
-    }
-
-    fn data(&self) -> &[u8] {
-        &self.chunk
-    }
-
-    fn consume(&mut self, count: usize) {
-        self.chunk.advance(count);
-        // A stream that has ended needs no window.
-        let _ = self.stream.flow_control().release_capacity(count);
-    }
-
-    fn trailers(&self) -> Option<&Head> {
-        self.trailers.as_deref()
-    }
-}
-
-/// The sending direction.
-#[derive(Debug)]
-pub(super) struct Sending {
-    stream: SendStream<Bytes>,
-    pending: BytesMut,
+    has_received: bool,
+    /// Whether the peer is told how the names of an HTTP/1 message are written.
+    wants_case: bool,
+    /// What waits for room.
+    pending: Vec<u8>,
     end: End,
 }
 
@@ -95,60 +37,164 @@ enum End {
     /// It goes on.
     Open,
     /// After what is pending, with these trailers.
-    Coming(HeaderMap),
-    /// The library has all of it.
+    Coming(Option<Box<Head>>),
+    /// The connection has all of it.
     Sent,
 }
 
-impl Sending {
-    /// A body of which the library has sent the head; with it all, if `is_ended`.
-    pub(super) fn new(stream: SendStream<Bytes>, is_ended: bool) -> Sending {
-        Sending {
-            stream,
-            pending: BytesMut::new(),
-            end: if is_ended { End::Sent } else { End::Open },
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("Body");
+        debug.field("stream", &self.slot.id).finish_non_exhaustive()
+    }
+}
+
+impl Body {
+    /// The directions of `slot`; ours has ended with the head, if `is_sent`. The peer is told how the names of HTTP/1
+    /// messages are written, if it `wants_case`.
+    pub(super) fn new(
+        core: &Rc<RefCell<Core>>,
+        slot: Rc<Slot>,
+        is_sent: bool,
+        wants_case: bool,
+    ) -> Body {
+        Body {
+            core: Rc::clone(core),
+            slot,
+            chunk: Vec::new(),
+            consumed: 0,
+            declared: None,
+            trailers: None,
+            has_received: false,
+            wants_case,
+            pending: Vec::new(),
+            end: if is_sent { End::Sent } else { End::Open },
+        }
+    }
+
+    pub(super) fn slot(&self) -> &Slot {
+        &self.slot
+    }
+
+    /// The body is so long, as its head says.
+    pub(super) fn declare(&mut self, length: Option<u64>) {
+        self.declared = length;
+    }
+
+    /// Whether the peer has ended its direction, and nothing of it is left.
+    pub(super) fn is_received(&self) -> bool {
+        let state = self.slot.state.borrow();
+        let is_empty = state.data.is_empty() && state.trailers.is_none() && self.rest().is_empty();
+        self.has_received || (state.has_ended && is_empty)
+    }
+
+    /// What comes isn't part of the message: the body has ended.
+    pub(super) fn end(&mut self) {
+        self.has_received = true;
+    }
+
+    /// Writes a head; with it all, if it `ends`.
+    pub(super) fn write_head(&mut self, head: &Head, ends: bool) {
+        if self.slot.state.borrow().failed.is_some() {
+            return;
+        }
+        self.core
+            .borrow_mut()
+            .write_head(&self.slot, ends, |encoder, out| {
+                super::heads::write_response(encoder, out, head, self.wants_case);
+            });
+        if ends {
+            self.end = End::Sent;
         }
     }
 
     /// Waits until the peer resets the stream.
-    pub(super) fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<Broken> {
-        self.stream.poll_reset(cx).map(|reset| match reset {
-            Ok(reason) => Broken::Reset(reason),
-            Err(error) => broken(error),
-        })
+    pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Broken> {
+        let mut state = self.slot.state.borrow_mut();
+        match &state.failed {
+            Some(failed) => Poll::Ready(failed.broken()),
+            None => {
+                state.register(cx);
+                Poll::Pending
+            }
+        }
     }
 
     /// Resets the stream, unless it has ended.
     pub(super) fn reset(&mut self, reason: Reason) {
         if !matches!(self.end, End::Sent) {
-            self.stream.send_reset(reason);
+            self.core.borrow_mut().reset(&self.slot, reason);
+            self.slot.fail(&Failure::Reset(reason));
+            self.pending.clear();
             self.end = End::Sent;
         }
     }
 
-    fn poll_capacity(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Broken>> {
-        loop {
-            let capacity = self.stream.capacity();
-            if capacity > 0 {
-                return Poll::Ready(Ok(capacity));
-            }
-            self.stream.reserve_capacity(self.pending.len());
-            match ready!(self.stream.poll_capacity(cx)) {
-                Some(Ok(_)) => {}
-                Some(Err(error)) => return Poll::Ready(Err(broken(error))),
-                None => {
-                    let why = match self.poll_reset(cx) {
-                        Poll::Ready(why) => why,
-                        Poll::Pending => Broken::Closed,
-                    };
-                    return Poll::Ready(Err(why));
-                }
-            }
-        }
+    fn rest(&self) -> &[u8] {
+        &self.chunk[self.consumed..]
+    }
+
+    /// What is received differs from what was declared: nobody must take it for the whole.
+    fn differs(&mut self) -> Broken {
+        let reason = Reason::PROTOCOL_ERROR;
+        self.core.borrow_mut().reset_failing(&self.slot, reason);
+        Broken::Reset(reason)
     }
 }
 
-impl Outgoing for Sending {
+impl Incoming for Body {
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Broken>> {
+        if !self.rest().is_empty() {
+            return Poll::Ready(Ok(true));
+        }
+        if self.has_received {
+            return Poll::Ready(Ok(false));
+        }
+        let mut state = self.slot.state.borrow_mut();
+        if !state.data.is_empty() {
+            self.chunk.clear();
+            self.consumed = 0;
+            std::mem::swap(&mut self.chunk, &mut state.data);
+            drop(state);
+            if let Some(declared) = &mut self.declared {
+                let Some(rest) = declared.checked_sub(self.chunk.len() as u64) else {
+                    return Poll::Ready(Err(self.differs()));
+                };
+                *declared = rest;
+            }
+            return Poll::Ready(Ok(true));
+        }
+        if state.has_ended {
+            self.trailers = state.trailers.take();
+            drop(state);
+            if self.declared.is_some_and(|rest| rest > 0) {
+                return Poll::Ready(Err(self.differs()));
+            }
+            self.has_received = true;
+            return Poll::Ready(Ok(false));
+        }
+        if let Some(failed) = &state.failed {
+            return Poll::Ready(Err(failed.broken()));
+        }
+        state.register(cx);
+        Poll::Pending
+    }
+
+    fn data(&self) -> &[u8] {
+        self.rest()
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.consumed += count;
+        self.core.borrow_mut().consumed(&self.slot, count);
+    }
+
+    fn trailers(&self) -> Option<&Head> {
+        self.trailers.as_deref()
+    }
+}
+
+impl Outgoing for Body {
     fn unsent(&self) -> usize {
         self.pending.len()
     }
@@ -160,37 +206,64 @@ impl Outgoing for Sending {
         }
     }
 
-    fn write(&mut self, data: &[u8]) {
+    fn write(&mut self, mut data: &[u8]) {
+        if self.pending.is_empty() && self.slot.state.borrow().failed.is_none() {
+            let mut core = self.core.borrow_mut();
+            data = &data[core.write_data(&self.slot, data)..];
+        }
         self.pending.extend_from_slice(data);
     }
 
     fn finish(&mut self, trailers: Option<&Head>) {
         if let End::Open = self.end {
-            self.end = End::Coming(trailers.map(heads::write_fields).unwrap_or_default());
+            self.end = End::Coming(trailers.map(|trailers| Box::new(trailers.clone())));
         }
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
-        while !self.pending.is_empty() {
-            let capacity = ready!(self.poll_capacity(cx))?;
-            let part = self.pending.split_to(capacity.min(self.pending.len()));
-            let is_last = self.pending.is_empty()
-                && matches!(&self.end, End::Coming(trailers) if trailers.is_empty());
-            let sent = self.stream.send_data(part.freeze(), is_last);
-            sent.map_err(broken)?;
-            if is_last {
-                self.end = End::Sent;
-            }
+        if self.pending.is_empty() && !matches!(self.end, End::Coming(_)) {
+            return Poll::Ready(Ok(()));
         }
-        if let End::Coming(trailers) = &mut self.end {
-            let trailers = std::mem::take(trailers);
+        if let Some(failed) = &self.slot.state.borrow().failed {
+            return Poll::Ready(Err(failed.broken()));
+        }
+        let mut core = self.core.borrow_mut();
+        if !self.pending.is_empty() {
+            let written = core.write_data(&self.slot, &self.pending);
+            self.pending.drain(..written);
+            if !self.pending.is_empty() {
+                self.slot.state.borrow_mut().register(cx);
+                core.wait(&self.slot);
+                core.unblock();
+                return Poll::Pending;
+            }
+            // What is left of its turn is another's.
+            core.leave(&self.slot);
+            core.unblock();
+        }
+        if let End::Coming(trailers) = &self.end {
+            match trailers {
+                Some(trailers) if !trailers.is_empty() => {
+                    core.write_trailers(&self.slot, trailers, self.wants_case);
+                }
+                _ => core.end_data(&self.slot),
+            }
             self.end = End::Sent;
-            let sent = match trailers.is_empty() {
-                true => self.stream.send_data(Bytes::new(), true),
-                false => self.stream.send_trailers(trailers),
-            };
-            sent.map_err(broken)?;
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        let unread = self.rest().len() + self.slot.state.borrow().data.len();
+        let mut core = self.core.borrow_mut();
+        let reason = core.farewell(matches!(self.end, End::Sent));
+        core.reset(&self.slot, reason);
+        core.release(unread);
+        core.leave(&self.slot);
+        core.unblock();
+        buffers::give_back(&mut self.chunk);
+        buffers::give_back(&mut self.slot.state.borrow_mut().data);
     }
 }

@@ -2,25 +2,17 @@
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
-use std::future::Future;
-use std::pin::Pin;
+use std::future::poll_fn;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use ::h2::client::{Builder, ResponseFuture, SendRequest};
-use ::h2::{Ping, PingPong};
-use bytes::Bytes;
-use tokio::sync::oneshot;
-use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::body::{Receiving, Sending};
-use super::flood::Guarded;
+use super::body::Body;
+use super::core::{Core, Failure, Role};
+use super::driver::Driver;
 use super::heads::{self, Peer};
-use super::{
-    CONNECTION_WINDOW, FRAME_BUDGET, MAX_STREAMS, RESET_STREAMS, SEND_BUFFER, STREAM_WINDOW, broken,
-};
 use crate::http::h1::{Invalid, Length, Limits, response_length};
 use crate::http::head::{Head, Known};
 use crate::http::{Broken, Incoming, Outgoing};
@@ -35,24 +27,22 @@ const PINGS: u32 = 2;
 
 /// A connection on which requests are sent as streams.
 pub struct Connection {
-    sender: SendRequest<Bytes>,
+    core: Rc<RefCell<Core>>,
     pulse: Rc<Pulse>,
     streams: Cell<u64>,
     /// How many requests were sent: streams wait for their turn, and the first that is sent says who calls.
     sent: Cell<u64>,
     peer: Peer,
-    limits: Limits,
 }
 
 /// How a connection is doing.
 struct Pulse {
-    /// Taken while a ping is under way.
-    pings: RefCell<Option<PingPong>>,
+    /// Whether a ping is under way.
+    is_asked: Cell<bool>,
     /// Pings since the last response.
     asked: Cell<u32>,
     /// When something was read last.
-    heard: Rc<Cell<Instant>>,
-    driver: RefCell<Option<AbortHandle>>,
+    heard: Cell<Instant>,
     /// Whether it takes no new request.
     is_over: Cell<bool>,
     active: Cell<usize>,
@@ -76,33 +66,11 @@ impl Pulse {
         }
         self.is_over.set(true);
     }
+}
 
-    /// A request got no answer: unless the peer is heard, it gets no other, and what it has is given up later.
-    fn doubt(self: &Rc<Pulse>) {
-        let is_heard = self.heard.get().elapsed() < PROOF;
-        if self.is_over.get() || is_heard || self.asked.get() >= PINGS {
-            return;
-        }
-        let Some(mut pings) = self.pings.take() else {
-            return;
-        };
-        self.asked.set(self.asked.get() + 1);
-        let (own, before) = (Rc::clone(self), self.heard.get());
-        tokio::task::spawn_local(async move {
-            let _ = timeout(PROOF, pings.ping(Ping::opaque())).await;
-            own.pings.replace(Some(pings));
-            if own.heard.get() > before {
-                return;
-            }
-            tracing::info!(
-                "an HTTP/2 connection takes no more requests: nothing is heard of its peer"
-            );
-            own.is_over.set(true);
-            sleep(GONE).await;
-            if let (true, Some(driver)) = (own.heard.get() == before, own.driver.take()) {
-                driver.abort();
-            }
-        });
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.core.borrow_mut().shut_down();
     }
 }
 
@@ -113,68 +81,78 @@ impl Connection {
     /// # Errors
     /// [`Broken`] when the peer is gone, or speaks something else.
     pub async fn open(io: Stream, is_ours: bool, limits: Limits) -> Result<Rc<Connection>, Broken> {
-        let mut builder = Builder::new();
-        builder
-            .initial_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .initial_max_send_streams(MAX_STREAMS as usize)
-            .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
-            .max_send_buffer_size(SEND_BUFFER)
-            .max_concurrent_reset_streams(RESET_STREAMS)
-            .max_local_error_reset_streams(None)
-            .data_frame_budget(FRAME_BUDGET)
-            .enable_push(false);
-        let heard = Rc::new(Cell::new(Instant::now()));
-        let (sender, mut connection) = builder
-            .handshake(Guarded::from_server(io, &heard))
-            .await
-            .map_err(broken)?;
-        let mut pings = connection.ping_pong();
+        let (now, peer) = match is_ours {
+            true => (Instant::now(), Peer::Mesh),
+            false => (Instant::now(), Peer::Foreign),
+        };
+        let core = Rc::new(RefCell::new(Core::new(Role::Client, peer, limits, now)));
         let pulse = Rc::new(Pulse {
-            pings: RefCell::default(),
+            is_asked: Cell::new(false),
             asked: Cell::new(0),
-            heard,
-            driver: RefCell::default(),
+            heard: Cell::new(now),
             is_over: Cell::new(false),
             active: Cell::new(0),
-            idle_since: Cell::new(Instant::now()),
+            idle_since: Cell::new(now),
             closed_after: Cell::new(None),
         });
-        let (own, (ended, why)) = (Rc::clone(&pulse), oneshot::channel());
-        let driver = tokio::task::spawn_local(async move {
-            let outcome = connection.await;
+        let pong = core.borrow_mut().ping();
+        let (mut driver, own) = (Driver::new(io, Vec::new(), &core), Rc::clone(&pulse));
+        tokio::task::spawn_local(async move {
+            poll_fn(|cx| driver.poll(cx, |now| own.heard.set(now))).await;
             own.ended();
-            let _ = ended.send(outcome.err().map_or(Broken::Closed, broken));
         });
-        pulse.driver.replace(Some(driver.abort_handle()));
-        if let Some(pings) = &mut pings
-            && let Err(error) = pings.ping(Ping::opaque()).await
-        {
-            // The connection's own end says more than the ping that it ended.
-            return Err(why.await.unwrap_or_else(|_| broken(error)));
-        }
-        pulse.pings.replace(pings);
-        Ok(Rc::new(Connection {
-            sender,
+        let connection = Rc::new(Connection {
+            core,
             pulse,
             streams: Cell::new(0),
             sent: Cell::new(0),
-            peer: if is_ours { Peer::Mesh } else { Peer::Foreign },
-            limits,
-        }))
+            peer,
+        });
+        // Without an answer the connection is over, or the caller's patience.
+        let _ = pong.await;
+        match &connection.core.borrow().end {
+            Some(end) => Err(end.broken()),
+            None => Ok(Rc::clone(&connection)),
+        }
+    }
+
+    /// A request got no answer: unless the peer is heard, it gets no other, and what it has is given up later.
+    fn doubt(&self) {
+        let (pulse, before) = (Rc::clone(&self.pulse), self.pulse.heard.get());
+        let is_heard = before.elapsed() < PROOF;
+        if pulse.is_over.get() || is_heard || pulse.asked.get() >= PINGS {
+            return;
+        }
+        if pulse.is_asked.replace(true) {
+            return;
+        }
+        pulse.asked.set(pulse.asked.get() + 1);
+        let (core, pong) = (Rc::clone(&self.core), self.core.borrow_mut().ping());
+        tokio::task::spawn_local(async move {
+            let _ = timeout(PROOF, pong).await;
+            pulse.is_asked.set(false);
+            if pulse.heard.get() > before {
+                return;
+            }
+            tracing::info!(
+                "an HTTP/2 connection takes no more requests: nothing is heard of its peer"
+            );
+            pulse.is_over.set(true);
+            sleep(GONE).await;
+            if pulse.heard.get() == before {
+                core.borrow_mut().fail(&Failure::Closed);
+            }
+        });
     }
 
     /// Whether it takes another request now. Of more streams than have windows, some would wait for others to be read.
     pub fn has_room(&self) -> bool {
-        let room = self.sender.current_max_send_streams();
-        self.is_open() && self.pulse.active.get() < room.min(MAX_STREAMS as usize)
+        self.is_open() && self.pulse.active.get() < self.core.borrow().max_streams()
     }
 
     /// Whether it takes requests at all: the peer neither closed it nor said that it will.
     pub fn is_open(&self) -> bool {
-        let mut cx = Context::from_waker(Waker::noop());
-        !self.pulse.is_over.get()
-            && matches!(self.sender.clone().poll_ready(&mut cx), Poll::Ready(Ok(())))
+        !self.pulse.is_over.get() && self.core.borrow().is_open()
     }
 
     /// How many requests were begun on it.
@@ -198,9 +176,8 @@ impl Connection {
         self.pulse.active.set(self.pulse.active.get() + 1);
         self.streams.set(self.streams.get() + 1);
         ClientStream {
-            response: None,
-            sending: None,
-            receiving: None,
+            body: None,
+            is_answered: false,
             is_held: false,
             connection: Rc::clone(self),
         }
@@ -210,9 +187,10 @@ impl Connection {
 /// One request as a stream.
 #[derive(Debug)]
 pub struct ClientStream {
-    response: Option<ResponseFuture>,
-    sending: Option<Sending>,
-    receiving: Option<Receiving>,
+    /// Both directions, once the request was sent.
+    body: Option<Body>,
+    /// Whether the response's head is there.
+    is_answered: bool,
     /// Whether it asks for another protocol and hasn't switched: what is sent then is no body of the request.
     is_held: bool,
     connection: Rc<Connection>,
@@ -222,9 +200,11 @@ impl Drop for ClientStream {
     fn drop(&mut self) {
         let pulse = &self.connection.pulse;
         pulse.active.set(pulse.active.get() - 1);
-        pulse.idle_since.set(Instant::now());
-        if self.sending.is_some() && self.receiving.is_none() {
-            pulse.doubt();
+        if pulse.active.get() == 0 {
+            pulse.idle_since.set(Instant::now());
+        }
+        if self.body.is_some() && !self.is_answered {
+            self.connection.doubt();
         }
     }
 }
@@ -237,34 +217,30 @@ impl ClientStream {
 
     /// Whether the peer takes extended CONNECT (RFC 8441).
     pub fn takes_extended_connect(&self) -> bool {
-        let sender = &self.connection.sender;
-        sender.is_extended_connect_protocol_enabled()
+        self.connection.core.borrow().takes_connect()
     }
 
-    /// Whether the library has the request's head.
+    /// Whether the connection has the request's head.
     pub fn is_sent(&self) -> bool {
-        self.sending.is_some()
+        self.body.is_some()
     }
 
     /// Starts a request whose body has `length` as its sender framed it.
     ///
     /// # Errors
-    /// [`Broken`] when HTTP/2 can't say it, or the connection takes no request any more; it wasn't sent then.
+    /// [`Broken`] when the connection takes no request any more; it wasn't sent then.
     pub fn request(&mut self, head: &Head, length: Length) -> Result<(), Broken> {
         self.is_held = head.get(Known::Upgrade).is_some();
-        let request = heads::write_request(head, self.connection.peer, self.is_held);
-        let request = request.map_err(Broken::Syntax)?;
         let is_ended = !self.is_held && matches!(length, Length::Empty | Length::Fixed(0));
-        let sent = self
-            .connection
-            .sender
-            .clone()
-            .send_request(request, is_ended);
-        let (response, stream) = sent.map_err(|error| Broken::Unprocessed(error.to_string()))?;
+        let how = (self.connection.peer, self.is_held);
+        let core = &self.connection.core;
+        let now = self.connection.pulse.heard.get();
+        let opened = core.borrow_mut().open(is_ended, now, |encoder, out| {
+            heads::write_request(encoder, out, head, how);
+        });
+        self.body = Some(Body::new(core, opened?, is_ended, how.0 == Peer::Mesh));
         let count = &self.connection.sent;
         count.set(count.get() + 1);
-        self.response = Some(response);
-        self.sending = Some(Sending::new(stream, is_ended));
         Ok(())
     }
 
@@ -273,30 +249,28 @@ impl ClientStream {
     /// # Errors
     /// [`Broken`] when the peer left or reset the stream first, or what it sent isn't an acceptable response.
     pub fn poll_head(&mut self, cx: &mut Context<'_>, head: &mut Head) -> Poll<Result<(), Broken>> {
-        let Some(future) = &mut self.response else {
+        let Some(body) = &self.body else {
             return Poll::Ready(Err(Broken::Closed));
         };
-        let Connection { peer, limits, .. } = *self.connection;
-        match ready!(future.poll_informational(cx)) {
-            Some(response) => {
-                let response = response.map_err(broken)?;
-                let read = heads::read_response(&response, peer, &limits, head);
-                Poll::Ready(read.map_err(Broken::Syntax))
-            }
-            None => {
-                let response = ready!(Pin::new(future).poll(cx)).map_err(broken)?;
-                let (parts, body) = response.into_parts();
-                self.receiving = Some(Receiving::new(body));
-                self.connection.pulse.asked.set(0);
-                let response = http::Response::from_parts(parts, ());
-                let read = heads::read_response(&response, peer, &limits, head);
-                read.map_err(Broken::Syntax)?;
-                if self.is_held && (200..300).contains(&head.status()) {
-                    head.set_status(101);
+        let mut state = body.slot().state.borrow_mut();
+        let Some(next) = state.heads.pop_front() else {
+            return match &state.failed {
+                Some(failed) => Poll::Ready(Err(failed.broken())),
+                None => {
+                    state.register(cx);
+                    Poll::Pending
                 }
-                Poll::Ready(Ok(()))
-            }
+            };
+        };
+        drop(state);
+        self.connection.pulse.asked.set(0);
+        head.rest();
+        *head = next.map_err(Broken::Syntax)?;
+        self.is_answered = head.status() >= 200;
+        if self.is_held && (200..300).contains(&head.status()) {
+            head.set_status(101);
         }
+        Poll::Ready(Ok(()))
     }
 
     /// Starts receiving the body of the final response `head`; returns how it is framed.
@@ -305,17 +279,24 @@ impl ClientStream {
     /// [`Invalid`] when the head leaves a doubt about it.
     pub fn receive(&mut self, head: &Head, is_head: bool) -> Result<Length, Invalid> {
         let length = response_length(head, is_head)?;
-        let Some(receiving) = &mut self.receiving else {
+        let Some(body) = &mut self.body else {
             return Ok(Length::Empty);
         };
-        Ok(match length {
-            Length::Empty => {
-                receiving.end();
+        Ok(match (length, body.is_received()) {
+            (Length::Empty, _) => {
+                body.end();
                 Length::Empty
             }
-            _ if receiving.is_done() => Length::Fixed(0),
-            Length::UntilClose => Length::Chunked,
-            length => length,
+            (Length::Fixed(1..), true) => {
+                return Err(Invalid::Syntax("Content-Length of a body that isn't there"));
+            }
+            (_, true) => Length::Fixed(0),
+            (Length::UntilClose, false) => Length::Chunked,
+            (Length::Fixed(length), false) => {
+                body.declare(Some(length));
+                Length::Fixed(length)
+            }
+            (length, false) => length,
         })
     }
 
@@ -327,56 +308,56 @@ impl ClientStream {
 
 impl Incoming for ClientStream {
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Broken>> {
-        match &mut self.receiving {
-            Some(receiving) => receiving.poll_data(cx),
+        match &mut self.body {
+            Some(body) => body.poll_data(cx),
             None => Poll::Ready(Err(Broken::Closed)),
         }
     }
 
     fn data(&self) -> &[u8] {
-        self.receiving.as_ref().map_or(&[], Receiving::data)
+        self.body.as_ref().map_or(&[], Incoming::data)
     }
 
     fn consume(&mut self, count: usize) {
-        if let Some(receiving) = &mut self.receiving {
-            receiving.consume(count);
+        if let Some(body) = &mut self.body {
+            body.consume(count);
         }
     }
 
     fn trailers(&self) -> Option<&Head> {
-        self.receiving.as_ref()?.trailers()
+        self.body.as_ref()?.trailers()
     }
 }
 
 impl Outgoing for ClientStream {
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
-        match &mut self.sending {
-            Some(sending) => sending.poll_ready(cx),
+        match &mut self.body {
+            Some(body) => body.poll_ready(cx),
             None => Poll::Ready(Err(Broken::Closed)),
         }
     }
 
     fn unsent(&self) -> usize {
-        self.sending.as_ref().map_or(0, Outgoing::unsent)
+        self.body.as_ref().map_or(0, Outgoing::unsent)
     }
 
     fn write(&mut self, data: &[u8]) {
-        if let Some(sending) = &mut self.sending {
-            sending.write(data);
+        if let Some(body) = &mut self.body {
+            body.write(data);
         }
     }
 
     fn finish(&mut self, trailers: Option<&Head>) {
-        if let Some(sending) = &mut self.sending
+        if let Some(body) = &mut self.body
             && !self.is_held
         {
-            sending.finish(trailers);
+            body.finish(trailers);
         }
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
-        match &mut self.sending {
-            Some(sending) => sending.poll_flush(cx),
+        match &mut self.body {
+            Some(body) => body.poll_flush(cx),
             None => Poll::Ready(Err(Broken::Closed)),
         }
     }

@@ -1,18 +1,16 @@
-//! Heads in and out: a map is copied once into a [`Head`], in the form that HTTP/1 has, and a [`Head`] once into a map.
+//! Heads in and out: a block of field lines is read into a [`Head`], in the form that HTTP/1 has, and a [`Head`] is written as
+//! a block.
 //!
 //! HTTP/2 has no upper-case names. Between two sidecars those of an HTTP/1 message travel in a private field, which the
 //! other one consumes; apps see their names as they were written.
 
-use ::h2::ext::Protocol;
-use http::header::{COOKIE, HOST, HeaderName, HeaderValue};
-use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version as HttpVersion};
-
+use super::hpack::{Decoder, Encoder, Kind, Line, number};
 use crate::http::h1::{self, Invalid, Limits};
-use crate::http::head::{Head, Known, Version};
+use crate::http::head::{Head, Known, Span, Version};
 
-/// Names of an HTTP/1 message as they were written, separated by commas. Empty asks for the response's.
-const CASE: HeaderName = HeaderName::from_static("x-leno-header-case");
+/// Names of an HTTP/1 message as they were written, separated by commas; then, after a semicolon, a response's reason phrase
+/// that is none of the usual. Empty, it asks for the response's.
+const CASE: &[u8] = b"x-leno-header-case";
 
 /// What only a sidecar of ours is believed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,204 +21,419 @@ pub(super) enum Peer {
     Foreign,
 }
 
-/// Reads a request. Extended CONNECT (RFC 8441) becomes what an HTTP/1 client would have sent.
+/// Why a head isn't one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Bad {
+    /// The block can't be read: the connection is of no use any more.
+    Garbled,
+    /// The message is malformed (RFC 9113, section 8.1.1): its stream is reset.
+    Malformed(&'static str),
+    /// HTTP/1 couldn't say it, or it is too large: it is answered so.
+    Invalid(Invalid),
+}
+
+/// Reads the lines of a block into a head.
+struct Reader<'a> {
+    head: &'a mut Head,
+    peer: Peer,
+    limits: &'a Limits,
+    count: usize,
+    bytes: usize,
+    bad: Option<Bad>,
+    pseudo: [Option<Span>; 6],
+    has_fields: bool,
+    has_host: bool,
+    cookies: Vec<u8>,
+    case: Option<Span>,
+    reason: Option<Span>,
+}
+
+impl<'a> Reader<'a> {
+    fn new(head: &'a mut Head, (peer, limits): (Peer, &'a Limits)) -> Reader<'a> {
+        head.begin();
+        Reader {
+            head,
+            peer,
+            limits,
+            count: 0,
+            bytes: 0,
+            bad: None,
+            pseudo: [None; 6],
+            has_fields: false,
+            has_host: false,
+            cookies: Vec::new(),
+            case: None,
+            reason: None,
+        }
+    }
+
+    fn bad(&mut self, bad: Bad) {
+        self.bad.get_or_insert(bad);
+    }
+
+    fn line(&mut self, line: &Line<'_>) {
+        let is_case = line.kind == Kind::Field(Known::HeaderCase);
+        if is_case && self.peer == Peer::Mesh && self.case.is_none() && self.bad.is_none() {
+            // The peer adds it to what the head may have.
+            self.begin_fields();
+            self.case = Some(self.head.note(line.value));
+            return;
+        }
+        self.bytes += line.name.len() + line.value.len();
+        if self.bytes > self.limits.head_bytes {
+            self.bad(Bad::Invalid(Invalid::TooLarge(self.limits.head_bytes)));
+        }
+        if self.bad.is_some() {
+            return;
+        }
+        if matches!(line.kind, Kind::Field(_) | Kind::Cookie) {
+            self.begin_fields();
+            self.count += 1;
+            if self.count > self.limits.headers {
+                return self.bad(Bad::Invalid(Invalid::TooMany(self.limits.headers)));
+            }
+        }
+        match line.kind {
+            Kind::Field(known) => self.field(line, known),
+            Kind::Cookie => {
+                // HTTP/2 may cut cookies apart; HTTP/1 has one field (RFC 9113, section 8.2.3).
+                if !self.cookies.is_empty() {
+                    self.cookies.extend_from_slice(b"; ");
+                }
+                self.cookies.extend_from_slice(line.value);
+            }
+            Kind::Malformed(why) => self.bad(Bad::Malformed(why)),
+            kind => {
+                let place = &mut self.pseudo[pseudo(kind)];
+                if self.has_fields {
+                    return self.bad(Bad::Malformed("a pseudo-header after a field"));
+                }
+                if place.is_some() {
+                    return self.bad(Bad::Malformed("a pseudo-header twice"));
+                }
+                *place = Some(self.head.note(line.value));
+            }
+        }
+    }
+
+    /// The first field of a request is its `Host`.
+    fn begin_fields(&mut self) {
+        if std::mem::replace(&mut self.has_fields, true) {
+            return;
+        }
+        if let Some(authority) = self.pseudo[pseudo(Kind::Authority)]
+            && !self.head.noted(authority).is_empty()
+        {
+            self.head.add_noted(b"host", Known::Host, authority);
+        }
+    }
+
+    fn field(&mut self, line: &Line<'_>, known: Known) {
+        match known {
+            Known::HeaderCase => {}
+            Known::Host => {
+                if std::mem::replace(&mut self.has_host, true) {
+                    return self.bad(Bad::Invalid(Invalid::Syntax("more than one Host header")));
+                }
+                match self.head.get(Known::Host) {
+                    None => self.head.add_known(line.name, known, line.value),
+                    Some(host) if host.eq_ignore_ascii_case(line.value) => {}
+                    Some(_) => {
+                        let differs = Invalid::Syntax("Host differs from :authority");
+                        self.bad(Bad::Invalid(differs));
+                    }
+                }
+            }
+            _ => match line.plain {
+                Some(plain) => self.head.add_line(plain, line.name.len(), known),
+                None => self.head.add_known(line.name, known, line.value),
+            },
+        }
+    }
+
+    fn text(&self, kind: Kind) -> Option<&[u8]> {
+        self.pseudo[pseudo(kind)].map(|span| self.head.noted(span))
+    }
+
+    fn has(&self, kind: Kind) -> bool {
+        self.pseudo[pseudo(kind)].is_some()
+    }
+
+    /// Ends the fields; whether the message said how its names were written, or asked for it.
+    fn end(&mut self) -> Result<bool, Bad> {
+        self.begin_fields();
+        if let Some(bad) = self.bad {
+            return Err(bad);
+        }
+        if !self.cookies.is_empty() {
+            self.head.add_known(b"cookie", Known::Other, &self.cookies);
+        }
+        match self.case {
+            Some(case) => {
+                let text = self.head.noted(case);
+                let names = memchr::memchr(b';', text).unwrap_or(text.len());
+                let (names, reason) = case.split(names, 1);
+                self.head.set_case(names);
+                self.reason = Some(reason);
+                Ok(true)
+            }
+            None => Ok(false),
+        }
+    }
+
+    /// Makes a request of what was read. Extended CONNECT (RFC 8441) becomes what an HTTP/1 client would have sent.
+    fn request(&mut self) -> Result<(), Bad> {
+        let syntax = |text| Err(Bad::Invalid(Invalid::Syntax(text)));
+        let method = self.pseudo[pseudo(Kind::Method)].ok_or(Bad::Malformed("no :method"))?;
+        let is_connect = self.head.noted(method) == b"CONNECT";
+        let protocol = self.text(Kind::Protocol).map(<[u8]>::to_vec);
+        let path = self.pseudo[pseudo(Kind::Path)];
+        let is_whole =
+            path.is_some_and(|path| !self.head.noted(path).is_empty()) && self.has(Kind::Scheme);
+        match (is_connect, &protocol) {
+            (true, None) if path.is_some() || self.has(Kind::Scheme) => {
+                return Err(Bad::Malformed("CONNECT with :path or :scheme"));
+            }
+            (true, None) => {}
+            (false, Some(_)) => return Err(Bad::Malformed(":protocol without CONNECT")),
+            _ if !is_whole => return Err(Bad::Malformed("no :path or :scheme")),
+            _ => {}
+        }
+        if self.has(Kind::Status) {
+            return Err(Bad::Malformed(":status in a request"));
+        }
+        let (method, target) = match (is_connect, &protocol) {
+            (true, Some(_)) => (self.head.note(b"GET"), path),
+            (true, None) => (method, self.pseudo[pseudo(Kind::Authority)]),
+            (false, _) => (method, path),
+        };
+        if !h1::is_token(self.head.noted(method)) {
+            return Err(Bad::Malformed("invalid method"));
+        }
+        let target = target.unwrap_or_default();
+        self.head.set_request_line(method, target, Version::Http2);
+        if self.head.get(Known::Host).is_none_or(<[u8]>::is_empty) {
+            return syntax("neither :authority nor Host");
+        }
+        if let Some(protocol) = protocol {
+            // A tunnel has no length.
+            if !h1::is_token(&protocol) {
+                return syntax("invalid :protocol");
+            }
+            if self.head.get(Known::ContentLength).is_some() {
+                return syntax("Content-Length with :protocol");
+            }
+            self.head.add("connection", b"upgrade");
+            self.head.add("upgrade", &protocol);
+        }
+        h1::check_request(self.head).map_err(Bad::Invalid)
+    }
+
+    fn response(&mut self) -> Result<(), Bad> {
+        let status = self
+            .text(Kind::Status)
+            .ok_or(Bad::Malformed("no :status"))?;
+        let requests = [
+            Kind::Method,
+            Kind::Scheme,
+            Kind::Authority,
+            Kind::Path,
+            Kind::Protocol,
+        ];
+        if requests.into_iter().any(|kind| self.has(kind)) {
+            return Err(Bad::Malformed("a request's pseudo-header in a response"));
+        }
+        let [
+            hundreds @ b'1'..=b'9',
+            tens @ b'0'..=b'9',
+            ones @ b'0'..=b'9',
+        ] = *status
+        else {
+            return Err(Bad::Malformed("invalid :status"));
+        };
+        let digit = |byte: u8| u16::from(byte - b'0');
+        let status = digit(hundreds) * 100 + digit(tens) * 10 + digit(ones);
+        self.head
+            .set_status_line(status, self.reason.unwrap_or_default(), Version::Http2);
+        Ok(())
+    }
+}
+
+fn pseudo(kind: Kind) -> usize {
+    match kind {
+        Kind::Method => 0,
+        Kind::Scheme => 1,
+        Kind::Authority => 2,
+        Kind::Path => 3,
+        Kind::Status => 4,
+        _ => 5,
+    }
+}
+
+fn read<'a>(
+    decoder: &mut Decoder,
+    block: &[u8],
+    how: (Peer, &'a Limits),
+    head: &'a mut Head,
+) -> Result<Reader<'a>, Bad> {
+    let mut reader = Reader::new(head, how);
+    let read = decoder.decode(block, |line| reader.line(&line));
+    read.map_err(|_| Bad::Garbled)?;
+    Ok(reader)
+}
+
+/// Reads a request; whether names were, or are wanted, as they were written.
 ///
 /// # Errors
-/// [`Invalid`] when HTTP/1 couldn't say it, or two readers could understand it differently.
+/// What is [`Bad`] about it.
 pub(super) fn read_request(
-    request: &Request<()>,
-    peer: Peer,
-    limits: &Limits,
+    decoder: &mut Decoder,
+    block: &[u8],
+    how: (Peer, &Limits),
     head: &mut Head,
-) -> Result<(), Invalid> {
-    let (uri, map) = (request.uri(), request.headers());
-    let authority = uri.authority().map_or("", Authority::as_str);
-    let path = uri.path_and_query().map_or("/", PathAndQuery::as_str);
-    let protocol = request.extensions().get::<Protocol>();
-    match request.method() {
-        &Method::CONNECT if protocol.is_some() => head.begin_request(b"GET", path.as_bytes()),
-        &Method::CONNECT => head.begin_request(b"CONNECT", authority.as_bytes()),
-        method => head.begin_request(method.as_str().as_bytes(), path.as_bytes()),
+) -> Result<bool, Bad> {
+    let mut reader = read(decoder, block, how, head)?;
+    // What is answered with an error is answered as what it is.
+    if let Some(method) = reader.pseudo[pseudo(Kind::Method)] {
+        let target = reader.pseudo[pseudo(Kind::Path)].unwrap_or_default();
+        reader.head.set_request_line(method, target, Version::Http2);
     }
-    let host = map
-        .get(HOST)
-        .map_or(authority.as_bytes(), HeaderValue::as_bytes);
-    if map.get_all(HOST).iter().nth(1).is_some() {
-        return Err(Invalid::Syntax("more than one Host header"));
-    }
-    if !authority.is_empty() && !host.eq_ignore_ascii_case(authority.as_bytes()) {
-        return Err(Invalid::Syntax("Host differs from :authority"));
-    }
-    if host.is_empty() {
-        return Err(Invalid::Syntax("neither :authority nor Host"));
-    }
-    head.add("host", host);
-    read_fields(map, peer, limits, head)?;
-    if let Some(protocol) = protocol {
-        // The library takes any text, and a tunnel has no length.
-        if !h1::is_token(protocol.as_str().as_bytes()) {
-            return Err(Invalid::Syntax("invalid :protocol"));
-        }
-        if head.get(Known::ContentLength).is_some() {
-            return Err(Invalid::Syntax("Content-Length with :protocol"));
-        }
-        head.add("connection", b"upgrade");
-        head.add("upgrade", protocol.as_str().as_bytes());
-    }
-    h1::check_request(head)
+    let wants_case = reader.end()?;
+    reader.request().map(|()| wants_case)
 }
 
 /// Reads a response.
 ///
 /// # Errors
-/// [`Invalid`] when there are too many fields.
+/// What is [`Bad`] about it.
 pub(super) fn read_response(
-    response: &Response<()>,
-    peer: Peer,
-    limits: &Limits,
+    decoder: &mut Decoder,
+    block: &[u8],
+    how: (Peer, &Limits),
     head: &mut Head,
-) -> Result<(), Invalid> {
-    head.begin_response(response.status().as_u16());
-    read_fields(response.headers(), peer, limits, head)
+) -> Result<(), Bad> {
+    let mut reader = read(decoder, block, how, head)?;
+    reader.end()?;
+    reader.response()
 }
 
-/// Reads a trailer section. It was bounded with the head.
-pub(super) fn read_trailers(map: &HeaderMap) -> Head {
-    let mut head = Head::default();
-    for (name, value) in map {
-        head.add(name.as_str(), value.as_bytes().trim_ascii());
-    }
-    head.sanitise_trailers();
-    head
-}
-
-/// Whether the message says how its names were written, or asks for it.
-pub(super) fn has_case(map: &HeaderMap) -> bool {
-    map.contains_key(CASE)
-}
-
-fn read_fields(
-    map: &HeaderMap,
-    peer: Peer,
-    limits: &Limits,
+/// Reads a trailer section.
+///
+/// # Errors
+/// What is [`Bad`] about it.
+pub(super) fn read_trailers(
+    decoder: &mut Decoder,
+    block: &[u8],
+    how: (Peer, &Limits),
     head: &mut Head,
-) -> Result<(), Invalid> {
-    if map.len() > limits.headers {
-        return Err(Invalid::TooMany(limits.headers));
+) -> Result<(), Bad> {
+    let mut reader = read(decoder, block, how, head)?;
+    reader.end()?;
+    if reader.pseudo.iter().any(Option::is_some) {
+        return Err(Bad::Malformed("a pseudo-header in a trailer section"));
     }
-    for (name, value) in map {
-        if *name != HOST && *name != COOKIE && *name != CASE {
-            head.add(name.as_str(), value.as_bytes().trim_ascii());
-        }
-    }
-    // HTTP/2 may cut cookies apart; HTTP/1 has one field (RFC 9113, section 8.2.3).
-    let cookies: Vec<&[u8]> = map
-        .get_all(COOKIE)
-        .iter()
-        .map(HeaderValue::as_bytes)
-        .collect();
-    if !cookies.is_empty() {
-        head.add("cookie", &cookies.join(&b"; "[..]));
-    }
-    if peer == Peer::Mesh {
-        let names = map
-            .get_all(CASE)
-            .iter()
-            .flat_map(|v| v.as_bytes().split(|&b| b == b','));
-        names
-            .take(limits.headers)
-            .for_each(|name| head.set_case(name));
-    }
+    reader.head.sanitise_trailers();
     Ok(())
 }
 
-/// A request as HTTP/2 says it. `upgrades` makes it an extended CONNECT.
-///
-/// # Errors
-/// [`Invalid`] when HTTP/2 can't say it.
+/// Writes a request as HTTP/2 says it. `upgrades` makes it an extended CONNECT.
 pub(super) fn write_request(
+    encoder: &mut Encoder,
+    out: &mut Vec<u8>,
     head: &Head,
-    peer: Peer,
-    upgrades: bool,
-) -> Result<Request<()>, Invalid> {
-    let mut request = Request::new(());
-    let mut parts = Uri::default().into_parts();
-    let path = PathAndQuery::try_from(head.target());
-    parts.path_and_query =
-        Some(path.map_err(|_| Invalid::Syntax("HTTP/2 can't carry the target"))?);
-    match head.get(Known::Host).filter(|host| !host.is_empty()) {
-        Some(host) => {
-            let authority = Authority::try_from(host);
-            let authority =
-                authority.map_err(|_| Invalid::Syntax("HTTP/2 can't carry the Host"))?;
-            (parts.scheme, parts.authority) = (Some(Scheme::HTTP), Some(authority));
-        }
-        // The library wants to be told that this is meant (RFC 9113, section 8.3.1).
-        None => *request.version_mut() = HttpVersion::HTTP_11,
+    (peer, upgrades): (Peer, bool),
+) {
+    encoder.begin(out);
+    match head.method() {
+        _ if upgrades => encoder.value(out, number::METHOD, b"CONNECT"),
+        b"GET" => Encoder::line(out, number::GET),
+        b"POST" => Encoder::line(out, number::POST),
+        method => encoder.value(out, number::METHOD, method),
     }
-    *request.uri_mut() =
-        Uri::from_parts(parts).map_err(|_| Invalid::Syntax("HTTP/2 can't carry the target"))?;
-    let method = Method::from_bytes(head.method());
-    *request.method_mut() = method.map_err(|_| Invalid::Syntax("HTTP/2 can't carry the method"))?;
-    *request.headers_mut() = write_fields(head);
     if upgrades {
         let protocol = head.get(Known::Upgrade).unwrap_or_default();
-        let protocol = Protocol::from(&*String::from_utf8_lossy(protocol));
-        request.extensions_mut().insert(protocol);
-        *request.method_mut() = Method::CONNECT;
-        request.headers_mut().remove("sec-websocket-key");
+        encoder.field(out, Known::Other, b":protocol", protocol);
     }
+    Encoder::line(out, number::HTTP);
+    if let Some(host) = head.get(Known::Host).filter(|host| !host.is_empty()) {
+        encoder.value(out, number::AUTHORITY, host);
+    }
+    encoder.value(out, number::PATH, head.target());
+    write_fields(encoder, out, head, upgrades);
     if peer == Peer::Mesh && head.version() != Version::Http2 {
-        request.headers_mut().insert(CASE, case(head));
+        write_case(encoder, out, head);
     }
-    Ok(request)
 }
 
-/// A response as HTTP/2 says it; with the names as they were written, if the peer `wants_case`.
-pub(super) fn write_response(head: &Head, wants_case: bool) -> Response<()> {
-    let mut response = Response::new(());
-    *response.status_mut() =
-        StatusCode::from_u16(head.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    *response.headers_mut() = write_fields(head);
+/// Writes a response as HTTP/2 says it; with the names as they were written, if the peer `wants_case`.
+pub(super) fn write_response(
+    encoder: &mut Encoder,
+    out: &mut Vec<u8>,
+    head: &Head,
+    wants_case: bool,
+) {
+    encoder.begin(out);
+    let status = head.status();
+    match number::STATUSES.iter().position(|other| *other == status) {
+        Some(at) => Encoder::line(out, number::STATUS + u8::try_from(at).unwrap_or(0)),
+        None => encoder.value(
+            out,
+            number::STATUS,
+            itoa::Buffer::new().format(status).as_bytes(),
+        ),
+    }
+    write_fields(encoder, out, head, false);
     if wants_case && head.version() != Version::Http2 {
-        response.headers_mut().insert(CASE, case(head));
+        write_case(encoder, out, head);
     }
-    response
 }
 
-/// Fields as a map, without those that belong to one HTTP/1 connection.
-pub(super) fn write_fields(head: &Head) -> HeaderMap {
-    let mut map = HeaderMap::with_capacity(head.len());
+/// Writes a trailer section; with the names as they were written, if the peer `wants_case`.
+pub(super) fn write_trailers(
+    encoder: &mut Encoder,
+    out: &mut Vec<u8>,
+    head: &Head,
+    wants_case: bool,
+) {
+    encoder.begin(out);
+    write_fields(encoder, out, head, false);
+    if wants_case && head.version() != Version::Http2 {
+        write_case(encoder, out, head);
+    }
+}
+
+/// Writes the fields but those that belong to one HTTP/1 connection.
+fn write_fields(encoder: &mut Encoder, out: &mut Vec<u8>, head: &Head, upgrades: bool) {
     for (known, name, value) in head.known_fields() {
-        let is_of_http1 = matches!(
-            known,
-            Known::Host | Known::Connection | Known::Upgrade | Known::TransferEncoding
-        );
-        if is_of_http1 || known == Known::KeepAlive || known == Known::ProxyConnection {
-            continue;
-        }
-        // A head holds tokens and field values only; the map takes both.
-        if let (Ok(name), Ok(value)) =
-            (HeaderName::from_bytes(name), HeaderValue::from_bytes(value))
-        {
-            map.append(name, value);
+        match known {
+            Known::Host
+            | Known::Connection
+            | Known::Upgrade
+            | Known::TransferEncoding
+            | Known::KeepAlive
+            | Known::ProxyConnection => {}
+            Known::Other if upgrades && name.eq_ignore_ascii_case(b"sec-websocket-key") => {}
+            known => encoder.field(out, known, name, value),
         }
     }
-    map
 }
 
-/// The names that aren't lower-case.
-fn case(head: &Head) -> HeaderValue {
-    let mut names = Vec::new();
-    for (name, _) in head.fields() {
-        if name.iter().any(u8::is_ascii_uppercase) {
-            if !names.is_empty() {
-                names.push(b',');
-            }
-            names.extend_from_slice(name);
+/// Writes the names that aren't lower-case.
+fn write_case(encoder: &mut Encoder, out: &mut Vec<u8>, head: &Head) {
+    let mut case = std::mem::take(&mut encoder.scratch);
+    case.clear();
+    for name in head.mixed_case_names() {
+        if !case.is_empty() {
+            case.push(b',');
         }
+        case.extend_from_slice(name);
     }
-    HeaderValue::from_bytes(&names).unwrap_or(HeaderValue::from_static(""))
+    if let Some(reason) = head.unusual_reason() {
+        case.push(b';');
+        case.extend_from_slice(reason);
+    }
+    encoder.field(out, Known::HeaderCase, CASE, &case);
+    encoder.scratch = case;
 }
 
 #[cfg(test)]
@@ -233,102 +446,201 @@ mod tests {
         String::from_utf8(out).expect("ASCII")
     }
 
-    fn read(request: &Request<()>, peer: Peer) -> Result<Head, Invalid> {
-        let mut head = Head::default();
-        read_request(request, peer, &Limits::default(), &mut head).map(|()| head)
+    /// A block of lines; those whose names begin with a colon come first, as they stand.
+    fn block(lines: &[(&str, &str)]) -> Vec<u8> {
+        let (mut encoder, mut out) = (Encoder::default(), Vec::new());
+        for (name, value) in lines {
+            encoder.field(&mut out, Known::Other, name.as_bytes(), value.as_bytes());
+        }
+        out
     }
 
-    fn request(method: &str, uri: &str, fields: &[(&str, &str)]) -> Request<()> {
-        let mut request = Request::builder().method(method).uri(uri);
-        for (name, value) in fields {
-            request = request.header(*name, *value);
-        }
-        request.body(()).expect("valid")
+    fn read(block: &[u8], peer: Peer) -> Result<Head, Bad> {
+        let (mut head, how) = (Head::default(), (peer, &Limits::default()));
+        read_request(&mut Decoder::default(), block, how, &mut head).map(|_| head)
+    }
+
+    fn get<'a>(authority: &'a str, fields: &[(&'a str, &'a str)]) -> Vec<u8> {
+        let begin = [
+            (":method", "GET"),
+            (":scheme", "http"),
+            (":path", "/a?b"),
+            (":authority", authority),
+        ];
+        let is_there = |(_, value): &&(&str, &str)| !value.is_empty();
+        let begin: Vec<_> = begin.iter().filter(is_there).copied().collect();
+        block(&[&begin, fields].concat())
     }
 
     #[test]
     fn a_request_becomes_what_http_1_would_have_said() {
         let cookies = [("cookie", "a=1"), ("x-b", "2"), ("cookie", "c=3")];
-        let head = read(
-            &request("GET", "http://shop:80/a?b", &cookies),
-            Peer::Foreign,
-        );
+        let head = read(&get("shop:80", &cookies), Peer::Foreign);
         assert_eq!(
             written(&head.expect("valid")),
             "GET /a?b HTTP/1.1\r\nhost: shop:80\r\nx-b: 2\r\ncookie: a=1; c=3\r\n"
+        );
+        let head = read(&get("", &[("x-b", "2"), ("host", "shop")]), Peer::Foreign);
+        assert_eq!(
+            written(&head.expect("valid")),
+            "GET /a?b HTTP/1.1\r\nx-b: 2\r\nhost: shop\r\n"
         );
     }
 
     #[test]
     fn what_two_readers_could_understand_differently_is_refused() {
-        for (uri, fields) in [
-            ("http://a/", &[("host", "b")][..]),
-            ("/", &[("host", "a"), ("host", "b")]),
-            ("http://user@a/", &[]),
+        for (authority, fields) in [
+            ("a", &[("host", "b")][..]),
+            ("", &[("host", "a"), ("host", "b")]),
+            ("", &[]),
+            ("user@a", &[]),
+            ("a", &[("x", "a\r\nb")]),
+            ("a", &[("x y", "a")]),
+            ("a", &[("transfer-encoding", "chunked")]),
+            ("a", &[("connection", "close")]),
+            ("a", &[("te", "gzip")]),
+            ("a", &[(":path", "/")]),
+            ("a", &[("x", "y"), (":method", "GET")]),
+            ("a", &[(":status", "200")]),
+            ("a", &[(":unknown", "200")]),
         ] {
             assert!(
-                read(&request("GET", uri, fields), Peer::Foreign).is_err(),
-                "{uri}"
+                read(&get(authority, fields), Peer::Foreign).is_err(),
+                "{authority} {fields:?}"
             );
         }
-        for (protocol, fields) in [
-            ("websocket\r\nx-forwarded-client-cert: me", &[][..]),
-            ("websocket\r\n\r\nGET / HTTP/1.1", &[]),
-            ("", &[]),
-            ("websocket", &[("content-length", "5")]),
+        for lines in [
+            &[(":method", "GET"), (":authority", "a")][..],
+            &[(":scheme", "http"), (":path", "/"), (":authority", "a")],
+            &[
+                (":method", "G T"),
+                (":scheme", "http"),
+                (":path", "/"),
+                (":authority", "a"),
+            ],
+            &[
+                (":method", "GET"),
+                (":scheme", "http"),
+                (":path", "/ x"),
+                (":authority", "a"),
+            ],
+            &[
+                (":method", "GET"),
+                (":scheme", "http"),
+                (":path", "/"),
+                (":protocol", "websocket"),
+            ],
+            &[
+                (":method", "CONNECT"),
+                (":scheme", "http"),
+                (":path", "/"),
+                (":authority", "a:1"),
+            ],
         ] {
-            let mut connect = request("CONNECT", "http://a/", fields);
-            connect.extensions_mut().insert(Protocol::from(protocol));
-            assert!(read(&connect, Peer::Foreign).is_err(), "{protocol:?}");
+            assert!(read(&block(lines), Peer::Foreign).is_err(), "{lines:?}");
         }
-        assert!(read(&request("GET", "/", &[]), Peer::Foreign).is_err());
+    }
+
+    #[test]
+    fn a_head_is_bounded_however_it_is_told() {
         let many: Vec<_> = (0..101).map(|_| ("x", "y")).collect();
-        let many = read(&request("GET", "http://a/", &many), Peer::Foreign);
-        assert_eq!(many.err(), Some(Invalid::TooMany(100)));
+        let many = read(&get("a", &many), Peer::Foreign);
+        assert_eq!(many.err(), Some(Bad::Invalid(Invalid::TooMany(100))));
+        // A line that is a byte each time, as a number of the table.
+        let value = "x".repeat(900);
+        for name in ["x", "x-leno-header-case"] {
+            let many = get("a", &[(name, &*value); 80]);
+            assert!(many.len() < 3_000);
+            let mut head = Head::default();
+            for peer in [Peer::Foreign, Peer::Mesh] {
+                let how = (peer, &Limits::default());
+                let read = read_request(&mut Decoder::default(), &many, how, &mut head);
+                assert_eq!(read.err(), Some(Bad::Invalid(Invalid::TooLarge(60 * 1024))));
+                assert!(head.buffer().len() < 64 * 1024);
+                assert_eq!(head.method(), b"GET");
+            }
+        }
     }
 
     #[test]
     fn names_keep_their_case_between_sidecars_only() {
         let mut head = Head::request("GET", "/");
+        head.add("User-Agent", b"x");
         head.add("Host", b"a");
         head.add("X-Request-ID", b"1");
         head.add("accept", b"2");
         head.add("Connection", b"close");
         head.remove_hop_by_hop();
-        let request = write_request(&head, Peer::Mesh, false).expect("valid");
-        assert_eq!(request.headers()[&CASE], "Host,X-Request-ID");
-        let here = read(&request, Peer::Mesh).expect("valid");
+        let (mut encoder, mut out) = (Encoder::default(), Vec::new());
+        write_request(&mut encoder, &mut out, &head, (Peer::Mesh, false));
+        let here = read(&out, Peer::Mesh).expect("valid");
         assert_eq!(
             written(&here),
-            "GET / HTTP/1.1\r\nHost: a\r\nX-Request-ID: 1\r\naccept: 2\r\n"
+            "GET / HTTP/1.1\r\nHost: a\r\nUser-Agent: x\r\nX-Request-ID: 1\r\naccept: 2\r\n"
         );
-        let there = read(&request, Peer::Foreign).expect("valid");
+        let there = read(&out, Peer::Foreign).expect("valid");
         assert_eq!(
             written(&there),
-            "GET / HTTP/1.1\r\nhost: a\r\nx-request-id: 1\r\naccept: 2\r\n"
+            "GET / HTTP/1.1\r\nhost: a\r\nuser-agent: x\r\nx-request-id: 1\r\naccept: 2\r\n"
         );
-        let request = write_request(&head, Peer::Foreign, false).expect("valid");
-        assert!(!has_case(request.headers()));
+        // It takes nothing of what a head may have.
+        let mut full = Head::request("GET", "/");
+        (0..100).for_each(|_| full.add("X-Name", b"v"));
+        full.set("host", Known::Host, b"a");
+        let mut wide = Vec::new();
+        write_request(
+            &mut Encoder::default(),
+            &mut wide,
+            &full,
+            (Peer::Mesh, false),
+        );
+        assert!(read(&wide, Peer::Mesh).is_ok());
+        out.clear();
+        write_request(
+            &mut Encoder::default(),
+            &mut out,
+            &head,
+            (Peer::Foreign, false),
+        );
+        assert!(!out.windows(CASE.len()).any(|window| window == CASE));
     }
 
     #[test]
     fn extended_connect_is_an_upgrade_and_back() {
-        let mut connect = request(
-            "CONNECT",
-            "http://a/chat",
-            &[("sec-websocket-version", "13")],
-        );
-        connect
-            .extensions_mut()
-            .insert(Protocol::from_static("websocket"));
-        let mut head = read(&connect, Peer::Foreign).expect("valid");
+        let connect = |protocol, fields: &[(&'static str, &'static str)]| {
+            let begin = [
+                (":method", "CONNECT"),
+                (":protocol", protocol),
+                (":scheme", "http"),
+                (":path", "/chat"),
+                (":authority", "a"),
+            ];
+            block(&[&begin, fields].concat())
+        };
+        let mut head = read(&connect("websocket", &[]), Peer::Foreign).expect("valid");
         assert_eq!((head.method(), head.target()), (&b"GET"[..], &b"/chat"[..]));
         assert_eq!(head.get(Known::Upgrade), Some(&b"websocket"[..]));
         head.add("Sec-WebSocket-Key", b"x");
-        let again = write_request(&head, Peer::Foreign, true).expect("valid");
-        assert_eq!(again.method(), Method::CONNECT);
-        let protocol = again.extensions().get::<Protocol>().map(Protocol::as_str);
-        assert_eq!(protocol, Some("websocket"));
-        assert_eq!(again.headers().len(), 1, "{:?}", again.headers());
+        let mut out = Vec::new();
+        write_request(
+            &mut Encoder::default(),
+            &mut out,
+            &head,
+            (Peer::Foreign, true),
+        );
+        let again = read(&out, Peer::Foreign).expect("valid");
+        assert_eq!(
+            written(&again),
+            "GET /chat HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+        );
+        for (protocol, fields) in [
+            ("websocket\r\nx-forwarded-client-cert: me", &[][..]),
+            ("websocket/1 2", &[]),
+            ("", &[]),
+            ("websocket", &[("content-length", "5")]),
+        ] {
+            let read = read(&connect(protocol, fields), Peer::Foreign);
+            assert!(read.is_err(), "{protocol:?}");
+        }
     }
 }

@@ -4,60 +4,48 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use ::h2::server::SendResponse;
-use ::h2::{Reason, RecvStream};
-use bytes::Bytes;
-use http::Request;
 use tokio::time::Instant;
 
-use super::body::{Receiving, Sending};
-use super::broken;
-use super::flood::Resets;
-use super::heads::{self, Peer};
+use super::body::Body;
+use super::core::{Core, Request};
+use super::frame::Reason;
 use super::tunnel::Tunnel;
-use crate::http::h1::{Invalid, Length, Limits, request_length};
+use crate::http::h1::{Invalid, Length, request_length};
 use crate::http::head::{Head, Known};
 use crate::http::{Broken, Incoming, Outgoing};
 
 /// A request that came as a stream, and where its response goes.
 #[derive(Debug)]
 pub struct ServerStream {
-    respond: SendResponse<Bytes>,
-    receiving: Receiving,
-    sending: Option<Sending>,
+    body: Body,
+    is_answered: bool,
     length: Length,
     is_head: bool,
     /// Whether what comes after the head is not a body, but what follows when the protocol was switched.
     is_held: bool,
-    /// Whether the peer shows names to its app as they were written.
+    /// Whether the peer carries it for a caller of HTTP/1, and shows it names as they were written.
     wants_case: bool,
     opened: Opened,
 }
 
 /// A stream that is open, until this is dropped.
 #[derive(Debug)]
-pub(super) struct Opened {
-    at: Instant,
-    all: Rc<Streams>,
-}
+pub(super) struct Opened(Rc<Streams>);
 
 /// The streams of one connection.
 #[derive(Debug)]
 pub(super) struct Streams {
     /// How many are open.
     pub(super) count: Cell<usize>,
-    /// When the last one began or ended.
-    pub(super) changed: Cell<Instant>,
-    /// How they ended.
-    pub(super) resets: RefCell<Resets>,
+    /// When the last one that was open ended, or none ever was.
+    pub(super) idle_since: Cell<Instant>,
 }
 
 impl Default for Streams {
     fn default() -> Streams {
         Streams {
             count: Cell::new(0),
-            changed: Cell::new(Instant::now()),
-            resets: RefCell::default(),
+            idle_since: Cell::new(Instant::now()),
         }
     }
 }
@@ -65,56 +53,60 @@ impl Default for Streams {
 impl Opened {
     /// A stream was opened.
     pub(super) fn new(all: &Rc<Streams>) -> Opened {
-        let at = Instant::now();
         all.count.set(all.count.get() + 1);
-        all.changed.set(at);
-        all.resets.borrow_mut().opened();
-        Opened {
-            at,
-            all: Rc::clone(all),
-        }
+        Opened(Rc::clone(all))
     }
 }
 
 impl Drop for Opened {
     fn drop(&mut self) {
-        self.all.count.set(self.all.count.get() - 1);
-        self.all.changed.set(Instant::now());
+        let left = self.0.count.get() - 1;
+        self.0.count.set(left);
+        if left == 0 {
+            self.0.idle_since.set(Instant::now());
+        }
     }
 }
 
 impl ServerStream {
-    /// The stream of `request`, whose head is read into `head`, as who sent it is believed, and within `limits`.
+    /// The stream of `request`, its head, and whether that is one.
     pub(super) fn new(
-        request: Request<RecvStream>,
-        respond: SendResponse<Bytes>,
-        (peer, limits): (Peer, &Limits),
+        core: &Rc<RefCell<Core>>,
+        request: Request,
         opened: Opened,
-        head: &mut Head,
-    ) -> (ServerStream, Result<(), Invalid>) {
-        let (parts, body) = request.into_parts();
-        let request = Request::from_parts(parts, ());
-        let read = heads::read_request(&request, peer, limits, head);
-        let length = request_length(head).map(|length| match (body.is_end_stream(), length) {
-            (true, _) => Length::Empty,
-            (false, Length::Empty) => Length::Chunked,
-            (false, length) => length,
+    ) -> (ServerStream, Head, Result<(), Invalid>) {
+        let Request {
+            slot,
+            head,
+            read,
+            wants_case,
+        } = request;
+        let mut body = Body::new(core, slot, false, wants_case);
+        let length = request_length(&head).and_then(|length| match (body.is_received(), length) {
+            (true, Length::Fixed(1..)) => {
+                Err(Invalid::Syntax("Content-Length of a body that isn't there"))
+            }
+            (true, _) => Ok(Length::Empty),
+            (false, Length::Empty) => Ok(Length::Chunked),
+            (false, length) => Ok(length),
         });
+        if let Ok(Length::Fixed(length)) = length {
+            body.declare(Some(length));
+        }
         let is_held = head.get(Known::Upgrade).is_some();
         let stream = ServerStream {
-            respond,
-            receiving: Receiving::new(body),
-            sending: None,
+            body,
+            is_answered: false,
             length: match (is_held, &length) {
                 (false, Ok(length)) => *length,
                 _ => Length::Empty,
             },
             is_head: head.method() == b"HEAD",
             is_held,
-            wants_case: peer == Peer::Mesh && heads::has_case(request.headers()),
+            wants_case,
             opened,
         };
-        (stream, read.and(length.map(drop)))
+        (stream, head, read.and(length.map(drop)))
     }
 
     /// Whether the request is a HEAD: its response has no body whatever its head says.
@@ -129,12 +121,17 @@ impl ServerStream {
 
     /// Whether the request has been received whole.
     pub fn has_received(&self) -> bool {
-        self.receiving.is_done()
+        self.body.is_received()
     }
 
     /// Whether its response has begun.
     pub fn is_answered(&self) -> bool {
-        self.sending.is_some()
+        self.is_answered
+    }
+
+    /// Whether a sidecar carries it for a caller that speaks HTTP/1.
+    pub fn is_of_http1(&self) -> bool {
+        self.wants_case
     }
 
     /// Whether it asks for another protocol: an answer of 2xx says that it was switched to.
@@ -145,8 +142,7 @@ impl ServerStream {
     /// Passes an informational response on.
     pub fn inform(&mut self, head: &Head) {
         // A stream that was reset is noticed by whoever sends the final one.
-        let response = heads::write_response(head, self.wants_case);
-        let _ = self.respond.send_informational(response);
+        self.body.write_head(head, false);
     }
 
     /// Starts a response whose body has `length` as its sender framed it.
@@ -159,9 +155,9 @@ impl ServerStream {
     }
 
     fn send(&mut self, head: &Head, is_ended: bool) {
-        let response = heads::write_response(head, self.wants_case);
-        let sent = self.respond.send_response(response, is_ended);
-        self.sending = sent.ok().map(|stream| Sending::new(stream, is_ended));
+        self.body.write_head(head, is_ended);
+        self.body.slot().state.borrow_mut().is_answered = true;
+        self.is_answered = true;
     }
 
     /// Switches to the protocol that was asked for by extended CONNECT, whose answer is a 200 (RFC 8441, section 5).
@@ -178,38 +174,20 @@ impl ServerStream {
         self.is_held = false;
     }
 
-    /// Makes the stream the tunnel that CONNECT asked for; `None` when its peer is gone.
-    pub fn into_tunnel(mut self) -> Option<Tunnel> {
+    /// Makes the stream the tunnel that CONNECT asked for.
+    pub fn into_tunnel(mut self) -> Tunnel {
         self.send(&Head::response(200), false);
-        Some(Tunnel::new(
-            self.receiving,
-            self.sending?,
-            Box::new(self.opened),
-        ))
+        Tunnel::new(self.body, Box::new(self.opened))
     }
 
     /// Waits until the peer takes its request back.
     pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Broken> {
-        let gone = match &mut self.sending {
-            Some(sending) => sending.poll_reset(cx),
-            None => self.respond.poll_reset(cx).map(|reset| match reset {
-                Ok(reason) => Broken::Reset(reason),
-                Err(error) => broken(error),
-            }),
-        };
-        if gone.is_ready() && self.sending.is_none() {
-            let age = self.opened.at.elapsed();
-            self.opened.all.resets.borrow_mut().reset(age);
-        }
-        gone
+        self.body.poll_gone(cx)
     }
 
     /// Ends the stream where it is, so that nobody takes what was sent for the whole.
     pub fn reset(&mut self, reason: Reason) {
-        match &mut self.sending {
-            Some(sending) => sending.reset(reason),
-            None => self.respond.send_reset(reason),
-        }
+        self.body.reset(reason);
     }
 }
 
@@ -217,52 +195,41 @@ impl Incoming for ServerStream {
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Broken>> {
         match self.is_held {
             true => Poll::Ready(Ok(false)),
-            false => self.receiving.poll_data(cx),
+            false => self.body.poll_data(cx),
         }
     }
 
     fn data(&self) -> &[u8] {
-        self.receiving.data()
+        self.body.data()
     }
 
     fn consume(&mut self, count: usize) {
-        self.receiving.consume(count);
+        self.body.consume(count);
     }
 
     fn trailers(&self) -> Option<&Head> {
-        self.receiving.trailers()
+        self.body.trailers()
     }
 }
 
 impl Outgoing for ServerStream {
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
-        match &mut self.sending {
-            Some(sending) => sending.poll_ready(cx),
-            None => Poll::Ready(Err(Broken::Closed)),
-        }
+        self.body.poll_ready(cx)
     }
 
     fn unsent(&self) -> usize {
-        self.sending.as_ref().map_or(0, Outgoing::unsent)
+        self.body.unsent()
     }
 
     fn write(&mut self, data: &[u8]) {
-        if let Some(sending) = &mut self.sending {
-            sending.write(data);
-        }
+        self.body.write(data);
     }
 
     fn finish(&mut self, trailers: Option<&Head>) {
-        if let Some(sending) = &mut self.sending {
-            sending.finish(trailers);
-        }
+        self.body.finish(trailers);
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
-        match &mut self.sending {
-            Some(sending) => sending.poll_flush(cx),
-            // Before the final response there are only informational ones, which the library has.
-            None => Poll::Ready(Ok(())),
-        }
+        self.body.poll_flush(cx)
     }
 }

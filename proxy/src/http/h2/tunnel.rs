@@ -7,23 +7,21 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::body::{Receiving, Sending};
+use super::body::Body;
 use crate::http::{Broken, Incoming, Outgoing};
 
 /// A stream as bytes.
 #[derive(Debug)]
 pub struct Tunnel {
-    receiving: Receiving,
-    sending: Sending,
+    body: Body,
     /// Counts the stream as open.
     _opened: Box<dyn Any>,
 }
 
 impl Tunnel {
-    pub(super) fn new(receiving: Receiving, sending: Sending, opened: Box<dyn Any>) -> Tunnel {
+    pub(super) fn new(body: Body, opened: Box<dyn Any>) -> Tunnel {
         Tunnel {
-            receiving,
-            sending,
+            body,
             _opened: opened,
         }
     }
@@ -42,11 +40,11 @@ impl AsyncRead for Tunnel {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if ready!(self.receiving.poll_data(cx)).map_err(io_error)? {
-            let data = self.receiving.data();
+        if ready!(self.body.poll_data(cx)).map_err(io_error)? {
+            let data = self.body.data();
             let count = data.len().min(buf.remaining());
             buf.put_slice(&data[..count]);
-            self.receiving.consume(count);
+            self.body.consume(count);
         }
         Poll::Ready(Ok(()))
     }
@@ -58,21 +56,21 @@ impl AsyncWrite for Tunnel {
         cx: &mut Context<'_>,
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
-        ready!(self.sending.poll_ready(cx)).map_err(io_error)?;
-        self.sending.write(data);
+        ready!(self.body.poll_ready(cx)).map_err(io_error)?;
+        self.body.write(data);
         // What the peer takes now is on its way; the rest goes with the next call.
-        if let Poll::Ready(Err(broken)) = self.sending.poll_flush(cx) {
+        if let Poll::Ready(Err(broken)) = self.body.poll_flush(cx) {
             return Poll::Ready(Err(io_error(broken)));
         }
         Poll::Ready(Ok(data.len()))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.sending.poll_flush(cx).map_err(io_error)
+        self.body.poll_flush(cx).map_err(io_error)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.sending.finish(None);
-        self.sending.poll_flush(cx).map_err(io_error)
+        self.body.finish(None);
+        self.body.poll_flush(cx).map_err(io_error)
     }
 }

@@ -1,0 +1,476 @@
+//! Frames that come.
+
+use std::rc::Rc;
+
+use tokio::time::Instant;
+
+use super::{Block, Core, Failure, Phase, Request, Role, Slot};
+use crate::http::buffers;
+use crate::http::h1::{Length, request_length};
+use crate::http::h2::frame::{
+    self, FrameHead, HEADER, MAX_PAYLOAD, MAX_WINDOW, Reason, Violation, setting, write_goaway,
+    write_head,
+};
+use crate::http::h2::heads::{self, Bad};
+use crate::http::h2::{MAX_STREAMS, PREFACE, STREAM_WINDOW};
+use crate::http::head::Head;
+
+/// Why a connection ends on which nothing else comes.
+pub(in crate::http::h2) const RESET_AT_ONCE: &str = "a flood of streams that are reset at once";
+/// Heads of one stream that wait for whoever handles it. It passes on fewer.
+const MAX_INFORMATIONAL: usize = 32;
+const GARBLED: Violation = Violation(Reason::COMPRESSION_ERROR, "a head that can't be read");
+
+impl Core {
+    /// Takes what is whole at the front of `bytes`, and says how much that is.
+    pub(in crate::http::h2) fn receive(&mut self, bytes: &[u8], now: Instant) -> usize {
+        let mut at = self.preface.min(bytes.len());
+        if bytes[..at] != PREFACE[PREFACE.len() - self.preface..][..at] {
+            self.violated(Violation(
+                Reason::PROTOCOL_ERROR,
+                "not the preface of HTTP/2",
+            ));
+        }
+        self.preface -= at;
+        while self.end.is_none() {
+            let Some(head) = bytes[at..].first_chunk() else {
+                break;
+            };
+            let frame = FrameHead::read(head);
+            if frame.length > MAX_PAYLOAD {
+                let why = match head.starts_with(b"HTTP/1.") {
+                    true => "the peer answers in HTTP/1, though its port is declared as HTTP/2",
+                    false => "a frame that is too large",
+                };
+                self.violated(Violation(Reason::FRAME_SIZE_ERROR, why));
+                break;
+            }
+            let Some(payload) = bytes.get(at + HEADER..at + HEADER + frame.length) else {
+                break;
+            };
+            at += HEADER + frame.length;
+            if let Err(violation) = self.frame(&frame, payload, now) {
+                self.violated(violation);
+            }
+        }
+        at
+    }
+
+    fn frame(&mut self, frame: &FrameHead, payload: &[u8], now: Instant) -> Result<(), Violation> {
+        let wrong = |why| Err(Violation(Reason::PROTOCOL_ERROR, why));
+        if let Err(flood) = self.budget.charge(frame, now) {
+            return Err(Violation(Reason::ENHANCE_YOUR_CALM, flood));
+        }
+        if !self.settings.are_known && frame.kind != frame::SETTINGS {
+            return wrong("no SETTINGS at the beginning");
+        }
+        if let Some(block) = &self.block
+            && (frame.kind != frame::CONTINUATION || frame.stream != block.stream)
+        {
+            return wrong("a head is interrupted");
+        }
+        let is_of_connection = matches!(frame.kind, frame::SETTINGS | frame::PING | frame::GOAWAY);
+        let is_of_any = frame.kind == frame::WINDOW_UPDATE || frame.kind > frame::CONTINUATION;
+        if !is_of_any && (frame.stream == 0) != is_of_connection {
+            return wrong("a frame of the connection on a stream, or of a stream on none");
+        }
+        let length = match frame.kind {
+            frame::PRIORITY => Some(5),
+            frame::RST_STREAM | frame::WINDOW_UPDATE => Some(4),
+            frame::PING => Some(8),
+            _ => None,
+        };
+        if length.is_some_and(|length| length != payload.len()) {
+            return Err(Violation(
+                Reason::FRAME_SIZE_ERROR,
+                "a frame of the wrong size",
+            ));
+        }
+        match frame.kind {
+            frame::DATA => self.data_frame(frame, payload),
+            frame::HEADERS => {
+                let block = frame.content(payload)?;
+                let ends = frame.has(frame::END_STREAM);
+                match frame.has(frame::END_HEADERS) {
+                    true => self.head(frame.stream, ends, block, now),
+                    false => {
+                        self.block = Some(Block {
+                            stream: frame.stream,
+                            ends,
+                            bytes: block.to_vec(),
+                        });
+                        Ok(())
+                    }
+                }
+            }
+            frame::CONTINUATION => self.continuation(frame, payload, now),
+            frame::RST_STREAM => self.reset_frame(frame.stream, payload, now),
+            frame::SETTINGS => self.settings_frame(frame, payload),
+            frame::PING => {
+                self.ping_frame(frame, payload);
+                Ok(())
+            }
+            frame::GOAWAY => self.goaway_frame(payload),
+            frame::WINDOW_UPDATE => self.window_frame(frame.stream, payload),
+            frame::PUSH_PROMISE => wrong("PUSH_PROMISE, which nobody asked for"),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn position(&self, id: u32) -> Option<usize> {
+        self.streams.binary_search_by_key(&id, |slot| slot.id).ok()
+    }
+
+    /// The stream, if it is open; nothing for one that was.
+    fn stream(&self, id: u32) -> Result<Option<Rc<Slot>>, Violation> {
+        if id > self.last || id.is_multiple_of(2) {
+            return Err(Violation(
+                Reason::PROTOCOL_ERROR,
+                "a frame of a stream that isn't open",
+            ));
+        }
+        Ok(self.position(id).map(|at| Rc::clone(&self.streams[at])))
+    }
+
+    fn data_frame(&mut self, frame: &FrameHead, payload: &[u8]) -> Result<(), Violation> {
+        let body = frame.content(payload)?;
+        let (all, padding) = (payload.len(), payload.len() - body.len());
+        self.receive_window -= all as i64;
+        if self.receive_window < 0 {
+            let why = "more than the connection's window";
+            return Err(Violation(Reason::FLOW_CONTROL_ERROR, why));
+        }
+        let Some(slot) = self.stream(frame.stream)? else {
+            // It was reset, and the peer may not have known.
+            self.release(all);
+            return Ok(());
+        };
+        let mut state = slot.state.borrow_mut();
+        state.receive_window -= all as i64;
+        let reason = match () {
+            () if state.has_ended => Some(Reason::STREAM_CLOSED),
+            () if state.receive_window < 0 => Some(Reason::FLOW_CONTROL_ERROR),
+            () if self.role == Role::Client && !state.has_head => Some(Reason::PROTOCOL_ERROR),
+            () => None,
+        };
+        if let Some(reason) = reason {
+            drop(state);
+            self.release(all);
+            self.reset_failing(&slot, reason);
+            return Ok(());
+        }
+        if !body.is_empty() {
+            buffers::lend(&mut state.data);
+            state.data.extend_from_slice(body);
+        }
+        state.wake();
+        drop(state);
+        if padding > 0 {
+            self.consumed(&slot, padding);
+        }
+        if frame.has(frame::END_STREAM) {
+            self.ended(&slot);
+        }
+        Ok(())
+    }
+
+    /// The peer has ended its direction of a stream.
+    fn ended(&mut self, slot: &Rc<Slot>) {
+        let mut state = slot.state.borrow_mut();
+        state.has_ended = true;
+        state.wake();
+        let is_over = state.is_closed;
+        drop(state);
+        if is_over {
+            self.forget(slot.id);
+        }
+    }
+
+    pub(super) fn forget(&mut self, id: u32) {
+        if let Some(at) = self.position(id) {
+            let slot = self.streams.remove(at);
+            self.grown -= slot.state.borrow().window - STREAM_WINDOW;
+            if self.streams.is_empty() && self.phase != Phase::Open || self.goaway.is_some() {
+                self.kick();
+            }
+        }
+    }
+
+    fn continuation(
+        &mut self,
+        frame: &FrameHead,
+        payload: &[u8],
+        now: Instant,
+    ) -> Result<(), Violation> {
+        let Some(mut block) = self.block.take() else {
+            let why = "CONTINUATION of no head";
+            return Err(Violation(Reason::PROTOCOL_ERROR, why));
+        };
+        // What a head has on top of its fields' bytes is less than this.
+        if block.bytes.len() + payload.len() > 2 * self.limits.head_bytes + MAX_PAYLOAD {
+            return Err(Violation(
+                Reason::ENHANCE_YOUR_CALM,
+                "a head that is too large",
+            ));
+        }
+        block.bytes.extend_from_slice(payload);
+        if frame.has(frame::END_HEADERS) {
+            return self.head(block.stream, block.ends, &block.bytes, now);
+        }
+        self.block = Some(block);
+        Ok(())
+    }
+
+    fn head(&mut self, id: u32, ends: bool, block: &[u8], now: Instant) -> Result<(), Violation> {
+        if self.role == Role::Server && id > self.last && id % 2 == 1 {
+            return self.request(id, ends, block, now);
+        }
+        let Some(slot) = self.stream(id)? else {
+            let read = self.decoder.decode(block, |_| {});
+            return read.map_err(|_| GARBLED);
+        };
+        let is_response = {
+            let state = slot.state.borrow();
+            self.role == Role::Client && !state.has_head && !state.has_ended
+        };
+        let read = match is_response {
+            true => self.response(&slot, ends, block),
+            false => self.trailers(&slot, ends, block),
+        };
+        match read {
+            Ok(()) if ends => self.ended(&slot),
+            Ok(()) => {}
+            Err(Bad::Garbled) => return Err(GARBLED),
+            Err(_) => self.reset_failing(&slot, Reason::PROTOCOL_ERROR),
+        }
+        Ok(())
+    }
+
+    fn request(
+        &mut self,
+        id: u32,
+        ends: bool,
+        block: &[u8],
+        now: Instant,
+    ) -> Result<(), Violation> {
+        self.last = id;
+        let mut head = Head::default();
+        let how = (self.peer, &self.limits);
+        let read = heads::read_request(&mut self.decoder, block, how, &mut head);
+        let (read, wants_case) = match read {
+            Ok(wants_case) => (Ok(()), wants_case),
+            Err(Bad::Invalid(invalid)) => (Err(invalid), false),
+            Err(Bad::Garbled) => return Err(GARBLED),
+            Err(Bad::Malformed(why)) => {
+                tracing::debug!(why, "a malformed request");
+                self.write_reset(id, Reason::PROTOCOL_ERROR);
+                return Ok(());
+            }
+        };
+        if ends && matches!(request_length(&head), Ok(Length::Fixed(1..))) {
+            self.write_reset(id, Reason::PROTOCOL_ERROR);
+            return Ok(());
+        }
+        if self.phase == Phase::Closing || self.streams.len() >= MAX_STREAMS as usize {
+            self.write_reset(id, Reason::REFUSED_STREAM);
+            return Ok(());
+        }
+        // Whoever takes them empties the queue each time: only streams that are reset at once get this far.
+        if self.arrived.len() >= 2 * MAX_STREAMS as usize {
+            return Err(Violation(Reason::ENHANCE_YOUR_CALM, RESET_AT_ONCE));
+        }
+        self.resets.opened();
+        let slot = Slot::new(id, self.settings.initial_window, now);
+        slot.state.borrow_mut().has_ended = ends;
+        self.streams.push(Rc::clone(&slot));
+        self.arrived.push_back(Request {
+            slot,
+            head,
+            read,
+            wants_case,
+        });
+        Ok(())
+    }
+
+    fn response(&mut self, slot: &Slot, ends: bool, block: &[u8]) -> Result<(), Bad> {
+        let mut head = Head::default();
+        let how = (self.peer, &self.limits);
+        let read = heads::read_response(&mut self.decoder, block, how, &mut head);
+        let mut state = slot.state.borrow_mut();
+        match read {
+            Ok(()) => {
+                let is_final = head.status() >= 200;
+                if ends && !is_final {
+                    return Err(Bad::Malformed("an informational response that ends"));
+                }
+                if state.heads.len() >= MAX_INFORMATIONAL {
+                    return Err(Bad::Malformed("informational responses without an end"));
+                }
+                state.has_head |= is_final;
+                state.heads.push_back(Ok(head));
+            }
+            Err(Bad::Invalid(invalid)) => {
+                state.has_head = true;
+                state.heads.push_back(Err(invalid));
+            }
+            Err(bad) => return Err(bad),
+        }
+        state.wake();
+        Ok(())
+    }
+
+    fn trailers(&mut self, slot: &Slot, ends: bool, block: &[u8]) -> Result<(), Bad> {
+        let mut head = Box::<Head>::default();
+        let how = (self.peer, &self.limits);
+        heads::read_trailers(&mut self.decoder, block, how, &mut head)?;
+        let mut state = slot.state.borrow_mut();
+        if !ends || state.has_ended {
+            return Err(Bad::Malformed("a second head"));
+        }
+        state.trailers = Some(head);
+        Ok(())
+    }
+
+    fn reset_frame(&mut self, id: u32, payload: &[u8], now: Instant) -> Result<(), Violation> {
+        let reason = Reason(frame::number(payload).unwrap_or(0));
+        let Some(slot) = self.stream(id)? else {
+            return Ok(());
+        };
+        self.forget(id);
+        let failure = match reason {
+            Reason::REFUSED_STREAM => Failure::Unprocessed("the stream was refused".into()),
+            reason => Failure::Reset(reason),
+        };
+        slot.fail(&failure);
+        let state = slot.state.borrow();
+        if self.role == Role::Server && !state.is_answered {
+            self.resets.reset(now.duration_since(state.opened));
+        }
+        Ok(())
+    }
+
+    fn settings_frame(&mut self, frame: &FrameHead, payload: &[u8]) -> Result<(), Violation> {
+        let (settings, rest) = payload.as_chunks::<6>();
+        if !rest.is_empty() || (frame.has(frame::ACK) && !payload.is_empty()) {
+            return Err(Violation(
+                Reason::FRAME_SIZE_ERROR,
+                "SETTINGS of the wrong size",
+            ));
+        }
+        if frame.has(frame::ACK) {
+            return Ok(());
+        }
+        self.settings.are_known = true;
+        for [a, b, value @ ..] in settings {
+            self.setting(u16::from_be_bytes([*a, *b]), u32::from_be_bytes(*value))?;
+        }
+        write_head(&mut self.out, 0, frame::SETTINGS, frame::ACK, 0);
+        Ok(())
+    }
+
+    fn setting(&mut self, name: u16, value: u32) -> Result<(), Violation> {
+        let wrong = Err(Violation(Reason::PROTOCOL_ERROR, "a setting that can't be"));
+        match name {
+            setting::HEADER_TABLE_SIZE => self.encoder.resize(value),
+            setting::ENABLE_PUSH if value > u32::from(self.role == Role::Server) => return wrong,
+            setting::MAX_CONCURRENT_STREAMS => self.settings.max_streams = value as usize,
+            setting::INITIAL_WINDOW_SIZE => {
+                let window = i64::from(value);
+                let too_large = Violation(Reason::FLOW_CONTROL_ERROR, "a window that is too large");
+                let more = window - self.settings.initial_window;
+                self.settings.initial_window = window;
+                for slot in &self.streams {
+                    let mut state = slot.state.borrow_mut();
+                    state.send_window += more;
+                    if window > MAX_WINDOW || state.send_window > MAX_WINDOW {
+                        return Err(too_large);
+                    }
+                    state.wake();
+                }
+                if window > MAX_WINDOW {
+                    return Err(too_large);
+                }
+            }
+            setting::MAX_FRAME_SIZE if !(1 << 14..1 << 24).contains(&value) => return wrong,
+            setting::ENABLE_CONNECT_PROTOCOL => match value {
+                0 | 1 => self.settings.takes_connect = value == 1,
+                _ => return wrong,
+            },
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn ping_frame(&mut self, frame: &FrameHead, payload: &[u8]) {
+        if !frame.has(frame::ACK) {
+            write_head(&mut self.out, payload.len(), frame::PING, frame::ACK, 0);
+            return self.out.extend_from_slice(payload);
+        }
+        if let Some(pong) = self.pong.take() {
+            let _ = pong.send(());
+        }
+        if self.phase == Phase::Warned {
+            self.phase = Phase::Closing;
+            self.served = self.last;
+            write_goaway(&mut self.out, self.last, Reason::NO_ERROR);
+        }
+    }
+
+    fn goaway_frame(&mut self, payload: &[u8]) -> Result<(), Violation> {
+        let (Some(last), Some(reason)) = (
+            frame::number(payload),
+            payload.get(4..).and_then(frame::number),
+        ) else {
+            return Err(Violation(
+                Reason::FRAME_SIZE_ERROR,
+                "GOAWAY of the wrong size",
+            ));
+        };
+        if self.role == Role::Server {
+            return Ok(());
+        }
+        let last = last & 0x7fff_ffff;
+        let why: Rc<str> = format!("GOAWAY ({}), last stream {last}", Reason(reason)).into();
+        self.goaway = Some(Rc::clone(&why));
+        let beyond = self.streams.partition_point(|slot| slot.id <= last);
+        for slot in self.streams.split_off(beyond) {
+            slot.fail(&Failure::Unprocessed(Rc::clone(&why)));
+        }
+        Ok(())
+    }
+
+    fn window_frame(&mut self, id: u32, payload: &[u8]) -> Result<(), Violation> {
+        let more = i64::from(frame::number(payload).unwrap_or(0) & 0x7fff_ffff);
+        if id == 0 {
+            self.send_window += more;
+            if more == 0 {
+                return Err(Violation(
+                    Reason::PROTOCOL_ERROR,
+                    "a window opened by nothing",
+                ));
+            }
+            if self.send_window > MAX_WINDOW {
+                let why = "a window that is too large";
+                return Err(Violation(Reason::FLOW_CONTROL_ERROR, why));
+            }
+            self.unblock();
+            return Ok(());
+        }
+        let Some(slot) = self.stream(id)? else {
+            return Ok(());
+        };
+        let mut state = slot.state.borrow_mut();
+        state.send_window += more;
+        let reason = match () {
+            () if more == 0 => Reason::PROTOCOL_ERROR,
+            () if state.send_window > MAX_WINDOW => Reason::FLOW_CONTROL_ERROR,
+            () => {
+                state.wake();
+                return Ok(());
+            }
+        };
+        drop(state);
+        self.reset_failing(&slot, reason);
+        Ok(())
+    }
+}

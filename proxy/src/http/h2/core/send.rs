@@ -1,0 +1,246 @@
+//! Frames to be written.
+
+use std::rc::Rc;
+
+use tokio::time::Instant;
+
+use super::{Core, Failure, HIGH_WATER, QUANTUM, Role, Slot};
+use crate::http::h2::frame::{self, HEADER, MAX_PAYLOAD, Reason, write_head, write_number};
+use crate::http::h2::heads::{self, Peer};
+use crate::http::h2::hpack::Encoder;
+use crate::http::h2::{GROWTH, LARGE_WINDOW, STREAM_WINDOW};
+use crate::http::head::Head;
+use crate::http::{Broken, buffers};
+
+impl Core {
+    /// Opens a stream with a request's head, which `encode` writes.
+    pub(in crate::http::h2) fn open(
+        &mut self,
+        ends: bool,
+        now: Instant,
+        encode: impl FnOnce(&mut Encoder, &mut Vec<u8>),
+    ) -> Result<Rc<Slot>, Broken> {
+        if !self.is_open() {
+            let why = match (&self.end, &self.goaway) {
+                (Some(end), _) => end.broken().to_string(),
+                (_, Some(why)) => why.to_string(),
+                _ => "the connection has no numbers left".into(),
+            };
+            return Err(Broken::Unprocessed(why));
+        }
+        self.last = if self.last == 0 { 1 } else { self.last + 2 };
+        let slot = Slot::new(self.last, self.settings.initial_window, now);
+        self.streams.push(Rc::clone(&slot));
+        self.write_head(&slot, ends, encode);
+        Ok(slot)
+    }
+
+    /// Writes a head of a stream, which `encode` writes as a block, and ends it there if it `ends`.
+    pub(in crate::http::h2) fn write_head(
+        &mut self,
+        slot: &Slot,
+        ends: bool,
+        encode: impl FnOnce(&mut Encoder, &mut Vec<u8>),
+    ) {
+        buffers::lend(&mut self.out);
+        let start = self.out.len();
+        let flags = if ends { frame::END_STREAM } else { 0 };
+        write_head(
+            &mut self.out,
+            0,
+            frame::HEADERS,
+            flags | frame::END_HEADERS,
+            slot.id,
+        );
+        encode(&mut self.encoder, &mut self.out);
+        let length = self.out.len() - start - HEADER;
+        if length > MAX_PAYLOAD {
+            let block = self.out.split_off(start + HEADER);
+            self.out.truncate(start);
+            let (mut kind, mut flags) = (frame::HEADERS, flags);
+            let mut parts = block.chunks(MAX_PAYLOAD).peekable();
+            while let Some(part) = parts.next() {
+                if parts.peek().is_none() {
+                    flags |= frame::END_HEADERS;
+                }
+                write_head(&mut self.out, part.len(), kind, flags, slot.id);
+                self.out.extend_from_slice(part);
+                (kind, flags) = (frame::CONTINUATION, 0);
+            }
+        } else {
+            // Less than three bytes' worth.
+            let bytes = (length as u32).to_be_bytes();
+            self.out[start..start + 3].copy_from_slice(&bytes[1..]);
+        }
+        if ends {
+            self.closed(slot);
+        }
+        self.kick();
+    }
+
+    /// Writes as much of `body` as there is room for now, and says how much that was.
+    pub(in crate::http::h2) fn write_data(&mut self, slot: &Rc<Slot>, body: &[u8]) -> usize {
+        let mut state = slot.state.borrow_mut();
+        let mut written = 0;
+        while written < body.len() && written < QUANTUM {
+            let room = self.room().min(state.send_window).min(MAX_PAYLOAD as i64);
+            let Ok(room @ 1..) = usize::try_from(room) else {
+                break;
+            };
+            let part = &body[written..body.len().min(written + room)];
+            state.send_window -= part.len() as i64;
+            self.send_window -= part.len() as i64;
+            buffers::lend(&mut self.out);
+            self.tail = Some((slot.id, self.out.len() + 4));
+            write_head(&mut self.out, part.len(), frame::DATA, 0, slot.id);
+            self.out.extend_from_slice(part);
+            written += part.len();
+        }
+        drop(state);
+        if written > 0 {
+            self.kick();
+        }
+        written
+    }
+
+    /// A stream waits for room: it is woken when it is its turn, or its own window opens.
+    pub(in crate::http::h2) fn wait(&mut self, slot: &Rc<Slot>) {
+        let mut state = slot.state.borrow_mut();
+        if state.send_window > 0 && !std::mem::replace(&mut state.is_blocked, true) {
+            self.blocked.push_back(Rc::clone(slot));
+        }
+    }
+
+    /// A stream waits for room no more.
+    pub(in crate::http::h2) fn leave(&mut self, slot: &Rc<Slot>) {
+        if std::mem::take(&mut slot.state.borrow_mut().is_blocked) {
+            self.blocked.retain(|other| !Rc::ptr_eq(other, slot));
+        }
+    }
+
+    /// What may be written of bodies.
+    fn room(&self) -> i64 {
+        let room = HIGH_WATER.saturating_sub(self.unsent());
+        self.send_window.min(room as i64)
+    }
+
+    /// Wakes as many streams that wait for room as there is room for.
+    pub(in crate::http::h2) fn unblock(&mut self) {
+        if self.blocked.is_empty() {
+            return;
+        }
+        let mut room = self.room();
+        while room > 0
+            && let Some(slot) = self.blocked.pop_front()
+        {
+            let mut state = slot.state.borrow_mut();
+            state.is_blocked = false;
+            if state.failed.is_none() {
+                state.wake();
+                room -= QUANTUM as i64;
+            }
+        }
+    }
+
+    /// Ends a body.
+    pub(in crate::http::h2) fn end_data(&mut self, slot: &Slot) {
+        match self.tail {
+            Some((id, flags)) if id == slot.id => self.out[flags] |= frame::END_STREAM,
+            _ => {
+                buffers::lend(&mut self.out);
+                write_head(&mut self.out, 0, frame::DATA, frame::END_STREAM, slot.id);
+            }
+        }
+        self.closed(slot);
+        self.kick();
+    }
+
+    /// Ends a body with trailers.
+    pub(in crate::http::h2) fn write_trailers(
+        &mut self,
+        slot: &Slot,
+        trailers: &Head,
+        wants_case: bool,
+    ) {
+        self.write_head(slot, true, |encoder, out| {
+            heads::write_trailers(encoder, out, trailers, wants_case);
+        });
+    }
+
+    /// Our direction of a stream has ended.
+    fn closed(&mut self, slot: &Slot) {
+        let mut state = slot.state.borrow_mut();
+        state.is_closed = true;
+        let is_over = state.has_ended;
+        drop(state);
+        if is_over {
+            self.forget(slot.id);
+        }
+    }
+
+    /// Resets a stream, if it is still there.
+    pub(in crate::http::h2) fn reset(&mut self, slot: &Slot, reason: Reason) {
+        if self.position(slot.id).is_some() {
+            self.write_reset(slot.id, reason);
+            self.forget(slot.id);
+        }
+    }
+
+    /// Resets a stream that is wrong, and whoever handles it finds it so.
+    pub(in crate::http::h2) fn reset_failing(&mut self, slot: &Slot, reason: Reason) {
+        self.reset(slot, reason);
+        slot.fail(&Failure::Reset(reason));
+        let state = slot.state.borrow();
+        if self.role == Role::Server && !state.is_answered {
+            // A peer that makes us reset its streams is as bad as one that does it (CVE-2025-8671).
+            self.resets.reset(state.opened.elapsed());
+        }
+    }
+
+    pub(super) fn write_reset(&mut self, id: u32, reason: Reason) {
+        write_number(&mut self.out, frame::RST_STREAM, id, reason.0);
+        self.kick();
+    }
+
+    /// So much of a stream's body was consumed: its sender may send as much again.
+    pub(in crate::http::h2) fn consumed(&mut self, slot: &Slot, count: usize) {
+        let mut state = slot.state.borrow_mut();
+        state.consumed += u32::try_from(count).unwrap_or(0);
+        if state.consumed >= state.window / 2 && !state.has_ended && state.failed.is_none() {
+            let mut more = std::mem::take(&mut state.consumed);
+            // Apps are near; only other sidecars may be far away.
+            let keeps_up = self.peer == Peer::Mesh && state.data.is_empty();
+            if keeps_up && state.window < LARGE_WINDOW && self.grown + state.window <= GROWTH {
+                self.grown += state.window;
+                more += state.window;
+                state.window *= 2;
+            }
+            state.receive_window += i64::from(more);
+            write_number(&mut self.out, frame::WINDOW_UPDATE, slot.id, more);
+            self.kick();
+        }
+        drop(state);
+        self.release(count);
+    }
+
+    /// So many bytes of bodies were consumed, or are of no use.
+    pub(in crate::http::h2) fn release(&mut self, count: usize) {
+        self.consumed += u32::try_from(count).unwrap_or(0);
+        // Early, since what the peer isn't told of is missing to streams whose readers don't stop.
+        if self.consumed >= STREAM_WINDOW / 2 && self.end.is_none() {
+            let consumed = std::mem::take(&mut self.consumed);
+            self.receive_window += i64::from(consumed);
+            write_number(&mut self.out, frame::WINDOW_UPDATE, 0, consumed);
+            self.kick();
+        }
+    }
+
+    /// What a peer is told whose stream nobody handles any more, though it hasn't ended: what was answered whole is not
+    /// taken back, whatever is left of the request.
+    pub(in crate::http::h2) fn farewell(&self, is_sent: bool) -> Reason {
+        match (self.role, is_sent) {
+            (Role::Server, true) => Reason::NO_ERROR,
+            _ => Reason::CANCEL,
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! A connection's IO: what is read goes to its state, what that wants written is written, in one piece for all streams
+//! that had something to say.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::io;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncReadExt, AsyncWrite};
+use tokio::time::Instant;
+
+use super::core::{Core, Failure};
+use crate::http::buffers;
+use crate::stream::Stream;
+
+/// Room grows to this while reads fill it.
+const MAX_READ: usize = 128 * 1024;
+
+/// A connection's IO.
+#[derive(Debug)]
+pub(super) struct Driver {
+    io: Stream,
+    core: Rc<RefCell<Core>>,
+    read: Vec<u8>,
+    room: usize,
+    write: Vec<u8>,
+    written: usize,
+    needs_flush: bool,
+    /// Whether what is to be written is waited for although the connection is over.
+    is_finishing: bool,
+}
+
+impl Driver {
+    /// The driver of a connection on `io`, of which `read` was read.
+    pub(super) fn new(io: Stream, read: Vec<u8>, core: &Rc<RefCell<Core>>) -> Driver {
+        let now = Instant::now();
+        let mut driver = Driver {
+            io,
+            core: Rc::clone(core),
+            read,
+            room: buffers::SIZE,
+            write: Vec::new(),
+            written: 0,
+            needs_flush: false,
+            is_finishing: false,
+        };
+        driver.receive(now);
+        driver
+    }
+
+    /// Moves what can be moved; ready when the connection is over and its peer was told. `heard` is called when something
+    /// was read.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, heard: impl Fn(Instant)) -> Poll<()> {
+        self.core.borrow_mut().attend();
+        loop {
+            let was_clogged = self.core.borrow().is_clogged();
+            let is_read = self.poll_read(cx, &heard).is_ready();
+            let written = self.poll_write(cx);
+            let mut core = self.core.borrow_mut();
+            if let Poll::Ready(Err(error)) = &written {
+                core.fail(&Failure::of(error));
+                return Poll::Ready(());
+            }
+            let is_over = core.end.is_some();
+            if !is_over && core.is_done() {
+                core.fail(&Failure::Closed);
+                self.is_finishing = true;
+                continue;
+            }
+            // What wasn't read for want of room is read now, or is waited for.
+            let has_room_again = was_clogged && !core.is_clogged();
+            if !is_over && !is_read && !has_room_again {
+                core.rest(cx);
+                return Poll::Pending;
+            }
+            drop(core);
+            if is_over {
+                if self.is_finishing {
+                    ready!(written).ok();
+                }
+                let told = Pin::new(&mut self.io).poll_shutdown(cx);
+                return match self.is_finishing {
+                    true => told.map(drop),
+                    false => Poll::Ready(()),
+                };
+            }
+        }
+    }
+
+    /// Reads and takes what was read; pending when there is nothing, or nothing is to be read.
+    fn poll_read(&mut self, cx: &mut Context<'_>, heard: &impl Fn(Instant)) -> Poll<()> {
+        {
+            let core = self.core.borrow();
+            if core.end.is_some() || core.is_clogged() {
+                return Poll::Pending;
+            }
+        }
+        ready!(self.io.poll_readable(cx));
+        match ready!(self.poll_fill(cx)) {
+            Ok(0) => self.core.borrow_mut().fail(&Failure::Closed),
+            Err(error) => self.core.borrow_mut().fail(&Failure::of(&error)),
+            Ok(_) => {
+                let now = Instant::now();
+                heard(now);
+                self.receive(now);
+            }
+        }
+        Poll::Ready(())
+    }
+
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        buffers::lend(&mut self.read);
+        let room = self.room;
+        if self.read.capacity() - self.read.len() < room / 2 {
+            self.read.reserve(room);
+        }
+        let before = self.read.capacity() - self.read.len();
+        let filled = pin!(self.io.read_buf(&mut self.read)).poll(cx);
+        if filled.is_pending() && self.read.is_empty() {
+            buffers::give_back(&mut self.read);
+        }
+        let count = ready!(filled)?;
+        if count == before {
+            self.room = (self.room * 2).min(MAX_READ);
+        }
+        Poll::Ready(Ok(count))
+    }
+
+    fn receive(&mut self, now: Instant) {
+        let taken = self.core.borrow_mut().receive(&self.read, now);
+        self.read.drain(..taken);
+        if self.read.is_empty() {
+            buffers::give_back(&mut self.read);
+        }
+    }
+
+    /// Writes what is to be written.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            if self.written == self.write.len() {
+                let mut core = self.core.borrow_mut();
+                self.written = 0;
+                if core.out.is_empty() {
+                    break;
+                }
+                self.write.clear();
+                self.write = core.take_out(std::mem::take(&mut self.write));
+            }
+            let io = Pin::new(&mut self.io);
+            let count = ready!(io.poll_write(cx, &self.write[self.written..]))?;
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.written += count;
+            self.needs_flush = true;
+            self.core.borrow_mut().wrote(count);
+        }
+        buffers::give_back(&mut self.write);
+        self.write = Vec::new();
+        if self.needs_flush {
+            ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+            self.needs_flush = false;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+    use crate::http::h1::Limits;
+    use crate::http::h2::PREFACE;
+    use crate::http::h2::core::Role;
+    use crate::http::h2::frame::{ACK, PING, SETTINGS, write_head};
+    use crate::http::h2::heads::Peer;
+
+    #[tokio::test]
+    async fn what_was_not_read_for_want_of_room_is_read_when_there_is_some() {
+        let (ours, mut theirs) = tokio::io::duplex(8 * 1024 * 1024);
+        let core = Core::new(
+            Role::Server,
+            Peer::Foreign,
+            Limits::default(),
+            Instant::now(),
+        );
+        let core = Rc::new(RefCell::new(core));
+        let mut driver = Driver::new(Stream::Inside(Box::new(ours)), Vec::new(), &core);
+        let mut said = PREFACE.to_vec();
+        write_head(&mut said, 0, SETTINGS, 0, 0);
+        write_head(&mut said, 8, PING, 0, 0);
+        said.extend_from_slice(b"are you?");
+        theirs.write_all(&said).await.expect("room");
+        // As much as makes it stop reading, all of which goes out at once.
+        let much = vec![0; 2 * 1024 * 1024];
+        core.borrow_mut().out.extend_from_slice(&much);
+        poll_fn(|cx| {
+            assert!(driver.poll(cx, |_| {}).is_pending());
+            Poll::Ready(())
+        })
+        .await;
+        let mut answer = vec![0; 4 * 1024 * 1024];
+        let count = theirs.read(&mut answer).await.expect("an answer");
+        let mut pong = Vec::new();
+        write_head(&mut pong, 8, PING, ACK, 0);
+        pong.extend_from_slice(b"are you?");
+        assert!(answer[..count].ends_with(&pong));
+    }
+}

@@ -2,10 +2,19 @@
 //! warm in the cache, serve all of them.
 
 use std::cell::RefCell;
-use std::mem;
+use std::future::Future;
+use std::pin::pin;
+use std::task::{Context, Poll, ready};
+use std::{io, mem};
+
+use tokio::io::AsyncReadExt;
+
+use crate::stream::Stream;
 
 /// Capacity of a fresh buffer; most messages fit.
 pub const SIZE: usize = 8 * 1024;
+/// Room for reads grows to this: large bodies then cost few system calls.
+const MAX_READ: usize = 128 * 1024;
 /// Bytes that a thread keeps for the next to ask.
 const KEPT: usize = 1024 * 1024;
 
@@ -46,6 +55,33 @@ pub fn give_back(buffer: &mut Vec<u8>) {
             free.buffers.push(buffer);
         }
     });
+}
+
+/// Reads more behind what is in `buffer`, which is lent one, and given back when nothing comes and nothing is in it; how
+/// much. `room` is made for it, and grows while reads fill it.
+///
+/// # Errors
+/// When the transport failed.
+pub fn poll_fill(
+    io: &mut Stream,
+    buffer: &mut Vec<u8>,
+    room: &mut usize,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<usize>> {
+    lend(buffer);
+    if buffer.capacity() - buffer.len() < *room / 2 {
+        buffer.reserve(*room);
+    }
+    let before = buffer.capacity() - buffer.len();
+    let filled = pin!(io.read_buf(buffer)).poll(cx);
+    if filled.is_pending() && buffer.is_empty() {
+        give_back(buffer);
+    }
+    let count = ready!(filled)?;
+    if count == before {
+        *room = (*room * 2).min(MAX_READ);
+    }
+    Poll::Ready(Ok(count))
 }
 
 /// Frees what nobody borrows.

@@ -17,7 +17,7 @@ pub const MAX_SERIES: usize = 1000;
 pub struct Metrics {
     registry: Registry,
     standard: Arc<Standard>,
-    /// Requests whose head our own HTTP/1 parser read.
+    /// Requests whose head our own parsers read.
     pub parsed: IntCounter,
     /// Connections open now, from apps and from peers.
     pub connections: IntGauge,
@@ -80,7 +80,7 @@ impl Metrics {
         Ok(Arc::new(Metrics {
             parsed: counter(
                 "leno_http1_requests_parsed_total",
-                "Requests whose head Leno's own HTTP/1 parser read.",
+                "Requests whose head Leno's own parser of HTTP/1 read, or that of HTTP/2.",
             )?,
             connections: gauge("leno_connections", "Connections open now.")?,
             refused_connections: counter(

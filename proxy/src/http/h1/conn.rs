@@ -1,12 +1,11 @@
 //! One HTTP/1 connection: a stream, a read buffer that grows with what comes, a write buffer, and the framing of the
 //! message that is under way in each direction.
 
-use std::future::Future;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncReadExt, AsyncWrite};
+use tokio::io::AsyncWrite;
 
 use super::body::{Decoder, Encoder};
 use super::{Invalid, Length, Limits, Parse};
@@ -14,8 +13,6 @@ use crate::http::head::Head;
 use crate::http::{Broken, Incoming, Outgoing, buffers};
 use crate::stream::Stream;
 
-/// Room grows to this while reads fill it: large bodies then cost few system calls.
-const MAX_READ: usize = 128 * 1024;
 /// Above this much unsent data, reading from the other side stops.
 const HIGH_WATER: usize = 64 * 1024;
 
@@ -125,20 +122,8 @@ impl Conn {
     pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         ready!(self.io.poll_readable(cx));
         self.compact();
-        buffers::lend(&mut self.read);
-        let room = self.room;
-        if self.read.capacity() - self.read.len() < room / 2 {
-            self.read.reserve(room);
-        }
-        let before = self.read.capacity() - self.read.len();
-        let filled = pin!(self.io.read_buf(&mut self.read)).poll(cx);
-        if filled.is_pending() && self.read.is_empty() {
-            buffers::give_back(&mut self.read);
-        }
+        let filled = buffers::poll_fill(&mut self.io, &mut self.read, &mut self.room, cx);
         let count = ready!(filled)?;
-        if count == before {
-            self.room = (self.room * 2).min(MAX_READ);
-        }
         self.ended |= count == 0;
         Poll::Ready(Ok(count))
     }

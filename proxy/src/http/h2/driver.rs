@@ -2,21 +2,17 @@
 //! that had something to say.
 
 use std::cell::RefCell;
-use std::future::Future;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncReadExt, AsyncWrite};
+use tokio::io::AsyncWrite;
 use tokio::time::Instant;
 
 use super::core::{Core, Failure};
 use crate::http::buffers;
 use crate::stream::Stream;
-
-/// Room grows to this while reads fill it.
-const MAX_READ: usize = 128 * 1024;
 
 /// A connection's IO.
 #[derive(Debug)]
@@ -98,34 +94,21 @@ impl Driver {
             }
         }
         ready!(self.io.poll_readable(cx));
-        match ready!(self.poll_fill(cx)) {
+        let filled = buffers::poll_fill(&mut self.io, &mut self.read, &mut self.room, cx);
+        match ready!(filled) {
             Ok(0) => self.core.borrow_mut().fail(&Failure::Closed),
             Err(error) => self.core.borrow_mut().fail(&Failure::of(&error)),
-            Ok(_) => {
+            Ok(count) => {
+                // What comes after a large body needs no large buffer.
+                if count < self.room / 2 {
+                    self.room = (self.room / 2).max(buffers::SIZE);
+                }
                 let now = Instant::now();
                 heard(now);
                 self.receive(now);
             }
         }
         Poll::Ready(())
-    }
-
-    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        buffers::lend(&mut self.read);
-        let room = self.room;
-        if self.read.capacity() - self.read.len() < room / 2 {
-            self.read.reserve(room);
-        }
-        let before = self.read.capacity() - self.read.len();
-        let filled = pin!(self.io.read_buf(&mut self.read)).poll(cx);
-        if filled.is_pending() && self.read.is_empty() {
-            buffers::give_back(&mut self.read);
-        }
-        let count = ready!(filled)?;
-        if count == before {
-            self.room = (self.room * 2).min(MAX_READ);
-        }
-        Poll::Ready(Ok(count))
     }
 
     fn receive(&mut self, now: Instant) {
@@ -171,7 +154,7 @@ impl Driver {
 mod tests {
     use std::future::poll_fn;
 
-    use tokio::io::AsyncWriteExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
     use crate::http::h1::Limits;

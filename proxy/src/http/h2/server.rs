@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use super::core::receive::RESET_AT_ONCE;
 use super::core::{Core, Role};
 use super::driver::Driver;
 use super::frame::Reason;
@@ -203,7 +202,7 @@ impl Session {
             // A sidecar speaks for many callers, who may all give up when the app hangs.
             let is_flood = !self.how.is_mesh && self.core.borrow().is_flood();
             if is_crowded || is_flood {
-                return self.core.borrow_mut().calm(RESET_AT_ONCE);
+                return self.core.borrow_mut().calm();
             }
             let arrived = Arrived { stream, head, read };
             let mut waiting = queue.borrow_mut();

@@ -1,7 +1,7 @@
 //! The state of a connection, without IO: what was read goes in, frames to be written come out, and whoever waits for one
 //! of its streams is woken.
 
-pub(super) mod receive;
+mod receive;
 mod send;
 #[cfg(test)]
 mod tests;
@@ -33,6 +33,11 @@ const HIGH_WATER: usize = 128 * 1024;
 const CLOGGED: usize = 1024 * 1024;
 /// Bytes of a body that are written before another stream has its turn.
 const QUANTUM: usize = MAX_PAYLOAD;
+/// Why a connection ends on which nothing else comes.
+const RESET_AT_ONCE: Violation = Violation(
+    Reason::ENHANCE_YOUR_CALM,
+    "a flood of streams that are reset at once",
+);
 /// What is sent in a PING of ours.
 const OPAQUE: [u8; 8] = *b"lenoleno";
 
@@ -414,8 +419,8 @@ impl Core {
     }
 
     /// Ends the connection at once, since its peer only makes work.
-    pub(super) fn calm(&mut self, why: &'static str) {
-        self.violated(Violation(Reason::ENHANCE_YOUR_CALM, why));
+    pub(super) fn calm(&mut self) {
+        self.violated(RESET_AT_ONCE);
     }
 
     /// Ends the connection in two steps (RFC 9113, section 6.8).

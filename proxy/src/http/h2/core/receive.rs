@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use tokio::time::Instant;
 
-use super::{Block, Core, Failure, Phase, Request, Role, Slot};
+use super::{Block, Core, Failure, Phase, RESET_AT_ONCE, Request, Role, Slot};
 use crate::http::buffers;
 use crate::http::h1::{Length, request_length};
 use crate::http::h2::frame::{
@@ -15,8 +15,6 @@ use crate::http::h2::heads::{self, Bad};
 use crate::http::h2::{MAX_STREAMS, PREFACE, STREAM_WINDOW};
 use crate::http::head::Head;
 
-/// Why a connection ends on which nothing else comes.
-pub(in crate::http::h2) const RESET_AT_ONCE: &str = "a flood of streams that are reset at once";
 /// Heads of one stream that wait for whoever handles it. It passes on fewer.
 const MAX_INFORMATIONAL: usize = 32;
 const GARBLED: Violation = Violation(Reason::COMPRESSION_ERROR, "a head that can't be read");
@@ -190,7 +188,7 @@ impl Core {
         if let Some(at) = self.position(id) {
             let slot = self.streams.remove(at);
             self.grown -= slot.state.borrow().window - STREAM_WINDOW;
-            if self.streams.is_empty() && self.phase != Phase::Open || self.goaway.is_some() {
+            if self.is_done() {
                 self.kick();
             }
         }
@@ -277,7 +275,7 @@ impl Core {
         }
         // Whoever takes them empties the queue each time: only streams that are reset at once get this far.
         if self.arrived.len() >= 2 * MAX_STREAMS as usize {
-            return Err(Violation(Reason::ENHANCE_YOUR_CALM, RESET_AT_ONCE));
+            return Err(RESET_AT_ONCE);
         }
         self.resets.opened();
         let slot = Slot::new(id, self.settings.initial_window, now);

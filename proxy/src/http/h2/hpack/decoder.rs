@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 
 use super::{Entry, Kind, LINES, STATIC, TABLE, huffman, trimmed};
+use crate::http::h1::is_text;
+use crate::http::head::Known;
 
 /// What a field line says.
 #[derive(Debug)]
@@ -152,8 +154,6 @@ impl Decoder {
 
 /// What a line is whose name is that of another, which is known already.
 fn again(kind: Kind, name: &[u8], value: &[u8]) -> Kind {
-    use crate::http::h1::is_text;
-    use crate::http::head::Known;
     match kind {
         Kind::Malformed(_) | Kind::Field(Known::Te) => Kind::of(name, value),
         kind if is_text(value) => kind,

@@ -28,7 +28,7 @@ use crate::drain::{self, Phase, Side, Watch};
 use crate::export::otlp::Exporter;
 use crate::export::report::Reporter;
 use crate::export::{self, Exports};
-use crate::http::buffers;
+use crate::http::{buffers, head};
 use crate::identity::{self, Renewal};
 use crate::lifecycle::Lifecycle;
 use crate::observe::Observer;
@@ -448,6 +448,7 @@ async fn work(worker: Rc<Worker>, listening: Listening, gate: Arc<Gate>) -> io::
             _ = sweep.tick() => {
                 worker.pool.sweep(Instant::now());
                 buffers::trim();
+                head::trim();
             }
             () = watch.ended() => {}
         }

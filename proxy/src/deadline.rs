@@ -4,60 +4,51 @@
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// A deadline that moves.
-#[derive(Debug)]
+/// A deadline that moves. Most of what it limits is there at once, and needs no timer.
+#[derive(Debug, Default)]
 pub struct Deadline {
-    at: Instant,
-    timer: Pin<Box<Sleep>>,
+    timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl Deadline {
-    /// A deadline `after` from now.
-    pub fn new(after: Duration) -> Deadline {
-        let at = Instant::now() + after;
-        Deadline {
-            at,
-            timer: Box::pin(sleep_until(at)),
-        }
-    }
-
     /// Waits for `future`, until `at` at most; `None` when it didn't come in time.
     pub async fn limit<F: Future>(&mut self, at: Instant, future: F) -> Option<F::Output> {
-        self.at = at;
         let mut future = pin!(future);
         poll_fn(|cx| match future.as_mut().poll(cx) {
             Poll::Ready(output) => Poll::Ready(Some(output)),
-            Poll::Pending => self.poll(cx).map(|()| None),
+            Poll::Pending => self.poll(at, cx).map(|()| None),
         })
         .await
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.at < self.timer.deadline() {
-            self.timer.as_mut().reset(self.at);
+    fn poll(&mut self, at: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(at)));
+        if at < timer.deadline() {
+            timer.as_mut().reset(at);
         }
         loop {
-            ready!(self.timer.as_mut().poll(cx));
-            if self.at <= self.timer.deadline() {
+            ready!(timer.as_mut().poll(cx));
+            if at <= timer.deadline() {
                 return Poll::Ready(());
             }
-            self.timer.as_mut().reset(self.at);
+            timer.as_mut().reset(at);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[tokio::test(start_paused = true)]
     async fn it_moves_both_ways() {
         let second = Duration::from_secs(1);
-        let mut deadline = Deadline::new(10 * second);
+        let mut deadline = Deadline::default();
         let start = Instant::now();
         for after in [1, 5, 2, 20] {
             let begun = Instant::now();

@@ -1,7 +1,11 @@
 //! Ending in good order, in phases that everything watches, and guards that say who is still at work.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -35,9 +39,79 @@ pub enum Side {
 /// Says when to end.
 #[derive(Debug)]
 pub struct Signal {
-    phase: watch::Sender<Phase>,
-    draining: Arc<AtomicBool>,
+    now: Now,
     busy: Busy,
+}
+
+/// How far the end has come.
+#[derive(Debug, Clone, Default)]
+pub struct Now(Arc<Progress>);
+
+#[derive(Debug, Default)]
+struct Progress {
+    phase: AtomicU8,
+    /// Who waits for it to come further. They stay here until they wait no more, however often they are woken or asked:
+    /// with each request all that is to be done is to look at the phase.
+    waiting: Mutex<HashMap<u64, Waker>>,
+    waited: AtomicU64,
+}
+
+impl Progress {
+    fn waiting(&self) -> MutexGuard<'_, HashMap<u64, Waker>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Now {
+    fn set(&self, phase: Phase) {
+        self.0.phase.fetch_max(phase as u8, Ordering::Relaxed);
+        self.0.waiting().values().for_each(Waker::wake_by_ref);
+    }
+
+    /// Whether it has come so far, or whoever could say so is gone.
+    pub fn has_reached(&self, phase: Phase) -> bool {
+        self.0.phase.load(Ordering::Relaxed) >= phase as u8
+    }
+}
+
+/// Waits until the end has come so far.
+#[derive(Debug)]
+pub struct Reached<'a> {
+    now: &'a Now,
+    phase: Phase,
+    /// Its place among those that wait, and who is woken.
+    place: Option<(u64, Waker)>,
+}
+
+impl Future for Reached<'_> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.now.has_reached(self.phase) {
+            return Poll::Ready(());
+        }
+        let progress = &self.now.0;
+        let place = match &self.place {
+            Some((_, waker)) if waker.will_wake(cx.waker()) => return Poll::Pending,
+            Some((place, _)) => *place,
+            None => progress.waited.fetch_add(1, Ordering::Relaxed),
+        };
+        progress.waiting().insert(place, cx.waker().clone());
+        self.place = Some((place, cx.waker().clone()));
+        // It may have come before whoever sets it could see who waits.
+        match self.now.has_reached(self.phase) {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }
+    }
+}
+
+impl Drop for Reached<'_> {
+    fn drop(&mut self) {
+        if let Some((place, _)) = self.place.take() {
+            self.now.0.waiting().remove(&place);
+        }
+    }
 }
 
 /// How many are at work.
@@ -59,8 +133,7 @@ impl Busy {
 /// Watches for the end. Clones are cheap; [`Watch::guard`] keeps the process waiting.
 #[derive(Debug, Clone)]
 pub struct Watch {
-    phase: watch::Receiver<Phase>,
-    draining: Arc<AtomicBool>,
+    now: Now,
     busy: Busy,
 }
 
@@ -72,30 +145,19 @@ pub struct Guard {
 
 /// A signal and what watches for it.
 pub fn channel() -> (Signal, Watch) {
-    let (phase, receiver) = watch::channel(Phase::Serving);
-    let (draining, busy) = (Arc::<AtomicBool>::default(), Busy::default());
+    let (now, busy) = (Now::default(), Busy::default());
     let signal = Signal {
-        phase,
-        draining: Arc::clone(&draining),
+        now: now.clone(),
         busy: busy.clone(),
     };
-    let watch = Watch {
-        phase: receiver,
-        draining,
-        busy,
-    };
+    let watch = Watch { now, busy };
     (signal, watch)
 }
 
 impl Signal {
     /// The end has come so far.
     pub fn reach(&self, phase: Phase) {
-        self.draining.store(true, Ordering::Relaxed);
-        self.phase.send_if_modified(|before| {
-            let is_new = *before < phase;
-            *before = phase.max(*before);
-            is_new
-        });
+        self.now.set(phase);
     }
 
     /// Waits until nobody is at work on a side, for `at_most`; whether that is so.
@@ -119,26 +181,35 @@ impl Signal {
     }
 }
 
+impl Drop for Signal {
+    fn drop(&mut self) {
+        self.now.set(Phase::Ending);
+    }
+}
+
 impl Watch {
     /// Waits until the end has come so far. A signal that was dropped is the end as well.
-    pub async fn reached(&self, phase: Phase) {
-        let mut own = self.phase.clone();
-        let _ = own.wait_for(|now| *now >= phase).await;
+    pub fn reached(&self, phase: Phase) -> Reached<'_> {
+        Reached {
+            now: &self.now,
+            phase,
+            place: None,
+        }
     }
 
     /// Waits for the end.
-    pub async fn ended(&self) {
-        self.reached(Phase::Ending).await;
+    pub fn ended(&self) -> Reached<'_> {
+        self.reached(Phase::Ending)
     }
 
     /// Whether it has come so far, or whoever could say so is gone.
     pub fn has_reached(&self, phase: Phase) -> bool {
-        *self.phase.borrow() >= phase || self.phase.has_changed().is_err()
+        self.now.has_reached(phase)
     }
 
-    /// Raised when the end begins, for those that look at each request.
-    pub fn flag(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.draining)
+    /// How far it has come, for those that look at each request.
+    pub fn now(&self) -> Now {
+        self.now.clone()
     }
 
     /// Waits until nobody is at work.
@@ -188,7 +259,23 @@ mod tests {
         signal.reach(Phase::Draining);
         assert!(watch.has_reached(Phase::Closing));
         assert!(!watch.has_reached(Phase::Ending));
-        assert!(watch.flag().load(Ordering::Relaxed));
+        assert!(watch.now().has_reached(Phase::Closing));
+    }
+
+    #[tokio::test]
+    async fn who_waits_is_woken_by_each_phase_until_its_own_comes() {
+        let (signal, watch) = channel();
+        let (others, own) = (watch.clone(), watch.clone());
+        let waiting = tokio::spawn(async move { own.reached(Phase::Ending).await });
+        tokio::task::yield_now().await;
+        for phase in [Phase::Draining, Phase::Closing, Phase::Ending] {
+            assert!(!waiting.is_finished());
+            signal.reach(phase);
+            tokio::task::yield_now().await;
+        }
+        waiting.await.expect("the end");
+        drop(others.reached(Phase::Draining));
+        assert!(others.now.0.waiting().is_empty(), "nobody waits any more");
     }
 
     #[tokio::test(start_paused = true)]

@@ -718,8 +718,7 @@ async fn callers_of_http_1_share_a_connection_and_their_names_keep_their_case() 
     let mut clients = Vec::new();
     for _ in 0..4 {
         let mut client = Client::connect(caller.outbound).await;
-        let forged =
-            "GET / HTTP/1.1\r\nHOST: users\r\nX-LoUd: Yes\r\nX-Leno-Header-Case: x-forged\r\n\r\n";
+        let forged = "GET / HTTP/1.1\r\nHOST: users\r\nX-LoUd: Yes\r\nX-Leno-Http1: forged\r\n\r\n";
         let answer = client.ask(forged).await;
         let expected = "HTTP/1.1 200 Fine\nX-CamelCase: 1\n";
         assert!(answer.head.starts_with(expected), "{}", answer.head);

@@ -35,7 +35,7 @@ const PROXY: [(&str, &str); 35] = [
         "forward",
         "balance config connect deadline error http observe stream tls worker",
     ),
-    ("http", "deadline error stream"),
+    ("http", "deadline drain error stream"),
     ("identify", "http"),
     ("identity", "channel drain observe state tls"),
     (

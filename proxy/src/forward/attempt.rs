@@ -65,6 +65,8 @@ pub struct Limit<'a> {
 struct Begun {
     upstream: Box<Upstream>,
     leave: Leave,
+    /// When its head was there.
+    heard: Instant,
 }
 
 /// Why a try is over without an answer for the caller.
@@ -78,7 +80,8 @@ enum Ended {
 impl Attempt<'_> {
     /// Records what became of the request, and answers it if nobody has.
     pub fn conclude(mut self, forwarded: Result<(), Error>, audience: Audience) -> Served {
-        let served = self.answer(&forwarded, audience);
+        let is_whole = self.answer(&forwarded, audience);
+        let over = self.outcome.over();
         let worker = self.worker;
         let dice = || worker.random(|rng| rng.u64(..));
         let heads = (&*self.request, &*self.response);
@@ -90,38 +93,35 @@ impl Attempt<'_> {
             forwarded.as_ref().err(),
             dice,
         );
-        served
+        match is_whole {
+            true => Served::Whole(over),
+            false => Served::Cut,
+        }
     }
 
-    fn answer(&mut self, forwarded: &Result<(), Error>, audience: Audience) -> Served {
+    /// Answers the request if nobody has; whether the answer is whole.
+    fn answer(&mut self, forwarded: &Result<(), Error>, audience: Audience) -> bool {
         let status = self.response.status();
         match forwarded {
             Ok(()) => {
                 self.outcome.passed_on(status);
-                Served::Whole
+                true
             }
             Err(error) if error.progress == Progress::Answered => {
                 self.outcome.answered(status, error.flag());
                 tracing::debug!(%error, "response cut short");
-                match answer::conclude_call(
-                    &mut self.down,
-                    self.outcome,
-                    error,
-                    self.request,
-                    audience,
-                ) {
-                    true => Served::Whole,
-                    false => Served::Cut,
-                }
+                let (down, request) = (&mut self.down, &*self.request);
+                answer::conclude_call(down, self.outcome, error, request, audience)
             }
             Err(error) => {
                 refuse(&mut self.down, self.outcome, error, self.request, audience);
-                Served::Whole
+                true
             }
         }
     }
 
-    /// Tries, within `limit` when there is one. `edit` changes the response's head before it goes down.
+    /// Tries, within `limit` when there is one. `edit` changes the response's head, which
+    /// was there at the instant, before it goes down.
     ///
     /// # Errors
     /// What went wrong with the last try; its `progress` says whether the caller can still be answered.
@@ -130,7 +130,7 @@ impl Attempt<'_> {
         cluster: &Arc<Cluster>,
         limit: Limit<'_>,
         policy: Policy<'_>,
-        edit: impl FnOnce(&Head, &mut Head),
+        edit: impl FnOnce(&Head, &mut Head, Instant),
     ) -> Result<(), Error> {
         let is_upgrade = self.request.get(Known::Upgrade).is_some();
         let body = self.down.body_length();
@@ -189,7 +189,7 @@ impl Attempt<'_> {
         cluster: &Arc<Cluster>,
         now: Instant,
         tries: &mut Tries<'_>,
-        edit: impl FnOnce(&Head, &mut Head),
+        edit: impl FnOnce(&Head, &mut Head, Instant),
     ) -> Result<(), Error> {
         let _request = cluster.load.begin()?;
         let (mut number, mut now) = (1, now);
@@ -254,13 +254,10 @@ impl Attempt<'_> {
                 // Boxes here and below: what most requests don't wait for must not make the room of all of them larger.
                 let leave = Box::pin(cluster.load.connection());
                 let leave = unless_gone(&mut self.down, pin!(leave)).await;
+                now = Instant::now();
                 leave.and_then(|leave| leave).map_err(Ended::Error)?
             }
         };
-        if cluster.load.limits().connections.is_some() {
-            // It may have waited.
-            now = Instant::now();
-        }
         self.look_after(cluster, now);
         let ask = Ask {
             tried: &tries.tried,
@@ -274,10 +271,7 @@ impl Attempt<'_> {
             self.outcome.toward(series);
         }
         if let Policy::Route(_) = tries.policy {
-            let mut digits = itoa::Buffer::new();
-            let count = digits.format(number).as_bytes();
-            let name = "x-envoy-attempt-count";
-            self.request.set(name, Known::AttemptCount, count);
+            self.tell_number(number);
         }
         let wanted = Wanted {
             cluster,
@@ -303,8 +297,21 @@ impl Attempt<'_> {
         let mut exchange = tries.exchange(&mut self.down, &mut upstream.half, patience);
         let begun = exchange.begin(self.request, self.response).await;
         begun.map_err(Ended::Error)?;
-        self.judge(cluster, tries, number)?;
-        Ok(Begun { upstream, leave })
+        let heard = Instant::now();
+        self.judge(cluster, tries, number, heard)?;
+        Ok(Begun {
+            upstream,
+            leave,
+            heard,
+        })
+    }
+
+    /// Tells whoever answers which try it is.
+    fn tell_number(&mut self, number: u32) {
+        let mut digits = itoa::Buffer::new();
+        let count = digits.format(number).as_bytes();
+        let name = "x-envoy-attempt-count";
+        self.request.set(name, Known::AttemptCount, count);
     }
 
     /// Tells the sidecar at the other end of a new connection who calls; others are not told.
@@ -325,10 +332,12 @@ impl Attempt<'_> {
         cluster: &Arc<Cluster>,
         tries: &mut Tries<'_>,
         mut begun: Begun,
-        edit: impl FnOnce(&Head, &mut Head),
+        edit: impl FnOnce(&Head, &mut Head, Instant),
     ) -> Result<(), Error> {
         let patience = self.worker.shared.timeouts.flush;
         let mut exchange = tries.exchange(&mut self.down, &mut begun.upstream.half, patience);
+        let heard = begun.heard;
+        let edit = |request: &Head, response: &mut Head| edit(request, response, heard);
         let finished = exchange.finish(self.request, self.response, edit).await;
         if self.outcome.call().is_some() {
             let status = begun.upstream.half.trailers().and_then(grpc_status);
@@ -369,12 +378,13 @@ impl Attempt<'_> {
         cluster: &Arc<Cluster>,
         tries: &mut Tries<'_>,
         number: u32,
+        heard: Instant,
     ) -> Result<(), Ended> {
         let status = self.response.status();
         let grpc = grpc_status(self.response);
         if cluster.is_watched() {
             let status = grpc.filter(|_| status == 200).map_or(status, http_status);
-            self.report(cluster, tries, Verdict::Status(status));
+            self.report(cluster, tries, Verdict::Status(status), heard);
         }
         if status < 400 && grpc.is_none() {
             return Ok(());
@@ -442,28 +452,35 @@ impl Attempt<'_> {
 
     /// Tells the cluster of an error, if it is the endpoint's.
     fn report_error(&self, cluster: &Arc<Cluster>, tries: &mut Tries<'_>, error: &Error) {
-        match (error.side, error.kind) {
-            (Side::Up, Kind::ConnectTimeout) => self.report(cluster, tries, Verdict::TimedOut),
-            (Side::Up, _) => self.report(cluster, tries, Verdict::Failed),
-            _ => {}
-        }
+        let verdict = match (error.side, error.kind) {
+            (Side::Up, Kind::ConnectTimeout) => Verdict::TimedOut,
+            (Side::Up, _) => Verdict::Failed,
+            _ => return,
+        };
+        self.report(cluster, tries, verdict, Instant::now());
     }
 
     /// Tells the cluster that there was no response in time, if the endpoint had all it needed for one: it isn't to blame
     /// for a caller that sends or reads slowly.
     fn report_late(&self, cluster: &Arc<Cluster>, tries: &mut Tries<'_>) {
         if tries.progress < Progress::Answered && tries.upload.is_done() {
-            self.report(cluster, tries, Verdict::TimedOut);
+            self.report(cluster, tries, Verdict::TimedOut, Instant::now());
         }
     }
 
     /// Tells the cluster what became of the request on the endpoint of the moment.
-    fn report(&self, cluster: &Arc<Cluster>, tries: &mut Tries<'_>, verdict: Verdict) {
+    fn report(
+        &self,
+        cluster: &Arc<Cluster>,
+        tries: &mut Tries<'_>,
+        verdict: Verdict,
+        now: Instant,
+    ) {
         let Some(lease) = tries.lease.as_mut() else {
             return;
         };
         let was_probe = lease.is_probe();
-        let ejection = cluster.report(lease, verdict, Instant::now());
+        let ejection = cluster.report(lease, verdict, now);
         let address = lease.endpoint().address;
         match ejection {
             Some(ejection) => {

@@ -62,7 +62,11 @@ pub(super) fn hexadecimal(bytes: &[u8], out: &mut [u8]) {
 /// Says by which scheme the request came, unless somebody before us did.
 pub fn forwarded_proto(request: &mut Head, scheme: &str) {
     if request.get(Known::ForwardedProto).is_none() {
-        request.add("x-forwarded-proto", scheme.as_bytes());
+        request.add_known(
+            b"x-forwarded-proto",
+            Known::ForwardedProto,
+            scheme.as_bytes(),
+        );
     }
 }
 

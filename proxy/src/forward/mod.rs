@@ -13,13 +13,13 @@ mod wanted;
 
 use std::future::poll_fn;
 
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::http::Outgoing;
 use crate::http::h1::{Timeouts, refused};
-use crate::http::h2::{Arrived, Reason, ServerStream};
+use crate::http::h2::{Arrived, Reason};
 use crate::http::half::Down;
 use crate::http::head::Head;
 
@@ -43,49 +43,42 @@ pub struct Arrival<'a> {
 /// What a request was given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Served {
-    /// An answer, though not all of it may have been sent yet.
-    Whole,
+    /// An answer, though not all of it may have been sent yet; when that was.
+    Whole(Instant),
     /// Part of an answer: cutting it short is the only way left to say so.
     Cut,
     /// Nothing, and nothing was done about it: its sender may send it elsewhere.
     Refused,
 }
 
-/// Serves a request that came as a stream. Gives the stream back when nothing was answered on it.
+/// Serves a request that came as a stream. It may be left for more to come, with nothing answered.
 pub async fn serve_stream(
-    arrived: Arrived,
+    arrived: &mut Arrived,
     timeouts: &Timeouts,
     serve: impl AsyncFnOnce(Arrival<'_>) -> Served,
-) -> Option<ServerStream> {
-    let Arrived {
-        mut stream,
-        mut head,
-        read,
-    } = arrived;
-    let mut response = Head::default();
-    let arrival = Arrival {
-        down: Down::H2(&mut stream),
-        request: &mut head,
-        read: read.map_err(refused),
-        response: &mut response,
-        deadline: &mut Deadline::new(timeouts.idle),
-        at: Instant::now(),
+) {
+    let Some(stream) = &mut arrived.stream else {
+        return;
     };
-    let served = serve(arrival).await;
-    if served == Served::Whole && !stream.is_answered() {
-        return Some(stream);
-    }
-    let flush = timeout(timeouts.flush, poll_fn(|cx| stream.poll_flush(cx)));
-    match served {
+    let (mut response, mut deadline) = (Head::default(), Deadline::default());
+    let arrival = Arrival {
+        down: Down::H2(stream),
+        request: &mut arrived.head,
+        read: arrived.read.map_err(refused),
+        response: &mut response,
+        deadline: &mut deadline,
+        at: arrived.at,
+    };
+    match serve(arrival).await {
         Served::Refused => stream.reset(Reason::REFUSED_STREAM),
-        Served::Cut => Down::H2(&mut stream).cut(None),
-        Served::Whole => {
-            if !matches!(flush.await, Ok(Ok(()))) {
-                Down::H2(&mut stream).cut(None);
+        Served::Cut => Down::H2(stream).cut(None),
+        Served::Whole(_) if !stream.is_answered() => {}
+        Served::Whole(over) => {
+            let flush = poll_fn(|cx| stream.poll_flush(cx));
+            let flushed = deadline.limit(over + timeouts.flush, flush).await;
+            if !matches!(flushed, Some(Ok(()))) {
+                Down::H2(stream).cut(None);
             }
         }
     }
-    head.rest();
-    response.rest();
-    None
 }

@@ -3,9 +3,14 @@
 //! HTTP/1 reads straight into the buffer; what Leno adds is appended to it. The order and the case of fields are kept.
 //! Invariant: every range lies inside `bytes`, and every byte of a field passed the strict grammar of `h1::parse`.
 
+use std::cell::RefCell;
+use std::mem;
 use std::ops::Range;
 
+pub use super::known::Known;
+
 use super::buffers;
+use super::known::HOP_BY_HOP;
 
 /// A range of the head's buffer. Heads are limited to far less than 4 GiB.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -16,28 +21,14 @@ pub struct Span {
 
 impl Span {
     /// The range `start..end`; positions beyond 4 GiB can't occur, heads are limited to a few hundred KiB.
+    #[allow(clippy::cast_possible_truncation)]
     pub fn new(start: usize, end: usize) -> Span {
-        let narrow = |at| u32::try_from(at).unwrap_or(u32::MAX);
-        Span {
-            start: narrow(start),
-            end: narrow(end),
-        }
+        let (start, end) = (start as u32, end as u32);
+        Span { start, end }
     }
 
-    /// Its first `end` bytes, and what comes `skip` bytes after them.
-    pub fn split(self, end: usize, skip: usize) -> (Span, Span) {
-        let start = self.start as usize;
-        let (first, rest) = (start + end, (start + end + skip).min(self.end()));
-        (Span::new(start, first), Span::new(rest, self.end()))
-    }
-
-    /// Where it ends.
-    pub fn end(self) -> usize {
-        self.end as usize
-    }
-
-    fn len(self) -> usize {
-        self.range().len()
+    fn len(self) -> u32 {
+        self.end - self.start
     }
 
     fn range(self) -> Range<usize> {
@@ -47,6 +38,17 @@ impl Span {
 
 /// Fields that most messages have no more of.
 const USUAL: usize = 16;
+/// Rooms for fields that a thread keeps for the next head.
+const SPARE: usize = 256;
+
+thread_local! {
+    static ROOMS: RefCell<Vec<Vec<Field>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Frees what no head needs now.
+pub fn trim() {
+    ROOMS.with_borrow_mut(mem::take);
+}
 
 /// One field line.
 #[derive(Debug, Clone, Copy)]
@@ -60,100 +62,34 @@ struct Field {
     is_mixed: bool,
 }
 
-/// Fields that the path looks at, told apart once, when the field is read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum Known {
-    Other,
-    Removed,
-    Host,
-    Connection,
-    ContentLength,
-    TransferEncoding,
-    Te,
-    Upgrade,
-    KeepAlive,
-    ProxyConnection,
-    ProxyAuthorization,
-    ProxyAuthenticate,
-    Expect,
-    RequestId,
-    AttemptCount,
-    PeerMetadata,
-    PeerMetadataId,
-    GrpcStatus,
-    Traceparent,
-    B3,
-    B3Multiple,
-    ForwardedFor,
-    ForwardedProto,
-    ClientCert,
-    Envoy,
-    Server,
-    ProxyStatus,
-    Trailer,
-    HeaderCase,
+/// A field line of a head.
+#[derive(Debug, Clone, Copy)]
+pub struct Line<'a> {
+    /// What the path knows it as.
+    pub known: Known,
+    /// Whether its name may have upper-case letters.
+    pub is_mixed: bool,
+    field: &'a Field,
+    bytes: &'a [u8],
 }
 
-impl Known {
-    /// Tells which field `name` is, whatever its case.
-    pub fn of(name: &[u8]) -> Known {
-        let is = |other: &str| name.eq_ignore_ascii_case(other.as_bytes());
-        match name.len() {
-            2 if is("te") => Known::Te,
-            2 if is("b3") => Known::B3,
-            4 if is("host") => Known::Host,
-            6 if is("expect") => Known::Expect,
-            6 if is("server") => Known::Server,
-            7 if is("upgrade") => Known::Upgrade,
-            7 if is("trailer") => Known::Trailer,
-            10 if is("connection") => Known::Connection,
-            10 if is("keep-alive") => Known::KeepAlive,
-            11 if is("traceparent") => Known::Traceparent,
-            11 if is("grpc-status") => Known::GrpcStatus,
-            12 if is("x-request-id") => Known::RequestId,
-            12 if is("proxy-status") => Known::ProxyStatus,
-            14 if is("content-length") => Known::ContentLength,
-            15 if is("x-forwarded-for") => Known::ForwardedFor,
-            16 if is("proxy-connection") => Known::ProxyConnection,
-            17 if is("transfer-encoding") => Known::TransferEncoding,
-            17 if is("x-forwarded-proto") => Known::ForwardedProto,
-            18 if is("x-leno-header-case") => Known::HeaderCase,
-            18 if is("proxy-authenticate") => Known::ProxyAuthenticate,
-            19 if is("proxy-authorization") => Known::ProxyAuthorization,
-            21 if is("x-envoy-attempt-count") => Known::AttemptCount,
-            21 if is("x-envoy-peer-metadata") => Known::PeerMetadata,
-            24 if is("x-envoy-peer-metadata-id") => Known::PeerMetadataId,
-            23 if is("x-forwarded-client-cert") => Known::ClientCert,
-            // One byte tells it from most names, of which there are many a request.
-            5.. if name[2] | 0x20 == b'b' && name[..5].eq_ignore_ascii_case(b"x-b3-") => {
-                Known::B3Multiple
-            }
-            8.. if name[..8].eq_ignore_ascii_case(b"x-envoy-") => Known::Envoy,
-            _ => Known::Other,
-        }
+impl<'a> Line<'a> {
+    /// Its name.
+    pub fn name(&self) -> &'a [u8] {
+        &self.bytes[self.field.name.range()]
     }
 
-    /// Its place in [`Head::known`].
-    const fn bit(self) -> u32 {
-        1 << self as u32
+    /// Its value.
+    pub fn value(&self) -> &'a [u8] {
+        &self.bytes[self.field.value.range()]
+    }
+
+    /// All of it as HTTP/1 has it, if it stands so somewhere.
+    pub fn plain(&self) -> Option<&'a [u8]> {
+        let (name, value) = (self.field.name.range(), self.field.value.range());
+        (self.field.is_plain).then(|| &self.bytes[name.start..value.end + 2])
     }
 }
-
-/// Fields that belong to one connection and never travel on (RFC 9110, section 7.6.1), and what sidecars tell each other: a bit
-/// each.
-const HOP_BY_HOP: u32 = Known::Connection.bit()
-    | Known::TransferEncoding.bit()
-    | Known::Te.bit()
-    | Known::Upgrade.bit()
-    | Known::KeepAlive.bit()
-    | Known::ProxyConnection.bit()
-    | Known::ProxyAuthorization.bit()
-    | Known::ProxyAuthenticate.bit()
-    | Known::Trailer.bit()
-    | Known::HeaderCase.bit()
-    | Known::PeerMetadata.bit()
-    | Known::PeerMetadataId.bit();
 
 /// The HTTP version of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -166,13 +102,15 @@ pub enum Version {
     Http2,
 }
 
-/// The head of a request or a response.
+/// The head of a request or a response. What it is held in goes to the next one when it is dropped.
 #[derive(Debug, Clone)]
 pub struct Head {
     bytes: Vec<u8>,
     fields: Vec<Field>,
     /// The fields that were ever there, a bit each: most that are asked for are not.
     known: u32,
+    /// Bytes of the names and values of those that are there.
+    size: u32,
     /// A request's method; a response's reason phrase.
     first: Span,
     /// A request's target.
@@ -188,6 +126,7 @@ impl Default for Head {
             bytes: Vec::new(),
             fields: Vec::new(),
             known: 0,
+            size: 0,
             first: Span::default(),
             target: Span::default(),
             status: 0,
@@ -196,13 +135,31 @@ impl Default for Head {
     }
 }
 
+impl Drop for Head {
+    fn drop(&mut self) {
+        if self.bytes.capacity() > 0 {
+            buffers::give_back(&mut self.bytes);
+        }
+        if (USUAL..=4 * USUAL).contains(&self.fields.capacity()) {
+            self.fields.clear();
+            let room = mem::take(&mut self.fields);
+            // A thread that ends keeps nothing.
+            let _ = ROOMS.try_with(|rooms| {
+                let mut rooms = rooms.borrow_mut();
+                if rooms.len() < SPARE {
+                    rooms.push(room);
+                }
+            });
+        }
+    }
+}
+
 impl Head {
     /// A response made here, without fields.
     pub fn response(status: u16) -> Head {
-        Head {
-            status,
-            ..Head::default()
-        }
+        let mut head = Head::default();
+        head.status = status;
+        head
     }
 
     /// A request made here, without fields. For tests and for what `leno explain` asks.
@@ -217,7 +174,6 @@ impl Head {
     pub fn begin(&mut self) {
         self.clear();
         buffers::lend(&mut self.bytes);
-        self.fields.reserve(USUAL);
         self.version = Version::Http2;
         (self.first, self.target) = Default::default();
     }
@@ -232,11 +188,16 @@ impl Head {
         &self.bytes[span.range()]
     }
 
-    /// Forgets the message and keeps the allocations.
+    /// Forgets the message, and makes room for the fields of another.
     pub fn clear(&mut self) {
         self.bytes.clear();
         self.fields.clear();
+        if self.fields.capacity() == 0 {
+            let room = ROOMS.with_borrow_mut(Vec::pop);
+            self.fields = room.unwrap_or_else(|| Vec::with_capacity(USUAL));
+        }
         self.known = 0;
+        self.size = 0;
         self.status = 0;
     }
 
@@ -269,6 +230,7 @@ impl Head {
 
     fn push(&mut self, name: Span, value: Span, known: Known, how: (bool, bool)) {
         self.known |= known.bit();
+        self.size += name.len() + value.len();
         self.fields.push(Field {
             name,
             value,
@@ -276,13 +238,6 @@ impl Head {
             is_plain: how.0,
             is_mixed: how.1,
         });
-    }
-
-    /// The names that are written with upper-case letters.
-    pub fn mixed_case_names(&self) -> impl Iterator<Item = &[u8]> {
-        let mixed = self.kept().filter(|field| field.is_mixed);
-        let names = mixed.map(|field| &self.bytes[field.name.range()]);
-        names.filter(|name| name.iter().any(u8::is_ascii_uppercase))
     }
 
     /// A response's reason phrase, if it isn't the one that belongs to its status.
@@ -357,14 +312,16 @@ impl Head {
 
     /// Every value of the field `name`, whatever its case.
     pub fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
-        let same = move |n: &[u8]| n.eq_ignore_ascii_case(name.as_bytes());
-        self.fields().filter(move |(n, _)| same(n)).map(|(_, v)| v)
+        let has_length = move |f: &&Field| f.name.len() as usize == name.len();
+        let text = |span: Span| &self.bytes[span.range()];
+        let same = move |f: &&Field| text(f.name).eq_ignore_ascii_case(name.as_bytes());
+        let named = self.kept().filter(has_length).filter(same);
+        named.map(move |f| text(f.value))
     }
 
     /// Bytes of the message's head but for what its version adds between them.
     pub fn size(&self) -> u64 {
-        let fields = self.kept().map(|f| f.name.len() + f.value.len());
-        (self.first.len() + self.target.len() + fields.sum::<usize>()) as u64
+        u64::from(self.first.len() + self.target.len() + self.size)
     }
 
     /// Every field's name and value, in order.
@@ -373,46 +330,14 @@ impl Head {
             .map(|f| (&self.bytes[f.name.range()], &self.bytes[f.value.range()]))
     }
 
-    /// Every field with what the path knows it as.
-    pub fn known_fields(&self) -> impl Iterator<Item = (Known, &[u8], &[u8])> {
-        let name = |f: &Field| &self.bytes[f.name.range()];
-        self.kept()
-            .map(move |f| (f.known, name(f), &self.bytes[f.value.range()]))
-    }
-
-    /// Writes the names of fields just as they are in the text `names`, which was noted, separated by commas, each for one
-    /// field. Most stand in the order of the fields.
-    pub fn set_case(&mut self, names: Span) {
-        let (mut at, mut next) = (names.start as usize, 0);
-        while at < names.end() {
-            let mut others = (next + 1..self.fields.len()).chain(0..next);
-            let field = match self.is_called(next, at, names.end()) {
-                true => Some(next),
-                false => others.find(|field| self.is_called(*field, at, names.end())),
-            };
-            let Some(field) = field else {
-                let rest = &self.bytes[at..names.end()];
-                at += memchr::memchr(b',', rest).unwrap_or(rest.len()) + 1;
-                continue;
-            };
-            let own = self.fields[field].name.range();
-            let end = at + own.len();
-            self.bytes.copy_within(at..end, own.start);
-            self.fields[field].is_mixed = true;
-            (at, next) = (end + 1, field + 1);
-        }
-    }
-
-    /// Whether a field's name is the one at the front of the text `at..end` of names.
-    fn is_called(&self, field: usize, at: usize, end: usize) -> bool {
-        let Some(field) = self.fields.get(field) else {
-            return false;
-        };
-        let name = &self.bytes[field.name.range()];
-        let names = &self.bytes[at..end];
-        matches!(names.get(name.len()), None | Some(b','))
-            && names.len() >= name.len()
-            && names[..name.len()].eq_ignore_ascii_case(name)
+    /// Every field, with what is known of it.
+    pub fn lines(&self) -> impl Iterator<Item = Line<'_>> {
+        self.kept().map(|field| Line {
+            known: field.known,
+            is_mixed: field.is_mixed,
+            field,
+            bytes: &self.bytes,
+        })
     }
 
     /// Removes what a trailer section must not carry: fields that change how the message is framed or routed (RFC 9110,
@@ -429,7 +354,6 @@ impl Head {
     }
 
     /// Appends a field. `name` and `value` come from Leno or from another checked head, never from the wire.
-    #[inline]
     pub fn add(&mut self, name: &str, value: &[u8]) {
         let name = name.as_bytes();
         self.add_known(name, Known::of(name), value);
@@ -441,13 +365,21 @@ impl Head {
     }
 
     /// Appends a field that was checked, is told from others, and has a lower-case name.
+    #[inline(always)]
     pub fn add_known(&mut self, name: &[u8], known: Known, value: &[u8]) {
+        self.add_checked(name, known, value, false);
+    }
+
+    /// Appends a field that was checked and is told from others; its name is lower-case unless it `is_mixed`.
+    #[inline(always)]
+    pub fn add_checked(&mut self, name: &[u8], known: Known, value: &[u8], is_mixed: bool) {
+        let start = self.bytes.len();
         self.bytes.reserve(name.len() + value.len() + 4);
-        let name = self.append(name);
+        self.bytes.extend_from_slice(name);
         self.bytes.extend_from_slice(b": ");
-        let value = self.append(value);
+        self.bytes.extend_from_slice(value);
         self.bytes.extend_from_slice(b"\r\n");
-        self.push(name, value, known, (true, false));
+        self.push_line(start, name.len(), known, is_mixed);
     }
 
     /// Appends a field with a text that was noted.
@@ -461,34 +393,46 @@ impl Head {
         self.push(name, value, known, (true, false));
     }
 
-    /// Appends a field that was checked and stands there as [`Head::write_fields`] writes it; its name has `name` bytes.
-    pub fn add_line(&mut self, line: &[u8], name: usize, known: Known) {
-        let start = self.append(line).start as usize;
-        let end = start + line.len() - 2;
-        let (name, value) = (
+    /// Appends a field that was checked and stands there as [`Head::write_fields`] writes it; its name has `name` bytes, and
+    /// is lower-case unless it `is_mixed`.
+    #[inline]
+    pub fn add_line(&mut self, line: &[u8], name: usize, known: Known, is_mixed: bool) {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(line);
+        self.push_line(start, name, known, is_mixed);
+    }
+
+    /// Records the line that the buffer ends with, which begins at `start`.
+    #[inline]
+    fn push_line(&mut self, start: usize, name: usize, known: Known, is_mixed: bool) {
+        let value = Span::new(start + name + 2, self.bytes.len() - 2);
+        self.push(
             Span::new(start, start + name),
-            Span::new(start + name + 2, end),
+            value,
+            known,
+            (true, is_mixed),
         );
-        self.push(name, value, known, (true, false));
     }
 
     /// Sets the one value of a field, in the place and case that it had.
+    #[inline(always)]
     pub fn set(&mut self, name: &str, known: Known, value: &[u8]) {
-        let at = match self.may_have(known) {
-            true => self.fields.iter().position(|f| f.known == known),
-            false => None,
-        };
-        let Some(at) = at else {
-            return self.add_known(name.as_bytes(), known, value);
+        if !self.may_have(known) || !self.replace(known, value) {
+            self.add_known(name.as_bytes(), known, value);
+        }
+    }
+
+    /// Replaces the first value of a field, and removes the others; whether there was one.
+    fn replace(&mut self, known: Known, value: &[u8]) -> bool {
+        let Some(at) = self.fields.iter().position(|f| f.known == known) else {
+            return false;
         };
         let value = self.append(value);
-        self.fields[at].value = value;
-        self.fields[at].is_plain = false;
-        for field in &mut self.fields[at + 1..] {
-            if field.known == known {
-                field.known = Known::Removed;
-            }
-        }
+        let field = &mut self.fields[at];
+        self.size = self.size - field.value.len() + value.len();
+        (field.value, field.is_plain) = (value, false);
+        self.drop_fields(at + 1, |field| field.known == known);
+        true
     }
 
     /// Removes every occurrence of a field that the path knows.
@@ -496,9 +440,15 @@ impl Head {
         if !self.may_have(known) {
             return;
         }
-        for field in &mut self.fields {
-            if field.known == known {
+        self.drop_fields(0, |field| field.known == known);
+    }
+
+    /// Removes the fields from the one numbered `from` on that are meant.
+    fn drop_fields(&mut self, from: usize, is_meant: impl Fn(&Field) -> bool) {
+        for field in &mut self.fields[from..] {
+            if field.known != Known::Removed && is_meant(field) {
                 field.known = Known::Removed;
+                self.size -= field.name.len() + field.value.len();
             }
         }
     }
@@ -511,11 +461,7 @@ impl Head {
         if self.get(Known::Connection).is_some() {
             self.remove_named_by_connection();
         }
-        for field in &mut self.fields {
-            if field.known.bit() & HOP_BY_HOP != 0 {
-                field.known = Known::Removed;
-            }
-        }
+        self.drop_fields(0, |field| field.known.bit() & HOP_BY_HOP != 0);
     }
 
     /// `Connection: x` makes x hop-by-hop, but a client can't use it to strip what Leno or the framing relies on.
@@ -526,13 +472,12 @@ impl Head {
                 named.push(option.trim_ascii().to_vec());
             }
         }
-        for field in &mut self.fields {
-            let name = &self.bytes[field.name.range()];
-            let is_named = named.iter().any(|n| n.eq_ignore_ascii_case(name));
-            if is_named && field.known == Known::Other {
-                field.known = Known::Removed;
-            }
-        }
+        let bytes = mem::take(&mut self.bytes);
+        self.drop_fields(0, |field| {
+            let name = &bytes[field.name.range()];
+            field.known == Known::Other && named.iter().any(|n| n.eq_ignore_ascii_case(name))
+        });
+        self.bytes = bytes;
     }
 
     /// Whether a `Connection` field holds `option`.
@@ -628,6 +573,28 @@ mod tests {
             written(&head),
             "GET /a HTTP/1.1\r\nHOST: two\r\nX-Custom: 1\r\nAccept: */*\r\n"
         );
+    }
+
+    #[test]
+    fn its_size_is_that_of_what_is_there_after_any_change() {
+        let mut head = Head::request("GET", "/a");
+        head.add("HOST", b"one");
+        head.add("X-Request-Id", b"1");
+        head.add("x-request-id", b"22");
+        head.add("Connection", b"x-gone");
+        head.add("X-Gone", b"1");
+        head.add("x-forwarded-for", b"1.1.1.1");
+        head.set("x-request-id", Known::RequestId, b"4444");
+        head.set("traceparent", Known::Traceparent, b"00");
+        head.remove(Known::ForwardedFor);
+        head.remove(Known::ForwardedFor);
+        head.remove_hop_by_hop();
+        let fields: usize = head
+            .fields()
+            .map(|(name, value)| name.len() + value.len())
+            .sum();
+        assert_eq!(head.size(), (5 + fields) as u64);
+        assert_eq!(head.len(), 3);
     }
 
     #[test]

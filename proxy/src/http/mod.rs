@@ -6,6 +6,7 @@ pub mod h1;
 pub mod h2;
 pub mod half;
 pub mod head;
+mod known;
 pub mod path;
 
 use std::io;

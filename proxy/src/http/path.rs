@@ -18,20 +18,29 @@ pub enum Invalid {
 /// # Errors
 /// [`Invalid`] when the path can't be told apart from another one after decoding.
 pub fn normalise(target: &[u8]) -> Result<Cow<'_, [u8]>, Invalid> {
-    let end = target.iter().position(|&b| b == b'?');
-    let (path, query) = target.split_at(end.unwrap_or(target.len()));
-    if !needs_work(path) {
+    if is_normal(target) {
         return Ok(Cow::Borrowed(target));
     }
+    let end = target.iter().position(|&b| b == b'?');
+    let (path, query) = target.split_at(end.unwrap_or(target.len()));
     let decoded = decode(path)?;
     let mut normal = resolve_dots(&decoded);
     normal.extend_from_slice(query);
     Ok(Cow::Owned(normal))
 }
 
-fn needs_work(path: &[u8]) -> bool {
-    let odd = |b: &u8| matches!(b, b'%' | b'\\');
-    path.iter().any(odd) || path.windows(2).any(|pair| pair == b"/.")
+/// Whether there is nothing to be done up to the query.
+fn is_normal(target: &[u8]) -> bool {
+    let mut before = 0;
+    for &byte in target {
+        match byte {
+            b'?' => return true,
+            b'%' | b'\\' => return false,
+            b'.' if before == b'/' => return false,
+            byte => before = byte,
+        }
+    }
+    true
 }
 
 /// Decodes unreserved characters and turns backslashes into slashes.

@@ -180,15 +180,15 @@ async fn serve_http(worker: Rc<Worker>, connection: Connection, stream: Stream) 
 async fn serve_h1(worker: &Worker, connection: &Connection, conn: Conn) {
     let shared = &worker.shared;
     let timeouts = &shared.timeouts;
-    let mut down = ServerHalf::new(conn).closing_on(shared.watch.flag());
+    let mut down = ServerHalf::new(conn).closing_on(shared.watch.now());
     let (mut request, mut response) = (Head::default(), Head::default());
-    let mut deadline = Deadline::new(timeouts.idle);
+    let mut deadline = Deadline::default();
     let mut serving = None;
     let expires = connection.expires();
     let mut ended = pin!(shared.watch.reached(Phase::Closing));
-    let mut is_over = false;
+    let (mut since, mut is_over) = (Instant::now(), false);
     loop {
-        let idle = Instant::now() + timeouts.idle;
+        let idle = since + timeouts.idle;
         let idle = expires.map_or(idle, |expires| expires.min(idle));
         let read = tokio::select! {
             biased;
@@ -215,9 +215,11 @@ async fn serve_h1(worker: &Worker, connection: &Connection, conn: Conn) {
             deadline: &mut deadline,
             at,
         };
-        if serve_request(worker, connection, &mut serving, arrival).await != Served::Whole {
+        let served = serve_request(worker, connection, &mut serving, arrival).await;
+        let Served::Whole(over) = served else {
             return;
-        }
+        };
+        since = over;
         if !down.settle().await {
             return down.close().await;
         }
@@ -236,27 +238,22 @@ async fn serve_h2(worker: Rc<Worker>, connection: Connection, conn: Conn) {
         until: connection.expires(),
     };
     let (io, read) = conn.into_parts();
-    let connection = Rc::new(connection);
     // What one stream found is what the others mostly need.
-    let serving: Rc<RefCell<Option<Rc<Serving>>>> = Rc::default();
+    let serving: RefCell<Option<Rc<Serving>>> = RefCell::default();
     // The plan may come to have no place for it.
     let unfit: Rc<Notify> = Rc::default();
     let misfit = Rc::clone(&unfit);
-    let handle = move |arrived: h2::Arrived| {
-        let (worker, connection) = (Rc::clone(&worker), Rc::clone(&connection));
-        let (serving, unfit) = (Rc::clone(&serving), Rc::clone(&misfit));
-        async move {
-            let mut own = serving.borrow().clone();
-            let serve = async |arrival: Arrival<'_>| {
-                let served = serve_request(&worker, &connection, &mut own, arrival).await;
-                if served == Served::Refused {
-                    unfit.notify_one();
-                }
-                served
-            };
-            serve_stream(arrived, &worker.shared.timeouts, serve).await;
-            serving.replace(own);
-        }
+    let handle = async move |arrived: &mut h2::Arrived| {
+        let mut own = serving.borrow().clone();
+        let serve = async |arrival: Arrival<'_>| {
+            let served = serve_request(&worker, &connection, &mut own, arrival).await;
+            if served == Served::Refused {
+                misfit.notify_one();
+            }
+            served
+        };
+        serve_stream(arrived, &worker.shared.timeouts, serve).await;
+        serving.replace(own);
     };
     // A connection that comes while callers are told to go elsewhere is served until they all know.
     let closing = match shared.watch.has_reached(Phase::Draining) {
@@ -290,7 +287,7 @@ async fn serve_request(
         let (down, none) = (&mut arrival.down, &Head::default());
         answer::refuse(down, &mut outcome, &error, none, connection.audience());
         worker.over(&outcome, connection.teller(), &error);
-        return Served::Whole;
+        return Served::Whole(outcome.over());
     }
     worker.shared.metrics.parsed.inc();
     if arrival.down.is_h2() && answer::is_grpc(arrival.request) {
@@ -350,7 +347,9 @@ async fn forward(
         headers::client_cert(request, &caller.element);
     }
     attempt
-        .run(app, limit, Policy::Stale, headers::echo_id)
+        .run(app, limit, Policy::Stale, |request, response, _| {
+            headers::echo_id(request, response);
+        })
         .await
 }
 

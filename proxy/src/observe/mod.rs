@@ -76,6 +76,7 @@ impl Share {
 pub struct Outcome {
     series: Arc<Series>,
     begun: Instant,
+    ended: Option<Instant>,
     key: Key,
     /// How large request and response were.
     pub sizes: Sizes,
@@ -109,6 +110,7 @@ impl Outcome {
         Outcome {
             series: Arc::clone(series),
             begun: at,
+            ended: None,
             key: Key {
                 protocol: Protocol::Http,
                 status: 0,
@@ -121,6 +123,17 @@ impl Outcome {
             trace: None,
             reached: None,
         }
+    }
+
+    /// It is over, now.
+    pub fn over(&mut self) -> Instant {
+        *self.ended.insert(Instant::now())
+    }
+
+    /// How long it took, or takes so far.
+    fn took(&self) -> Duration {
+        let ended = self.ended.unwrap_or_else(Instant::now);
+        ended.duration_since(self.begun)
     }
 
     /// Its destination is known: from here on it is counted there.
@@ -165,8 +178,7 @@ impl Outcome {
 
 impl Drop for Outcome {
     fn drop(&mut self) {
-        self.series
-            .count(self.key, self.begun.elapsed(), self.sizes);
+        self.series.count(self.key, self.took(), self.sizes);
     }
 }
 
@@ -254,7 +266,7 @@ impl Observer {
             status: outcome.key.status,
             flag: outcome.key.flag,
             grpc: outcome.key.grpc,
-            took: outcome.begun.elapsed(),
+            took: outcome.took(),
             bodies: outcome.bodies,
             reached: outcome.reached.as_deref(),
             error,

@@ -101,12 +101,12 @@ async fn serve_h1(worker: &Worker, mut down: ServerHalf, caller: &Caller) -> Opt
     let shared = &worker.shared;
     let timeouts = &shared.timeouts;
     let (mut request, mut response) = (Head::default(), Head::default());
-    let mut deadline = Deadline::new(timeouts.idle);
+    let mut deadline = Deadline::default();
     let mut last = None;
     let mut ended = pin!(shared.watch.ended());
-    let mut is_over = false;
+    let (mut since, mut is_over) = (Instant::now(), false);
     loop {
-        let idle = Instant::now() + timeouts.idle;
+        let idle = since + timeouts.idle;
         let read = tokio::select! {
             biased;
             read = down.read_request(&mut request, &mut deadline, idle, timeouts.head) => read,
@@ -144,9 +144,11 @@ async fn serve_h1(worker: &Worker, mut down: ServerHalf, caller: &Caller) -> Opt
             deadline: &mut deadline,
             at,
         };
-        if serve_request(worker, caller, &mut last, arrival).await != Served::Whole {
+        let served = serve_request(worker, caller, &mut last, arrival).await;
+        let Served::Whole(over) = served else {
             return None;
-        }
+        };
+        since = over;
         if !down.settle().await {
             down.close().await;
             return None;
@@ -167,41 +169,34 @@ async fn serve_h2(worker: Rc<Worker>, conn: Conn, caller: Caller) {
     };
     let (io, read) = conn.into_parts();
     // What one stream found is what the others mostly need.
-    let last: Rc<RefCell<Option<Rc<Destination>>>> = Rc::default();
-    let handle = move |arrived: Arrived| {
-        let (worker, caller, last) = (Rc::clone(&worker), caller.clone(), Rc::clone(&last));
-        async move {
-            if arrived.head.method() == b"CONNECT"
-                && arrived.read.is_ok()
-                && caller.inside.is_none()
-            {
-                return connect_stream(worker, arrived, caller).await;
-            }
-            let mut own = last.borrow().clone();
-            let serve = async |arrival: Arrival<'_>| {
-                serve_request(&worker, &caller, &mut own, arrival).await
-            };
-            serve_stream(arrived, &worker.shared.timeouts, serve).await;
-            last.replace(own);
+    let last: RefCell<Option<Rc<Destination>>> = RefCell::default();
+    let handle = async move |arrived: &mut Arrived| {
+        let is_connect = arrived.head.method() == b"CONNECT" && caller.inside.is_none();
+        if is_connect && arrived.read.is_ok() {
+            // A box: it is rare, and must not make every request's room larger.
+            return Box::pin(connect_stream(&worker, arrived, &caller)).await;
         }
+        let mut own = last.borrow().clone();
+        let serve =
+            async |arrival: Arrival<'_>| serve_request(&worker, &caller, &mut own, arrival).await;
+        serve_stream(arrived, &worker.shared.timeouts, serve).await;
+        last.replace(own);
     };
     h2::serve(io, read, how, shared.watch.ended(), handle).await;
 }
 
 /// Makes a stream the tunnel that it asks for.
-async fn connect_stream(worker: Rc<Worker>, arrived: Arrived, caller: Caller) {
+async fn connect_stream(worker: &Rc<Worker>, arrived: &mut Arrived, caller: &Caller) {
     let mut plan = None;
     let connect = async |mut arrival: Arrival<'_>| {
-        plan = connect(&worker, &mut arrival.down, arrival.request, &caller).await;
-        Served::Whole
+        plan = connect(worker, &mut arrival.down, arrival.request, caller).await;
+        Served::Whole(Instant::now())
     };
-    let Some(stream) = serve_stream(arrived, &worker.shared.timeouts, connect).await else {
-        return;
-    };
-    if let Some(plan) = plan {
+    serve_stream(arrived, &worker.shared.timeouts, connect).await;
+    if let (Some(plan), Some(stream)) = (plan, arrived.stream.take()) {
         let io = Stream::Inside(Box::new(stream.into_tunnel()));
         let conn = Conn::new(io, Vec::new(), worker.shared.limits);
-        serve_tunnel(worker, Tunnel::new(conn, plan, &caller)).await;
+        serve_tunnel(Rc::clone(worker), Tunnel::new(conn, plan, caller)).await;
     }
 }
 
@@ -218,7 +213,7 @@ async fn serve_request(
         let (down, none) = (&mut arrival.down, &Head::default());
         answer::refuse(down, &mut outcome, &error, none, Audience::Trusted);
         worker.over(&outcome, caller.teller(), &error);
-        return Served::Whole;
+        return Served::Whole(outcome.over());
     }
     worker.shared.metrics.parsed.inc();
     if arrival.down.is_h2() && answer::is_grpc(arrival.request) {
@@ -243,8 +238,10 @@ async fn serve_request(
 #[derive(Debug)]
 struct Destination {
     /// `Host`, as it was sent.
-    host: Vec<u8>,
+    said: Vec<u8>,
     authority: String,
+    /// The authority without its port.
+    host: String,
     plan: Arc<OutboundPlan>,
     /// The generation of the configuration that it was found in, and when.
     generation: u64,
@@ -262,7 +259,7 @@ async fn destination<'a>(
     let generation = worker.shared.directory.generation();
     let host = request.get(Known::Host).unwrap_or_default();
     let is_same = last.as_ref().is_some_and(|last| {
-        last.generation == generation && last.host == host && request.target().starts_with(b"/")
+        last.generation == generation && last.said == host && request.target().starts_with(b"/")
     });
     if !is_same {
         *last = None;
@@ -273,7 +270,8 @@ async fn destination<'a>(
             unless_gone(down, found).await??
         };
         *last = Some(Rc::new(Destination {
-            host: request.get(Known::Host).unwrap_or_default().to_vec(),
+            said: request.get(Known::Host).unwrap_or_default().to_vec(),
+            host: host_of(&authority).to_owned(),
             authority,
             plan,
             generation,
@@ -309,7 +307,7 @@ async fn forward(
             return Err(Error::own(Kind::NoRoute, detail));
         }
     };
-    let view = RequestView::new(attempt.request, host_of(authority));
+    let view = RequestView::new(attempt.request, &found.host);
     let route = router
         .find(&view)
         .map_err(|none| no_route(none, authority, &view))?;
@@ -324,10 +322,11 @@ async fn forward(
     worker.random(|rng| headers::websocket_key(attempt.request, rng));
     headers::forwarded_proto(attempt.request, "http");
     propagate::trace(worker, attempt.request, attempt.outcome);
-    let edit = |request: &Head, response: &mut Head| {
+    let edit = |request: &Head, response: &mut Head, heard: Instant| {
         let mut digits = itoa::Buffer::new();
-        let elapsed = digits.format(arrived.elapsed().as_millis());
-        response.add("x-envoy-upstream-service-time", elapsed.as_bytes());
+        let millis = u64::try_from(heard.duration_since(arrived).as_millis());
+        let elapsed = digits.format(millis.unwrap_or(u64::MAX)).as_bytes();
+        response.add_known(b"x-envoy-upstream-service-time", Known::Envoy, elapsed);
         headers::echo_id(request, response);
     };
     let limit = Limit {

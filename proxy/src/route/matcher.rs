@@ -48,6 +48,7 @@ pub fn matches(wanted: &RouteMatch, request: &RequestView<'_>) -> bool {
 /// recipient may read them (RFC 9110, section 5.3).
 pub fn header_matches(wanted: &HeaderMatch, request: &RequestView<'_>) -> bool {
     let holds = match wanted.name.as_str() {
+        name if !name.starts_with(':') => any_matches(wanted, request.head, name),
         ":method" => value_matches(wanted, request.head.method()),
         ":path" => value_matches(wanted, request.head.target()),
         ":authority" => value_matches(wanted, request.authority.as_bytes()),

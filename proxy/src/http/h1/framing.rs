@@ -72,10 +72,11 @@ fn declared(head: &Head) -> Result<Option<Length>, Invalid> {
 
 /// A decimal number of digits alone that fits: no sign, no list, no space.
 fn decimal(digits: &[u8]) -> Option<u64> {
-    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    std::str::from_utf8(digits).ok()?.parse().ok()
+    let digit = |byte: &u8| byte.is_ascii_digit().then(|| u64::from(byte - b'0'));
+    digits.split_first()?;
+    digits.iter().try_fold(0_u64, |number, byte| {
+        number.checked_mul(10)?.checked_add(digit(byte)?)
+    })
 }
 
 #[cfg(test)]

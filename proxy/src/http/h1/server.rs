@@ -1,8 +1,6 @@
 //! The half that faces the peer that sends requests.
 
 use std::future::poll_fn;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -12,6 +10,7 @@ use super::conn::Conn;
 use super::parse::parse_request;
 use super::{Invalid, Length, request_length};
 use crate::deadline::Deadline;
+use crate::drain::{Now, Phase};
 use crate::error::{Error, Kind};
 use crate::http::head::{Head, Known, Version};
 use crate::http::{Broken, Outgoing};
@@ -45,7 +44,7 @@ pub struct ServerHalf {
     is_head: bool,
     length: Length,
     /// Raised when the peer is to go elsewhere after what is under way.
-    closing: Option<Arc<AtomicBool>>,
+    closing: Option<Now>,
 }
 
 impl ServerHalf {
@@ -61,10 +60,10 @@ impl ServerHalf {
         }
     }
 
-    /// Once `flag` is raised, each response is the connection's last.
+    /// Once the end has begun, each response is the connection's last.
     #[must_use]
-    pub fn closing_on(mut self, flag: Arc<AtomicBool>) -> ServerHalf {
-        self.closing = Some(flag);
+    pub fn closing_on(mut self, now: Now) -> ServerHalf {
+        self.closing = Some(now);
         self
     }
 
@@ -171,7 +170,7 @@ impl ServerHalf {
     pub fn respond(&mut self, head: &mut Head, length: Length) {
         let length = self.frame(head, length);
         let closing = self.closing.as_ref();
-        if closing.is_some_and(|flag| flag.load(Ordering::Relaxed)) {
+        if closing.is_some_and(|now| now.has_reached(Phase::Draining)) {
             self.keep_alive = false;
         }
         match (self.keep_alive, self.version) {

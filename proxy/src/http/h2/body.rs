@@ -24,8 +24,6 @@ pub(super) struct Body {
     declared: Option<u64>,
     trailers: Option<Box<Head>>,
     has_received: bool,
-    /// Whether the peer is told how the names of an HTTP/1 message are written.
-    wants_case: bool,
     /// What waits for room.
     pending: Vec<u8>,
     end: End,
@@ -50,14 +48,8 @@ impl fmt::Debug for Body {
 }
 
 impl Body {
-    /// The directions of `slot`; ours has ended with the head, if `is_sent`. The peer is told how the names of HTTP/1
-    /// messages are written, if it `wants_case`.
-    pub(super) fn new(
-        core: &Rc<RefCell<Core>>,
-        slot: Rc<Slot>,
-        is_sent: bool,
-        wants_case: bool,
-    ) -> Body {
+    /// The directions of `slot`; ours has ended with the head, if `is_sent`.
+    pub(super) fn new(core: &Rc<RefCell<Core>>, slot: Rc<Slot>, is_sent: bool) -> Body {
         Body {
             core: Rc::clone(core),
             slot,
@@ -66,7 +58,6 @@ impl Body {
             declared: None,
             trailers: None,
             has_received: false,
-            wants_case,
             pending: Vec::new(),
             end: if is_sent { End::Sent } else { End::Open },
         }
@@ -101,7 +92,7 @@ impl Body {
         self.core
             .borrow_mut()
             .write_head(&self.slot, ends, |encoder, out| {
-                super::heads::write_response(encoder, out, head, self.wants_case);
+                super::heads::write_response(encoder, out, head);
             });
         if ends {
             self.end = End::Sent;
@@ -244,7 +235,7 @@ impl Outgoing for Body {
         if let End::Coming(trailers) = &self.end {
             match trailers {
                 Some(trailers) if !trailers.is_empty() => {
-                    core.write_trailers(&self.slot, trailers, self.wants_case);
+                    core.write_trailers(&self.slot, trailers);
                 }
                 _ => core.end_data(&self.slot),
             }

@@ -32,7 +32,6 @@ pub struct Connection {
     streams: Cell<u64>,
     /// How many requests were sent: streams wait for their turn, and the first that is sent says who calls.
     sent: Cell<u64>,
-    peer: Peer,
 }
 
 /// How a connection is doing.
@@ -106,7 +105,6 @@ impl Connection {
             pulse,
             streams: Cell::new(0),
             sent: Cell::new(0),
-            peer,
         });
         // Without an answer the connection is over, or the caller's patience.
         let _ = pong.await;
@@ -232,13 +230,13 @@ impl ClientStream {
     pub fn request(&mut self, head: &Head, length: Length) -> Result<(), Broken> {
         self.is_held = head.get(Known::Upgrade).is_some();
         let is_ended = !self.is_held && matches!(length, Length::Empty | Length::Fixed(0));
-        let how = (self.connection.peer, self.is_held);
+        let upgrades = self.is_held;
         let core = &self.connection.core;
         let now = self.connection.pulse.heard.get();
         let opened = core.borrow_mut().open(is_ended, now, |encoder, out| {
-            heads::write_request(encoder, out, head, how);
+            heads::write_request(encoder, out, head, upgrades);
         });
-        self.body = Some(Body::new(core, opened?, is_ended, how.0 == Peer::Mesh));
+        self.body = Some(Body::new(core, opened?, is_ended));
         let count = &self.connection.sent;
         count.set(count.get() + 1);
         Ok(())
@@ -253,7 +251,8 @@ impl ClientStream {
             return Poll::Ready(Err(Broken::Closed));
         };
         let mut state = body.slot().state.borrow_mut();
-        let Some(next) = state.heads.pop_front() else {
+        let informational = state.informational.pop_front().map(Ok);
+        let Some(next) = informational.or_else(|| state.head.take()) else {
             return match &state.failed {
                 Some(failed) => Poll::Ready(Err(failed.broken())),
                 None => {
@@ -264,7 +263,6 @@ impl ClientStream {
         };
         drop(state);
         self.connection.pulse.asked.set(0);
-        head.rest();
         *head = next.map_err(Broken::Syntax)?;
         self.is_answered = head.status() >= 200;
         if self.is_held && (200..300).contains(&head.status()) {

@@ -1,16 +1,15 @@
 //! Heads in and out: a block of field lines is read into a [`Head`], in the form that HTTP/1 has, and a [`Head`] is written as
 //! a block.
 //!
-//! HTTP/2 has no upper-case names. Between two sidecars those of an HTTP/1 message travel in a private field, which the
-//! other one consumes; apps see their names as they were written.
+//! HTTP/2 has no upper-case names. Between two sidecars of ours names stand as they were written, and a private field, which
+//! the other one consumes, says that the message is one of HTTP/1: apps see what callers wrote, and the other way round.
 
-use super::hpack::{Decoder, Encoder, Kind, Line, number};
+use super::hpack::{Case, Decoder, Encoder, Entry, Kind, number};
 use crate::http::h1::{self, Invalid, Limits};
 use crate::http::head::{Head, Known, Span, Version};
 
-/// Names of an HTTP/1 message as they were written, separated by commas; then, after a semicolon, a response's reason phrase
-/// that is none of the usual. Empty, it asks for the response's.
-const CASE: &[u8] = b"x-leno-header-case";
+/// Says that a request is one of HTTP/1, and what an HTTP/1 response gives as its reason if that is unusual.
+const HTTP1: &[u8] = b"x-leno-http1";
 
 /// What only a sidecar of ours is believed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +18,16 @@ pub(super) enum Peer {
     Mesh,
     /// Anyone.
     Foreign,
+}
+
+impl Peer {
+    /// How names are written in what the peer gets, and says.
+    pub(super) fn case(self) -> Case {
+        match self {
+            Peer::Mesh => Case::Kept,
+            Peer::Foreign => Case::Lower,
+        }
+    }
 }
 
 /// Why a head isn't one.
@@ -44,8 +53,8 @@ struct Reader<'a> {
     has_fields: bool,
     has_host: bool,
     cookies: Vec<u8>,
-    case: Option<Span>,
-    reason: Option<Span>,
+    /// What the private field says, if it is there.
+    http1: Option<Span>,
 }
 
 impl<'a> Reader<'a> {
@@ -62,47 +71,72 @@ impl<'a> Reader<'a> {
             has_fields: false,
             has_host: false,
             cookies: Vec::new(),
-            case: None,
-            reason: None,
+            http1: None,
         }
     }
 
+    #[cold]
     fn bad(&mut self, bad: Bad) {
         self.bad.get_or_insert(bad);
     }
 
-    fn line(&mut self, line: &Line<'_>) {
-        let is_case = line.kind == Kind::Field(Known::HeaderCase);
-        if is_case && self.peer == Peer::Mesh && self.case.is_none() && self.bad.is_none() {
-            // The peer adds it to what the head may have.
-            self.begin_fields();
-            self.case = Some(self.head.note(line.value));
-            return;
-        }
-        self.bytes += line.name.len() + line.value.len();
+    #[inline]
+    fn line(&mut self, line: &Entry) {
+        self.bytes += line.len();
         if self.bytes > self.limits.head_bytes {
             self.bad(Bad::Invalid(Invalid::TooLarge(self.limits.head_bytes)));
         }
         if self.bad.is_some() {
             return;
         }
-        if matches!(line.kind, Kind::Field(_) | Kind::Cookie) {
-            self.begin_fields();
-            self.count += 1;
-            if self.count > self.limits.headers {
-                return self.bad(Bad::Invalid(Invalid::TooMany(self.limits.headers)));
+        match line.kind() {
+            Kind::Field(Known::Host | Known::Http1) => self.special(line),
+            Kind::Field(known) => self.field(line, known),
+            kind => self.other(line, kind),
+        }
+    }
+
+    fn field(&mut self, line: &Entry, known: Known) {
+        self.one_more();
+        if self.bad.is_none() {
+            let is_mixed = self.peer == Peer::Mesh;
+            self.head
+                .add_line(line.line(), line.name_len(), known, is_mixed);
+        }
+    }
+
+    /// A field that is not like all the others.
+    fn special(&mut self, line: &Entry) {
+        match line.kind() {
+            Kind::Field(Known::Http1) if self.peer == Peer::Mesh && self.http1.is_none() => {
+                // The peer's own takes nothing of what a head may have.
+                self.bytes -= line.len();
+                self.begin_fields();
+                self.http1 = Some(self.head.note(line.value()));
+            }
+            Kind::Field(Known::Http1) => self.one_more(),
+            _ => {
+                if self.is_new_host(line.value()) {
+                    self.field(line, Known::Host);
+                }
             }
         }
-        match line.kind {
+    }
+
+    /// What isn't a field, or a cookie.
+    fn other(&mut self, line: &Entry, kind: Kind) {
+        match kind {
             Kind::Field(known) => self.field(line, known),
+            Kind::Cookie if self.http1.is_some() => self.field(line, Known::Other),
             Kind::Cookie => {
+                self.one_more();
                 // HTTP/2 may cut cookies apart; HTTP/1 has one field (RFC 9113, section 8.2.3).
                 if !self.cookies.is_empty() {
                     self.cookies.extend_from_slice(b"; ");
                 }
-                self.cookies.extend_from_slice(line.value);
+                self.cookies.extend_from_slice(line.value());
             }
-            Kind::Malformed(why) => self.bad(Bad::Malformed(why)),
+            Kind::Malformed(why) => self.bad(Bad::Malformed(why.text())),
             kind => {
                 let place = &mut self.pseudo[pseudo(kind)];
                 if self.has_fields {
@@ -111,8 +145,17 @@ impl<'a> Reader<'a> {
                 if place.is_some() {
                     return self.bad(Bad::Malformed("a pseudo-header twice"));
                 }
-                *place = Some(self.head.note(line.value));
+                *place = Some(self.head.note(line.value()));
             }
+        }
+    }
+
+    /// Counts a field.
+    fn one_more(&mut self) {
+        self.begin_fields();
+        self.count += 1;
+        if self.count > self.limits.headers {
+            self.bad(Bad::Invalid(Invalid::TooMany(self.limits.headers)));
         }
     }
 
@@ -128,27 +171,18 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn field(&mut self, line: &Line<'_>, known: Known) {
-        match known {
-            Known::HeaderCase => {}
-            Known::Host => {
-                if std::mem::replace(&mut self.has_host, true) {
-                    return self.bad(Bad::Invalid(Invalid::Syntax("more than one Host header")));
-                }
-                match self.head.get(Known::Host) {
-                    None => self.head.add_known(line.name, known, line.value),
-                    Some(host) if host.eq_ignore_ascii_case(line.value) => {}
-                    Some(_) => {
-                        let differs = Invalid::Syntax("Host differs from :authority");
-                        self.bad(Bad::Invalid(differs));
-                    }
-                }
-            }
-            _ => match line.plain {
-                Some(plain) => self.head.add_line(plain, line.name.len(), known),
-                None => self.head.add_known(line.name, known, line.value),
-            },
-        }
+    /// Whether a `Host` says something that `:authority` didn't.
+    fn is_new_host(&mut self, value: &[u8]) -> bool {
+        self.begin_fields();
+        let is_second = std::mem::replace(&mut self.has_host, true);
+        let invalid = match self.head.get(Known::Host) {
+            _ if is_second => "more than one Host header",
+            None => return true,
+            Some(host) if host.eq_ignore_ascii_case(value) => return false,
+            Some(_) => "Host differs from :authority",
+        };
+        self.bad(Bad::Invalid(Invalid::Syntax(invalid)));
+        false
     }
 
     fn text(&self, kind: Kind) -> Option<&[u8]> {
@@ -159,8 +193,8 @@ impl<'a> Reader<'a> {
         self.pseudo[pseudo(kind)].is_some()
     }
 
-    /// Ends the fields; whether the message said how its names were written, or asked for it.
-    fn end(&mut self) -> Result<bool, Bad> {
+    /// Ends the fields.
+    fn end(&mut self) -> Result<(), Bad> {
         self.begin_fields();
         if let Some(bad) = self.bad {
             return Err(bad);
@@ -168,17 +202,7 @@ impl<'a> Reader<'a> {
         if !self.cookies.is_empty() {
             self.head.add_known(b"cookie", Known::Other, &self.cookies);
         }
-        match self.case {
-            Some(case) => {
-                let text = self.head.noted(case);
-                let names = memchr::memchr(b';', text).unwrap_or(text.len());
-                let (names, reason) = case.split(names, 1);
-                self.head.set_case(names);
-                self.reason = Some(reason);
-                Ok(true)
-            }
-            None => Ok(false),
-        }
+        Ok(())
     }
 
     /// Makes a request of what was read. Extended CONNECT (RFC 8441) becomes what an HTTP/1 client would have sent.
@@ -253,8 +277,8 @@ impl<'a> Reader<'a> {
         };
         let digit = |byte: u8| u16::from(byte - b'0');
         let status = digit(hundreds) * 100 + digit(tens) * 10 + digit(ones);
-        self.head
-            .set_status_line(status, self.reason.unwrap_or_default(), Version::Http2);
+        let reason = self.http1.unwrap_or_default();
+        self.head.set_status_line(status, reason, Version::Http2);
         Ok(())
     }
 }
@@ -276,13 +300,15 @@ fn read<'a>(
     how: (Peer, &'a Limits),
     head: &'a mut Head,
 ) -> Result<Reader<'a>, Bad> {
-    let mut reader = Reader::new(head, how);
-    let read = decoder.decode(block, |line| reader.line(&line));
-    read.map_err(|_| Bad::Garbled)?;
+    let (mut reader, mut block) = (Reader::new(head, how), block);
+    decoder.begin(&mut block).map_err(|_| Bad::Garbled)?;
+    while let Some(line) = decoder.line(&mut block).map_err(|_| Bad::Garbled)? {
+        reader.line(line);
+    }
     Ok(reader)
 }
 
-/// Reads a request; whether names were, or are wanted, as they were written.
+/// Reads a request; whether it is one of HTTP/1 that is only carried.
 ///
 /// # Errors
 /// What is [`Bad`] about it.
@@ -298,8 +324,9 @@ pub(super) fn read_request(
         let target = reader.pseudo[pseudo(Kind::Path)].unwrap_or_default();
         reader.head.set_request_line(method, target, Version::Http2);
     }
-    let wants_case = reader.end()?;
-    reader.request().map(|()| wants_case)
+    reader.end()?;
+    reader.request()?;
+    Ok(reader.http1.is_some())
 }
 
 /// Reads a response.
@@ -337,12 +364,7 @@ pub(super) fn read_trailers(
 }
 
 /// Writes a request as HTTP/2 says it. `upgrades` makes it an extended CONNECT.
-pub(super) fn write_request(
-    encoder: &mut Encoder,
-    out: &mut Vec<u8>,
-    head: &Head,
-    (peer, upgrades): (Peer, bool),
-) {
+pub(super) fn write_request(encoder: &mut Encoder, out: &mut Vec<u8>, head: &Head, upgrades: bool) {
     encoder.begin(out);
     match head.method() {
         _ if upgrades => encoder.value(out, number::METHOD, b"CONNECT"),
@@ -355,23 +377,19 @@ pub(super) fn write_request(
         encoder.field(out, Known::Other, b":protocol", protocol);
     }
     Encoder::line(out, number::HTTP);
-    if let Some(host) = head.get(Known::Host).filter(|host| !host.is_empty()) {
+    let is_carried = is_carried(encoder, head);
+    if !is_carried && let Some(host) = head.get(Known::Host).filter(|host| !host.is_empty()) {
         encoder.value(out, number::AUTHORITY, host);
     }
     encoder.value(out, number::PATH, head.target());
-    write_fields(encoder, out, head, upgrades);
-    if peer == Peer::Mesh && head.version() != Version::Http2 {
-        write_case(encoder, out, head);
+    if is_carried {
+        encoder.field(out, Known::Http1, HTTP1, b"");
     }
+    write_fields(encoder, out, head, upgrades);
 }
 
-/// Writes a response as HTTP/2 says it; with the names as they were written, if the peer `wants_case`.
-pub(super) fn write_response(
-    encoder: &mut Encoder,
-    out: &mut Vec<u8>,
-    head: &Head,
-    wants_case: bool,
-) {
+/// Writes a response as HTTP/2 says it.
+pub(super) fn write_response(encoder: &mut Encoder, out: &mut Vec<u8>, head: &Head) {
     encoder.begin(out);
     let status = head.status();
     match number::STATUSES.iter().position(|other| *other == status) {
@@ -382,58 +400,48 @@ pub(super) fn write_response(
             itoa::Buffer::new().format(status).as_bytes(),
         ),
     }
-    write_fields(encoder, out, head, false);
-    if wants_case && head.version() != Version::Http2 {
-        write_case(encoder, out, head);
+    if is_carried(encoder, head)
+        && let Some(reason) = head.unusual_reason()
+    {
+        encoder.field(out, Known::Http1, HTTP1, reason);
     }
+    write_fields(encoder, out, head, false);
 }
 
-/// Writes a trailer section; with the names as they were written, if the peer `wants_case`.
-pub(super) fn write_trailers(
-    encoder: &mut Encoder,
-    out: &mut Vec<u8>,
-    head: &Head,
-    wants_case: bool,
-) {
+/// Writes a trailer section.
+pub(super) fn write_trailers(encoder: &mut Encoder, out: &mut Vec<u8>, head: &Head) {
     encoder.begin(out);
     write_fields(encoder, out, head, false);
-    if wants_case && head.version() != Version::Http2 {
-        write_case(encoder, out, head);
-    }
 }
 
-/// Writes the fields but those that belong to one HTTP/1 connection.
+/// Whether a message of HTTP/1 goes to a sidecar of ours, as it is.
+fn is_carried(encoder: &Encoder, head: &Head) -> bool {
+    encoder.case() == Case::Kept && head.version() != Version::Http2
+}
+
+/// Writes the fields but those that belong to one HTTP/1 connection, and `Host`, unless it stays where it is.
 fn write_fields(encoder: &mut Encoder, out: &mut Vec<u8>, head: &Head, upgrades: bool) {
-    for (known, name, value) in head.known_fields() {
+    let (is_carried, keeps_case) = (is_carried(encoder, head), encoder.case() == Case::Kept);
+    for field in head.lines() {
+        let (known, name) = (field.known, field.name());
         match known {
-            Known::Host
-            | Known::Connection
+            Known::Host if !is_carried => {}
+            Known::Connection
             | Known::Upgrade
             | Known::TransferEncoding
             | Known::KeepAlive
             | Known::ProxyConnection => {}
             Known::Other if upgrades && name.eq_ignore_ascii_case(b"sec-websocket-key") => {}
-            known => encoder.field(out, known, name, value),
+            known => {
+                let is_told = !(field.is_mixed && keeps_case);
+                let known = if is_told { known } else { Known::Other };
+                match field.plain() {
+                    Some(line) => encoder.plain(out, known, line, name.len()),
+                    None => encoder.field(out, known, name, field.value()),
+                }
+            }
         }
     }
-}
-
-/// Writes the names that aren't lower-case.
-fn write_case(encoder: &mut Encoder, out: &mut Vec<u8>, head: &Head) {
-    let mut case = std::mem::take(&mut encoder.scratch);
-    case.clear();
-    for name in head.mixed_case_names() {
-        if !case.is_empty() {
-            case.push(b',');
-        }
-        case.extend_from_slice(name);
-    }
-    if let Some(reason) = head.unusual_reason() {
-        case.push(b';');
-        case.extend_from_slice(reason);
-    }
-    encoder.field(out, Known::HeaderCase, CASE, &case);
-    encoder.scratch = case;
 }
 
 #[cfg(test)]
@@ -448,7 +456,7 @@ mod tests {
 
     /// A block of lines; those whose names begin with a colon come first, as they stand.
     fn block(lines: &[(&str, &str)]) -> Vec<u8> {
-        let (mut encoder, mut out) = (Encoder::default(), Vec::new());
+        let (mut encoder, mut out) = (Encoder::new(Case::Kept), Vec::new());
         for (name, value) in lines {
             encoder.field(&mut out, Known::Other, name.as_bytes(), value.as_bytes());
         }
@@ -457,7 +465,7 @@ mod tests {
 
     fn read(block: &[u8], peer: Peer) -> Result<Head, Bad> {
         let (mut head, how) = (Head::default(), (peer, &Limits::default()));
-        read_request(&mut Decoder::default(), block, how, &mut head).map(|_| head)
+        read_request(&mut Decoder::new(peer.case()), block, how, &mut head).map(|_| head)
     }
 
     fn get<'a>(authority: &'a str, fields: &[(&'a str, &'a str)]) -> Vec<u8> {
@@ -548,13 +556,13 @@ mod tests {
         assert_eq!(many.err(), Some(Bad::Invalid(Invalid::TooMany(100))));
         // A line that is a byte each time, as a number of the table.
         let value = "x".repeat(900);
-        for name in ["x", "x-leno-header-case"] {
+        for name in ["x", "x-leno-http1"] {
             let many = get("a", &[(name, &*value); 80]);
             assert!(many.len() < 3_000);
             let mut head = Head::default();
             for peer in [Peer::Foreign, Peer::Mesh] {
                 let how = (peer, &Limits::default());
-                let read = read_request(&mut Decoder::default(), &many, how, &mut head);
+                let read = read_request(&mut Decoder::new(peer.case()), &many, how, &mut head);
                 assert_eq!(read.err(), Some(Bad::Invalid(Invalid::TooLarge(60 * 1024))));
                 assert!(head.buffer().len() < 64 * 1024);
                 assert_eq!(head.method(), b"GET");
@@ -562,47 +570,82 @@ mod tests {
         }
     }
 
+    fn request(head: &Head, peer: Peer) -> Vec<u8> {
+        let mut out = Vec::new();
+        write_request(&mut Encoder::new(peer.case()), &mut out, head, false);
+        out
+    }
+
     #[test]
-    fn names_keep_their_case_between_sidecars_only() {
+    fn a_message_of_http_1_stays_as_it_is_between_sidecars_only() {
         let mut head = Head::request("GET", "/");
         head.add("User-Agent", b"x");
-        head.add("Host", b"a");
+        head.add("HOST", b"a");
+        head.add("Cookie", b"a=1");
         head.add("X-Request-ID", b"1");
         head.add("accept", b"2");
         head.add("Connection", b"close");
         head.remove_hop_by_hop();
-        let (mut encoder, mut out) = (Encoder::default(), Vec::new());
-        write_request(&mut encoder, &mut out, &head, (Peer::Mesh, false));
-        let here = read(&out, Peer::Mesh).expect("valid");
-        assert_eq!(
-            written(&here),
-            "GET / HTTP/1.1\r\nHost: a\r\nUser-Agent: x\r\nX-Request-ID: 1\r\naccept: 2\r\n"
-        );
-        let there = read(&out, Peer::Foreign).expect("valid");
+        let block = request(&head, Peer::Mesh);
+        let (mut here, how) = (Head::default(), (Peer::Mesh, &Limits::default()));
+        let is_carried = read_request(&mut Decoder::new(Case::Kept), &block, how, &mut here);
+        assert_eq!(is_carried, Ok(true));
+        let lines = "User-Agent: x\r\nHOST: a\r\nCookie: a=1\r\nX-Request-ID: 1\r\naccept: 2\r\n";
+        assert_eq!(written(&here), format!("GET / HTTP/1.1\r\n{lines}"));
+        let there = read(&request(&head, Peer::Foreign), Peer::Foreign).expect("valid");
         assert_eq!(
             written(&there),
-            "GET / HTTP/1.1\r\nhost: a\r\nuser-agent: x\r\nx-request-id: 1\r\naccept: 2\r\n"
+            "GET / HTTP/1.1\r\nhost: a\r\nuser-agent: x\r\nx-request-id: 1\r\naccept: 2\r\ncookie: a=1\r\n"
         );
-        // It takes nothing of what a head may have.
+        // Nobody else is believed to keep the case.
+        assert!(read(&block, Peer::Foreign).is_err());
+        // To say so takes nothing of what a head may have.
         let mut full = Head::request("GET", "/");
-        (0..100).for_each(|_| full.add("X-Name", b"v"));
-        full.set("host", Known::Host, b"a");
-        let mut wide = Vec::new();
-        write_request(
-            &mut Encoder::default(),
-            &mut wide,
-            &full,
-            (Peer::Mesh, false),
-        );
-        assert!(read(&wide, Peer::Mesh).is_ok());
-        out.clear();
-        write_request(
-            &mut Encoder::default(),
-            &mut out,
-            &head,
-            (Peer::Foreign, false),
-        );
-        assert!(!out.windows(CASE.len()).any(|window| window == CASE));
+        full.add("Host", b"a");
+        (1..100).for_each(|_| full.add("X-Name", b"v"));
+        assert!(read(&request(&full, Peer::Mesh), Peer::Mesh).is_ok());
+    }
+
+    #[test]
+    fn a_name_that_the_path_knows_keeps_its_case_whoever_wrote_it_before() {
+        let mut encoder = Encoder::new(Case::Kept);
+        let mut decoder = Decoder::new(Case::Kept);
+        for round in 0..4 {
+            for name in ["x-request-id", "X-Request-Id", "traceparent", "TraceParent"] {
+                let mut head = Head::request("GET", "/");
+                head.add("Host", b"a");
+                head.add(name, round.to_string().as_bytes());
+                let (mut out, mut here) = (Vec::new(), Head::default());
+                write_request(&mut encoder, &mut out, &head, false);
+                let how = (Peer::Mesh, &Limits::default());
+                read_request(&mut decoder, &out, how, &mut here).expect("valid");
+                assert_eq!(written(&here), written(&head));
+            }
+        }
+    }
+
+    #[test]
+    fn a_reason_travels_where_it_is_unusual() {
+        let (mut encoder, mut decoder) = (Encoder::new(Case::Kept), Decoder::new(Case::Kept));
+        for (line, written) in [
+            ("HTTP/1.1 200 OK", "200 OK"),
+            ("HTTP/1.1 404 Nope", "404 Nope"),
+        ] {
+            let mut head = Head::default();
+            head.clear();
+            head.buffer()
+                .extend_from_slice(format!("{line}\r\n\r\n").as_bytes());
+            h1::parse_response(&mut head, &Limits::default()).expect("a response");
+            let (mut out, mut here, mut text) = (Vec::new(), Head::default(), Vec::new());
+            write_response(&mut encoder, &mut out, &head);
+            let how = (Peer::Mesh, &Limits::default());
+            read_response(&mut decoder, &out, how, &mut here).expect("valid");
+            here.write_response(&mut text);
+            assert_eq!(
+                String::from_utf8(text),
+                Ok(format!("HTTP/1.1 {written}\r\n"))
+            );
+        }
     }
 
     #[test]
@@ -622,12 +665,7 @@ mod tests {
         assert_eq!(head.get(Known::Upgrade), Some(&b"websocket"[..]));
         head.add("Sec-WebSocket-Key", b"x");
         let mut out = Vec::new();
-        write_request(
-            &mut Encoder::default(),
-            &mut out,
-            &head,
-            (Peer::Foreign, true),
-        );
+        write_request(&mut Encoder::new(Case::Lower), &mut out, &head, true);
         let again = read(&out, Peer::Foreign).expect("valid");
         assert_eq!(
             written(&again),

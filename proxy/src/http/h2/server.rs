@@ -1,7 +1,6 @@
 //! A connection on which a peer opens streams.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
@@ -14,7 +13,7 @@ use super::core::{Core, Role};
 use super::driver::Driver;
 use super::frame::Reason;
 use super::heads::Peer;
-use super::stream::{Opened, ServerStream, Streams};
+use super::stream::{ServerStream, Streams};
 use super::{FAREWELL, MAX_STREAMS};
 use crate::http::h1::{Invalid, Limits, Timeouts};
 use crate::http::head::Head;
@@ -28,10 +27,12 @@ const REST: Duration = Duration::from_secs(1);
 /// A request that a peer opened a stream for.
 #[derive(Debug)]
 pub struct Arrived {
-    /// Where it came, and where its response goes.
-    pub stream: ServerStream,
+    /// Where it came, and where its response goes, until that is a tunnel.
+    pub stream: Option<ServerStream>,
     /// Its head.
     pub head: Head,
+    /// When that was read.
+    pub at: Instant,
     /// Why that isn't one, if it isn't.
     pub read: Result<(), Invalid>,
 }
@@ -72,58 +73,49 @@ struct Session {
     streams: Rc<Streams>,
     began: Instant,
     /// When it was told to end.
-    closed: Option<Instant>,
-}
-
-/// Requests on their way to the tasks that serve them.
-#[derive(Debug, Default)]
-struct Queue {
-    waiting: VecDeque<Arrived>,
-    /// Tasks that wait for one, each with whether it does, so that none stands there twice.
-    spare: Vec<(Rc<Cell<bool>>, Waker)>,
+    closed: Cell<Option<Instant>>,
+    /// Tasks that wait for a request, each with whether it does, so that none stands there twice.
+    spare: RefCell<Vec<(Rc<Cell<bool>>, Waker)>>,
     /// Whether none waits, since none comes for now.
-    is_resting: bool,
-}
-
-impl Queue {
-    /// Ends the spare tasks.
-    fn rest(&mut self) {
-        self.is_resting = true;
-        self.spare.drain(..).for_each(wake);
-    }
+    is_resting: Cell<bool>,
+    /// Requests that a task is on its way to.
+    promised: Cell<usize>,
 }
 
 /// Serves the streams that the peer opens on `io`, of which `read` was read, each by what `handle` makes, until
 /// the connection ends. It is ended in two steps (RFC 9113, section 6.8) when `closing` is ready, when no stream has been
 /// open for long, or when the peer's certificate ends.
-pub async fn serve<F: Future<Output = ()> + 'static>(
+pub async fn serve(
     io: Stream,
     read: Vec<u8>,
     how: Served,
     closing: impl Future<Output = ()>,
-    handle: impl Fn(Arrived) -> F + 'static,
+    handle: impl AsyncFn(&mut Arrived) + 'static,
 ) {
     let now = Instant::now();
     let core = Core::new(Role::Server, how.peer(), how.limits, now);
-    let mut session = Session {
+    let session = Rc::new(Session {
         core: Rc::new(RefCell::new(core)),
         how,
         streams: Rc::default(),
         began: now,
-        closed: None,
-    };
+        closed: Cell::new(None),
+        spare: RefCell::default(),
+        is_resting: Cell::new(false),
+        promised: Cell::new(0),
+    });
     let mut driver = Driver::new(io, read, &session.core);
-    let (queue, handle) = (Rc::<RefCell<Queue>>::default(), Rc::new(handle));
+    let handle = Rc::new(handle);
     let mut closing = pin!(closing);
     loop {
-        let rest = session.rest(&queue.borrow());
+        let rest = session.rest();
         let wake = rest.map_or(session.wake(), |rest| rest.min(session.wake()));
-        let is_open = session.closed.is_none();
+        let is_open = session.closed.get().is_none();
         tokio::select! {
             biased;
             () = poll_fn(|cx| {
                 let ended = driver.poll(cx, |_| {});
-                session.hand_out(&queue, &handle);
+                session.hand_out(&handle);
                 ended
             }) => break,
             () = &mut closing, if is_open => session.close(),
@@ -131,10 +123,10 @@ pub async fn serve<F: Future<Output = ()> + 'static>(
                 // Streams may have begun or ended meanwhile.
                 let now = Instant::now();
                 if rest.is_some_and(|rest| rest <= now) && session.streams.count.get() == 0 {
-                    queue.borrow_mut().rest();
+                    session.end_spare();
                 }
                 let is_due = session.wake() <= now;
-                match session.closed {
+                match session.closed.get() {
                     _ if is_due && !session.core.borrow().is_settled() => break,
                     Some(_) if is_due => break,
                     None if is_due || session.how.is_over(now) => session.close(),
@@ -147,7 +139,7 @@ pub async fn serve<F: Future<Output = ()> + 'static>(
     if let Some(error) = end {
         tracing::info!(%error, "HTTP/2 connection ended");
     }
-    queue.borrow_mut().rest();
+    session.end_spare();
 }
 
 impl Session {
@@ -161,7 +153,7 @@ impl Session {
             0 => self.streams.idle_since.get(),
             _ => now,
         };
-        match (self.closed, self.how.until) {
+        match (self.closed.get(), self.how.until) {
             (Some(closed), _) => since.max(closed) + FAREWELL,
             (None, Some(until)) => until.min(since + self.how.timeouts.idle),
             (None, None) => since + self.how.timeouts.idle,
@@ -169,57 +161,94 @@ impl Session {
     }
 
     /// When the tasks that wait for requests may end, if there are any.
-    fn rest(&self, queue: &Queue) -> Option<Instant> {
+    fn rest(&self) -> Option<Instant> {
         let since = match self.streams.count.get() {
             0 => self.streams.idle_since.get(),
             _ => Instant::now(),
         };
-        (!queue.is_resting).then(|| since + REST)
+        (!self.is_resting.get()).then(|| since + REST)
     }
 
-    fn close(&mut self) {
-        self.closed = Some(Instant::now());
+    /// Ends the spare tasks.
+    fn end_spare(&self) {
+        self.is_resting.set(true);
+        self.spare.borrow_mut().drain(..).for_each(wake);
+    }
+
+    fn close(&self) {
+        self.closed.set(Some(Instant::now()));
         self.core.borrow_mut().shut_down();
     }
 
-    /// Gives each request that came to a task.
-    fn hand_out<F: Future<Output = ()> + 'static>(
-        &self,
-        queue: &Rc<RefCell<Queue>>,
-        handle: &Rc<impl Fn(Arrived) -> F + 'static>,
-    ) {
-        loop {
-            let request = self.core.borrow_mut().arrived.pop_front();
-            let Some(request) = request else { return };
-            let opened = Opened::new(&self.streams);
-            let (mut stream, head, read) = ServerStream::new(&self.core, request, opened);
-            if self.how.until.is_some() && self.how.is_over(Instant::now()) {
-                stream.reset(Reason::REFUSED_STREAM);
+    /// Sends a task to each request that came.
+    fn hand_out(self: &Rc<Self>, handle: &Rc<impl AsyncFn(&mut Arrived) + 'static>) {
+        let arrived = self.core.borrow().arrived.len();
+        let promised = self.promised.replace(arrived);
+        if promised >= arrived {
+            return;
+        }
+        // One that its peer took back is no longer counted by the connection, but may still be worked on here.
+        let is_crowded = self.streams.count.get() + arrived > 2 * MAX_STREAMS as usize;
+        // A sidecar speaks for many callers, who may all give up when the app hangs.
+        let is_flood = !self.how.is_mesh && self.core.borrow().is_flood();
+        if is_crowded || is_flood {
+            self.core.borrow_mut().calm();
+            return self.promised.set(0);
+        }
+        self.is_resting.set(false);
+        for _ in promised..arrived {
+            let spare = self.spare.borrow_mut().pop();
+            if let Some(spare) = spare {
+                wake(spare);
                 continue;
             }
-            // One that its peer took back is no longer counted by the connection, but may still be worked on here.
-            let is_crowded = self.streams.count.get() > 2 * MAX_STREAMS as usize;
-            // A sidecar speaks for many callers, who may all give up when the app hangs.
-            let is_flood = !self.how.is_mesh && self.core.borrow().is_flood();
-            if is_crowded || is_flood {
-                return self.core.borrow_mut().calm();
-            }
-            let arrived = Arrived { stream, head, read };
-            let mut waiting = queue.borrow_mut();
-            waiting.is_resting = false;
-            waiting.waiting.push_back(arrived);
-            match waiting.spare.pop() {
-                Some(spare) => wake(spare),
-                None => {
-                    let (queue, handle) = (Rc::clone(queue), Rc::clone(handle));
-                    tokio::task::spawn_local(async move {
-                        let waits = Rc::default();
-                        while let Some(arrived) = next(&queue, &waits).await {
-                            handle(arrived).await;
-                        }
-                    });
+            let (session, handle) = (Rc::clone(self), Rc::clone(handle));
+            tokio::task::spawn_local(async move {
+                let waits = Rc::default();
+                while let Some(mut arrived) = session.next(&waits).await {
+                    handle(&mut arrived).await;
                 }
+            });
+        }
+    }
+
+    /// The next request; `None` when none comes, or enough others wait for one. Whether the task `waits` is among those.
+    async fn next(&self, waits: &Rc<Cell<bool>>) -> Option<Arrived> {
+        poll_fn(|cx| {
+            let mut spare = self.spare.borrow_mut();
+            if waits.replace(false) {
+                // Something else woke it: it is no spare one any more.
+                spare.retain(|(other, _)| !Rc::ptr_eq(other, waits));
             }
+            if let Some(arrived) = self.take() {
+                return Poll::Ready(Some(arrived));
+            }
+            if self.is_resting.get() || spare.len() >= SPARE {
+                return Poll::Ready(None);
+            }
+            waits.set(true);
+            spare.push((Rc::clone(waits), cx.waker().clone()));
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// The request that came first.
+    fn take(&self) -> Option<Arrived> {
+        loop {
+            let request = self.core.borrow_mut().arrived.pop_front()?;
+            self.promised.set(self.promised.get().saturating_sub(1));
+            let at = request.at;
+            let (mut stream, head, read) = ServerStream::new(&self.core, request, &self.streams);
+            if !self.how.is_over(at) {
+                return Some(Arrived {
+                    stream: Some(stream),
+                    head,
+                    at,
+                    read,
+                });
+            }
+            stream.reset(Reason::REFUSED_STREAM);
         }
     }
 }
@@ -229,45 +258,51 @@ fn wake((waits, waker): (Rc<Cell<bool>>, Waker)) {
     waker.wake();
 }
 
-/// The next request; `None` when none comes, or enough others wait for one. Whether the task `waits` is in the queue.
-async fn next(queue: &RefCell<Queue>, waits: &Rc<Cell<bool>>) -> Option<Arrived> {
-    poll_fn(|cx| {
-        let mut queue = queue.borrow_mut();
-        if waits.replace(false) {
-            // Something else woke it: it is no spare one any more.
-            queue.spare.retain(|(other, _)| !Rc::ptr_eq(other, waits));
-        }
-        if let Some(arrived) = queue.waiting.pop_front() {
-            return Poll::Ready(Some(arrived));
-        }
-        if queue.is_resting || queue.spare.len() >= SPARE {
-            return Poll::Ready(None);
-        }
-        waits.set(true);
-        queue.spare.push((Rc::clone(waits), cx.waker().clone()));
-        Poll::Pending
-    })
-    .await
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn session() -> Session {
+        let now = Instant::now();
+        let (head, idle, flush) = (REST, REST, REST);
+        let how = Served {
+            limits: Limits::default(),
+            timeouts: Timeouts { idle, head, flush },
+            is_mesh: true,
+            is_ours: true,
+            until: None,
+        };
+        Session {
+            core: Rc::new(RefCell::new(Core::new(
+                Role::Server,
+                Peer::Mesh,
+                how.limits,
+                now,
+            ))),
+            how,
+            streams: Rc::default(),
+            began: now,
+            closed: Cell::new(None),
+            spare: RefCell::default(),
+            is_resting: Cell::new(false),
+            promised: Cell::new(0),
+        }
+    }
+
     #[tokio::test]
     async fn a_task_that_is_woken_by_something_else_waits_once() {
-        let (queue, waits) = (RefCell::<Queue>::default(), Rc::default());
-        let mut next = pin!(next(&queue, &waits));
+        let (session, waits) = (session(), Rc::default());
+        let mut next = pin!(session.next(&waits));
         for _ in 0..3 {
             poll_fn(|cx| {
                 assert!(next.as_mut().poll(cx).is_pending());
                 Poll::Ready(())
             })
             .await;
-            assert_eq!(queue.borrow().spare.len(), 1);
+            assert_eq!(session.spare.borrow().len(), 1);
         }
-        queue.borrow_mut().rest();
+        session.end_spare();
         assert!(next.await.is_none());
-        assert!(queue.borrow().spare.is_empty() && !waits.get());
+        assert!(session.spare.borrow().is_empty() && !waits.get());
     }
 }

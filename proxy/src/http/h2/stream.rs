@@ -23,8 +23,8 @@ pub struct ServerStream {
     is_head: bool,
     /// Whether what comes after the head is not a body, but what follows when the protocol was switched.
     is_held: bool,
-    /// Whether the peer carries it for a caller of HTTP/1, and shows it names as they were written.
-    wants_case: bool,
+    /// Whether a sidecar carries it for a caller that speaks HTTP/1.
+    is_carried: bool,
     opened: Opened,
 }
 
@@ -52,7 +52,7 @@ impl Default for Streams {
 
 impl Opened {
     /// A stream was opened.
-    pub(super) fn new(all: &Rc<Streams>) -> Opened {
+    fn new(all: &Rc<Streams>) -> Opened {
         all.count.set(all.count.get() + 1);
         Opened(Rc::clone(all))
     }
@@ -73,15 +73,16 @@ impl ServerStream {
     pub(super) fn new(
         core: &Rc<RefCell<Core>>,
         request: Request,
-        opened: Opened,
+        all: &Rc<Streams>,
     ) -> (ServerStream, Head, Result<(), Invalid>) {
         let Request {
             slot,
             head,
             read,
-            wants_case,
+            is_carried,
+            ..
         } = request;
-        let mut body = Body::new(core, slot, false, wants_case);
+        let mut body = Body::new(core, slot, false);
         let length = request_length(&head).and_then(|length| match (body.is_received(), length) {
             (true, Length::Fixed(1..)) => {
                 Err(Invalid::Syntax("Content-Length of a body that isn't there"))
@@ -103,8 +104,8 @@ impl ServerStream {
             },
             is_head: head.method() == b"HEAD",
             is_held,
-            wants_case,
-            opened,
+            is_carried,
+            opened: Opened::new(all),
         };
         (stream, head, read.and(length.map(drop)))
     }
@@ -131,7 +132,7 @@ impl ServerStream {
 
     /// Whether a sidecar carries it for a caller that speaks HTTP/1.
     pub fn is_of_http1(&self) -> bool {
-        self.wants_case
+        self.is_carried
     }
 
     /// Whether it asks for another protocol: an answer of 2xx says that it was switched to.

@@ -82,8 +82,9 @@ pub(super) struct Slot {
 /// What is known of a stream.
 #[derive(Debug)]
 pub(super) struct State {
-    /// Heads of responses that nobody has taken, and whether the final one was among them.
-    pub(super) heads: VecDeque<Result<Head, Invalid>>,
+    /// Heads of responses that nobody has taken, and whether there was a final one.
+    pub(super) informational: VecDeque<Head>,
+    pub(super) head: Option<Result<Head, Invalid>>,
     has_head: bool,
     /// What was received of the body and nobody has taken.
     pub(super) data: Vec<u8>,
@@ -110,7 +111,8 @@ impl Slot {
         Rc::new(Slot {
             id,
             state: RefCell::new(State {
-                heads: VecDeque::new(),
+                informational: VecDeque::new(),
+                head: None,
                 has_head: false,
                 data: Vec::new(),
                 trailers: None,
@@ -158,9 +160,11 @@ impl State {
 pub(super) struct Request {
     pub(super) slot: Rc<Slot>,
     pub(super) head: Head,
+    /// When it was read.
+    pub(super) at: Instant,
     pub(super) read: Result<(), Invalid>,
-    /// Whether the peer shows names to its app as they were written.
-    pub(super) wants_case: bool,
+    /// Whether the peer carries it for a caller of HTTP/1.
+    pub(super) is_carried: bool,
 }
 
 /// A head of which not all frames are there.
@@ -261,8 +265,8 @@ impl Core {
             out,
             on_the_way: 0,
             tail: None,
-            encoder: Encoder::default(),
-            decoder: Decoder::default(),
+            encoder: Encoder::new(peer.case()),
+            decoder: Decoder::new(peer.case()),
             block: None,
             streams: Vec::new(),
             last: 0,

@@ -224,8 +224,7 @@ impl Core {
             return self.request(id, ends, block, now);
         }
         let Some(slot) = self.stream(id)? else {
-            let read = self.decoder.decode(block, |_| {});
-            return read.map_err(|_| GARBLED);
+            return self.decoder.skip(block).map_err(|_| GARBLED);
         };
         let is_response = {
             let state = slot.state.borrow();
@@ -255,8 +254,8 @@ impl Core {
         let mut head = Head::default();
         let how = (self.peer, &self.limits);
         let read = heads::read_request(&mut self.decoder, block, how, &mut head);
-        let (read, wants_case) = match read {
-            Ok(wants_case) => (Ok(()), wants_case),
+        let (read, is_carried) = match read {
+            Ok(is_carried) => (Ok(()), is_carried),
             Err(Bad::Invalid(invalid)) => (Err(invalid), false),
             Err(Bad::Garbled) => return Err(GARBLED),
             Err(Bad::Malformed(why)) => {
@@ -284,8 +283,9 @@ impl Core {
         self.arrived.push_back(Request {
             slot,
             head,
+            at: now,
             read,
-            wants_case,
+            is_carried,
         });
         Ok(())
     }
@@ -301,15 +301,18 @@ impl Core {
                 if ends && !is_final {
                     return Err(Bad::Malformed("an informational response that ends"));
                 }
-                if state.heads.len() >= MAX_INFORMATIONAL {
+                if state.informational.len() >= MAX_INFORMATIONAL {
                     return Err(Bad::Malformed("informational responses without an end"));
                 }
                 state.has_head |= is_final;
-                state.heads.push_back(Ok(head));
+                match is_final {
+                    true => state.head = Some(Ok(head)),
+                    false => state.informational.push_back(head),
+                }
             }
             Err(Bad::Invalid(invalid)) => {
                 state.has_head = true;
-                state.heads.push_back(Err(invalid));
+                state.head = Some(Err(invalid));
             }
             Err(bad) => return Err(bad),
         }

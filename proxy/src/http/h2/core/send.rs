@@ -156,14 +156,9 @@ impl Core {
     }
 
     /// Ends a body with trailers.
-    pub(in crate::http::h2) fn write_trailers(
-        &mut self,
-        slot: &Slot,
-        trailers: &Head,
-        wants_case: bool,
-    ) {
+    pub(in crate::http::h2) fn write_trailers(&mut self, slot: &Slot, trailers: &Head) {
         self.write_head(slot, true, |encoder, out| {
-            heads::write_trailers(encoder, out, trailers, wants_case);
+            heads::write_trailers(encoder, out, trailers);
         });
     }
 

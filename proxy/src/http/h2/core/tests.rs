@@ -30,9 +30,8 @@ fn pair() -> (Core, Core) {
 fn get(client: &mut Core, path: &str) -> Rc<Slot> {
     let mut head = Head::request("GET", path);
     head.add("host", b"shop");
-    let how = (Peer::Mesh, false);
     let opened = client.open(true, Instant::now(), |encoder, out| {
-        heads::write_request(encoder, out, &head, how);
+        heads::write_request(encoder, out, &head, false);
     });
     opened.expect("open")
 }
@@ -40,7 +39,7 @@ fn get(client: &mut Core, path: &str) -> Rc<Slot> {
 fn respond(server: &mut Core, slot: &Slot, ends: bool) {
     let head = Head::response(200);
     server.write_head(slot, ends, |encoder, out| {
-        heads::write_response(encoder, out, &head, false);
+        heads::write_response(encoder, out, &head);
     });
 }
 
@@ -318,7 +317,7 @@ fn an_end_in_two_steps_loses_no_request() {
     assert!(server.is_done() && client.is_done());
     for slot in [before, meanwhile] {
         let state = slot.state.borrow();
-        assert!(state.failed.is_none() && state.heads.len() == 1);
+        assert!(state.failed.is_none() && state.head.is_some());
     }
 }
 

@@ -2,27 +2,20 @@
 
 use std::collections::VecDeque;
 
-use super::{Entry, Kind, LINES, STATIC, TABLE, huffman, trimmed};
+use super::{Case, Entry, Kind, LINES, STATIC, TABLE, Why, huffman};
 use crate::http::h1::is_text;
 use crate::http::head::Known;
 
-/// What a field line says.
-#[derive(Debug)]
-pub(crate) struct Line<'a> {
-    pub(crate) kind: Kind,
-    pub(crate) name: &'a [u8],
-    pub(crate) value: &'a [u8],
-    /// The whole line as HTTP/1 has it, if it stands somewhere.
-    pub(crate) plain: Option<&'a [u8]>,
-}
-
 /// One direction's table, and the reader of its blocks.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Decoder {
+    case: Case,
     /// The freshest first.
     entries: VecDeque<Entry>,
     size: usize,
-    max: Option<usize>,
+    max: usize,
+    /// The last line that isn't in the table.
+    told: Entry,
     name: Vec<u8>,
     value: Vec<u8>,
 }
@@ -72,74 +65,101 @@ fn string<'t, 'b: 't, 's: 't>(
 }
 
 impl Decoder {
-    /// Reads `block`, and gives `each` its lines.
+    /// A reader of blocks whose names are written so.
+    pub(crate) fn new(case: Case) -> Decoder {
+        Decoder {
+            case,
+            entries: VecDeque::new(),
+            size: 0,
+            max: TABLE,
+            told: Entry::with_room(0),
+            name: Vec::new(),
+            value: Vec::new(),
+        }
+    }
+
+    /// Begins a block: it may change the table's size (section 4.2).
     ///
     /// # Errors
-    /// When it isn't a block. The lines before were given.
-    pub(crate) fn decode(
-        &mut self,
-        mut block: &[u8],
-        mut each: impl FnMut(Line<'_>),
-    ) -> Result<(), Garbled> {
-        let mut has_lines = false;
-        while let Some(&first) = block.first() {
-            if first & 0xe0 == 0x20 {
-                let max = integer(&mut block, 5)?;
-                // A change comes before the lines (section 4.2).
-                if has_lines || max > TABLE {
-                    return Err(Garbled);
-                }
-                self.max = Some(max);
-                self.shrink(max);
-                continue;
+    /// When it isn't a block.
+    pub(crate) fn begin(&mut self, block: &mut &[u8]) -> Result<(), Garbled> {
+        while block.first().is_some_and(|first| first & 0xe0 == 0x20) {
+            let max = integer(block, 5)?;
+            if max > TABLE {
+                return Err(Garbled);
             }
-            has_lines = true;
-            if first & 0x80 != 0 {
-                let entry = entry(&self.entries, integer(&mut block, 7)?)?;
-                each(Line {
-                    kind: entry.kind,
-                    name: entry.name(),
-                    value: entry.value(),
-                    plain: Some(&entry.line),
-                });
-                continue;
-            }
-            let is_kept = first & 0x40 != 0;
-            let number = integer(&mut block, if is_kept { 6 } else { 4 })?;
-            let of_name = match number {
-                0 => None,
-                number => Some(entry(&self.entries, number)?),
-            };
-            let name = match of_name {
-                None => string(&mut block, &mut self.name)?,
-                Some(entry) => entry.name(),
-            };
-            let value = string(&mut block, &mut self.value)?;
-            let kind = match of_name {
-                Some(entry) => again(entry.kind, name, value),
-                None => Kind::of(name, value),
-            };
-            each(Line {
-                kind,
-                name,
-                value: trimmed(value),
-                plain: None,
-            });
-            if is_kept {
-                let entry = Entry::new(kind, name, value);
-                self.insert(entry);
-            }
+            self.max = max;
+            self.shrink(max);
         }
         Ok(())
     }
 
-    fn insert(&mut self, entry: Entry) {
-        let (size, max) = (entry.size, self.max.unwrap_or(TABLE));
-        self.shrink(max.saturating_sub(size));
-        if size <= max {
-            self.size += size;
-            self.entries.push_front(entry);
+    /// The next line of a block that has begun; `None` at its end.
+    ///
+    /// # Errors
+    /// When it isn't a block. The lines before were given.
+    #[inline]
+    pub(crate) fn line(&mut self, block: &mut &[u8]) -> Result<Option<&Entry>, Garbled> {
+        let Some((&first, rest)) = block.split_first() else {
+            return Ok(None);
+        };
+        match first {
+            0x80..0xff => {
+                *block = rest;
+                entry(&self.entries, usize::from(first & 0x7f)).map(Some)
+            }
+            0xff => entry(&self.entries, integer(block, 7)?).map(Some),
+            _ => self.literal(first, block).map(Some),
         }
+    }
+
+    /// Takes a block that says nothing to anyone.
+    ///
+    /// # Errors
+    /// When it isn't a block.
+    pub(crate) fn skip(&mut self, mut block: &[u8]) -> Result<(), Garbled> {
+        self.begin(&mut block)?;
+        while self.line(&mut block)?.is_some() {}
+        Ok(())
+    }
+
+    /// A line whose value stands in the block.
+    fn literal(&mut self, first: u8, block: &mut &[u8]) -> Result<&Entry, Garbled> {
+        let (bits, is_kept) = match first & 0xf0 {
+            0x40.. => (6, true),
+            // A change of the table's size comes before the lines.
+            0x20.. => return Err(Garbled),
+            _ => (4, false),
+        };
+        let of_name = match integer(block, bits)? {
+            0 => None,
+            number => Some(entry(&self.entries, number)?),
+        };
+        let name = match of_name {
+            None => string(block, &mut self.name)?,
+            Some(entry) => entry.name(),
+        };
+        let value = string(block, &mut self.value)?;
+        let kind = match of_name.map(Entry::kind) {
+            None | Some(Kind::Malformed(_) | Kind::Field(Known::Te)) => {
+                Kind::of(name, value, self.case)
+            }
+            Some(_) if !is_text(value) => Kind::Malformed(Why::Value),
+            Some(kind) => kind,
+        };
+        if !is_kept {
+            self.told.say(kind, name, value);
+            return Ok(&self.told);
+        }
+        let entry = Entry::new(kind, name, value);
+        self.shrink(self.max.saturating_sub(entry.size));
+        if entry.size > self.max {
+            self.told = entry;
+            return Ok(&self.told);
+        }
+        self.size += entry.size;
+        self.entries.push_front(entry);
+        Ok(&self.entries[0])
     }
 
     fn shrink(&mut self, to: usize) {
@@ -149,15 +169,6 @@ impl Decoder {
             };
             self.size -= last.size;
         }
-    }
-}
-
-/// What a line is whose name is that of another, which is known already.
-fn again(kind: Kind, name: &[u8], value: &[u8]) -> Kind {
-    match kind {
-        Kind::Malformed(_) | Kind::Field(Known::Te) => Kind::of(name, value),
-        kind if is_text(value) => kind,
-        _ => Kind::of(name, value),
     }
 }
 
@@ -175,10 +186,13 @@ mod tests {
 
     fn decode(decoder: &mut Decoder, block: &[u8]) -> Result<Vec<String>, Garbled> {
         let mut lines = Vec::new();
-        decoder.decode(block, |line| {
-            let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-            lines.push(format!("{}: {}", text(line.name), text(line.value)));
-        })?;
+        let (mut block, text) = (block, |bytes: &[u8]| {
+            String::from_utf8_lossy(bytes).into_owned()
+        });
+        decoder.begin(&mut block)?;
+        while let Some(line) = decoder.line(&mut block)? {
+            lines.push(format!("{}: {}", text(line.name()), text(line.value())));
+        }
         Ok(lines)
     }
 
@@ -191,7 +205,7 @@ mod tests {
     /// RFC 7541, appendix C.4: three requests on one connection.
     #[test]
     fn the_examples_of_the_specification_are_read() {
-        let mut decoder = Decoder::default();
+        let mut decoder = Decoder::new(Case::Lower);
         for (block, lines, size) in [
             (
                 "8286 8441 8cf1 e3c2 e5f2 3a6b a0ab 90f4 ff",
@@ -245,14 +259,14 @@ mod tests {
             "3fe21f",
             "8220",
         ] {
-            let read = decode(&mut Decoder::default(), &bytes(block));
+            let read = decode(&mut Decoder::new(Case::Lower), &bytes(block));
             assert_eq!(read, Err(Garbled), "{block}");
         }
     }
 
     #[test]
     fn an_entry_that_the_table_has_no_room_for_empties_it() {
-        let mut decoder = Decoder::default();
+        let mut decoder = Decoder::new(Case::Lower);
         decode(&mut decoder, b"\x40\x01a\x01b").expect("a block");
         assert_eq!(decode(&mut decoder, b"\xbe").expect("a block"), ["a: b"]);
         let mut block = b"\x40\x01a\x7f\xe1\x1e".to_vec();
@@ -264,7 +278,7 @@ mod tests {
 
     #[test]
     fn spaces_around_a_value_count_and_mean_nothing() {
-        let mut decoder = Decoder::default();
+        let mut decoder = Decoder::new(Case::Lower);
         let line = decode(&mut decoder, b"\x40\x01a\x04 b\t ");
         assert_eq!(line.expect("a block"), ["a: b"]);
         assert_eq!(decoder.size, 1 + 4 + 32);
@@ -273,14 +287,14 @@ mod tests {
 
     #[test]
     fn a_line_that_a_message_must_not_have_is_one_however_it_is_told() {
-        let kinds = |decoder: &mut Decoder, block: &[u8]| {
-            let mut kinds = Vec::new();
-            decoder
-                .decode(block, |line| kinds.push(line.kind))
-                .expect("a block");
+        let kinds = |decoder: &mut Decoder, block: &[u8]| -> Vec<Kind> {
+            let (mut kinds, mut block) = (Vec::new(), block);
+            while let Some(line) = decoder.line(&mut block).expect("a block") {
+                kinds.push(line.kind());
+            }
             kinds
         };
-        let mut decoder = Decoder::default();
+        let mut decoder = Decoder::new(Case::Lower);
         for block in [
             &b"\x40\x02Ab\x01c"[..],
             b"\x40\x01a\x03b\nc",

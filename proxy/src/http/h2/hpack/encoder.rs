@@ -4,8 +4,9 @@
 //! does. Names that the path knows go there at once, for the values that come after.
 
 use std::collections::VecDeque;
+use std::mem;
 
-use super::{LINES, OVERHEAD, TABLE};
+use super::{Case, LINES, OVERHEAD, TABLE};
 use crate::http::head::Known;
 
 /// Lines that are remembered.
@@ -19,14 +20,64 @@ struct Seen {
     hash: u32,
     /// The number of its entry, counted from the connection's beginning; 0 when it has none.
     entry: u64,
-    /// Name and value, as they were written.
-    name: Box<[u8]>,
-    value: Box<[u8]>,
+    /// The text of the line.
+    text: Box<[u8]>,
+    /// The number of its name, as in [`Line`].
+    number: u8,
+}
+
+/// A line to be written.
+#[derive(Debug, Clone, Copy)]
+struct Line<'a> {
+    /// The static table's line with its name; its text is a value then. Otherwise 0, and the text is as HTTP/1 has it.
+    number: u8,
+    known: Known,
+    text: &'a [u8],
+    /// How long the name in the text is.
+    name: usize,
+}
+
+impl<'a> Line<'a> {
+    fn parts(self) -> (&'a [u8], &'a [u8]) {
+        match usize::from(self.number) {
+            0 => {
+                let value = self.name + 2..self.text.len() - 2;
+                (&self.text[..self.name], &self.text[value])
+            }
+            number => (LINES[number - 1].0.as_bytes(), self.text),
+        }
+    }
+
+    /// Its ends, its middle, and how long it is. Nobody gains by a collision, which costs a line the place in the table.
+    fn hash(self) -> u32 {
+        const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+        let text = self.text;
+        let word = |at: usize| {
+            let eight = text.get(at..).and_then(<[u8]>::first_chunk);
+            eight.map(|eight| u64::from_le_bytes(*eight))
+        };
+        let words = match text.len() {
+            8.. => (word(0), word(text.len() / 2 - 4), word(text.len() - 8)),
+            _ => (None, None, None),
+        };
+        let (Some(start), Some(middle), Some(end)) = words else {
+            let state = text.iter().fold(u64::from(self.number), |state, byte| {
+                (state ^ u64::from(*byte)).wrapping_mul(ODD)
+            });
+            return (state >> 32) as u32 | 1;
+        };
+        let length = (text.len() as u64) << 8 | u64::from(self.number);
+        let state = (start ^ middle.rotate_left(32) ^ length).wrapping_mul(ODD);
+        let state = (state ^ state >> 29 ^ end).wrapping_mul(ODD);
+        // The upper half; never 0, which is the hash of no line.
+        (state >> 32) as u32 | 1
+    }
 }
 
 /// One direction's table, and the writer of its blocks.
 #[derive(Debug)]
 pub(crate) struct Encoder {
+    case: Case,
     /// Sizes of the entries, the oldest first.
     sizes: VecDeque<usize>,
     size: usize,
@@ -39,52 +90,20 @@ pub(crate) struct Encoder {
     seen: Vec<Seen>,
     /// Entries with the names that the path knows.
     names: [u64; 32],
-    /// For what is put together before it is written.
-    pub(crate) scratch: Vec<u8>,
-}
-
-impl Default for Encoder {
-    fn default() -> Encoder {
-        Encoder {
-            sizes: VecDeque::new(),
-            size: 0,
-            max: TABLE,
-            least: None,
-            made: 0,
-            gone: 0,
-            seen: vec![Seen::default(); SEEN],
-            names: [0; 32],
-            scratch: Vec::new(),
-        }
-    }
-}
-
-/// The ends of both and how long they are, since that mostly tells them from others. Nobody gains by a collision, which
-/// costs its line the place in the table.
-fn hash(name: &[u8], value: &[u8]) -> u32 {
-    const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
-    let end = |text: &[u8]| match text.last_chunk() {
-        Some(last) => u64::from_le_bytes(*last),
-        None => text.iter().fold(0, |end, byte| end << 8 | u64::from(*byte)),
-    };
-    let start = value
-        .first_chunk()
-        .map_or(0, |first| u32::from_le_bytes(*first));
-    let mut state = (name.len() as u64) << 32 | value.len() as u64;
-    for part in [end(name), end(value), start.into()] {
-        state = (state ^ part).wrapping_mul(ODD);
-        state ^= state >> 29;
-    }
-    // The upper half; never 0, which is the hash of no line.
-    (state >> 32) as u32 | 1
+    /// For lines that stand nowhere.
+    scratch: Vec<u8>,
 }
 
 #[inline]
 fn write_integer(out: &mut Vec<u8>, flags: u8, bits: u32, number: usize) {
-    let mask = (1_usize << bits) - 1;
-    match u8::try_from(number) {
-        Ok(small) if number < mask => out.push(flags | small),
-        _ => write_long(out, flags, mask, number),
+    let mask = (1_u8 << bits) - 1;
+    match (
+        u8::try_from(number),
+        u8::try_from(number.wrapping_sub(mask.into())),
+    ) {
+        (Ok(small), _) if small < mask => out.push(flags | small),
+        (_, Ok(rest @ ..0x80)) => out.extend_from_slice(&[flags | mask, rest]),
+        _ => write_long(out, flags, mask.into(), number),
     }
 }
 
@@ -130,6 +149,27 @@ fn is_volatile(known: Known) -> bool {
 }
 
 impl Encoder {
+    /// A writer of blocks whose names are written so.
+    pub(crate) fn new(case: Case) -> Encoder {
+        Encoder {
+            case,
+            sizes: VecDeque::new(),
+            size: 0,
+            max: TABLE,
+            least: None,
+            made: 0,
+            gone: 0,
+            seen: vec![Seen::default(); SEEN],
+            names: [0; 32],
+            scratch: Vec::new(),
+        }
+    }
+
+    /// How names are written.
+    pub(crate) fn case(&self) -> Case {
+        self.case
+    }
+
     /// The peer's table holds so much.
     pub(crate) fn resize(&mut self, wanted: u32) {
         self.max = usize::try_from(wanted).map_or(TABLE, |wanted| wanted.min(TABLE));
@@ -154,36 +194,67 @@ impl Encoder {
 
     /// Writes a line whose name is that of the static table's line `number`.
     pub(crate) fn value(&mut self, out: &mut Vec<u8>, number: u8, value: &[u8]) {
-        let name = LINES[usize::from(number) - 1].0.as_bytes();
-        self.any(out, usize::from(number), Known::Other, name, value);
+        let line = Line {
+            number,
+            known: Known::Other,
+            text: value,
+            name: 0,
+        };
+        self.any(out, line);
     }
 
-    /// Writes a line. Its name becomes lower-case.
+    /// Writes a line. Its name becomes lower-case, unless the case is kept; then only one in lower case is a known one.
     pub(crate) fn field(&mut self, out: &mut Vec<u8>, known: Known, name: &[u8], value: &[u8]) {
+        let mut text = mem::take(&mut self.scratch);
+        text.clear();
+        for part in [name, b": ", value, b"\r\n"] {
+            text.extend_from_slice(part);
+        }
+        self.plain(out, known, &text, name.len());
+        self.scratch = text;
+    }
+
+    /// Writes a line that stands somewhere as HTTP/1 has it, whose name has `name` bytes; otherwise as [`Encoder::field`].
+    #[inline]
+    pub(crate) fn plain(&mut self, out: &mut Vec<u8>, known: Known, text: &[u8], name: usize) {
+        let of_name = self.names[known as usize % 32];
+        if is_volatile(known) && of_name > self.gone {
+            write_integer(out, 0, 4, self.number(of_name));
+            return write_string(out, &text[name + 2..text.len() - 2]);
+        }
+        let line = Line {
+            number: 0,
+            known,
+            text,
+            name,
+        };
+        self.any(out, line);
+    }
+
+    fn any(&mut self, out: &mut Vec<u8>, line: Line<'_>) {
+        let hash = line.hash();
+        let seen = &self.seen[hash as usize / 2 % SEEN];
+        let is_known = seen.hash == hash && seen.entry > self.gone && seen.number == line.number;
+        if is_known && *seen.text == *line.text {
+            return write_integer(out, 0x80, 7, self.number(seen.entry));
+        }
+        self.literal(out, hash, line);
+    }
+
+    /// Writes a line that isn't in the table. It comes there if it was seen before.
+    #[cold]
+    fn literal(&mut self, out: &mut Vec<u8>, hash: u32, line: Line<'_>) {
+        let (at, known) = (hash as usize / 2 % SEEN, line.known);
+        let (name, value) = line.parts();
         let of_name = self.names[known as usize % 32];
         let number = match is_one(known) && of_name > self.gone {
             true => self.number(of_name),
-            false => 0,
+            false => usize::from(line.number),
         };
-        if is_volatile(known) && number > 0 {
-            write_integer(out, 0, 4, number);
-            return write_string(out, value);
-        }
-        self.any(out, number, known, name, value);
-    }
-
-    fn any(&mut self, out: &mut Vec<u8>, number: usize, known: Known, name: &[u8], value: &[u8]) {
-        let hash = hash(name, value);
-        let at = hash as usize / 2 % SEEN;
-        let seen = &self.seen[at];
-        let is_same = seen.hash == hash;
-        if is_same && seen.entry > self.gone && *seen.name == *name && *seen.value == *value {
-            return write_integer(out, 0x80, 7, self.number(seen.entry));
-        }
         let is_secret = is_secret(name);
         let size = name.len() + value.len() + OVERHEAD;
-        let is_kept =
-            (is_same || is_volatile(known)) && !is_secret && size <= LONGEST.min(self.max);
+        let is_again = self.seen[at].hash == hash || is_volatile(known);
+        let is_kept = is_again && !is_secret && size <= LONGEST.min(self.max);
         let (flags, bits) = match (is_kept, is_secret) {
             (true, _) => (0x40, 6),
             (false, true) => (0x10, 4),
@@ -194,22 +265,25 @@ impl Encoder {
             write_integer(out, 0, 7, name.len());
             let start = out.len();
             out.extend_from_slice(name);
-            out[start..].make_ascii_lowercase();
+            if self.case == Case::Lower {
+                out[start..].make_ascii_lowercase();
+            }
         }
         write_string(out, value);
         let entry = if is_kept { self.insert(size) } else { 0 };
         if entry > 0 && is_one(known) {
             self.names[known as usize % 32] = entry;
         }
-        let (name, value) = match is_kept {
-            true => (name.into(), value.into()),
-            false => Default::default(),
+        let text = if is_kept {
+            line.text.into()
+        } else {
+            Box::default()
         };
         self.seen[at] = Seen {
             hash,
             entry,
-            name,
-            value,
+            text,
+            number: line.number,
         };
     }
 
@@ -253,16 +327,17 @@ mod tests {
     fn decode(decoder: &mut Decoder, block: &[u8]) -> Vec<(String, String)> {
         let mut lines = Vec::new();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let read = decoder.decode(block, |line| {
-            lines.push((text(line.name), text(line.value)))
-        });
-        assert_eq!(read, Ok(()), "{block:?}");
+        let mut rest = block;
+        decoder.begin(&mut rest).expect("a block");
+        while let Some(line) = decoder.line(&mut rest).expect("a block") {
+            lines.push((text(line.name()), text(line.value())));
+        }
         lines
     }
 
     #[test]
     fn what_repeats_is_a_byte_and_what_does_not_has_no_place_in_the_table() {
-        let (mut encoder, mut decoder) = (Encoder::default(), Decoder::default());
+        let (mut encoder, mut decoder) = (Encoder::new(Case::Lower), Decoder::new(Case::Lower));
         let mut sizes = Vec::new();
         for id in ["1", "2", "3", "4"] {
             let lines = [
@@ -287,7 +362,7 @@ mod tests {
 
     #[test]
     fn both_ends_agree_on_the_table_however_it_changes() {
-        let (mut encoder, mut decoder) = (Encoder::default(), Decoder::default());
+        let (mut encoder, mut decoder) = (Encoder::new(Case::Lower), Decoder::new(Case::Lower));
         let mut rng = fastrand::Rng::with_seed(7);
         for round in 0..5_000 {
             if round % 97 == 0 {

@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 use crate::http::h1;
 use crate::http::head::Known;
 
-pub(super) use decoder::{Decoder, Line};
+pub(super) use decoder::Decoder;
 pub(super) use encoder::Encoder;
 
 /// Bytes of entries that a table holds, either way (section 6.5.2 of RFC 9113).
@@ -29,13 +29,45 @@ pub(super) enum Kind {
     Cookie,
     Field(Known),
     /// A message that holds it is malformed (RFC 9113, section 8.1.1).
-    Malformed(&'static str),
+    Malformed(Why),
+}
+
+/// Why a message that holds a line is malformed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Why {
+    Value,
+    Pseudo,
+    Name,
+    Connection,
+    Te,
+}
+
+impl Why {
+    pub(super) fn text(self) -> &'static str {
+        match self {
+            Why::Value => "invalid field value",
+            Why::Pseudo => "unknown pseudo-header",
+            Why::Name => "invalid field name",
+            Why::Connection => "a field of one HTTP/1 connection",
+            Why::Te => "TE other than trailers",
+        }
+    }
+}
+
+/// How the names of fields are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Case {
+    /// In lower case, as HTTP/2 wants it (RFC 9113, section 8.2.1).
+    #[default]
+    Lower,
+    /// As whoever made the message wrote them: between two sidecars of ours.
+    Kept,
 }
 
 impl Kind {
-    fn of(name: &[u8], value: &[u8]) -> Kind {
+    fn of(name: &[u8], value: &[u8], case: Case) -> Kind {
         if !h1::is_text(value) {
-            return Kind::Malformed("invalid field value");
+            return Kind::Malformed(Why::Value);
         }
         if name.starts_with(b":") {
             return match name {
@@ -45,22 +77,21 @@ impl Kind {
                 b":path" => Kind::Path,
                 b":status" => Kind::Status,
                 b":protocol" => Kind::Protocol,
-                _ => Kind::Malformed("unknown pseudo-header"),
+                _ => Kind::Malformed(Why::Pseudo),
             };
         }
-        if !h1::is_token(name) || name.iter().any(u8::is_ascii_uppercase) {
-            return Kind::Malformed("invalid field name");
+        let is_lower = || !name.iter().any(u8::is_ascii_uppercase);
+        if !h1::is_token(name) || !(case == Case::Kept || is_lower()) {
+            return Kind::Malformed(Why::Name);
         }
         match Known::of(name) {
             Known::Connection
             | Known::KeepAlive
             | Known::ProxyConnection
             | Known::TransferEncoding
-            | Known::Upgrade => Kind::Malformed("a field of one HTTP/1 connection"),
-            Known::Te if !value.eq_ignore_ascii_case(b"trailers") => {
-                Kind::Malformed("TE other than trailers")
-            }
-            Known::Other if name == b"cookie" => Kind::Cookie,
+            | Known::Upgrade => Kind::Malformed(Why::Connection),
+            Known::Te if !value.eq_ignore_ascii_case(b"trailers") => Kind::Malformed(Why::Te),
+            Known::Other if name.eq_ignore_ascii_case(b"cookie") => Kind::Cookie,
             known => Kind::Field(known),
         }
     }
@@ -68,6 +99,12 @@ impl Kind {
 
 /// A value without the spaces around it, which mean nothing.
 fn trimmed(value: &[u8]) -> &[u8] {
+    if let [first, .., last] = value
+        && !matches!(first, b' ' | b'\t')
+        && !matches!(last, b' ' | b'\t')
+    {
+        return value;
+    }
     let is_text = |byte: &u8| !matches!(byte, b' ' | b'\t');
     let start = value.iter().position(is_text).unwrap_or(value.len());
     let end = value
@@ -79,8 +116,8 @@ fn trimmed(value: &[u8]) -> &[u8] {
 
 /// A field line as it stands in an HTTP/1 head, with what it is.
 #[derive(Debug)]
-struct Entry {
-    line: Box<[u8]>,
+pub(super) struct Entry {
+    line: Vec<u8>,
     name: usize,
     kind: Kind,
     /// What it counts in a table, as it was sent.
@@ -89,20 +126,57 @@ struct Entry {
 
 impl Entry {
     fn new(kind: Kind, name: &[u8], value: &[u8]) -> Entry {
+        let mut entry = Entry::with_room(name.len() + value.len() + 4);
+        entry.say(kind, name, value);
+        entry
+    }
+
+    fn with_room(room: usize) -> Entry {
         Entry {
-            line: [name, b": ", trimmed(value), b"\r\n"].concat().into(),
-            name: name.len(),
-            kind,
-            size: name.len() + value.len() + OVERHEAD,
+            line: Vec::with_capacity(room),
+            name: 0,
+            kind: Kind::Malformed(Why::Name),
+            size: OVERHEAD,
         }
     }
 
-    fn name(&self) -> &[u8] {
+    /// Says something else.
+    fn say(&mut self, kind: Kind, name: &[u8], value: &[u8]) {
+        self.line.clear();
+        self.line.extend_from_slice(name);
+        self.line.extend_from_slice(b": ");
+        self.line.extend_from_slice(trimmed(value));
+        self.line.extend_from_slice(b"\r\n");
+        (self.kind, self.name) = (kind, name.len());
+        self.size = name.len() + value.len() + OVERHEAD;
+    }
+
+    /// What it is to a message.
+    pub(super) fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// All of it, as HTTP/1 has it.
+    pub(super) fn line(&self) -> &[u8] {
+        &self.line
+    }
+
+    pub(super) fn name(&self) -> &[u8] {
         &self.line[..self.name]
     }
 
-    fn value(&self) -> &[u8] {
+    pub(super) fn value(&self) -> &[u8] {
         &self.line[self.name + 2..self.line.len() - 2]
+    }
+
+    /// Bytes of name and value.
+    pub(super) fn len(&self) -> usize {
+        self.line.len() - 4
+    }
+
+    /// Bytes of the name.
+    pub(super) fn name_len(&self) -> usize {
+        self.name
     }
 }
 
@@ -110,7 +184,7 @@ impl Entry {
 static STATIC: LazyLock<Vec<Entry>> = LazyLock::new(|| {
     let entry = |(name, value): &(&str, &str)| {
         let (name, value) = (name.as_bytes(), value.as_bytes());
-        Entry::new(Kind::of(name, value), name, value)
+        Entry::new(Kind::of(name, value, Case::Lower), name, value)
     };
     LINES.iter().map(entry).collect()
 });

@@ -28,35 +28,30 @@ pub fn echo_id(request: &Head, response: &mut Head) {
 
 /// A random UUID (RFC 9562, version 4).
 fn uuid(rng: &mut fastrand::Rng) -> [u8; 36] {
-    let mut bytes = rng.u128(..).to_be_bytes();
-    bytes[6] = bytes[6] & 0x0f | 0x40;
-    bytes[8] = bytes[8] & 0x3f | 0x80;
+    let version = rng.u32(..) & 0xffff_0fff | 0x4000;
+    let variant = rng.u32(..) & 0x3fff_ffff | 0x8000_0000;
+    let [first, last] = [rng.u32(..), rng.u32(..)].map(hexadecimal);
+    let [second, third] = [version, variant].map(hexadecimal);
     let mut out = [b'-'; 36];
-    hexadecimal(&bytes[..4], &mut out[..8]);
-    hexadecimal(&bytes[4..6], &mut out[9..13]);
-    hexadecimal(&bytes[6..8], &mut out[14..18]);
-    hexadecimal(&bytes[8..10], &mut out[19..23]);
-    hexadecimal(&bytes[10..], &mut out[24..]);
+    out[..8].copy_from_slice(&first);
+    out[9..13].copy_from_slice(&second[..4]);
+    out[14..18].copy_from_slice(&second[4..]);
+    out[19..23].copy_from_slice(&third[..4]);
+    out[24..28].copy_from_slice(&third[4..]);
+    out[28..].copy_from_slice(&last);
     out
 }
 
-/// Each byte in hexadecimal.
-const HEXADECIMAL: [[u8; 2]; 256] = {
-    let digits = b"0123456789abcdef";
-    let mut table = [[0; 2]; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        table[byte] = [digits[byte >> 4], digits[byte & 0xf]];
-        byte += 1;
-    }
-    table
-};
-
-/// Writes `bytes` into `out`, which is twice as long.
-pub(super) fn hexadecimal(bytes: &[u8], out: &mut [u8]) {
-    for (pair, byte) in out.chunks_exact_mut(2).zip(bytes) {
-        pair.copy_from_slice(&HEXADECIMAL[usize::from(*byte)]);
-    }
+/// A number in hexadecimal, all digits at once: each gets a byte, and those above nine what is between `9` and `a`.
+pub(super) fn hexadecimal(number: u32) -> [u8; 8] {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    let spread = u64::from(number);
+    let spread = (spread | spread << 16) & 0x0000_ffff_0000_ffff;
+    let spread = (spread | spread << 8) & 0x00ff_00ff_00ff_00ff;
+    let digits = (spread | spread << 4) & (0x0f * ONES);
+    let letters = (digits + 6 * ONES) >> 4 & ONES;
+    let above_nine = u64::from(b'a' - b'9' - 1);
+    (digits + u64::from(b'0') * ONES + letters * above_nine).to_be_bytes()
 }
 
 /// Says by which scheme the request came, unless somebody before us did.
@@ -147,6 +142,14 @@ mod tests {
         let mut response = Head::response(200);
         echo_id(&head, &mut response);
         assert_eq!(response.get(Known::RequestId), Some(&b"mine"[..]));
+    }
+
+    #[test]
+    fn numbers_are_written_in_hexadecimal() {
+        for number in [0, 0x0123_4567, 0x89ab_cdef, 0x9a9a_0f0f, u32::MAX] {
+            let written = hexadecimal(number);
+            assert_eq!(written, *format!("{number:08x}").as_bytes());
+        }
     }
 
     #[test]

@@ -65,10 +65,17 @@ fn read(request: &Head) -> Option<Context> {
         })
 }
 
+#[allow(clippy::cast_possible_truncation)] // word by word
 fn write_traceparent(request: &mut Head, context: Context) {
     let mut value = *b"00-00000000000000000000000000000000-0000000000000000-00";
-    hexadecimal(&context.trace.to_be_bytes(), &mut value[3..35]);
-    hexadecimal(&context.span.to_be_bytes(), &mut value[36..52]);
+    let word = |number: u128, at: u32| hexadecimal((number >> (32 * at)) as u32);
+    let (trace, span) = (context.trace, context.span.into());
+    value[3..11].copy_from_slice(&word(trace, 3));
+    value[11..19].copy_from_slice(&word(trace, 2));
+    value[19..27].copy_from_slice(&word(trace, 1));
+    value[27..35].copy_from_slice(&word(trace, 0));
+    value[36..44].copy_from_slice(&word(span, 1));
+    value[44..52].copy_from_slice(&word(span, 0));
     value[54] = if context.sampled == Some(true) {
         b'1'
     } else {

@@ -18,14 +18,19 @@ const MAX_READ: usize = 128 * 1024;
 /// Bytes that a thread keeps for the next to ask.
 const KEPT: usize = 1024 * 1024;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Free {
     buffers: Vec<Vec<u8>>,
     bytes: usize,
 }
 
+const NONE: Free = Free {
+    buffers: Vec::new(),
+    bytes: 0,
+};
+
 thread_local! {
-    static FREE: RefCell<Free> = RefCell::default();
+    static FREE: RefCell<Free> = const { RefCell::new(NONE) };
 }
 
 /// Makes sure that `buffer` has room: an unused one becomes a buffer that was given back, or a fresh one.
@@ -86,7 +91,7 @@ pub fn poll_fill(
 
 /// Frees what nobody borrows.
 pub fn trim() {
-    FREE.with_borrow_mut(mem::take);
+    FREE.set(NONE);
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::mem;
 use std::ops::Range;
 
-pub use super::known::Known;
+pub use super::known::{Known, is_called};
 
 use super::buffers;
 use super::known::HOP_BY_HOP;
@@ -310,11 +310,11 @@ impl Head {
         fields.map(|field| &self.bytes[field.value.range()])
     }
 
-    /// Every value of the field `name`, whatever its case.
+    /// Every value of the field `name`, which is in lower case, whatever its own case.
     pub fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
         let has_length = move |f: &&Field| f.name.len() as usize == name.len();
         let text = |span: Span| &self.bytes[span.range()];
-        let same = move |f: &&Field| text(f.name).eq_ignore_ascii_case(name.as_bytes());
+        let same = move |f: &&Field| is_called(text(f.name), name.as_bytes());
         let named = self.kept().filter(has_length).filter(same);
         named.map(move |f| text(f.value))
     }

@@ -42,9 +42,7 @@ impl Known {
             return Known::Other;
         };
         // One byte tells most names from most others, of which there are many a request.
-        let is = |other: &str| {
-            first == other.as_bytes()[0] && name.eq_ignore_ascii_case(other.as_bytes())
-        };
+        let is = |other: &str| first == other.as_bytes()[0] && is_called(name, other.as_bytes());
         match name.len() {
             2 if is("te") => Known::Te,
             2 if is("b3") => Known::B3,
@@ -71,8 +69,8 @@ impl Known {
             21 if is("x-envoy-peer-metadata") => Known::PeerMetadata,
             24 if is("x-envoy-peer-metadata-id") => Known::PeerMetadataId,
             23 if is("x-forwarded-client-cert") => Known::ClientCert,
-            5.. if first == b'x' && name[..5].eq_ignore_ascii_case(b"x-b3-") => Known::B3Multiple,
-            8.. if first == b'x' && name[..8].eq_ignore_ascii_case(b"x-envoy-") => Known::Envoy,
+            5.. if first == b'x' && is_called(&name[..5], b"x-b3-") => Known::B3Multiple,
+            8.. if first == b'x' && is_called(&name[..8], b"x-envoy-") => Known::Envoy,
             _ => Known::Other,
         }
     }
@@ -80,6 +78,46 @@ impl Known {
     /// Its place in a set.
     pub(super) const fn bit(self) -> u32 {
         1 << self as u32
+    }
+}
+
+/// The letters among eight bytes in lower case; what isn't ASCII stays.
+fn lower(eight: u64) -> u64 {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    let low = eight & (0x7f * ONES);
+    let from_a = low + u64::from(0x80 - b'A') * ONES;
+    let beyond_z = low + u64::from(0x7f - b'Z') * ONES;
+    let capitals = from_a & !beyond_z & !eight & (0x80 * ONES);
+    eight | capitals >> 2
+}
+
+/// Whether a name is `lower`, which is in lower case, whatever its own. Eight bytes at a time, the last perhaps twice.
+pub fn is_called(name: &[u8], in_lower: &[u8]) -> bool {
+    if name.len() != in_lower.len() {
+        return false;
+    }
+    let halves = |text: &[u8]| {
+        let (first, last) = (text.first_chunk::<4>()?, text.last_chunk::<4>()?);
+        let half = |half: &[u8; 4]| u64::from(u32::from_le_bytes(*half));
+        Some(half(first) << 32 | half(last))
+    };
+    match (name.last_chunk(), in_lower.last_chunk()) {
+        (Some(last), Some(own)) => {
+            let same = |(one, other): (&[u8; 8], &[u8; 8])| {
+                lower(u64::from_le_bytes(*one)) == u64::from_le_bytes(*other)
+            };
+            same((last, own))
+                && name
+                    .as_chunks()
+                    .0
+                    .iter()
+                    .zip(in_lower.as_chunks().0)
+                    .all(same)
+        }
+        _ => match (halves(name), halves(in_lower)) {
+            (Some(name), Some(own)) => lower(name) == own,
+            _ => name.eq_ignore_ascii_case(in_lower),
+        },
     }
 }
 
@@ -97,3 +135,29 @@ pub(super) const HOP_BY_HOP: u32 = Known::Connection.bit()
     | Known::Http1.bit()
     | Known::PeerMetadata.bit()
     | Known::PeerMetadataId.bit();
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_the_same_whatever_their_case() {
+        let mut rng = fastrand::Rng::with_seed(3);
+        for _ in 0..20_000 {
+            let length = rng.usize(0..20);
+            let own: Vec<u8> = (0..length)
+                .map(|_| rng.u8(..).to_ascii_lowercase())
+                .collect();
+            let mut name = own.clone();
+            if rng.bool() {
+                name.make_ascii_uppercase();
+            }
+            if length > 0 && rng.bool() {
+                let at = rng.usize(..length);
+                name[at] ^= [0x20, 0x80, 1][rng.usize(..3)];
+            }
+            let expected = name.eq_ignore_ascii_case(&own);
+            assert_eq!(is_called(&name, &own), expected, "{name:?} {own:?}");
+        }
+    }
+}

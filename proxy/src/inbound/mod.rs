@@ -3,7 +3,7 @@
 mod bytes;
 mod connection;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
@@ -117,6 +117,8 @@ async fn serve_for(
 /// What requests on a connection are judged by, for as long as the plan stays the same.
 #[derive(Debug)]
 struct Serving {
+    /// The generation of the configuration in which the plan was seen last.
+    generation: Cell<u64>,
     plan: Arc<InboundPlan>,
     /// Whether `series` names the caller's workload.
     is_told: bool,
@@ -135,6 +137,7 @@ impl Serving {
             series: connection.series(worker, &chain),
             app: connection.app(worker, &plan, &chain),
             chain,
+            generation: Cell::new(0),
             plan,
         })
     }
@@ -147,11 +150,18 @@ async fn current<'a>(
     connection: &Connection,
     serving: &'a mut Option<Rc<Serving>>,
 ) -> Option<&'a Serving> {
-    let plan = worker.shared.directory.inbound().await;
-    let is_told = connection.knows_source();
-    let fits = |s: &Serving| Arc::ptr_eq(&s.plan, &plan) && s.is_told == is_told;
-    if !serving.as_deref().is_some_and(fits) {
-        *serving = Serving::new(worker, connection, plan).map(Rc::new);
+    let directory = &worker.shared.directory;
+    // Looked at first: what is published meanwhile is found with the next request.
+    let (generation, is_told) = (directory.generation(), connection.knows_source());
+    let is_current = |s: &Serving| s.generation.get() == generation && s.is_told == is_told;
+    if !serving.as_deref().is_some_and(is_current) {
+        let plan = directory.inbound().await;
+        let fits = |s: &Serving| Arc::ptr_eq(&s.plan, &plan) && s.is_told == is_told;
+        if !serving.as_deref().is_some_and(fits) {
+            *serving = Serving::new(worker, connection, plan).map(Rc::new);
+        }
+        let seen = serving.as_deref().map(|serving| &serving.generation);
+        seen.inspect(|seen| seen.set(generation));
     }
     serving.as_deref()
 }
@@ -355,8 +365,7 @@ async fn forward(
 
 fn authorize(connection: &Connection, chain: &InboundChain, request: &Head) -> Result<(), Error> {
     let host = request.get(Known::Host).unwrap_or_default();
-    let host = String::from_utf8_lossy(host);
-    let view = RequestView::new(request, &host);
+    let view = RequestView::new(request, host);
     let who = connection
         .caller()
         .principal

@@ -170,6 +170,17 @@ pub struct Sizes {
 }
 
 impl Cell {
+    /// Counts a request that is over.
+    fn over(&self, took: Duration, sizes: Sizes) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        let micros = took.as_secs().saturating_mul(1_000_000);
+        let rest = took.subsec_micros().into();
+        self.duration.observe(micros.saturating_add(rest));
+        let bytes = |count: u64| count.saturating_mul(1000);
+        self.request_bytes.observe(bytes(sizes.request));
+        self.response_bytes.observe(bytes(sizes.response));
+    }
+
     fn new(key: Key) -> Cell {
         Cell {
             key,
@@ -243,13 +254,11 @@ pub enum Way {
 impl Series {
     /// Counts a request.
     pub fn count(&self, key: Key, took: Duration, sizes: Sizes) {
-        let cell = self.cell(key);
-        cell.count.fetch_add(1, Ordering::Relaxed);
-        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        cell.duration.observe(micros);
-        let bytes = |count: u64| count.saturating_mul(1000);
-        cell.request_bytes.observe(bytes(sizes.request));
-        cell.response_bytes.observe(bytes(sizes.response));
+        let cells = self.cells.load();
+        match cells.iter().find(|cell| cell.key == key) {
+            Some(cell) => cell.over(took, sizes),
+            None => self.cell(key).over(took, sizes),
+        }
     }
 
     /// Counts messages of a gRPC call.

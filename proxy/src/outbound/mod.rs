@@ -324,8 +324,9 @@ async fn forward(
     propagate::trace(worker, attempt.request, attempt.outcome);
     let edit = |request: &Head, response: &mut Head, heard: Instant| {
         let mut digits = itoa::Buffer::new();
-        let millis = u64::try_from(heard.duration_since(arrived).as_millis());
-        let elapsed = digits.format(millis.unwrap_or(u64::MAX)).as_bytes();
+        let took = heard.duration_since(arrived);
+        let millis = took.as_secs() * 1000 + u64::from(took.subsec_millis());
+        let elapsed = digits.format(millis).as_bytes();
         response.add_known(b"x-envoy-upstream-service-time", Known::Envoy, elapsed);
         headers::echo_id(request, response);
     };

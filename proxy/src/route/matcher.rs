@@ -10,7 +10,7 @@ pub struct RequestView<'a> {
     /// Its head.
     pub head: &'a Head,
     /// The authority that it is for, lower-case, without the port.
-    pub authority: &'a str,
+    pub authority: &'a [u8],
     /// The path, normalised, without the query.
     pub path: &'a [u8],
     /// The query, without the question mark.
@@ -19,7 +19,10 @@ pub struct RequestView<'a> {
 
 impl<'a> RequestView<'a> {
     /// A view of `head` for `authority`.
-    pub fn new(head: &'a Head, authority: &'a str) -> RequestView<'a> {
+    pub fn new<A>(head: &'a Head, authority: &'a A) -> RequestView<'a>
+    where
+        A: AsRef<[u8]> + ?Sized,
+    {
         let target = head.target();
         let (path, query) = match target.iter().position(|&b| b == b'?') {
             Some(at) => (&target[..at], &target[at + 1..]),
@@ -27,7 +30,7 @@ impl<'a> RequestView<'a> {
         };
         RequestView {
             head,
-            authority,
+            authority: authority.as_ref(),
             path,
             query,
         }
@@ -51,7 +54,7 @@ pub fn header_matches(wanted: &HeaderMatch, request: &RequestView<'_>) -> bool {
         name if !name.starts_with(':') => any_matches(wanted, request.head, name),
         ":method" => value_matches(wanted, request.head.method()),
         ":path" => value_matches(wanted, request.head.target()),
-        ":authority" => value_matches(wanted, request.authority.as_bytes()),
+        ":authority" => value_matches(wanted, request.authority),
         name => any_matches(wanted, request.head, name),
     };
     holds != wanted.invert
@@ -66,19 +69,17 @@ fn value_matches(wanted: &HeaderMatch, value: &[u8]) -> bool {
 
 fn any_matches(wanted: &HeaderMatch, head: &Head, name: &str) -> bool {
     let mut values = head.values(name);
-    let Some(first) = values.next() else {
-        return false;
+    let first = match (values.next(), values.next()) {
+        (None, _) => return false,
+        (Some(only), None) => return value_matches(wanted, only),
+        (Some(first), Some(_)) => first,
     };
-    let rest: Vec<&[u8]> = values.collect();
-    if rest.is_empty() {
-        return value_matches(wanted, first);
-    }
     let mut joined = first.to_vec();
-    for value in &rest {
+    for value in head.values(name).skip(1) {
         joined.push(b',');
         joined.extend_from_slice(value);
     }
-    let mut each = rest.iter().copied().chain([first]);
+    let mut each = head.values(name);
     value_matches(wanted, &joined) || each.any(|value| value_matches(wanted, value))
 }
 

@@ -4,6 +4,7 @@ pub mod matcher;
 pub mod split;
 
 use crate::config::route::{RouteConfig, RouteMatch};
+use crate::http::head::is_called;
 use matcher::{RequestView, matches};
 
 /// Routes with what each of them leads to.
@@ -55,7 +56,7 @@ impl<P> Router<P> {
     }
 
     /// Exact names win over suffixes, longer suffixes over shorter ones, those over `*`.
-    fn host(&self, authority: &str) -> Option<&Host<P>> {
+    fn host(&self, authority: &[u8]) -> Option<&Host<P>> {
         let rank = |domain: &String| domain_rank(domain, authority);
         let ranked = self.hosts.iter().filter_map(|host| {
             let best = host.domains.iter().filter_map(rank).max()?;
@@ -65,9 +66,9 @@ impl<P> Router<P> {
     }
 }
 
-fn domain_rank(domain: &str, authority: &str) -> Option<usize> {
+fn domain_rank(domain: &str, authority: &[u8]) -> Option<usize> {
     match domain.strip_prefix('*') {
-        None => domain.eq_ignore_ascii_case(authority).then_some(usize::MAX),
+        None => is_called(authority, domain.as_bytes()).then_some(usize::MAX),
         Some("") => Some(0),
         Some(suffix) => {
             let start = authority
@@ -75,7 +76,7 @@ fn domain_rank(domain: &str, authority: &str) -> Option<usize> {
                 .checked_sub(suffix.len())
                 .filter(|&n| n > 0)?;
             let tail = authority.get(start..)?;
-            tail.eq_ignore_ascii_case(suffix).then_some(suffix.len())
+            is_called(tail, suffix.as_bytes()).then_some(suffix.len())
         }
     }
 }

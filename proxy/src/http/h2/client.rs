@@ -251,7 +251,7 @@ impl ClientStream {
             return Poll::Ready(Err(Broken::Closed));
         };
         let mut state = body.slot().state.borrow_mut();
-        let informational = state.informational.pop_front().map(Ok);
+        let informational = state.informational.pop_front();
         let Some(next) = informational.or_else(|| state.head.take()) else {
             return match &state.failed {
                 Some(failed) => Poll::Ready(Err(failed.broken())),
@@ -261,9 +261,13 @@ impl ClientStream {
                 }
             };
         };
+        let invalid = state.invalid.take();
         drop(state);
         self.connection.pulse.asked.set(0);
-        *head = next.map_err(Broken::Syntax)?;
+        if let Some(invalid) = invalid {
+            return Poll::Ready(Err(Broken::Syntax(invalid)));
+        }
+        *head = next;
         self.is_answered = head.status() >= 200;
         if self.is_held && (200..300).contains(&head.status()) {
             head.set_status(101);

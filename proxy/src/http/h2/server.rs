@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use super::core::{Core, Role};
+use super::core::{Core, Role, Slot};
 use super::driver::Driver;
 use super::frame::Reason;
 use super::heads::Peer;
@@ -205,23 +205,30 @@ impl Session {
             let (session, handle) = (Rc::clone(self), Rc::clone(handle));
             tokio::task::spawn_local(async move {
                 let waits = Rc::default();
-                while let Some(mut arrived) = session.next(&waits).await {
-                    handle(&mut arrived).await;
+                while let Some(slot) = session.next(&waits).await {
+                    let mut arrived = session.arrived(slot);
+                    if !session.how.is_over(arrived.at) {
+                        handle(&mut arrived).await;
+                    } else if let Some(stream) = &mut arrived.stream {
+                        stream.reset(Reason::REFUSED_STREAM);
+                    }
                 }
             });
         }
     }
 
     /// The next request; `None` when none comes, or enough others wait for one. Whether the task `waits` is among those.
-    async fn next(&self, waits: &Rc<Cell<bool>>) -> Option<Arrived> {
+    async fn next(&self, waits: &Rc<Cell<bool>>) -> Option<Rc<Slot>> {
         poll_fn(|cx| {
             let mut spare = self.spare.borrow_mut();
             if waits.replace(false) {
                 // Something else woke it: it is no spare one any more.
                 spare.retain(|(other, _)| !Rc::ptr_eq(other, waits));
             }
-            if let Some(arrived) = self.take() {
-                return Poll::Ready(Some(arrived));
+            let arrived = self.core.borrow_mut().arrived.pop_front();
+            if arrived.is_some() {
+                self.promised.set(self.promised.get().saturating_sub(1));
+                return Poll::Ready(arrived);
             }
             if self.is_resting.get() || spare.len() >= SPARE {
                 return Poll::Ready(None);
@@ -233,22 +240,18 @@ impl Session {
         .await
     }
 
-    /// The request that came first.
-    fn take(&self) -> Option<Arrived> {
-        loop {
-            let request = self.core.borrow_mut().arrived.pop_front()?;
-            self.promised.set(self.promised.get().saturating_sub(1));
-            let at = request.at;
-            let (mut stream, head, read) = ServerStream::new(&self.core, request, &self.streams);
-            if !self.how.is_over(at) {
-                return Some(Arrived {
-                    stream: Some(stream),
-                    head,
-                    at,
-                    read,
-                });
-            }
-            stream.reset(Reason::REFUSED_STREAM);
+    /// The request that a stream came with.
+    fn arrived(&self, slot: Rc<Slot>) -> Arrived {
+        let mut state = slot.state.borrow_mut();
+        let head = state.head.take().unwrap_or_default();
+        let (at, invalid) = (state.opened, state.invalid);
+        drop(state);
+        let (stream, read) = ServerStream::new(&self.core, slot, &head, &self.streams);
+        Arrived {
+            stream: Some(stream),
+            head,
+            at,
+            read: invalid.map_or(read, Err),
         }
     }
 }

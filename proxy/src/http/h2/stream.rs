@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use tokio::time::Instant;
 
 use super::body::Body;
-use super::core::{Core, Request};
+use super::core::{Core, Slot};
 use super::frame::Reason;
 use super::tunnel::Tunnel;
 use crate::http::h1::{Invalid, Length, request_length};
@@ -69,21 +69,16 @@ impl Drop for Opened {
 }
 
 impl ServerStream {
-    /// The stream of `request`, its head, and whether that is one.
+    /// The stream of a request with `head`, and whether that fits to it.
     pub(super) fn new(
         core: &Rc<RefCell<Core>>,
-        request: Request,
+        slot: Rc<Slot>,
+        head: &Head,
         all: &Rc<Streams>,
-    ) -> (ServerStream, Head, Result<(), Invalid>) {
-        let Request {
-            slot,
-            head,
-            read,
-            is_carried,
-            ..
-        } = request;
+    ) -> (ServerStream, Result<(), Invalid>) {
+        let is_carried = slot.state.borrow().is_carried;
         let mut body = Body::new(core, slot, false);
-        let length = request_length(&head).and_then(|length| match (body.is_received(), length) {
+        let length = request_length(head).and_then(|length| match (body.is_received(), length) {
             (true, Length::Fixed(1..)) => {
                 Err(Invalid::Syntax("Content-Length of a body that isn't there"))
             }
@@ -107,7 +102,7 @@ impl ServerStream {
             is_carried,
             opened: Opened::new(all),
         };
-        (stream, head, read.and(length.map(drop)))
+        (stream, length.map(drop))
     }
 
     /// Whether the request is a HEAD: its response has no body whatever its head says.

@@ -82,9 +82,13 @@ pub(super) struct Slot {
 /// What is known of a stream.
 #[derive(Debug)]
 pub(super) struct State {
-    /// Heads of responses that nobody has taken, and whether there was a final one.
+    /// The head of a request, or of the final response, that nobody has taken, and why it isn't one, if it isn't.
+    pub(super) head: Option<Head>,
+    pub(super) invalid: Option<Invalid>,
+    /// Whether a sidecar carries the request for a caller of HTTP/1.
+    pub(super) is_carried: bool,
+    /// Heads of informational responses that nobody has taken, and whether the final one was there.
     pub(super) informational: VecDeque<Head>,
-    pub(super) head: Option<Result<Head, Invalid>>,
     has_head: bool,
     /// What was received of the body and nobody has taken.
     pub(super) data: Vec<u8>,
@@ -103,7 +107,7 @@ pub(super) struct State {
     consumed: u32,
     send_window: i64,
     waker: Option<Waker>,
-    opened: Instant,
+    pub(super) opened: Instant,
 }
 
 impl Slot {
@@ -111,8 +115,10 @@ impl Slot {
         Rc::new(Slot {
             id,
             state: RefCell::new(State {
-                informational: VecDeque::new(),
                 head: None,
+                invalid: None,
+                is_carried: false,
+                informational: VecDeque::new(),
                 has_head: false,
                 data: Vec::new(),
                 trailers: None,
@@ -153,18 +159,6 @@ impl State {
             waker.wake_by_ref();
         }
     }
-}
-
-/// A request that a peer opened a stream for.
-#[derive(Debug)]
-pub(super) struct Request {
-    pub(super) slot: Rc<Slot>,
-    pub(super) head: Head,
-    /// When it was read.
-    pub(super) at: Instant,
-    pub(super) read: Result<(), Invalid>,
-    /// Whether the peer carries it for a caller of HTTP/1.
-    pub(super) is_carried: bool,
 }
 
 /// A head of which not all frames are there.
@@ -231,7 +225,7 @@ pub(super) struct Core {
     budget: Budget,
     resets: Resets,
     /// Requests that nobody has taken.
-    pub(super) arrived: VecDeque<Request>,
+    pub(super) arrived: VecDeque<Rc<Slot>>,
     driver: Option<Waker>,
     is_kicked: bool,
 }

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use tokio::time::Instant;
 
-use super::{Block, Core, Failure, Phase, RESET_AT_ONCE, Request, Role, Slot};
+use super::{Block, Core, Failure, Phase, RESET_AT_ONCE, Role, Slot};
 use crate::http::buffers;
 use crate::http::h1::{Length, request_length};
 use crate::http::h2::frame::{
@@ -254,9 +254,9 @@ impl Core {
         let mut head = Head::default();
         let how = (self.peer, &self.limits);
         let read = heads::read_request(&mut self.decoder, block, how, &mut head);
-        let (read, is_carried) = match read {
-            Ok(is_carried) => (Ok(()), is_carried),
-            Err(Bad::Invalid(invalid)) => (Err(invalid), false),
+        let (invalid, is_carried) = match read {
+            Ok(is_carried) => (None, is_carried),
+            Err(Bad::Invalid(invalid)) => (Some(invalid), false),
             Err(Bad::Garbled) => return Err(GARBLED),
             Err(Bad::Malformed(why)) => {
                 tracing::debug!(why, "a malformed request");
@@ -278,15 +278,12 @@ impl Core {
         }
         self.resets.opened();
         let slot = Slot::new(id, self.settings.initial_window, now);
-        slot.state.borrow_mut().has_ended = ends;
+        let mut state = slot.state.borrow_mut();
+        (state.head, state.invalid) = (Some(head), invalid);
+        (state.is_carried, state.has_ended) = (is_carried, ends);
+        drop(state);
         self.streams.push(Rc::clone(&slot));
-        self.arrived.push_back(Request {
-            slot,
-            head,
-            at: now,
-            read,
-            is_carried,
-        });
+        self.arrived.push_back(slot);
         Ok(())
     }
 
@@ -306,13 +303,13 @@ impl Core {
                 }
                 state.has_head |= is_final;
                 match is_final {
-                    true => state.head = Some(Ok(head)),
+                    true => state.head = Some(head),
                     false => state.informational.push_back(head),
                 }
             }
             Err(Bad::Invalid(invalid)) => {
                 state.has_head = true;
-                state.head = Some(Err(invalid));
+                (state.head, state.invalid) = (Some(head), Some(invalid));
             }
             Err(bad) => return Err(bad),
         }

@@ -158,7 +158,7 @@ fn the_window_of_a_reader_that_keeps_up_grows_within_bounds() {
     let (mut client, mut server) = pair();
     let slots: Vec<_> = (0..8).map(|_| get(&mut client, "/")).collect();
     exchange(&mut client, &mut server);
-    let served: Vec<_> = server.arrived.drain(..).map(|r| r.slot).collect();
+    let served: Vec<_> = server.arrived.drain(..).collect();
     served
         .iter()
         .for_each(|slot| respond(&mut server, slot, false));
@@ -255,11 +255,7 @@ fn bodies_share_what_there_is_room_for() {
     let (mut client, mut server) = pair();
     let slots: Vec<_> = (0..3).map(|_| get(&mut client, "/")).collect();
     exchange(&mut client, &mut server);
-    let served: Vec<_> = server
-        .arrived
-        .drain(..)
-        .map(|request| request.slot)
-        .collect();
+    let served: Vec<_> = server.arrived.drain(..).collect();
     let body = vec![b'x'; 60_000];
     let mut written = [0; 3];
     // The first takes its turn, and so on until the connection's window, which was never opened, is used up.
@@ -305,11 +301,7 @@ fn an_end_in_two_steps_loses_no_request() {
     assert!(!client.is_open());
     assert_eq!(server.arrived.len(), 2);
     assert!(!server.is_done());
-    let served: Vec<_> = server
-        .arrived
-        .drain(..)
-        .map(|request| request.slot)
-        .collect();
+    let served: Vec<_> = server.arrived.drain(..).collect();
     for slot in &served {
         respond(&mut server, slot, true);
     }
@@ -361,7 +353,7 @@ fn readers_that_stop_leave_the_others_their_windows() {
     let (mut client, mut server) = pair();
     let slots: Vec<_> = (0..MAX_STREAMS).map(|_| get(&mut client, "/")).collect();
     exchange(&mut client, &mut server);
-    let served: Vec<_> = server.arrived.drain(..).map(|r| r.slot).collect();
+    let served: Vec<_> = server.arrived.drain(..).collect();
     served
         .iter()
         .for_each(|slot| respond(&mut server, slot, false));
@@ -390,7 +382,7 @@ fn who_left_takes_nobodys_turn() {
     let (mut client, mut server) = pair();
     let slots: Vec<_> = (0..3).map(|_| get(&mut client, "/")).collect();
     exchange(&mut client, &mut server);
-    let served: Vec<_> = server.arrived.drain(..).map(|r| r.slot).collect();
+    let served: Vec<_> = server.arrived.drain(..).collect();
     served
         .iter()
         .for_each(|slot| respond(&mut server, slot, false));

@@ -5,19 +5,20 @@
 
 use std::collections::VecDeque;
 use std::mem;
+use std::ops::Range;
 
 use super::{Case, LINES, OVERHEAD, TABLE};
 use crate::http::head::Known;
 
-/// Lines that are remembered.
-const SEEN: usize = 64;
+/// Lines that are remembered, and how many of them share their places.
+const SEEN: usize = 128;
+const WAYS: usize = 4;
 /// Longer ones are not worth a place in the table.
 const LONGEST: usize = 1024;
 
 /// A line that was seen.
 #[derive(Debug, Default, Clone)]
 struct Seen {
-    hash: u32,
     /// The number of its entry, counted from the connection's beginning; 0 when it has none.
     entry: u64,
     /// The text of the line.
@@ -87,11 +88,19 @@ pub(crate) struct Encoder {
     /// How many entries were ever made, and how many of them are gone.
     made: u64,
     gone: u64,
+    /// Lines that were seen: their hashes, 0 where there is none, and what they were.
+    hashes: Vec<u32>,
     seen: Vec<Seen>,
     /// Entries with the names that the path knows.
     names: [u64; 32],
     /// For lines that stand nowhere.
     scratch: Vec<u8>,
+}
+
+/// The places where a line may be remembered.
+fn places(hash: u32) -> Range<usize> {
+    let at = hash as usize / 2 % (SEEN / WAYS) * WAYS;
+    at..at + WAYS
 }
 
 #[inline]
@@ -159,6 +168,7 @@ impl Encoder {
             least: None,
             made: 0,
             gone: 0,
+            hashes: vec![0; SEEN],
             seen: vec![Seen::default(); SEEN],
             names: [0; 32],
             scratch: Vec::new(),
@@ -233,18 +243,39 @@ impl Encoder {
 
     fn any(&mut self, out: &mut Vec<u8>, line: Line<'_>) {
         let hash = line.hash();
-        let seen = &self.seen[hash as usize / 2 % SEEN];
-        let is_known = seen.hash == hash && seen.entry > self.gone && seen.number == line.number;
-        if is_known && *seen.text == *line.text {
-            return write_integer(out, 0x80, 7, self.number(seen.entry));
+        let places = places(hash);
+        for (at, other) in places.clone().zip(&self.hashes[places]) {
+            if *other != hash {
+                continue;
+            }
+            let seen = &self.seen[at];
+            let is_alive = seen.entry > self.gone && seen.number == line.number;
+            if is_alive && *seen.text == *line.text {
+                return write_integer(out, 0x80, 7, self.number(seen.entry));
+            }
         }
         self.literal(out, hash, line);
+    }
+
+    /// Where a line is remembered: where it was seen before, else in the place of the one that has been in the table for longest,
+    /// or isn't in it any more.
+    fn place(&self, hash: u32) -> usize {
+        let mut oldest = places(hash).start;
+        for at in places(hash) {
+            if self.hashes[at] == hash {
+                return at;
+            }
+            if self.seen[at].entry < self.seen[oldest].entry {
+                oldest = at;
+            }
+        }
+        oldest
     }
 
     /// Writes a line that isn't in the table. It comes there if it was seen before.
     #[cold]
     fn literal(&mut self, out: &mut Vec<u8>, hash: u32, line: Line<'_>) {
-        let (at, known) = (hash as usize / 2 % SEEN, line.known);
+        let (at, known) = (self.place(hash), line.known);
         let (name, value) = line.parts();
         let of_name = self.names[known as usize % 32];
         let number = match is_one(known) && of_name > self.gone {
@@ -253,7 +284,7 @@ impl Encoder {
         };
         let is_secret = is_secret(name);
         let size = name.len() + value.len() + OVERHEAD;
-        let is_again = self.seen[at].hash == hash || is_volatile(known);
+        let is_again = self.hashes[at] == hash || is_volatile(known);
         let is_kept = is_again && !is_secret && size <= LONGEST.min(self.max);
         let (flags, bits) = match (is_kept, is_secret) {
             (true, _) => (0x40, 6),
@@ -279,8 +310,8 @@ impl Encoder {
         } else {
             Box::default()
         };
+        self.hashes[at] = hash;
         self.seen[at] = Seen {
-            hash,
             entry,
             text,
             number: line.number,

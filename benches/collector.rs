@@ -2,13 +2,12 @@
 //! callgrind, and VmRSS after a minute of requests. The collector refuses connections, or accepts them and says nothing.
 
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use clap::Parser;
 
-use leno_benches::{Lab, Side, build, instructions, memory};
+use leno_benches::{Lab, Programs, Side, build, instructions, memory};
 
 /// What a dead collector costs.
 #[derive(Debug, Parser)]
@@ -61,7 +60,7 @@ fn main() -> Result<()> {
 }
 
 /// VmRSS of A after requests have been sent for so long, two thousand a second at most.
-fn after_requests(programs: &Path, flags: &[&str], seconds: u64) -> Result<u64> {
+fn after_requests(programs: &Programs, flags: &[&str], seconds: u64) -> Result<u64> {
     let lab = Lab::start(programs, None, flags)?;
     let (rounds, each) = (usize::try_from(seconds)? * 5, 400);
     for _ in 0..rounds {

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
+/// By what leno-proxy is optimised.
+pub const PROFILE: &str = "proxy/leno-proxy.profdata";
 /// The platform that a static build is for.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Addresses of this lab's own.
@@ -73,11 +75,20 @@ pub enum Side {
     B,
 }
 
-/// Builds the programs, static, and says where they are.
+/// Where the programs are.
+#[derive(Debug)]
+pub struct Programs {
+    /// The sidecar.
+    proxy: PathBuf,
+    /// The directory of the others.
+    others: PathBuf,
+}
+
+/// Builds the programs as images have them: static, and leno-proxy as its profile says.
 ///
 /// # Errors
 /// When the build fails.
-pub fn build() -> Result<PathBuf> {
+pub fn build() -> Result<Programs> {
     build_with(None)
 }
 
@@ -85,25 +96,73 @@ pub fn build() -> Result<PathBuf> {
 ///
 /// # Errors
 /// When the build fails.
-pub fn build_with(map: Option<&Path>) -> Result<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+pub fn build_with(map: Option<&Path>) -> Result<Programs> {
+    let used = used()?;
+    Ok(Programs {
+        others: others(&used)?,
+        proxy: cargo(&["leno-proxy"], &used, map, "")?.join("leno-proxy"),
+    })
+}
+
+/// Builds the programs; leno-proxy writes how often it ran through what to the directory `data`.
+///
+/// # Errors
+/// When the build fails.
+pub fn build_for_training(data: &Path) -> Result<Programs> {
+    let made = format!("-C profile-generate={}", data.display());
+    Ok(Programs {
+        others: others(&used().unwrap_or_default())?,
+        proxy: cargo(&["leno-proxy"], &made, None, "training")?.join("leno-proxy"),
+    })
+}
+
+/// The flag that has the profile used.
+fn used() -> Result<String> {
+    let profile = fs::canonicalize(root().join(PROFILE)).context(PROFILE)?;
+    Ok(format!("-C profile-use={}", profile.display()))
+}
+
+/// Builds what isn't leno-proxy, which is built on its own: what is built with it may change the features of its libraries, and so
+/// the names that the profile knows.
+fn others(flags: &str) -> Result<PathBuf> {
+    cargo(&["leno-control-plane", "leno-examples"], flags, None, "")
+}
+
+/// Builds packages with more flags of the compiler, in a directory below the target directory; where.
+fn cargo(packages: &[&str], flags: &str, map: Option<&Path>, below: &str) -> Result<PathBuf> {
+    let target = target()?.join(below);
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command
         .args(["build", "--release", "--bins", "--target", TARGET])
-        .current_dir(&root);
-    for package in ["leno-proxy", "leno-control-plane", "leno-examples"] {
+        .arg("--target-dir")
+        .arg(&target)
+        .current_dir(root());
+    for package in packages {
         command.args(["--package", package]);
     }
     // Packed relocations: the plain table is half a megabyte that start-up reads and nothing needs afterwards.
-    let flags = "-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs";
-    command.env("RUSTFLAGS", flags);
+    let fixed = "-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs";
+    command.env("RUSTFLAGS", format!("{fixed} {flags}"));
     if let Some(map) = map {
         command.env("LENO_LINK_MAP", map);
     }
     ensure!(command.status()?.success(), "the build failed");
+    Ok(target.join(TARGET).join("release"))
+}
+
+/// The target directory.
+///
+/// # Errors
+/// When this doesn't run from there.
+pub fn target() -> Result<PathBuf> {
     let own = std::env::current_exe()?;
     let target = own.ancestors().nth(2).context("a target directory")?;
-    Ok(target.join(TARGET).join("release"))
+    Ok(target.to_owned())
+}
+
+/// The project's directory.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
 impl Lab {
@@ -112,7 +171,7 @@ impl Lab {
     /// # Errors
     /// When something doesn't start, or isn't ready in time.
     pub fn start(
-        programs: &Path,
+        programs: &Programs,
         tool: Option<(Side, Vec<String>)>,
         flags: &[&str],
     ) -> Result<Lab> {
@@ -121,7 +180,7 @@ impl Lab {
         let yaml = directory.join("yaml");
         fs::create_dir_all(&yaml)?;
         write_yaml(&yaml)?;
-        let mut serve = Command::new(programs.join("leno"));
+        let mut serve = Command::new(programs.others.join("leno"));
         serve.args([
             "serve",
             "--xds-address",
@@ -133,7 +192,7 @@ impl Lab {
         serve.arg("--state-dir").arg(directory.join("state"));
         let mut control_plane = Process(quiet(serve).spawn()?);
         ready(&mut control_plane, MONITORING)?;
-        let mut app = Command::new(programs.join("shop"));
+        let mut app = Command::new(programs.others.join("shop"));
         app.args(["--service", "user-service", "--log"])
             .arg(directory.join("app.log"));
         let mut app = quiet(app).stdout(Stdio::piped()).spawn()?;
@@ -160,6 +219,24 @@ impl Lab {
     /// # Errors
     /// When one of them isn't answered with 200.
     pub fn send(&self, count: usize, connections: usize) -> Result<()> {
+        self.send_this(REQUEST, count, connections)
+    }
+
+    /// Sends requests with bodies, of a length that is told and of one that isn't.
+    ///
+    /// # Errors
+    /// When one of them isn't answered with 200.
+    pub fn send_bodies(&self, count: usize, connections: usize) -> Result<()> {
+        let body = "x".repeat(20_000);
+        let head = REQUEST.trim_end();
+        let told = format!("{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        let (coding, length) = ("Transfer-Encoding: chunked", body.len());
+        let chunked = format!("{head}\r\n{coding}\r\n\r\n{length:x}\r\n{body}\r\n0\r\n\r\n");
+        self.send_this(&told, count / 2, connections)?;
+        self.send_this(&chunked, count - count / 2, connections)
+    }
+
+    fn send_this(&self, request: &str, count: usize, connections: usize) -> Result<()> {
         let mut open = Vec::new();
         for _ in 0..connections {
             let tcp = TcpStream::connect(A.0)?;
@@ -171,12 +248,24 @@ impl Lab {
         while left > 0 {
             let round = left.min(connections);
             for tcp in &mut open[..round] {
-                tcp.write_all(REQUEST.as_bytes())?;
+                tcp.write_all(request.as_bytes())?;
             }
             for tcp in &mut open[..round] {
                 read_answer(tcp)?;
             }
             left -= round;
+        }
+        Ok(())
+    }
+
+    /// Ends both sidecars in good order.
+    ///
+    /// # Errors
+    /// When they can't be asked.
+    pub fn end(&mut self) -> Result<()> {
+        for sidecar in [&mut self.a, &mut self.b] {
+            let none = Process(Command::new("true").spawn()?);
+            std::mem::replace(sidecar, none).end()?;
         }
         Ok(())
     }
@@ -229,7 +318,7 @@ impl Lab {
 /// # Errors
 /// When a request fails, or valgrind does.
 pub fn instructions(
-    programs: &Path,
+    programs: &Programs,
     side: Side,
     flags: &[&str],
     counts: [usize; 2],
@@ -241,7 +330,7 @@ pub fn instructions(
 
 /// All user instructions of `side` for `count` requests.
 fn collect(
-    programs: &Path,
+    programs: &Programs,
     side: Side,
     flags: &[&str],
     count: usize,
@@ -261,7 +350,7 @@ fn collect(
 /// # Errors
 /// When a request fails, or valgrind does.
 pub fn profile(
-    programs: &Path,
+    programs: &Programs,
     side: Side,
     flags: &[&str],
     count: usize,
@@ -319,7 +408,7 @@ fn read_answer(tcp: &mut TcpStream) -> Result<()> {
 
 /// The demo's YAML with one endpoint a service, on this lab's addresses; one instance serves as either version.
 fn write_yaml(directory: &Path) -> Result<()> {
-    let shop = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/shop");
+    let shop = root().join("examples/shop");
     for entry in fs::read_dir(shop)? {
         let path = entry?.path();
         let mut text = fs::read_to_string(&path)?;
@@ -339,7 +428,7 @@ fn write_yaml(directory: &Path) -> Result<()> {
 
 /// Starts a sidecar of `account` behind the words of a tool, and waits until it is ready.
 fn sidecar(
-    programs: &Path,
+    programs: &Programs,
     directory: &Path,
     tool: &[String],
     account: &str,
@@ -347,7 +436,7 @@ fn sidecar(
     flags: &[&str],
 ) -> Result<Process> {
     let token = directory.join(format!("{account}.token"));
-    let mut make = Command::new(programs.join("leno"));
+    let mut make = Command::new(programs.others.join("leno"));
     make.args([
         "token",
         "create",
@@ -357,7 +446,7 @@ fn sidecar(
     ])
     .arg(directory.join("state"));
     fs::write(&token, make.output()?.stdout)?;
-    let program = programs.join("leno-proxy");
+    let program = &programs.proxy;
     let mut command = match tool {
         [] => Command::new(program),
         [first, rest @ ..] => {

@@ -7,12 +7,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::fs;
-use std::path::Path;
 
 use anyhow::{Context, Result};
 use clap::Parser;
 
-use leno_benches::{Side, build_with, profile};
+use leno_benches::{Side, build_with, profile, root};
 
 /// Orders the functions of leno-proxy.
 #[derive(Debug, Parser)]
@@ -24,7 +23,6 @@ struct Args {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let map = std::env::temp_dir().join(format!("leno-map-{}", std::process::id()));
     let programs = build_with(Some(&map))?;
     let mut costs = BTreeMap::new();
@@ -40,7 +38,7 @@ fn main() -> Result<()> {
     let text = fs::read_to_string(&map).context("the linker wrote no map")?;
     fs::remove_file(&map)?;
     let script = script(&sections(&text), &costs);
-    fs::write(root.join("proxy/layout.ld"), script)?;
+    fs::write(root().join("proxy/layout.ld"), script)?;
     Ok(())
 }
 
@@ -108,10 +106,17 @@ fn input(file: &str, section: &str) -> String {
     if let Some(member) = member {
         return format!("*libc.a:{member}({section})");
     }
-    match section.split_once("17h") {
-        Some((name, _)) => format!("*({name}17h*)"),
-        None => format!("*({section})"),
-    }
+    // What the profile calls hot or unlikely stands in a section of that name, and is the same function.
+    let name = [".text.hot", ".text.unlikely", ".text"]
+        .into_iter()
+        .find_map(|kind| section.strip_prefix(kind)?.strip_prefix('.'));
+    let Some(name) = name else {
+        return format!("*({section})");
+    };
+    let name = name
+        .split_once("17h")
+        .map_or(name.to_owned(), |(name, _)| format!("{name}17h*"));
+    format!("*(.text.{name} .text.hot.{name} .text.unlikely.{name})")
 }
 
 fn script(sections: &BTreeMap<String, String>, costs: &BTreeMap<String, i64>) -> String {

@@ -7,6 +7,7 @@ mod tunnel;
 
 use std::cell::RefCell;
 use std::future::poll_fn;
+use std::mem;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
@@ -193,6 +194,8 @@ async fn connect_stream(worker: &Rc<Worker>, arrived: &mut Arrived, caller: &Cal
         Served::Whole(Instant::now())
     };
     serve_stream(arrived, &worker.shared.timeouts, connect).await;
+    // A tunnel lives for long, and needs nothing of it.
+    drop(mem::take(&mut arrived.head));
     if let (Some(plan), Some(stream)) = (plan, arrived.stream.take()) {
         let io = Stream::Inside(Box::new(stream.into_tunnel()));
         let conn = Conn::new(io, Vec::new(), worker.shared.limits);

@@ -25,8 +25,9 @@ pub use verify::Rejected;
 /// ALPN protocols between sidecars, as Istio names them.
 pub mod alpn {
     /// HTTP/2 between sidecars of ours, whose streams carry requests of any version: each says whether it came as HTTP/1. To
-    /// others such a request would seem to have come as HTTP/2, which not every app behind them speaks.
-    pub const SHARED: &[u8] = b"leno-h2";
+    /// others such a request would seem to have come as HTTP/2, which not every app behind them speaks. The number goes up when what
+    /// they say to each other changes: sidecars of two builds then share no connections, and lose nothing.
+    pub const SHARED: &[u8] = b"leno-h2v2";
     /// HTTP/2 between sidecars.
     pub const HTTP2: &[u8] = b"istio-h2";
     /// HTTP/1.1 between sidecars.

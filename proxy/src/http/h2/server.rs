@@ -122,7 +122,7 @@ pub async fn serve(
             () = sleep_until(wake) => {
                 // Streams may have begun or ended meanwhile.
                 let now = Instant::now();
-                if rest.is_some_and(|rest| rest <= now) && session.streams.count.get() == 0 {
+                if rest.is_some_and(|rest| rest <= now) && session.under_way() == 0 {
                     session.end_spare();
                 }
                 let is_due = session.wake() <= now;
@@ -149,7 +149,7 @@ impl Session {
         if !self.core.borrow().is_settled() {
             return self.began + self.how.timeouts.head;
         }
-        let since = match self.streams.count.get() {
+        let since = match self.under_way() {
             0 => self.streams.idle_since.get(),
             _ => now,
         };
@@ -160,9 +160,14 @@ impl Session {
         }
     }
 
+    /// How many requests are worked on, or wait for that.
+    fn under_way(&self) -> usize {
+        self.streams.count.get() + self.core.borrow().arrived.len()
+    }
+
     /// When the tasks that wait for requests may end, if there are any.
     fn rest(&self) -> Option<Instant> {
-        let since = match self.streams.count.get() {
+        let since = match self.under_way() {
             0 => self.streams.idle_since.get(),
             _ => Instant::now(),
         };

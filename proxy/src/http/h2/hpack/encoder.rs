@@ -91,6 +91,8 @@ pub(crate) struct Encoder {
     /// Lines that were seen: their hashes, 0 where there is none, and what they were.
     hashes: Vec<u32>,
     seen: Vec<Seen>,
+    /// Whose turn it is to be forgotten.
+    turn: usize,
     /// Entries with the names that the path knows.
     names: [u64; 32],
     /// For lines that stand nowhere.
@@ -170,6 +172,7 @@ impl Encoder {
             gone: 0,
             hashes: vec![0; SEEN],
             seen: vec![Seen::default(); SEEN],
+            turn: 0,
             names: [0; 32],
             scratch: Vec::new(),
         }
@@ -257,19 +260,20 @@ impl Encoder {
         self.literal(out, hash, line);
     }
 
-    /// Where a line is remembered: where it was seen before, else in the place of the one that has been in the table for longest,
-    /// or isn't in it any more.
-    fn place(&self, hash: u32) -> usize {
-        let mut oldest = places(hash).start;
-        for at in places(hash) {
-            if self.hashes[at] == hash {
-                return at;
-            }
-            if self.seen[at].entry < self.seen[oldest].entry {
-                oldest = at;
-            }
+    /// Where a line is remembered: where it was seen before, else where none was, else in turns in the place of one that isn't in
+    /// the table, else in that of the one that has been there for longest.
+    fn place(&mut self, hash: u32) -> usize {
+        let places = places(hash);
+        let with = |wanted| places.clone().find(|at| self.hashes[*at] == wanted);
+        if let Some(at) = with(hash).or_else(|| with(0)) {
+            return at;
         }
-        oldest
+        self.turn = (self.turn + 1) % WAYS;
+        let in_turn = (0..WAYS).map(|way| places.start + (self.turn + way) % WAYS);
+        let is_out = |at: &usize| self.seen[*at].entry <= self.gone;
+        let longest = || places.clone().min_by_key(|at| self.seen[*at].entry);
+        let found = in_turn.clone().find(is_out).or_else(longest);
+        found.unwrap_or(places.start)
     }
 
     /// Writes a line that isn't in the table. It comes there if it was seen before.
@@ -389,6 +393,19 @@ mod tests {
         assert_eq!(sizes[1] - sizes[2], 18);
         assert_eq!(sizes[2], sizes[3]);
         assert_eq!(encoder.made, 2);
+    }
+
+    #[test]
+    fn lines_that_share_their_places_all_get_into_the_table() {
+        // So many that some sets have two and three of them.
+        let names: Vec<String> = (0..24).map(|number| format!("x-name-{number}")).collect();
+        let lines: Vec<_> = names
+            .iter()
+            .map(|name| (Known::Other, name.as_str(), "a value"))
+            .collect();
+        let mut encoder = Encoder::new(Case::Kept);
+        let sizes: Vec<usize> = (0..3).map(|_| encode(&mut encoder, &lines).len()).collect();
+        assert_eq!((encoder.made, sizes[2]), (24, 24), "{sizes:?}");
     }
 
     #[test]

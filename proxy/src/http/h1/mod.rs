@@ -17,6 +17,7 @@ pub use conn::Conn;
 pub use framing::{Length, request_length, response_length};
 pub use parse::{
     Invalid, check_request, is_text, is_token, parse_request, parse_response, parse_trailers,
+    trimmed,
 };
 pub use server::{Read, ServerHalf, Timeouts, refused};
 

@@ -1,6 +1,8 @@
 //! Heads from bytes, in one pass and strictly: a line ends with CR LF and nothing else, there is one space where RFC 9112
 //! has one, a target has one of its four forms, and `Host` stands there once.
 
+use std::ops::Range;
+
 use super::Limits;
 use crate::http::head::{Head, Known, Span, Version};
 
@@ -255,11 +257,11 @@ fn fields(bytes: &[u8], mut at: usize, head: &mut Head, limits: &Limits) -> Pars
             _ => false,
         };
         let start = at + length + 1;
-        let (from, to) = match is_plain {
-            true => (1, value.len()),
+        let text = match is_plain {
+            true => 1..value.len(),
             false => trimmed(value),
         };
-        let value_at = Span::new(start + from, start + to);
+        let value_at = Span::new(start + text.start, start + text.end);
         head.push_parsed(Span::new(at, at + length), value_at, known, is_plain);
         at = start + value.len() + 2;
     }
@@ -278,15 +280,20 @@ fn no_field(line: &[u8], length: usize) -> Parsed {
     }
 }
 
-/// Where a value begins and ends that has blanks around it.
-fn trimmed(value: &[u8]) -> (usize, usize) {
+/// Where a value is between the blanks around it, which mean nothing (RFC 9110, section 5.5).
+pub fn trimmed(value: &[u8]) -> Range<usize> {
     let is_text = |byte: &u8| !matches!(byte, b' ' | b'\t');
-    let from = value.iter().position(is_text).unwrap_or(value.len());
-    let to = value
-        .iter()
-        .rposition(is_text)
-        .map_or(from, |last| last + 1);
-    (from, to)
+    match value {
+        [first, .., last] if is_text(first) && is_text(last) => 0..value.len(),
+        _ => {
+            let from = value.iter().position(is_text).unwrap_or(value.len());
+            let to = value
+                .iter()
+                .rposition(is_text)
+                .map_or(from, |last| last + 1);
+            from..to
+        }
+    }
 }
 
 /// Whether what comes after a value may become the end of its line.

@@ -92,7 +92,10 @@ impl<'a> Reader<'a> {
         match line.kind() {
             Kind::Field(Known::Host | Known::Http1) => self.special(line),
             Kind::Field(known) => self.field(line, known),
-            kind => self.other(line, kind),
+            Kind::Cookie if self.http1.is_some() => self.field(line, Known::Other),
+            Kind::Cookie => self.cookie(line),
+            Kind::Malformed(why) => self.bad(Bad::Malformed(why.text())),
+            kind => self.pseudo_header(line, kind),
         }
     }
 
@@ -123,31 +126,24 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// What isn't a field, or a cookie.
-    fn other(&mut self, line: &Entry, kind: Kind) {
-        match kind {
-            Kind::Field(known) => self.field(line, known),
-            Kind::Cookie if self.http1.is_some() => self.field(line, Known::Other),
-            Kind::Cookie => {
-                self.one_more();
-                // HTTP/2 may cut cookies apart; HTTP/1 has one field (RFC 9113, section 8.2.3).
-                if !self.cookies.is_empty() {
-                    self.cookies.extend_from_slice(b"; ");
-                }
-                self.cookies.extend_from_slice(line.value());
-            }
-            Kind::Malformed(why) => self.bad(Bad::Malformed(why.text())),
-            kind => {
-                let place = &mut self.pseudo[pseudo(kind)];
-                if self.has_fields {
-                    return self.bad(Bad::Malformed("a pseudo-header after a field"));
-                }
-                if place.is_some() {
-                    return self.bad(Bad::Malformed("a pseudo-header twice"));
-                }
-                *place = Some(self.head.note(line.value()));
-            }
+    /// HTTP/2 may cut cookies apart; HTTP/1 has one field (RFC 9113, section 8.2.3).
+    fn cookie(&mut self, line: &Entry) {
+        self.one_more();
+        if !self.cookies.is_empty() {
+            self.cookies.extend_from_slice(b"; ");
         }
+        self.cookies.extend_from_slice(line.value());
+    }
+
+    fn pseudo_header(&mut self, line: &Entry, kind: Kind) {
+        let place = &mut self.pseudo[pseudo(kind)];
+        if self.has_fields {
+            return self.bad(Bad::Malformed("a pseudo-header after a field"));
+        }
+        if place.is_some() {
+            return self.bad(Bad::Malformed("a pseudo-header twice"));
+        }
+        *place = Some(self.head.note(line.value()));
     }
 
     /// Counts a field.

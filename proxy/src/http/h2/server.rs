@@ -93,17 +93,7 @@ pub async fn serve(
     handle: impl AsyncFn(&mut Arrived) + 'static,
 ) {
     let now = Instant::now();
-    let core = Core::new(Role::Server, how.peer(), how.limits, now);
-    let session = Rc::new(Session {
-        core: Rc::new(RefCell::new(core)),
-        how,
-        streams: Rc::default(),
-        began: now,
-        closed: Cell::new(None),
-        spare: RefCell::default(),
-        is_resting: Cell::new(false),
-        promised: Cell::new(0),
-    });
+    let session = Rc::new(Session::new(how, now));
     let mut driver = Driver::new(io, read, &session.core);
     let handle = Rc::new(handle);
     let mut closing = pin!(closing);
@@ -143,6 +133,20 @@ pub async fn serve(
 }
 
 impl Session {
+    fn new(how: Served, now: Instant) -> Session {
+        let core = Core::new(Role::Server, how.peer(), how.limits, now);
+        Session {
+            core: Rc::new(RefCell::new(core)),
+            how,
+            streams: Rc::default(),
+            began: now,
+            closed: Cell::new(None),
+            spare: RefCell::default(),
+            is_resting: Cell::new(false),
+            promised: Cell::new(0),
+        }
+    }
+
     /// When to look at it again: it is idle for too long then, or has had time enough to begin or to end.
     fn wake(&self) -> Instant {
         let now = Instant::now();
@@ -271,7 +275,6 @@ mod tests {
     use super::*;
 
     fn session() -> Session {
-        let now = Instant::now();
         let (head, idle, flush) = (REST, REST, REST);
         let how = Served {
             limits: Limits::default(),
@@ -280,21 +283,7 @@ mod tests {
             is_ours: true,
             until: None,
         };
-        Session {
-            core: Rc::new(RefCell::new(Core::new(
-                Role::Server,
-                Peer::Mesh,
-                how.limits,
-                now,
-            ))),
-            how,
-            streams: Rc::default(),
-            began: now,
-            closed: Cell::new(None),
-            spare: RefCell::default(),
-            is_resting: Cell::new(false),
-            promised: Cell::new(0),
-        }
+        Session::new(how, Instant::now())
     }
 
     #[tokio::test]

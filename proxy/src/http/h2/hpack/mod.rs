@@ -97,23 +97,6 @@ impl Kind {
     }
 }
 
-/// A value without the spaces around it, which mean nothing.
-fn trimmed(value: &[u8]) -> &[u8] {
-    if let [first, .., last] = value
-        && !matches!(first, b' ' | b'\t')
-        && !matches!(last, b' ' | b'\t')
-    {
-        return value;
-    }
-    let is_text = |byte: &u8| !matches!(byte, b' ' | b'\t');
-    let start = value.iter().position(is_text).unwrap_or(value.len());
-    let end = value
-        .iter()
-        .rposition(is_text)
-        .map_or(start, |last| last + 1);
-    &value[start..end]
-}
-
 /// A field line as it stands in an HTTP/1 head, with what it is.
 #[derive(Debug)]
 pub(super) struct Entry {
@@ -145,7 +128,7 @@ impl Entry {
         self.line.clear();
         self.line.extend_from_slice(name);
         self.line.extend_from_slice(b": ");
-        self.line.extend_from_slice(trimmed(value));
+        self.line.extend_from_slice(&value[h1::trimmed(value)]);
         self.line.extend_from_slice(b"\r\n");
         (self.kind, self.name) = (kind, name.len());
         self.size = name.len() + value.len() + OVERHEAD;

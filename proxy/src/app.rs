@@ -21,6 +21,7 @@ use tokio::time::{Instant, timeout};
 use crate::accept::{self, Gate};
 use crate::admin::{Admin, Port};
 use crate::bootstrap::Bootstrap;
+use crate::clock;
 use crate::config::endpoints::Workload;
 use crate::connect::pool::Pool;
 use crate::directory::Directory;
@@ -469,6 +470,7 @@ fn spawn<F: Future<Output = ()>>(
     let runtime = RuntimeBuilder::new_current_thread()
         .enable_all()
         .event_interval(127)
+        .on_thread_unpark(clock::turn)
         .build()?;
     let thread = thread::Builder::new().name(name.to_owned());
     Ok(thread.spawn(move || LocalSet::new().block_on(&runtime, task()))?)

@@ -11,6 +11,7 @@
 //! one swap in `directory` publishes them, and the path reads.
 
 pub mod accept;
+pub mod clock;
 pub mod deadline;
 pub mod drain;
 pub mod error;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// A module of the proxy, and the modules of ours that it may import.
-const PROXY: [(&str, &str); 35] = [
+const PROXY: [(&str, &str); 36] = [
     ("accept", "drain observe stream"),
     (
         "admin",
@@ -12,7 +12,7 @@ const PROXY: [(&str, &str); 35] = [
     ),
     (
         "app",
-        "accept admin bootstrap config connect directory drain export http identity inbound intercept lifecycle observe outbound snapshot state status tls worker xds",
+        "accept admin bootstrap clock config connect directory drain export http identity inbound intercept lifecycle observe outbound snapshot state status tls worker xds",
     ),
     ("ask", "channel"),
     ("balance", "config error intercept observe tls"),
@@ -21,8 +21,9 @@ const PROXY: [(&str, &str); 35] = [
         "admin channel directory export http intercept observe tls",
     ),
     ("channel", "stream tls"),
+    ("clock", ""),
     ("config", "tls"),
-    ("connect", "balance config error http stream tls"),
+    ("connect", "balance clock config error http stream tls"),
     ("deadline", ""),
     ("directory", "error snapshot"),
     ("drain", ""),
@@ -33,23 +34,23 @@ const PROXY: [(&str, &str); 35] = [
     ),
     (
         "forward",
-        "balance config connect deadline error http observe stream tls worker",
+        "balance clock config connect deadline error http observe stream tls worker",
     ),
-    ("http", "deadline drain error stream"),
+    ("http", "clock deadline drain error stream"),
     ("identify", "http"),
     ("identity", "channel drain observe state tls"),
     (
         "inbound",
-        "balance config connect deadline drain error forward http identify intercept observe outbound policy route snapshot stream tls worker",
+        "balance clock config connect deadline drain error forward http identify intercept observe outbound policy route snapshot stream tls worker",
     ),
     ("intercept", "stream"),
     ("lib", ""),
     ("lifecycle", "channel directory drain tls"),
     ("main", ""),
-    ("observe", "config error http"),
+    ("observe", "clock config error http"),
     (
         "outbound",
-        "balance connect deadline error forward http identify intercept observe route snapshot stream worker",
+        "balance clock connect deadline error forward http identify intercept observe route snapshot stream worker",
     ),
     ("policy", "config http route"),
     ("route", "config http"),

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use super::multiplexed::Multiplexed;
 use crate::balance::Endpoint;
+use crate::clock;
 use crate::config::cluster::Connections;
 use crate::http::half::Up;
 
@@ -173,7 +174,7 @@ impl Pool {
         half.conn().rest();
         let mut idle = self.idle.borrow_mut();
         let connections = idle.entry(upstream.endpoint.id).or_default();
-        connections.push((Instant::now(), upstream));
+        connections.push((clock::now(), upstream));
     }
 
     /// Closes what has been idle for too long, or can't be used any more. Called every second or so.

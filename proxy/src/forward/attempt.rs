@@ -15,6 +15,7 @@ use super::wanted::{Wanted, is_of_http1};
 use crate::balance::limits::{Leave, Load};
 use crate::balance::outlier::Verdict;
 use crate::balance::{Ask, Cluster};
+use crate::clock;
 use crate::config::cluster::Protocol;
 use crate::config::peer;
 use crate::connect::pool::Upstream;
@@ -297,7 +298,7 @@ impl Attempt<'_> {
         let mut exchange = tries.exchange(&mut self.down, &mut upstream.half, patience);
         let begun = exchange.begin(self.request, self.response).await;
         begun.map_err(Ended::Error)?;
-        let heard = Instant::now();
+        let heard = clock::now();
         self.judge(cluster, tries, number, heard)?;
         Ok(Begun {
             upstream,

@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::balance::Cluster;
+use crate::clock;
 use crate::deadline::Deadline;
 use crate::drain::{ON_THE_WAY, Phase};
 use crate::error::{Error, Kind};
@@ -212,7 +213,7 @@ async fn serve_h1(worker: &Worker, connection: &Connection, conn: Conn) {
                 continue;
             }
         };
-        let at = Instant::now();
+        let at = clock::now();
         // A request that was pipelined before the peer's certificate ended is not served after it.
         if matches!(read, Ok(Read::Closed)) || expires.is_some_and(|expires| expires <= at) {
             return;

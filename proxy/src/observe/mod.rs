@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::clock;
 use crate::error::Error;
 use crate::http::head::{Head, Known};
 use failures::Failure;
@@ -127,7 +128,7 @@ impl Outcome {
 
     /// It is over, now.
     pub fn over(&mut self) -> Instant {
-        *self.ended.insert(Instant::now())
+        *self.ended.insert(clock::now())
     }
 
     /// How long it took, or takes so far.

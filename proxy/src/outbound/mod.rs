@@ -16,6 +16,7 @@ use std::sync::Arc;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use crate::clock;
 use crate::deadline::Deadline;
 use crate::error::{Error, Kind};
 use crate::forward::answer::{self, Audience};
@@ -120,7 +121,7 @@ async fn serve_h1(worker: &Worker, mut down: ServerHalf, caller: &Caller) -> Opt
                 continue;
             }
         };
-        let at = Instant::now();
+        let at = clock::now();
         if matches!(read, Ok(Read::Closed)) {
             return None;
         }

@@ -13,6 +13,7 @@ use super::body::Body;
 use super::core::{Core, Failure, Role};
 use super::driver::Driver;
 use super::heads::{self, Peer};
+use crate::clock;
 use crate::http::h1::{Invalid, Length, Limits, response_length};
 use crate::http::head::{Head, Known};
 use crate::http::{Broken, Incoming, Outgoing};
@@ -199,7 +200,7 @@ impl Drop for ClientStream {
         let pulse = &self.connection.pulse;
         pulse.active.set(pulse.active.get() - 1);
         if pulse.active.get() == 0 {
-            pulse.idle_since.set(Instant::now());
+            pulse.idle_since.set(clock::now());
         }
         if self.body.is_some() && !self.is_answered {
             self.connection.doubt();

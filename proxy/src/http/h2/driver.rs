@@ -11,6 +11,7 @@ use tokio::io::AsyncWrite;
 use tokio::time::Instant;
 
 use super::core::{Core, Failure};
+use crate::clock;
 use crate::http::buffers;
 use crate::stream::Stream;
 
@@ -103,7 +104,7 @@ impl Driver {
                 if count < self.room / 2 {
                     self.room = (self.room / 2).max(buffers::SIZE);
                 }
-                let now = Instant::now();
+                let now = clock::now();
                 heard(now);
                 self.receive(now);
             }

@@ -15,6 +15,7 @@ use super::frame::Reason;
 use super::heads::Peer;
 use super::stream::{ServerStream, Streams};
 use super::{FAREWELL, MAX_STREAMS};
+use crate::clock;
 use crate::http::h1::{Invalid, Limits, Timeouts};
 use crate::http::head::Head;
 use crate::stream::Stream;
@@ -92,7 +93,7 @@ pub async fn serve(
     closing: impl Future<Output = ()>,
     handle: impl AsyncFn(&mut Arrived) + 'static,
 ) {
-    let now = Instant::now();
+    let now = clock::now();
     let session = Rc::new(Session::new(how, now));
     let mut driver = Driver::new(io, read, &session.core);
     let handle = Rc::new(handle);
@@ -111,7 +112,7 @@ pub async fn serve(
             () = &mut closing, if is_open => session.close(),
             () = sleep_until(wake) => {
                 // Streams may have begun or ended meanwhile.
-                let now = Instant::now();
+                let now = clock::now();
                 if rest.is_some_and(|rest| rest <= now) && session.under_way() == 0 {
                     session.end_spare();
                 }
@@ -149,7 +150,7 @@ impl Session {
 
     /// When to look at it again: it is idle for too long then, or has had time enough to begin or to end.
     fn wake(&self) -> Instant {
-        let now = Instant::now();
+        let now = clock::now();
         if !self.core.borrow().is_settled() {
             return self.began + self.how.timeouts.head;
         }
@@ -173,7 +174,7 @@ impl Session {
     fn rest(&self) -> Option<Instant> {
         let since = match self.under_way() {
             0 => self.streams.idle_since.get(),
-            _ => Instant::now(),
+            _ => clock::now(),
         };
         (!self.is_resting.get()).then(|| since + REST)
     }
@@ -185,7 +186,7 @@ impl Session {
     }
 
     fn close(&self) {
-        self.closed.set(Some(Instant::now()));
+        self.closed.set(Some(clock::now()));
         self.core.borrow_mut().shut_down();
     }
 

@@ -10,6 +10,7 @@ use super::body::Body;
 use super::core::{Core, Slot};
 use super::frame::Reason;
 use super::tunnel::Tunnel;
+use crate::clock;
 use crate::http::h1::{Invalid, Length, request_length};
 use crate::http::head::{Head, Known};
 use crate::http::{Broken, Incoming, Outgoing};
@@ -63,7 +64,7 @@ impl Drop for Opened {
         let left = self.0.count.get() - 1;
         self.0.count.set(left);
         if left == 0 {
-            self.0.idle_since.set(Instant::now());
+            self.0.idle_since.set(clock::now());
         }
     }
 }

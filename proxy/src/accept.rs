@@ -104,7 +104,7 @@ pub async fn accept<F>(
             _pass: pass,
             _guard: watch.guard(side),
         };
-        tune(&tcp);
+        tune(&tcp, peer);
         let serving = serve(tcp, peer);
         tokio::task::spawn_local(async move {
             serving.await;

@@ -70,7 +70,7 @@ async fn connect(
     };
     endpoint.was_awaited();
     let tcp = tcp.map_err(|error| Error::up(Kind::Connect, error.to_string()))?;
-    tune(&tcp);
+    tune(&tcp, endpoint.address);
     if let Some(said) = cluster.connections.keepalive {
         keep_alive(&tcp, said);
     }
@@ -83,7 +83,8 @@ async fn connect(
         Carries::Http2 => &tls.http2,
         Carries::Tcp => &tls.tcp,
     };
-    let (stream, peer) = connector.connect(tcp).await?;
+    // A box: what an app's connections don't need must not make all of them larger.
+    let (stream, peer) = Box::pin(connector.connect(tcp)).await?;
     Ok((stream, Some(peer)))
 }
 

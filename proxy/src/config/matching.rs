@@ -59,12 +59,37 @@ pub(super) fn full_match(pattern: &str) -> Result<Regex, Invalid> {
 /// How a header is compared.
 #[derive(Debug, Clone)]
 pub struct HeaderMatch {
-    /// The header's name, lower-case; `:method` and `:authority` name those parts of the request.
-    pub name: String,
+    /// What is compared.
+    pub subject: Subject,
     /// What its value must be; `None` when it only has to be there.
     pub value: Option<StringMatch>,
     /// The outcome is turned around.
     pub invert: bool,
+}
+
+/// What of a request a header's name means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Subject {
+    /// `:method`
+    Method,
+    /// `:path`: the path and the query.
+    Path,
+    /// `:authority`
+    Authority,
+    /// A field of this name, in lower case.
+    Field(String),
+}
+
+impl Subject {
+    /// What `name` means, whatever its case.
+    pub fn of(name: &str) -> Subject {
+        match name.to_ascii_lowercase() {
+            name if name == ":method" => Subject::Method,
+            name if name == ":path" => Subject::Path,
+            name if name == ":authority" => Subject::Authority,
+            name => Subject::Field(name),
+        }
+    }
 }
 
 impl HeaderMatch {
@@ -81,7 +106,7 @@ impl HeaderMatch {
             _ => return Err(Invalid::new("header_match_specifier", "is not supported")),
         };
         Ok(HeaderMatch {
-            name: message.name.to_ascii_lowercase(),
+            subject: Subject::of(&message.name),
             value,
             invert: message.invert_match != absent,
         })

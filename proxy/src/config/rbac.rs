@@ -105,16 +105,29 @@ fn convert<M, T>(
     Ok(out)
 }
 
+/// The one of a list of one: each request then asks it alone.
+fn only<T>(mut list: Vec<T>) -> Result<T, Vec<T>> {
+    match (list.len(), list.pop()) {
+        (1, Some(only)) => Ok(only),
+        (_, last) => {
+            list.extend(last);
+            Err(list)
+        }
+    }
+}
+
 fn permission(message: PermissionMessage) -> Result<Permission, Invalid> {
     use permission::Rule as R;
     match super::required(message.rule, "rule")? {
         R::Any(true) => Ok(Permission::Any),
-        R::AndRules(set) => Ok(Permission::All(convert(
-            set.rules,
-            "and_rules",
-            permission,
-        )?)),
-        R::OrRules(set) => Ok(Permission::One(convert(set.rules, "or_rules", permission)?)),
+        R::AndRules(set) => {
+            let all = convert(set.rules, "and_rules", permission)?;
+            Ok(only(all).unwrap_or_else(Permission::All))
+        }
+        R::OrRules(set) => {
+            let one = convert(set.rules, "or_rules", permission)?;
+            Ok(only(one).unwrap_or_else(Permission::One))
+        }
         R::Header(header) => {
             let header = HeaderMatch::validate(header).map_err(|e| e.within("header"))?;
             Ok(Permission::Header(header))
@@ -133,8 +146,14 @@ fn principal(message: PrincipalMessage) -> Result<Principal, Invalid> {
     use principal::Identifier as I;
     match super::required(message.identifier, "identifier")? {
         I::Any(true) => Ok(Principal::Any),
-        I::AndIds(set) => Ok(Principal::All(convert(set.ids, "and_ids", principal)?)),
-        I::OrIds(set) => Ok(Principal::One(convert(set.ids, "or_ids", principal)?)),
+        I::AndIds(set) => {
+            let all = convert(set.ids, "and_ids", principal)?;
+            Ok(only(all).unwrap_or_else(Principal::All))
+        }
+        I::OrIds(set) => {
+            let one = convert(set.ids, "or_ids", principal)?;
+            Ok(only(one).unwrap_or_else(Principal::One))
+        }
         I::Authenticated(authenticated) => {
             let name = authenticated.principal_name.map(StringMatch::validate);
             let name = name.transpose().map_err(|e| e.within("principal_name"))?;

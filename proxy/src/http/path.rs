@@ -31,6 +31,10 @@ pub fn normalise(target: &[u8]) -> Result<Cow<'_, [u8]>, Invalid> {
 
 /// Whether there is nothing to be done up to the query.
 fn is_normal(target: &[u8]) -> bool {
+    // Most have nothing of what may have to be changed.
+    if memchr::memchr3(b'%', b'\\', b'.', target).is_none() {
+        return true;
+    }
     let mut before = 0;
     for &byte in target {
         match byte {

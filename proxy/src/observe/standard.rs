@@ -118,9 +118,33 @@ pub struct Histogram {
     sum: AtomicU64,
 }
 
+/// The first bucket in which a number of so many bits may be.
+const FIRST: [u8; 65] = {
+    let (mut first, mut bits) = ([0; 65], 1);
+    while bits <= 64 {
+        let mut at = first[bits - 1];
+        while (at as usize) < BUCKETS.len() && BUCKETS[at as usize] < 1 << (bits - 1) {
+            at += 1;
+        }
+        first[bits] = at;
+        bits += 1;
+    }
+    first
+};
+
+/// The bucket that a number is in.
+fn bucket(thousandths: u64) -> usize {
+    let bits = u64::BITS - thousandths.leading_zeros();
+    let first = usize::from(FIRST[bits as usize]);
+    let above = BUCKETS[first..]
+        .iter()
+        .take_while(|bound| **bound < thousandths);
+    first + above.count()
+}
+
 impl Histogram {
     fn observe(&self, thousandths: u64) {
-        let at = BUCKETS.partition_point(|bound| *bound < thousandths);
+        let at = bucket(thousandths);
         self.buckets[at].fetch_add(1, Ordering::Relaxed);
         self.sum.fetch_add(thousandths, Ordering::Relaxed);
     }
@@ -427,6 +451,13 @@ mod tests {
             assert_eq!(histogram.counts()[bucket], before + 1, "{thousandths}");
         }
         assert!((histogram.sum() - 7_200_007.001).abs() < 1e-6);
+        let edges = BUCKETS
+            .iter()
+            .flat_map(|bound| [bound - 1, *bound, bound + 1]);
+        for number in edges.chain((0..64).map(|bit| 1 << bit)).chain([u64::MAX]) {
+            let expected = BUCKETS.partition_point(|bound| *bound < number);
+            assert_eq!(bucket(number), expected, "{number}");
+        }
     }
 
     #[test]

@@ -93,14 +93,14 @@ fn is(principal: &Principal, caller: Caller<'_>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::matching::{HeaderMatch, StringMatch};
+    use crate::config::matching::{HeaderMatch, StringMatch, Subject};
     use crate::http::head::Head;
 
     const ORDER: &str = "spiffe://cluster.local/ns/default/sa/order-service";
 
     fn method(name: &str) -> Permission {
         Permission::Header(HeaderMatch {
-            name: ":method".to_owned(),
+            subject: Subject::Method,
             value: Some(StringMatch::Exact(name.to_owned())),
             invert: false,
         })

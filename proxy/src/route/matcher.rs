@@ -1,6 +1,6 @@
 //! Whether a request matches; pure.
 
-use crate::config::matching::{HeaderMatch, StringMatch};
+use crate::config::matching::{HeaderMatch, StringMatch, Subject};
 use crate::config::route::RouteMatch;
 use crate::http::head::Head;
 
@@ -24,7 +24,7 @@ impl<'a> RequestView<'a> {
         A: AsRef<[u8]> + ?Sized,
     {
         let target = head.target();
-        let (path, query) = match target.iter().position(|&b| b == b'?') {
+        let (path, query) = match memchr::memchr(b'?', target) {
             Some(at) => (&target[..at], &target[at + 1..]),
             None => (target, &[][..]),
         };
@@ -50,12 +50,11 @@ pub fn matches(wanted: &RouteMatch, request: &RequestView<'_>) -> bool {
 /// Whether a header is as wanted. Several values are compared one by one, and joined by commas as one, which is how a
 /// recipient may read them (RFC 9110, section 5.3).
 pub fn header_matches(wanted: &HeaderMatch, request: &RequestView<'_>) -> bool {
-    let holds = match wanted.name.as_str() {
-        name if !name.starts_with(':') => any_matches(wanted, request.head, name),
-        ":method" => value_matches(wanted, request.head.method()),
-        ":path" => value_matches(wanted, request.head.target()),
-        ":authority" => value_matches(wanted, request.authority),
-        name => any_matches(wanted, request.head, name),
+    let holds = match &wanted.subject {
+        Subject::Field(name) => any_matches(wanted, request.head, name),
+        Subject::Method => value_matches(wanted, request.head.method()),
+        Subject::Path => value_matches(wanted, request.head.target()),
+        Subject::Authority => value_matches(wanted, request.authority),
     };
     holds != wanted.invert
 }
@@ -122,9 +121,9 @@ mod tests {
             (":method", exact("GET"), false, true),
             (":authority", exact("h"), false, true),
         ] {
-            let name = name.to_owned();
+            let subject = Subject::of(name);
             let wanted = HeaderMatch {
-                name,
+                subject,
                 value,
                 invert,
             };

@@ -1,6 +1,6 @@
 //! Our HTTP/1 reader, and requests to hold against others'.
 
-use leno_proxy::http::h1::{Decoder, Limits, parse_request, request_length};
+use leno_proxy::http::h1::{Before, Decoder, Limits, parse_request, request_length};
 use leno_proxy::http::head::Head;
 use proptest::prelude::*;
 
@@ -16,12 +16,12 @@ pub(crate) struct Understood {
 /// Reads every request of `bytes` with our reader; stops at the first that it refuses, or that is cut short. Says whether
 /// that was all there is, and more may follow.
 pub(crate) fn ours(mut bytes: &[u8]) -> (Vec<Understood>, bool) {
-    let mut all = Vec::new();
+    let (mut all, mut before) = (Vec::new(), Before::default());
     while let Some(end) = end_of_head(bytes) {
         let mut head = Head::default();
         head.buffer().extend_from_slice(&bytes[..end]);
         let limits = Limits::default();
-        let parsed = parse_request(&mut head, &limits);
+        let parsed = parse_request(&mut head, &limits, &mut before);
         let Ok(Some(_)) = parsed else { break };
         let Ok(length) = request_length(&head) else {
             break;

@@ -4,37 +4,14 @@
 //! Invariant: every range lies inside `bytes`, and every byte of a field passed the strict grammar of `h1::parse`.
 
 use std::cell::RefCell;
-use std::mem;
-use std::ops::Range;
+use std::{iter, mem};
 
-pub use super::known::{Known, is_called};
+pub use super::field::{Line, Section, Span, Stretch};
+pub use super::known::{Known, Set, is_called};
 
 use super::buffers;
+use super::field::Field;
 use super::known::HOP_BY_HOP;
-
-/// A range of the head's buffer. Heads are limited to far less than 4 GiB.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Span {
-    start: u32,
-    end: u32,
-}
-
-impl Span {
-    /// The range `start..end`; positions beyond 4 GiB can't occur, heads are limited to a few hundred KiB.
-    #[allow(clippy::cast_possible_truncation)]
-    pub fn new(start: usize, end: usize) -> Span {
-        let (start, end) = (start as u32, end as u32);
-        Span { start, end }
-    }
-
-    fn len(self) -> u32 {
-        self.end - self.start
-    }
-
-    fn range(self) -> Range<usize> {
-        self.start as usize..self.end as usize
-    }
-}
 
 /// Fields that most messages have no more of.
 const USUAL: usize = 16;
@@ -48,47 +25,6 @@ thread_local! {
 /// Frees what no head needs now.
 pub fn trim() {
     ROOMS.with_borrow_mut(mem::take);
-}
-
-/// One field line.
-#[derive(Debug, Clone, Copy)]
-struct Field {
-    name: Span,
-    value: Span,
-    known: Known,
-    /// Whether the buffer holds it as `name: value`, CR and LF.
-    is_plain: bool,
-    /// Whether its name may have upper-case letters.
-    is_mixed: bool,
-}
-
-/// A field line of a head.
-#[derive(Debug, Clone, Copy)]
-pub struct Line<'a> {
-    /// What the path knows it as.
-    pub known: Known,
-    /// Whether its name may have upper-case letters.
-    pub is_mixed: bool,
-    field: &'a Field,
-    bytes: &'a [u8],
-}
-
-impl<'a> Line<'a> {
-    /// Its name.
-    pub fn name(&self) -> &'a [u8] {
-        &self.bytes[self.field.name.range()]
-    }
-
-    /// Its value.
-    pub fn value(&self) -> &'a [u8] {
-        &self.bytes[self.field.value.range()]
-    }
-
-    /// All of it as HTTP/1 has it, if it stands so somewhere.
-    pub fn plain(&self) -> Option<&'a [u8]> {
-        let (name, value) = (self.field.name.range(), self.field.value.range());
-        (self.field.is_plain).then(|| &self.bytes[name.start..value.end + 2])
-    }
 }
 
 /// The HTTP version of a message.
@@ -107,8 +43,8 @@ pub enum Version {
 pub struct Head {
     bytes: Vec<u8>,
     fields: Vec<Field>,
-    /// The fields that were ever there, a bit each: most that are asked for are not.
-    known: u32,
+    /// The fields that were ever there: most that are asked for are not.
+    known: Set,
     /// Bytes of the names and values of those that are there.
     size: u32,
     /// A request's method; a response's reason phrase.
@@ -125,7 +61,7 @@ impl Default for Head {
         Head {
             bytes: Vec::new(),
             fields: Vec::new(),
-            known: 0,
+            known: Set::NONE,
             size: 0,
             first: Span::default(),
             target: Span::default(),
@@ -178,6 +114,13 @@ impl Head {
         (self.first, self.target) = Default::default();
     }
 
+    /// Takes over what `other` has said so far, after [`Head::begin`].
+    pub fn begin_as(&mut self, other: &Head) {
+        self.bytes.extend_from_slice(&other.bytes);
+        self.fields.extend_from_slice(&other.fields);
+        (self.known, self.size) = (other.known, other.size);
+    }
+
     /// Notes text that is not part of a field.
     pub fn note(&mut self, text: &[u8]) -> Span {
         self.append(text)
@@ -196,7 +139,7 @@ impl Head {
             let room = ROOMS.with_borrow_mut(Vec::pop);
             self.fields = room.unwrap_or_else(|| Vec::with_capacity(USUAL));
         }
-        self.known = 0;
+        self.known = Set::NONE;
         self.size = 0;
         self.status = 0;
     }
@@ -223,13 +166,37 @@ impl Head {
         (self.status, self.first, self.version) = (status, reason, version);
     }
 
+    /// The parsed fields, whose text begins at `at`.
+    pub fn section(&self, at: usize) -> Section {
+        let mut fields = self.fields.clone();
+        for field in &mut fields {
+            field.name = field.name.from(at);
+            field.value = field.value.from(at);
+        }
+        Section {
+            fields,
+            known: self.known,
+            size: self.size,
+        }
+    }
+
+    /// Records the parsed fields of a section whose text begins at `at`.
+    pub fn set_section(&mut self, section: &Section, at: usize) {
+        (self.known, self.size) = (section.known, section.size);
+        self.fields.extend(section.fields.iter().map(|field| Field {
+            name: field.name.behind(at),
+            value: field.value.behind(at),
+            ..*field
+        }));
+    }
+
     /// Records a parsed field; `is_plain` when it stands in the buffer just as [`Head::write_fields`] would write it.
     pub fn push_parsed(&mut self, name: Span, value: Span, known: Known, is_plain: bool) {
         self.push(name, value, known, (is_plain, true));
     }
 
     fn push(&mut self, name: Span, value: Span, known: Known, how: (bool, bool)) {
-        self.known |= known.bit();
+        self.known = self.known.with(known);
         self.size += name.len() + value.len();
         self.fields.push(Field {
             name,
@@ -301,7 +268,7 @@ impl Head {
 
     /// Whether a field was ever there.
     fn may_have(&self, known: Known) -> bool {
-        self.known & known.bit() != 0
+        self.known.has(known)
     }
 
     /// Every value of a field that the path knows.
@@ -330,11 +297,34 @@ impl Head {
             .map(|f| (&self.bytes[f.name.range()], &self.bytes[f.value.range()]))
     }
 
-    /// Every field, with what is known of it.
-    pub fn lines(&self) -> impl Iterator<Item = Line<'_>> {
-        self.kept().map(|field| Line {
-            known: field.known,
-            is_mixed: field.is_mixed,
+    /// Every field of a kind that isn't among those of `without`, in stretches as long as can be: lines that are to be written
+    /// as they stand, one after another, or a single one.
+    pub fn stretches(&self, without: Set) -> impl Iterator<Item = Stretch<'_>> {
+        let without = without.with(Known::Removed);
+        let mut rest = self.fields.as_slice();
+        iter::from_fn(move || {
+            let from = rest.iter().position(|f| !without.has(f.known))?;
+            let (first, more) = rest[from..].split_first()?;
+            let mut end = first.value.end + 2;
+            let follows = |f: &&Field| {
+                let follows = first.is_plain && f.is_plain && f.name.start == end;
+                end = f.value.end + 2;
+                follows && !without.has(f.known)
+            };
+            let count = 1 + more.iter().take_while(follows).count();
+            let (fields, after) = rest[from..].split_at(count);
+            rest = after;
+            Some(Stretch {
+                fields,
+                bytes: &self.bytes,
+            })
+        })
+    }
+
+    /// The fields of some kinds.
+    pub fn lines(&self, of: Set) -> impl Iterator<Item = Line<'_>> {
+        let fields = self.fields.iter().filter(move |f| of.has(f.known));
+        fields.map(|field| Line {
             field,
             bytes: &self.bytes,
         })
@@ -455,13 +445,13 @@ impl Head {
 
     /// Removes what belongs to one connection: the fixed set, and what `Connection` names (RFC 9110, section 7.6.1).
     pub fn remove_hop_by_hop(&mut self) {
-        if self.known & HOP_BY_HOP == 0 {
+        if !self.known.has_any(HOP_BY_HOP) {
             return;
         }
         if self.get(Known::Connection).is_some() {
             self.remove_named_by_connection();
         }
-        self.drop_fields(0, |field| field.known.bit() & HOP_BY_HOP != 0);
+        self.drop_fields(0, |field| HOP_BY_HOP.has(field.known));
     }
 
     /// `Connection: x` makes x hop-by-hop, but a client can't use it to strip what Leno or the framing relies on.

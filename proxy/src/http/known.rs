@@ -74,10 +74,46 @@ impl Known {
             _ => Known::Other,
         }
     }
+}
 
-    /// Its place in a set.
-    pub(super) const fn bit(self) -> u32 {
-        1 << self as u32
+/// A set of fields, a bit each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Set(u32);
+
+impl Set {
+    /// No field.
+    pub const NONE: Set = Set(0);
+
+    /// Some fields.
+    pub const fn of(fields: &[Known]) -> Set {
+        let (mut set, mut at) = (Set::NONE, 0);
+        while at < fields.len() {
+            set = set.with(fields[at]);
+            at += 1;
+        }
+        set
+    }
+
+    /// These and another.
+    #[must_use]
+    pub const fn with(self, known: Known) -> Set {
+        Set(self.0 | 1 << known as u32)
+    }
+
+    /// These and others.
+    #[must_use]
+    pub const fn and(self, others: Set) -> Set {
+        Set(self.0 | others.0)
+    }
+
+    /// Whether a field is among them.
+    pub const fn has(self, known: Known) -> bool {
+        self.0 >> known as u32 & 1 != 0
+    }
+
+    /// Whether any of some fields is among them.
+    pub const fn has_any(self, others: Set) -> bool {
+        self.0 & others.0 != 0
     }
 }
 
@@ -121,20 +157,21 @@ pub fn is_called(name: &[u8], in_lower: &[u8]) -> bool {
     }
 }
 
-/// Fields that belong to one connection and never travel on (RFC 9110, section 7.6.1), and what sidecars tell each other: a bit
-/// each.
-pub(super) const HOP_BY_HOP: u32 = Known::Connection.bit()
-    | Known::TransferEncoding.bit()
-    | Known::Te.bit()
-    | Known::Upgrade.bit()
-    | Known::KeepAlive.bit()
-    | Known::ProxyConnection.bit()
-    | Known::ProxyAuthorization.bit()
-    | Known::ProxyAuthenticate.bit()
-    | Known::Trailer.bit()
-    | Known::Http1.bit()
-    | Known::PeerMetadata.bit()
-    | Known::PeerMetadataId.bit();
+/// Fields that belong to one connection and never travel on (RFC 9110, section 7.6.1), and what sidecars tell each other.
+pub(super) const HOP_BY_HOP: Set = Set::of(&[
+    Known::Connection,
+    Known::TransferEncoding,
+    Known::Te,
+    Known::Upgrade,
+    Known::KeepAlive,
+    Known::ProxyConnection,
+    Known::ProxyAuthorization,
+    Known::ProxyAuthenticate,
+    Known::Trailer,
+    Known::Http1,
+    Known::PeerMetadata,
+    Known::PeerMetadataId,
+]);
 
 #[cfg(test)]
 mod tests {

@@ -2,6 +2,7 @@
 //! HTTP/1 connections and HTTP/2 streams are joined by the same code ([`half`]), by static dispatch.
 
 pub mod buffers;
+mod field;
 pub mod h1;
 pub mod h2;
 pub mod half;

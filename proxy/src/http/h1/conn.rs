@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::AsyncWrite;
 
 use super::body::{Decoder, Encoder};
-use super::{Invalid, Length, Limits, Parse};
+use super::{Before, Invalid, Length, Limits, Parse};
 use crate::http::head::Head;
 use crate::http::{Broken, Incoming, Outgoing, buffers};
 use crate::stream::Stream;
@@ -34,6 +34,8 @@ pub struct Conn {
     is_sent: bool,
     /// Whether the protocol was switched: the end of what is sent is the end of our direction.
     is_switched: bool,
+    /// The last head that came.
+    before: Before,
     limits: Limits,
 }
 
@@ -53,6 +55,7 @@ impl Conn {
             ended: false,
             is_sent: false,
             is_switched: false,
+            before: Before::default(),
             limits,
         }
     }
@@ -139,7 +142,7 @@ impl Conn {
         if has_line {
             head.clear();
             std::mem::swap(&mut self.read, head.buffer());
-            let parsed = parse(head, &self.limits);
+            let parsed = parse(head, &self.limits, &mut self.before);
             end = parsed?;
             if end.is_none() {
                 std::mem::swap(&mut self.read, head.buffer());

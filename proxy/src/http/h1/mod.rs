@@ -16,13 +16,13 @@ pub use client::ClientHalf;
 pub use conn::Conn;
 pub use framing::{Length, request_length, response_length};
 pub use parse::{
-    Invalid, check_request, is_text, is_token, parse_request, parse_response, parse_trailers,
-    trimmed,
+    Before, Invalid, check_request, is_text, is_token, parse_request, parse_response,
+    parse_trailers, trimmed,
 };
 pub use server::{Read, ServerHalf, Timeouts, refused};
 
-/// Reads a head from the front of its own buffer; says where it ends, once all of it is there.
-type Parse = fn(&mut Head, &Limits) -> Result<Option<usize>, Invalid>;
+/// Reads a head from the front of its own buffer, knowing the one before; says where it ends, once all of it is there.
+type Parse = fn(&mut Head, &Limits, &mut Before) -> Result<Option<usize>, Invalid>;
 
 /// Bounds on what is read of one message.
 #[derive(Debug, Clone, Copy)]

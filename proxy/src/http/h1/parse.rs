@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::Limits;
-use crate::http::head::{Head, Known, Span, Version};
+use crate::http::head::{Head, Known, Section, Span, Version};
 
 /// Why a head isn't accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -20,6 +20,45 @@ pub enum Invalid {
     Syntax(&'static str),
 }
 
+/// The fields of the last head that a peer sent: those of the next one are mostly the same, and aren't looked at again then.
+#[derive(Debug, Default)]
+pub struct Before {
+    /// Their text, to the end of the head, and what was made of it.
+    fields: Option<(Box<[u8]>, Section)>,
+    /// How often in a row they weren't the same.
+    misses: u8,
+}
+
+impl Before {
+    /// Larger ones are not worth their memory.
+    const LARGE: usize = 1024;
+    /// A peer whose fields differed so often in a row never sends the same.
+    const PATIENCE: u8 = 8;
+
+    /// Where the fields end that begin at `at`, if they are the same again.
+    #[inline]
+    fn recall(&mut self, bytes: &[u8], at: usize, head: &mut Head) -> Option<usize> {
+        let (text, section) = self.fields.as_ref()?;
+        if !bytes[at..].starts_with(text) {
+            return None;
+        }
+        self.misses = 0;
+        head.set_section(section, at);
+        Some(at + text.len())
+    }
+
+    /// What stands from `at` on was read into `head`.
+    #[cold]
+    fn learn(&mut self, text: &[u8], at: usize, head: &Head) {
+        if self.misses == Before::PATIENCE || text.len() > Before::LARGE {
+            self.fields = None;
+            return;
+        }
+        self.misses += 1;
+        self.fields = Some((text.into(), head.section(at)));
+    }
+}
+
 /// What reading gives: where the head ends, if all of it is there.
 type Parsed = Result<Option<usize>, Invalid>;
 
@@ -27,13 +66,13 @@ type Parsed = Result<Option<usize>, Invalid>;
 ///
 /// # Errors
 /// [`Invalid`] when it isn't a request that Leno accepts, as early as that can be told.
-pub fn parse_request(head: &mut Head, limits: &Limits) -> Parsed {
+pub fn parse_request(head: &mut Head, limits: &Limits, before: &mut Before) -> Parsed {
     let end = with_bytes(head, |bytes, head| {
         let Some((line, at)) = take_line(bytes, 0)? else {
             return Ok(None);
         };
         request_line(line, head)?;
-        fields(bytes, at, head, limits)
+        fields_again(bytes, at, head, limits, before)
     })?;
     if end.is_some() {
         check_request(head)?;
@@ -74,13 +113,13 @@ pub fn check_request(head: &Head) -> Result<(), Invalid> {
 ///
 /// # Errors
 /// [`Invalid`] when it isn't a response that Leno accepts, as early as that can be told.
-pub fn parse_response(head: &mut Head, limits: &Limits) -> Parsed {
+pub fn parse_response(head: &mut Head, limits: &Limits, before: &mut Before) -> Parsed {
     with_bytes(head, |bytes, head| {
         let Some((line, at)) = take_line(bytes, 0)? else {
             return Ok(None);
         };
         status_line(line, head)?;
-        fields(bytes, at, head, limits)
+        fields_again(bytes, at, head, limits, before)
     })
 }
 
@@ -236,6 +275,24 @@ fn status_line(line: &[u8], head: &mut Head) -> Result<(), Invalid> {
     Ok(())
 }
 
+/// Fields that may be the same as before.
+fn fields_again(
+    bytes: &[u8],
+    at: usize,
+    head: &mut Head,
+    limits: &Limits,
+    before: &mut Before,
+) -> Parsed {
+    if let Some(end) = before.recall(bytes, at, head) {
+        return Ok(Some(end));
+    }
+    let end = fields(bytes, at, head, limits)?;
+    if let Some(end) = end {
+        before.learn(&bytes[at..end], at, head);
+    }
+    Ok(end)
+}
+
 /// RFC 9112, section 5: lines of `name ":" OWS value OWS`, and an empty one after the last.
 fn fields(bytes: &[u8], mut at: usize, head: &mut Head, limits: &Limits) -> Parsed {
     for _ in 0..=limits.headers {
@@ -352,7 +409,7 @@ mod tests {
     fn parsed(text: &str) -> Result<Head, Invalid> {
         let mut head = Head::default();
         head.buffer().extend_from_slice(text.as_bytes());
-        match parse_request(&mut head, &Limits::default())? {
+        match parse_request(&mut head, &Limits::default(), &mut Before::default())? {
             Some(end) if end == text.len() => Ok(head),
             _ => Err(Invalid::Syntax("not whole")),
         }
@@ -418,7 +475,7 @@ mod tests {
                 let extra = "A: b\r\n".repeat(count - 1);
                 let text = format!("GET / HTTP/1.1\r\nHost: h\r\n{extra}\r\n");
                 head.buffer().extend_from_slice(text.as_bytes());
-                parse_request(&mut head, &limits)
+                parse_request(&mut head, &limits, &mut Before::default())
             };
             assert!(matches!(with(room), Ok(Some(_))));
             assert_eq!(with(room + 1), Err(Invalid::TooMany(limit)));
@@ -431,9 +488,43 @@ mod tests {
         for cut in 0..=text.len() {
             let mut head = Head::default();
             head.buffer().extend_from_slice(&text[..cut]);
-            let end = parse_request(&mut head, &Limits::default());
+            let end = parse_request(&mut head, &Limits::default(), &mut Before::default());
             assert_eq!(end, Ok((cut >= 27).then_some(27)), "{cut}");
         }
+    }
+
+    #[test]
+    fn a_head_is_read_the_same_whatever_came_before() {
+        let sections = [
+            "Host: h\r\nUser-Agent: a\r\n\r\n",
+            "Host: h\r\nUser-Agent: a\r\nX: y\r\n\r\n",
+            "Host: h\r\nUser-Agent: b\r\n\r\n",
+            "Host: h\r\n\r\n",
+        ];
+        let mut rng = fastrand::Rng::with_seed(1);
+        let mut before = Before::default();
+        for round in 0..300 {
+            let section = sections[rng.usize(..sections.len()) * usize::from(rng.bool())];
+            let target = "/a".repeat(rng.usize(1..4));
+            let text = format!("GET {target} HTTP/1.1\r\n{section}");
+            let mut head = Head::default();
+            // What follows is no part of it, and what is missing is missed.
+            for (cut, end) in [(1, None), (0, Some(text.len()))] {
+                head.clear();
+                head.buffer().clear();
+                head.buffer()
+                    .extend_from_slice(&text.as_bytes()[..text.len() - cut]);
+                let more: &[u8] = if cut == 0 { b"Host: h\r\n" } else { b"" };
+                head.buffer().extend_from_slice(more);
+                let read = parse_request(&mut head, &Limits::default(), &mut before);
+                assert_eq!(read, Ok(end), "{round}");
+            }
+            let alone = parsed(&text).expect("valid");
+            assert!(head.fields().eq(alone.fields()), "{round}");
+            assert_eq!((head.size(), head.target()), (alone.size(), alone.target()));
+            assert_eq!(head.get(Known::Host), Some(&b"h"[..]));
+        }
+        assert_eq!(before.misses, Before::PATIENCE);
     }
 
     #[test]
@@ -456,7 +547,7 @@ mod tests {
         for text in ["HTTP/1.1 204\r\n\r\n", "HTTP/1.1 204 \r\n\r\n"] {
             let mut head = Head::default();
             head.buffer().extend_from_slice(text.as_bytes());
-            let end = parse_response(&mut head, &Limits::default());
+            let end = parse_response(&mut head, &Limits::default(), &mut Before::default());
             assert_eq!(end, Ok(Some(text.len())));
             assert_eq!(head.status(), 204);
         }

@@ -4,6 +4,7 @@
 //! `hpack`'s lines into the form that HTTP/1 has. Streams write into one buffer, which leaves in one piece when all of them
 //! have had their turn: that is what makes a connection that many requests share cheap.
 
+mod beginnings;
 mod body;
 mod client;
 mod core;

@@ -6,7 +6,7 @@ mod send;
 #[cfg(test)]
 mod tests;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
@@ -20,8 +20,8 @@ use super::frame::{
     self, MAX_PAYLOAD, Reason, Violation, setting, write_goaway, write_head, write_number,
     write_settings,
 };
-use super::heads::Peer;
-use super::hpack::{Decoder, Encoder};
+use super::heads::{HeadDecoder, Peer};
+use super::hpack::Encoder;
 use super::{CONNECTION_WINDOW, MAX_STREAMS, PREFACE, STREAM_WINDOW};
 use crate::http::Broken;
 use crate::http::h1::{Invalid, Limits};
@@ -200,10 +200,12 @@ pub(super) struct Core {
     /// The last DATA frame in `out`: its stream, and where its flags are.
     tail: Option<(u32, usize)>,
     encoder: Encoder,
-    decoder: Decoder,
+    decoder: HeadDecoder,
     block: Option<Block>,
     /// By number, which is the order that they were opened in.
     streams: Vec<Rc<Slot>>,
+    /// Where the last one was found that was looked for.
+    near: Cell<usize>,
     /// The last stream that was opened, and the last that is served when the connection is closing.
     last: u32,
     served: u32,
@@ -260,9 +262,10 @@ impl Core {
             on_the_way: 0,
             tail: None,
             encoder: Encoder::new(peer.case()),
-            decoder: Decoder::new(peer.case()),
+            decoder: HeadDecoder::new(peer, limits),
             block: None,
             streams: Vec::new(),
+            near: Cell::new(0),
             last: 0,
             served: 0,
             blocked: VecDeque::new(),

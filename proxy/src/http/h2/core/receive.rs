@@ -11,7 +11,7 @@ use crate::http::h2::frame::{
     self, FrameHead, HEADER, MAX_PAYLOAD, MAX_WINDOW, Reason, Violation, setting, write_goaway,
     write_head,
 };
-use crate::http::h2::heads::{self, Bad};
+use crate::http::h2::heads::Bad;
 use crate::http::h2::{MAX_STREAMS, PREFACE, STREAM_WINDOW};
 use crate::http::head::Head;
 
@@ -116,7 +116,13 @@ impl Core {
     }
 
     pub(super) fn position(&self, id: u32) -> Option<usize> {
-        self.streams.binary_search_by_key(&id, |slot| slot.id).ok()
+        // Frames mostly come for the stream of the last one, or the one after.
+        let near = self.near.get();
+        if self.streams.get(near).is_some_and(|slot| slot.id == id) {
+            return Some(near);
+        }
+        let found = self.streams.binary_search_by_key(&id, |slot| slot.id);
+        found.ok().inspect(|at| self.near.set(*at))
     }
 
     /// The stream, if it is open; nothing for one that was.
@@ -252,8 +258,7 @@ impl Core {
     ) -> Result<(), Violation> {
         self.last = id;
         let mut head = Head::default();
-        let how = (self.peer, &self.limits);
-        let read = heads::read_request(&mut self.decoder, block, how, &mut head);
+        let read = self.decoder.request(block, &mut head);
         let (invalid, is_carried) = match read {
             Ok(is_carried) => (None, is_carried),
             Err(Bad::Invalid(invalid)) => (Some(invalid), false),
@@ -289,8 +294,7 @@ impl Core {
 
     fn response(&mut self, slot: &Slot, ends: bool, block: &[u8]) -> Result<(), Bad> {
         let mut head = Head::default();
-        let how = (self.peer, &self.limits);
-        let read = heads::read_response(&mut self.decoder, block, how, &mut head);
+        let read = self.decoder.response(block, &mut head);
         let mut state = slot.state.borrow_mut();
         match read {
             Ok(()) => {
@@ -319,8 +323,7 @@ impl Core {
 
     fn trailers(&mut self, slot: &Slot, ends: bool, block: &[u8]) -> Result<(), Bad> {
         let mut head = Box::<Head>::default();
-        let how = (self.peer, &self.limits);
-        heads::read_trailers(&mut self.decoder, block, how, &mut head)?;
+        self.decoder.trailers(block, &mut head)?;
         let mut state = slot.state.borrow_mut();
         if !ends || state.has_ended {
             return Err(Bad::Malformed("a second head"));

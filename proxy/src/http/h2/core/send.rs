@@ -175,7 +175,11 @@ impl Core {
 
     /// Resets a stream, if it is still there.
     pub(in crate::http::h2) fn reset(&mut self, slot: &Slot, reason: Reason) {
-        if self.position(slot.id).is_some() {
+        let is_over = {
+            let state = slot.state.borrow();
+            state.is_closed && state.has_ended
+        };
+        if !is_over && self.position(slot.id).is_some() {
             self.write_reset(slot.id, reason);
             self.forget(slot.id);
         }

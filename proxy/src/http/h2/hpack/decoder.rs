@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 
-use super::{Case, Entry, Kind, LINES, STATIC, TABLE, Why, huffman};
-use crate::http::h1::is_text;
+use super::{Case, Entry, Kind, LINES, Line, STATIC, TABLE, Why, huffman};
+use crate::http::h1::{is_text, trimmed};
 use crate::http::head::Known;
 
 /// One direction's table, and the reader of its blocks.
@@ -14,10 +14,12 @@ pub(crate) struct Decoder {
     entries: VecDeque<Entry>,
     size: usize,
     max: usize,
-    /// The last line that isn't in the table.
-    told: Entry,
+    /// The last one that had no place there.
+    too_large: Option<Entry>,
     name: Vec<u8>,
     value: Vec<u8>,
+    /// How often the table changed.
+    changes: u64,
 }
 
 /// A block isn't one: the tables of the two ends may differ from here on.
@@ -72,10 +74,16 @@ impl Decoder {
             entries: VecDeque::new(),
             size: 0,
             max: TABLE,
-            told: Entry::with_room(0),
+            too_large: None,
             name: Vec::new(),
             value: Vec::new(),
+            changes: 0,
         }
+    }
+
+    /// How often the table changed: while it doesn't, the same numbers say the same lines.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// Begins a block: it may change the table's size (section 4.2).
@@ -99,18 +107,22 @@ impl Decoder {
     /// # Errors
     /// When it isn't a block. The lines before were given.
     #[inline]
-    pub(crate) fn line(&mut self, block: &mut &[u8]) -> Result<Option<&Entry>, Garbled> {
+    pub(crate) fn line<'t, 'b: 't>(
+        &'t mut self,
+        block: &mut &'b [u8],
+    ) -> Result<Option<Line<'t>>, Garbled> {
         let Some((&first, rest)) = block.split_first() else {
             return Ok(None);
         };
-        match first {
+        let entry = match first {
             0x80..0xff => {
                 *block = rest;
-                entry(&self.entries, usize::from(first & 0x7f)).map(Some)
+                entry(&self.entries, usize::from(first & 0x7f))?
             }
-            0xff => entry(&self.entries, integer(block, 7)?).map(Some),
-            _ => self.literal(first, block).map(Some),
-        }
+            0xff => entry(&self.entries, integer(block, 7)?)?,
+            _ => return self.literal(first, block).map(Some),
+        };
+        Ok(Some(entry.line()))
     }
 
     /// Takes a block that says nothing to anyone.
@@ -124,13 +136,38 @@ impl Decoder {
     }
 
     /// A line whose value stands in the block.
-    fn literal(&mut self, first: u8, block: &mut &[u8]) -> Result<&Entry, Garbled> {
-        let (bits, is_kept) = match first & 0xf0 {
-            0x40.. => (6, true),
+    fn literal<'t, 'b: 't>(
+        &'t mut self,
+        first: u8,
+        block: &mut &'b [u8],
+    ) -> Result<Line<'t>, Garbled> {
+        let bits = match first & 0xf0 {
+            0x40.. => 6,
             // A change of the table's size comes before the lines.
             0x20.. => return Err(Garbled),
-            _ => (4, false),
+            _ => {
+                let said = self.said(4, block)?;
+                let value = &said.value[trimmed(said.value)];
+                return Ok(Line { value, ..said });
+            }
         };
+        let entry = Entry::new(&self.said(bits, block)?);
+        self.shrink(self.max.saturating_sub(entry.size));
+        if entry.size > self.max {
+            return Ok(self.too_large.insert(entry).line());
+        }
+        self.size += entry.size;
+        self.changes += 1;
+        self.entries.push_front(entry);
+        Ok(self.entries[0].line())
+    }
+
+    /// What a literal line says, whose first byte has so many bits of the number of its name.
+    fn said<'t, 'b: 't>(
+        &'t mut self,
+        bits: u32,
+        block: &mut &'b [u8],
+    ) -> Result<Line<'t>, Garbled> {
         let of_name = match integer(block, bits)? {
             0 => None,
             number => Some(entry(&self.entries, number)?),
@@ -140,26 +177,19 @@ impl Decoder {
             Some(entry) => entry.name(),
         };
         let value = string(block, &mut self.value)?;
-        let kind = match of_name.map(Entry::kind) {
+        let kind = match of_name.map(|entry| entry.kind) {
             None | Some(Kind::Malformed(_) | Kind::Field(Known::Te)) => {
                 Kind::of(name, value, self.case)
             }
             Some(_) if !is_text(value) => Kind::Malformed(Why::Value),
             Some(kind) => kind,
         };
-        if !is_kept {
-            self.told.say(kind, name, value);
-            return Ok(&self.told);
-        }
-        let entry = Entry::new(kind, name, value);
-        self.shrink(self.max.saturating_sub(entry.size));
-        if entry.size > self.max {
-            self.told = entry;
-            return Ok(&self.told);
-        }
-        self.size += entry.size;
-        self.entries.push_front(entry);
-        Ok(&self.entries[0])
+        Ok(Line {
+            kind,
+            name,
+            value,
+            whole: None,
+        })
     }
 
     fn shrink(&mut self, to: usize) {
@@ -168,8 +198,17 @@ impl Decoder {
                 return;
             };
             self.size -= last.size;
+            self.changes += 1;
         }
     }
+}
+
+/// How many lines a block begins with that are one byte each: those of the table, as far as such a byte reaches.
+pub(crate) fn indexed(block: &[u8]) -> usize {
+    block
+        .iter()
+        .take_while(|byte| matches!(byte, 0x80..=0xfe))
+        .count()
 }
 
 fn entry(entries: &VecDeque<Entry>, number: usize) -> Result<&Entry, Garbled> {
@@ -191,7 +230,7 @@ mod tests {
         });
         decoder.begin(&mut block)?;
         while let Some(line) = decoder.line(&mut block)? {
-            lines.push(format!("{}: {}", text(line.name()), text(line.value())));
+            lines.push(format!("{}: {}", text(line.name), text(line.value)));
         }
         Ok(lines)
     }
@@ -290,7 +329,7 @@ mod tests {
         let kinds = |decoder: &mut Decoder, block: &[u8]| -> Vec<Kind> {
             let (mut kinds, mut block) = (Vec::new(), block);
             while let Some(line) = decoder.line(&mut block).expect("a block") {
-                kinds.push(line.kind());
+                kinds.push(line.kind);
             }
             kinds
         };

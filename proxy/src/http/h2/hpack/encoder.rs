@@ -8,13 +8,18 @@ use std::mem;
 use std::ops::Range;
 
 use super::{Case, LINES, OVERHEAD, TABLE};
-use crate::http::head::Known;
+use crate::http::head::{Known, Set};
 
 /// Lines that are remembered, and how many of them share their places.
 const SEEN: usize = 128;
 const WAYS: usize = 4;
 /// Longer ones are not worth a place in the table.
 const LONGEST: usize = 1024;
+/// Stretches of lines that are remembered.
+const RUNS: usize = 16;
+
+/// Fields that have another value in each message: there is no use in remembering them.
+pub(crate) const VOLATILE: Set = Set::of(&[Known::RequestId, Known::Traceparent]);
 
 /// A line that was seen.
 #[derive(Debug, Default, Clone)]
@@ -25,6 +30,15 @@ struct Seen {
     text: Box<[u8]>,
     /// The number of its name, as in [`Line`].
     number: u8,
+}
+
+/// Lines that stood one after another in a head, each in the table: when they do again, they are looked up as one.
+#[derive(Debug, Default, Clone)]
+struct Run {
+    text: Box<[u8]>,
+    entries: Box<[u64]>,
+    /// The first of these that will be gone.
+    oldest: u64,
 }
 
 /// A line to be written.
@@ -48,31 +62,31 @@ impl<'a> Line<'a> {
             number => (LINES[number - 1].0.as_bytes(), self.text),
         }
     }
+}
 
-    /// Its ends, its middle, and how long it is. Nobody gains by a collision, which costs a line the place in the table.
-    fn hash(self) -> u32 {
-        const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
-        let text = self.text;
-        let word = |at: usize| {
-            let eight = text.get(at..).and_then(<[u8]>::first_chunk);
-            eight.map(|eight| u64::from_le_bytes(*eight))
-        };
-        let words = match text.len() {
-            8.. => (word(0), word(text.len() / 2 - 4), word(text.len() - 8)),
-            _ => (None, None, None),
-        };
-        let (Some(start), Some(middle), Some(end)) = words else {
-            let state = text.iter().fold(u64::from(self.number), |state, byte| {
-                (state ^ u64::from(*byte)).wrapping_mul(ODD)
-            });
-            return (state >> 32) as u32 | 1;
-        };
-        let length = (text.len() as u64) << 8 | u64::from(self.number);
-        let state = (start ^ middle.rotate_left(32) ^ length).wrapping_mul(ODD);
-        let state = (state ^ state >> 29 ^ end).wrapping_mul(ODD);
-        // The upper half; never 0, which is the hash of no line.
-        (state >> 32) as u32 | 1
-    }
+/// A hash of a text's ends, its middle, and how long it is. Nobody gains by a collision, which costs a line the place in the
+/// table. A line's `number` tells a value from a whole line.
+fn hash(text: &[u8], number: u8) -> u32 {
+    const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+    let word = |at: usize| {
+        let eight = text.get(at..).and_then(<[u8]>::first_chunk);
+        eight.map(|eight| u64::from_le_bytes(*eight))
+    };
+    let words = match text.len() {
+        8.. => (word(0), word(text.len() / 2 - 4), word(text.len() - 8)),
+        _ => (None, None, None),
+    };
+    let (Some(start), Some(middle), Some(end)) = words else {
+        let state = text.iter().fold(u64::from(number), |state, byte| {
+            (state ^ u64::from(*byte)).wrapping_mul(ODD)
+        });
+        return (state >> 32) as u32 | 1;
+    };
+    let length = (text.len() as u64) << 8 | u64::from(number);
+    let state = (start ^ middle.rotate_left(32) ^ length).wrapping_mul(ODD);
+    let state = (state ^ state >> 29 ^ end).wrapping_mul(ODD);
+    // The upper half; never 0, which is the hash of no line.
+    (state >> 32) as u32 | 1
 }
 
 /// One direction's table, and the writer of its blocks.
@@ -95,6 +109,10 @@ pub(crate) struct Encoder {
     turn: usize,
     /// Entries with the names that the path knows.
     names: [u64; 32],
+    runs: Vec<Run>,
+    /// Entries of the stretch that is being written, and whether there is one each of whose lines so far has one.
+    trail: Vec<u64>,
+    is_trail_whole: bool,
     /// For lines that stand nowhere.
     scratch: Vec<u8>,
 }
@@ -154,11 +172,6 @@ fn is_one(known: Known) -> bool {
     )
 }
 
-/// Whether each message has another value: there is no use in remembering it.
-fn is_volatile(known: Known) -> bool {
-    matches!(known, Known::RequestId | Known::Traceparent)
-}
-
 impl Encoder {
     /// A writer of blocks whose names are written so.
     pub(crate) fn new(case: Case) -> Encoder {
@@ -174,6 +187,9 @@ impl Encoder {
             seen: vec![Seen::default(); SEEN],
             turn: 0,
             names: [0; 32],
+            runs: vec![Run::default(); RUNS],
+            trail: Vec::new(),
+            is_trail_whole: false,
             scratch: Vec::new(),
         }
     }
@@ -216,6 +232,43 @@ impl Encoder {
         self.any(out, line);
     }
 
+    /// Writes a line that says something by being there: the only one of its name, without a value.
+    pub(crate) fn flag(&mut self, out: &mut Vec<u8>, known: Known, name: &[u8]) {
+        match self.names[known as usize % 32] {
+            entry if entry > self.gone => write_integer(out, 0x80, 7, self.number(entry)),
+            _ => self.field(out, known, name, b""),
+        }
+    }
+
+    /// Writes a stretch of lines if it was written before, and each of them is still in the table. Otherwise they are written
+    /// one by one, and then [`Encoder::learn`]ed.
+    #[inline]
+    pub(crate) fn again(&mut self, out: &mut Vec<u8>, text: &[u8]) -> bool {
+        let run = &self.runs[hash(text, 0) as usize / 2 % RUNS];
+        if run.oldest <= self.gone || *run.text != *text {
+            self.trail.clear();
+            self.is_trail_whole = true;
+            return false;
+        }
+        for entry in &run.entries {
+            write_integer(out, 0x80, 7, self.number(*entry));
+        }
+        true
+    }
+
+    /// Remembers a stretch that was written just now.
+    #[cold]
+    pub(crate) fn learn(&mut self, text: &[u8]) {
+        let is_whole = mem::take(&mut self.is_trail_whole) && text.len() <= LONGEST;
+        if let Some(oldest) = self.trail.iter().min().copied().filter(|_| is_whole) {
+            self.runs[hash(text, 0) as usize / 2 % RUNS] = Run {
+                text: text.into(),
+                entries: self.trail.as_slice().into(),
+                oldest,
+            };
+        }
+    }
+
     /// Writes a line. Its name becomes lower-case, unless the case is kept; then only one in lower case is a known one.
     pub(crate) fn field(&mut self, out: &mut Vec<u8>, known: Known, name: &[u8], value: &[u8]) {
         let mut text = mem::take(&mut self.scratch);
@@ -231,7 +284,7 @@ impl Encoder {
     #[inline]
     pub(crate) fn plain(&mut self, out: &mut Vec<u8>, known: Known, text: &[u8], name: usize) {
         let of_name = self.names[known as usize % 32];
-        if is_volatile(known) && of_name > self.gone {
+        if VOLATILE.has(known) && of_name > self.gone {
             write_integer(out, 0, 4, self.number(of_name));
             return write_string(out, &text[name + 2..text.len() - 2]);
         }
@@ -245,7 +298,7 @@ impl Encoder {
     }
 
     fn any(&mut self, out: &mut Vec<u8>, line: Line<'_>) {
-        let hash = line.hash();
+        let hash = hash(line.text, line.number);
         let places = places(hash);
         for (at, other) in places.clone().zip(&self.hashes[places]) {
             if *other != hash {
@@ -254,9 +307,13 @@ impl Encoder {
             let seen = &self.seen[at];
             let is_alive = seen.entry > self.gone && seen.number == line.number;
             if is_alive && *seen.text == *line.text {
+                if self.is_trail_whole {
+                    self.trail.push(seen.entry);
+                }
                 return write_integer(out, 0x80, 7, self.number(seen.entry));
             }
         }
+        self.is_trail_whole = false;
         self.literal(out, hash, line);
     }
 
@@ -288,7 +345,7 @@ impl Encoder {
         };
         let is_secret = is_secret(name);
         let size = name.len() + value.len() + OVERHEAD;
-        let is_again = self.hashes[at] == hash || is_volatile(known);
+        let is_again = self.hashes[at] == hash || VOLATILE.has(known);
         let is_kept = is_again && !is_secret && size <= LONGEST.min(self.max);
         let (flags, bits) = match (is_kept, is_secret) {
             (true, _) => (0x40, 6),
@@ -365,7 +422,7 @@ mod tests {
         let mut rest = block;
         decoder.begin(&mut rest).expect("a block");
         while let Some(line) = decoder.line(&mut rest).expect("a block") {
-            lines.push((text(line.name()), text(line.value())));
+            lines.push((text(line.name), text(line.value)));
         }
         lines
     }

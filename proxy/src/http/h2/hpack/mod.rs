@@ -9,8 +9,8 @@ use std::sync::LazyLock;
 use crate::http::h1;
 use crate::http::head::Known;
 
-pub(super) use decoder::Decoder;
-pub(super) use encoder::Encoder;
+pub(super) use decoder::{Decoder, indexed};
+pub(super) use encoder::{Encoder, VOLATILE};
 
 /// Bytes of entries that a table holds, either way (section 6.5.2 of RFC 9113).
 pub(super) const TABLE: usize = 4096;
@@ -97,10 +97,20 @@ impl Kind {
     }
 }
 
-/// A field line as it stands in an HTTP/1 head, with what it is.
+/// A field line, with what it is to a message.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Line<'a> {
+    pub(super) kind: Kind,
+    pub(super) name: &'a [u8],
+    pub(super) value: &'a [u8],
+    /// All of it, if it stands somewhere as HTTP/1 has it.
+    pub(super) whole: Option<&'a [u8]>,
+}
+
+/// A field line in a table, as it stands in an HTTP/1 head.
 #[derive(Debug)]
-pub(super) struct Entry {
-    line: Vec<u8>,
+struct Entry {
+    text: Vec<u8>,
     name: usize,
     kind: Kind,
     /// What it counts in a table, as it was sent.
@@ -108,58 +118,28 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    fn new(kind: Kind, name: &[u8], value: &[u8]) -> Entry {
-        let mut entry = Entry::with_room(name.len() + value.len() + 4);
-        entry.say(kind, name, value);
-        entry
-    }
-
-    fn with_room(room: usize) -> Entry {
+    fn new(line: &Line<'_>) -> Entry {
+        let value = &line.value[h1::trimmed(line.value)];
         Entry {
-            line: Vec::with_capacity(room),
-            name: 0,
-            kind: Kind::Malformed(Why::Name),
-            size: OVERHEAD,
+            text: [line.name, b": ", value, b"\r\n"].concat(),
+            name: line.name.len(),
+            kind: line.kind,
+            size: line.name.len() + line.value.len() + OVERHEAD,
         }
     }
 
-    /// Says something else.
-    fn say(&mut self, kind: Kind, name: &[u8], value: &[u8]) {
-        self.line.clear();
-        self.line.extend_from_slice(name);
-        self.line.extend_from_slice(b": ");
-        self.line.extend_from_slice(&value[h1::trimmed(value)]);
-        self.line.extend_from_slice(b"\r\n");
-        (self.kind, self.name) = (kind, name.len());
-        self.size = name.len() + value.len() + OVERHEAD;
+    fn name(&self) -> &[u8] {
+        &self.text[..self.name]
     }
 
-    /// What it is to a message.
-    pub(super) fn kind(&self) -> Kind {
-        self.kind
-    }
-
-    /// All of it, as HTTP/1 has it.
-    pub(super) fn line(&self) -> &[u8] {
-        &self.line
-    }
-
-    pub(super) fn name(&self) -> &[u8] {
-        &self.line[..self.name]
-    }
-
-    pub(super) fn value(&self) -> &[u8] {
-        &self.line[self.name + 2..self.line.len() - 2]
-    }
-
-    /// Bytes of name and value.
-    pub(super) fn len(&self) -> usize {
-        self.line.len() - 4
-    }
-
-    /// Bytes of the name.
-    pub(super) fn name_len(&self) -> usize {
-        self.name
+    #[inline]
+    fn line(&self) -> Line<'_> {
+        Line {
+            kind: self.kind,
+            name: self.name(),
+            value: &self.text[self.name + 2..self.text.len() - 2],
+            whole: Some(&self.text),
+        }
     }
 }
 
@@ -167,7 +147,13 @@ impl Entry {
 static STATIC: LazyLock<Vec<Entry>> = LazyLock::new(|| {
     let entry = |(name, value): &(&str, &str)| {
         let (name, value) = (name.as_bytes(), value.as_bytes());
-        Entry::new(Kind::of(name, value, Case::Lower), name, value)
+        let kind = Kind::of(name, value, Case::Lower);
+        Entry::new(&Line {
+            kind,
+            name,
+            value,
+            whole: None,
+        })
     };
     LINES.iter().map(entry).collect()
 });

@@ -97,10 +97,9 @@ pub fn build() -> Result<Programs> {
 /// # Errors
 /// When the build fails.
 pub fn build_with(map: Option<&Path>) -> Result<Programs> {
-    let used = used()?;
     Ok(Programs {
-        others: others(&used)?,
-        proxy: cargo(&["leno-proxy"], &used, map, "")?.join("leno-proxy"),
+        others: others()?,
+        proxy: cargo(&["leno-proxy"], &used()?, map, "")?.join("leno-proxy"),
     })
 }
 
@@ -111,7 +110,7 @@ pub fn build_with(map: Option<&Path>) -> Result<Programs> {
 pub fn build_for_training(data: &Path) -> Result<Programs> {
     let made = format!("-C profile-generate={}", data.display());
     Ok(Programs {
-        others: others(&used().unwrap_or_default())?,
+        others: others()?,
         proxy: cargo(&["leno-proxy"], &made, None, "training")?.join("leno-proxy"),
     })
 }
@@ -123,9 +122,9 @@ fn used() -> Result<String> {
 }
 
 /// Builds what isn't leno-proxy, which is built on its own: what is built with it may change the features of its libraries, and so
-/// the names that the profile knows.
-fn others(flags: &str) -> Result<PathBuf> {
-    cargo(&["leno-control-plane", "leno-examples"], flags, None, "")
+/// the names that the profile knows. Without the profile, since all that knows it is built anew when it changes.
+fn others() -> Result<PathBuf> {
+    cargo(&["leno-control-plane", "leno-examples"], "", None, "others")
 }
 
 /// Builds packages with more flags of the compiler, in a directory below the target directory; where.

@@ -54,9 +54,8 @@ impl Upstream {
         })
     }
 
-    /// Whether it is good after having been idle since `since`. Learns from what it sees.
-    fn is_usable(&mut self, since: Instant, now: Instant, idle_timeout: Duration) -> bool {
-        let idle = now.duration_since(since);
+    /// Whether it is good now, after having been idle for `idle`. Learns from what it sees.
+    fn is_usable(&mut self, idle: Duration, now: Instant, idle_timeout: Duration) -> bool {
         let expires = self.until.is_some_and(|until| until <= now + BEFORE_EXPIRY);
         let idle_timeout = self.uses.idle_timeout.unwrap_or(idle_timeout);
         if expires || idle >= idle_timeout || self.endpoint.is_retired() {
@@ -143,7 +142,7 @@ impl Pool {
                 connections.push((since, upstream));
                 return None;
             }
-            if upstream.is_usable(since, now, self.idle_timeout) {
+            if upstream.is_usable(idle_for, now, self.idle_timeout) {
                 return Some(upstream);
             }
         }
@@ -182,8 +181,10 @@ impl Pool {
         self.multiplexed.sweep(now, self.idle_timeout);
         let mut idle = self.idle.borrow_mut();
         idle.retain(|_, connections| {
-            connections
-                .retain_mut(|(since, upstream)| upstream.is_usable(*since, now, self.idle_timeout));
+            connections.retain_mut(|(since, upstream)| {
+                let idle = now.duration_since(*since);
+                upstream.is_usable(idle, now, self.idle_timeout)
+            });
             !connections.is_empty()
         });
     }

@@ -143,7 +143,7 @@ async fn connect(
     endpoint: &Endpoint,
     carries: Carries,
 ) -> Result<(Stream, Option<Instant>), Error> {
-    let identity = shared.credentials.identity();
+    let identity = (endpoint.tls.as_ref()).and_then(|_| shared.credentials.identity());
     let expires = identity.map(|identity| expiry(identity.not_after));
     let (stream, peer) = dial(cluster, endpoint, carries).await?;
     // A connection is good while both certificates that made it are.

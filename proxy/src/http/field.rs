@@ -120,5 +120,7 @@ pub struct Section {
     /// Where they are from its beginning on.
     pub(super) fields: Vec<Field>,
     pub(super) known: Set,
+    pub(super) places: [u8; 32],
+    pub(super) straight: Option<Span>,
     pub(super) size: u32,
 }

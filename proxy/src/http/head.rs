@@ -45,6 +45,10 @@ pub struct Head {
     fields: Vec<Field>,
     /// The fields that were ever there: most that are asked for are not.
     known: Set,
+    /// Where the first one of each stands, one too high: 0 when there never was one, and the highest for all that are far back.
+    places: [u8; 32],
+    /// Where the fields begin and end in the buffer, if there are any, and all in between is to be written as it stands.
+    straight: Option<Span>,
     /// Bytes of the names and values of those that are there.
     size: u32,
     /// A request's method; a response's reason phrase.
@@ -62,6 +66,8 @@ impl Default for Head {
             bytes: Vec::new(),
             fields: Vec::new(),
             known: Set::NONE,
+            places: [0; 32],
+            straight: None,
             size: 0,
             first: Span::default(),
             target: Span::default(),
@@ -118,7 +124,8 @@ impl Head {
     pub fn begin_as(&mut self, other: &Head) {
         self.bytes.extend_from_slice(&other.bytes);
         self.fields.extend_from_slice(&other.fields);
-        (self.known, self.size) = (other.known, other.size);
+        (self.known, self.places, self.size) = (other.known, other.places, other.size);
+        self.straight = other.straight;
     }
 
     /// Notes text that is not part of a field.
@@ -140,6 +147,8 @@ impl Head {
             self.fields = room.unwrap_or_else(|| Vec::with_capacity(USUAL));
         }
         self.known = Set::NONE;
+        self.places = [0; 32];
+        self.straight = None;
         self.size = 0;
         self.status = 0;
     }
@@ -176,13 +185,16 @@ impl Head {
         Section {
             fields,
             known: self.known,
+            places: self.places,
+            straight: self.straight.map(|fields| fields.from(at)),
             size: self.size,
         }
     }
 
     /// Records the parsed fields of a section whose text begins at `at`.
     pub fn set_section(&mut self, section: &Section, at: usize) {
-        (self.known, self.size) = (section.known, section.size);
+        (self.known, self.places, self.size) = (section.known, section.places, section.size);
+        self.straight = section.straight.map(|fields| fields.behind(at));
         self.fields.extend(section.fields.iter().map(|field| Field {
             name: field.name.behind(at),
             value: field.value.behind(at),
@@ -197,6 +209,21 @@ impl Head {
 
     fn push(&mut self, name: Span, value: Span, known: Known, how: (bool, bool)) {
         self.known = self.known.with(known);
+        let place = &mut self.places[known as usize % 32];
+        if *place == 0 {
+            *place = u8::try_from(self.fields.len() + 1).unwrap_or(u8::MAX);
+        }
+        self.straight = match self.straight {
+            Some(_) if self.fields.is_empty() && how.0 => Some(Span {
+                start: name.start,
+                end: value.end + 2,
+            }),
+            Some(Span { start, end }) if end == name.start && how.0 => Some(Span {
+                start,
+                end: value.end + 2,
+            }),
+            _ => None,
+        };
         self.size += name.len() + value.len();
         self.fields.push(Field {
             name,
@@ -259,10 +286,13 @@ impl Head {
 
     /// The first value of a field that the path knows.
     pub fn get(&self, known: Known) -> Option<&[u8]> {
-        if !self.may_have(known) {
-            return None;
-        }
-        let field = self.fields.iter().find(|field| field.known == known)?;
+        let place = usize::from(self.places[known as usize % 32]).checked_sub(1)?;
+        let field = self.fields.get(place)?;
+        let field = match field.known == known {
+            true => field,
+            // It was removed, or is further back than can be noted.
+            false => self.fields[place..].iter().find(|f| f.known == known)?,
+        };
         Some(&self.bytes[field.value.range()])
     }
 
@@ -421,6 +451,7 @@ impl Head {
         let field = &mut self.fields[at];
         self.size = self.size - field.value.len() + value.len();
         (field.value, field.is_plain) = (value, false);
+        self.straight = None;
         self.drop_fields(at + 1, |field| field.known == known);
         true
     }
@@ -438,6 +469,7 @@ impl Head {
         for field in &mut self.fields[from..] {
             if field.known != Known::Removed && is_meant(field) {
                 field.known = Known::Removed;
+                self.straight = None;
                 self.size -= field.name.len() + field.value.len();
             }
         }
@@ -507,6 +539,9 @@ impl Head {
     /// Writes the fields alone: a head's, or a trailer section's. What stands in the buffer as it is to be written is
     /// copied in runs.
     pub fn write_fields(&self, out: &mut Vec<u8>) {
+        if let Some(fields) = self.straight {
+            return out.extend_from_slice(&self.bytes[fields.range()]);
+        }
         let mut run = 0..0;
         for field in self.kept() {
             let (name, value) = (field.name.range(), field.value.range());
@@ -604,5 +639,64 @@ mod tests {
         head.add("Connection", b"foo, Close");
         assert!(head.connection_has("close"));
         assert!(!head.connection_has("keep-alive"));
+    }
+
+    #[test]
+    fn a_known_field_is_found_wherever_it_stands() {
+        for before in [0, 1, 252, 253, 254, 255, 256, 400] {
+            let mut head = Head::response(200);
+            (0..before).for_each(|_| head.add("x", b"y"));
+            head.add("server", b"first");
+            head.add("x", b"y");
+            head.add("server", b"second");
+            head.add("expect", b"else");
+            assert_eq!(head.get(Known::Server), Some(&b"first"[..]), "{before}");
+            assert_eq!(head.get(Known::Expect), Some(&b"else"[..]), "{before}");
+            assert_eq!(head.get(Known::Host), None);
+            let first = head.fields.iter_mut().find(|f| f.known == Known::Server);
+            first.expect("there").known = Known::Removed;
+            assert_eq!(head.get(Known::Server), Some(&b"second"[..]), "{before}");
+            head.remove(Known::Server);
+            assert_eq!(head.get(Known::Server), None);
+            head.add("server", b"third");
+            assert_eq!(head.get(Known::Server), Some(&b"third"[..]), "{before}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_what_is_there() {
+        let mut rng = fastrand::Rng::with_seed(5);
+        for round in 0..2_000 {
+            let mut head = Head::response(200);
+            for step in 0..rng.usize(..8) {
+                let value = format!("{step}");
+                match rng.u32(..6) {
+                    0 => head.set("server", Known::Server, value.as_bytes()),
+                    1 => head.remove(Known::Server),
+                    2 => drop(head.note(b"no field")),
+                    3 => {
+                        let mut next = Head::default();
+                        next.begin();
+                        next.begin_as(&head);
+                        head = next;
+                    }
+                    4 => {
+                        let section = head.section(0);
+                        let mut next = Head::default();
+                        next.buffer().extend_from_slice(b"moved ");
+                        next.buffer().extend_from_slice(&head.bytes);
+                        next.set_section(&section, 6);
+                        head = next;
+                    }
+                    _ => head.add("x", value.as_bytes()),
+                }
+            }
+            let (mut written, mut expected) = (Vec::new(), Vec::new());
+            head.write_fields(&mut written);
+            for (name, value) in head.fields() {
+                expected.extend_from_slice(&[name, b": ", value, b"\r\n"].concat());
+            }
+            assert_eq!(written, expected, "{round}");
+        }
     }
 }

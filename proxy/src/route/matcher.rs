@@ -24,7 +24,7 @@ impl<'a> RequestView<'a> {
         A: AsRef<[u8]> + ?Sized,
     {
         let target = head.target();
-        let (path, query) = match memchr::memchr(b'?', target) {
+        let (path, query) = match target.iter().position(|&b| b == b'?') {
             Some(at) => (&target[..at], &target[at + 1..]),
             None => (target, &[][..]),
         };

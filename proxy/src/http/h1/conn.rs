@@ -136,7 +136,8 @@ impl Conn {
     pub(super) fn take_head(&mut self, head: &mut Head, parse: Parse) -> Result<bool, Invalid> {
         self.compact();
         // Without a new line there is nothing new to be told: a head that drips in costs no more than its lines.
-        let has_line = memchr::memchr(b'\n', &self.read[self.looked..]).is_some();
+        let has_line =
+            self.looked == 0 || memchr::memchr(b'\n', &self.read[self.looked..]).is_some();
         let limit = self.limits.head_bytes;
         let mut end = None;
         if has_line {

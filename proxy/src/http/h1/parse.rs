@@ -242,7 +242,10 @@ fn version(text: &[u8]) -> Result<Version, Invalid> {
 /// RFC 9112, section 3: `method SP request-target SP HTTP-version`.
 fn request_line(line: &[u8], head: &mut Head) -> Result<(), Invalid> {
     let shape = Invalid::Syntax("invalid method or target");
-    let method = memchr::memchr(b' ', line).ok_or(shape)?;
+    let method = match line {
+        [b'G', b'E', b'T', b' ', ..] => 3,
+        line => memchr::memchr(b' ', line).ok_or(shape)?,
+    };
     let target = line.len().checked_sub(9).filter(|end| *end > method + 1);
     let target = target.filter(|end| line[*end] == b' ').ok_or(shape)?;
     let version = version(&line[target + 1..])?;

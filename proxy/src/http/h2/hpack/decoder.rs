@@ -205,10 +205,16 @@ impl Decoder {
 
 /// How many lines a block begins with that are one byte each: those of the table, as far as such a byte reaches.
 pub(crate) fn indexed(block: &[u8]) -> usize {
-    block
-        .iter()
-        .take_while(|byte| matches!(byte, 0x80..=0xfe))
-        .count()
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const HIGH: u64 = 0x80 * ONES;
+    // Eight at a time: a byte of 0xff is the only one that carries into its high bit, when all of them are set.
+    let is_one = |eight: &&[u8; 8]| {
+        let word = u64::from_le_bytes(**eight);
+        word & HIGH == HIGH && ((word & !HIGH) + ONES) & HIGH == 0
+    };
+    let eights = 8 * block.as_chunks().0.iter().take_while(is_one).count();
+    let rest = block[eights..].iter();
+    eights + rest.take_while(|byte| matches!(byte, 0x80..=0xfe)).count()
 }
 
 fn entry(entries: &VecDeque<Entry>, number: usize) -> Result<&Entry, Garbled> {
@@ -350,5 +356,21 @@ mod tests {
         kinds(&mut decoder, b"\x40\x01a\x01b");
         let kinds = kinds(&mut decoder, b"\x7e\x01\0");
         assert!(matches!(kinds[..], [Kind::Malformed(_)]));
+    }
+
+    #[test]
+    fn lines_of_one_byte_are_counted_to_the_first_other() {
+        for length in 0..20 {
+            for at in 0..=length {
+                for other in [0, 0x0f, 0x40, 0x7f, 0xff] {
+                    let mut block: Vec<u8> = (0..length).map(|n| 0x80 | (n * 13 % 0x7f)).collect();
+                    if let Some(byte) = block.get_mut(usize::from(at)) {
+                        *byte = other;
+                    }
+                    assert_eq!(indexed(&block), usize::from(at), "{block:?}");
+                }
+            }
+        }
+        assert_eq!(indexed(&[0xfe; 17]), 17);
     }
 }

@@ -124,15 +124,15 @@ fn places(hash: u32) -> Range<usize> {
 }
 
 #[inline]
+#[allow(clippy::cast_possible_truncation)] // each is below 128
 fn write_integer(out: &mut Vec<u8>, flags: u8, bits: u32, number: usize) {
-    let mask = (1_u8 << bits) - 1;
-    match (
-        u8::try_from(number),
-        u8::try_from(number.wrapping_sub(mask.into())),
-    ) {
-        (Ok(small), _) if small < mask => out.push(flags | small),
-        (_, Ok(rest @ ..0x80)) => out.extend_from_slice(&[flags | mask, rest]),
-        _ => write_long(out, flags, mask.into(), number),
+    let mask = (1_usize << bits) - 1;
+    if number < mask {
+        out.push(flags | number as u8);
+    } else if number < mask + 0x80 {
+        out.extend_from_slice(&[flags | mask as u8, (number - mask) as u8]);
+    } else {
+        write_long(out, flags, mask, number);
     }
 }
 

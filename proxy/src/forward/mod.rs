@@ -55,13 +55,13 @@ pub enum Served {
 pub async fn serve_stream(
     arrived: &mut Arrived,
     timeouts: &Timeouts,
-    serve: impl AsyncFnOnce(Arrival<'_>) -> Served,
+    serve: impl AsyncFnOnce(&mut Arrival<'_>) -> Served,
 ) {
     let Some(stream) = &mut arrived.stream else {
         return;
     };
     let (mut response, mut deadline) = (Head::default(), Deadline::default());
-    let arrival = Arrival {
+    let mut arrival = Arrival {
         down: Down::H2(stream),
         request: &mut arrived.head,
         read: arrived.read.map_err(refused),
@@ -69,7 +69,7 @@ pub async fn serve_stream(
         deadline: &mut deadline,
         at: arrived.at,
     };
-    match serve(arrival).await {
+    match serve(&mut arrival).await {
         Served::Refused => stream.reset(Reason::REFUSED_STREAM),
         Served::Cut => Down::H2(stream).cut(None),
         Served::Whole(_) if !stream.is_answered() => {}

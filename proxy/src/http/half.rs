@@ -28,9 +28,22 @@ pub enum Up {
 }
 
 impl Down<'_> {
+    /// The same for a while.
+    pub fn reborrow(&mut self) -> Down<'_> {
+        match self {
+            Down::H1(half) => Down::H1(half),
+            Down::H2(stream) => Down::H2(stream),
+        }
+    }
+
     /// Whether the request was made in HTTP/2, and not only carried by it between sidecars.
     pub fn is_h2(&self) -> bool {
         matches!(self, Down::H2(stream) if !stream.is_of_http1())
+    }
+
+    /// Whether a sidecar of ours carries the request for a caller of HTTP/1.
+    pub fn is_carried(&self) -> bool {
+        matches!(self, Down::H2(stream) if stream.is_of_http1())
     }
 
     /// How the request's body is framed.

@@ -218,7 +218,7 @@ async fn serve_h1(worker: &Worker, connection: &Connection, conn: Conn) {
         if matches!(read, Ok(Read::Closed)) || expires.is_some_and(|expires| expires <= at) {
             return;
         }
-        let arrival = Arrival {
+        let mut arrival = Arrival {
             down: Down::H1(&mut down),
             read: read.map(drop),
             request: &mut request,
@@ -226,7 +226,7 @@ async fn serve_h1(worker: &Worker, connection: &Connection, conn: Conn) {
             deadline: &mut deadline,
             at,
         };
-        let served = serve_request(worker, connection, &mut serving, arrival).await;
+        let served = serve_request(worker, connection, &mut serving, &mut arrival).await;
         let Served::Whole(over) = served else {
             return;
         };
@@ -256,7 +256,7 @@ async fn serve_h2(worker: Rc<Worker>, connection: Connection, conn: Conn) {
     let misfit = Rc::clone(&unfit);
     let handle = async move |arrived: &mut h2::Arrived| {
         let mut own = serving.borrow().clone();
-        let serve = async |arrival: Arrival<'_>| {
+        let serve = async |arrival: &mut Arrival<'_>| {
             let served = serve_request(&worker, &connection, &mut own, arrival).await;
             if served == Served::Refused {
                 misfit.notify_one();
@@ -285,7 +285,7 @@ async fn serve_request(
     worker: &Worker,
     connection: &Connection,
     serving: &mut Option<Rc<Serving>>,
-    mut arrival: Arrival<'_>,
+    arrival: &mut Arrival<'_>,
 ) -> Served {
     if arrival.read.is_ok() {
         connection.learn(arrival.request);
@@ -294,10 +294,10 @@ async fn serve_request(
         return Served::Refused;
     };
     let mut outcome = Outcome::begun(&serving.series, arrival.at);
-    if let Err(error) = arrival.read {
+    if let Err(error) = &arrival.read {
         let (down, none) = (&mut arrival.down, &Head::default());
-        answer::refuse(down, &mut outcome, &error, none, connection.audience());
-        worker.over(&outcome, connection.teller(), &error);
+        answer::refuse(down, &mut outcome, error, none, connection.audience());
+        worker.over(&outcome, connection.teller(), error);
         return Served::Whole(outcome.over());
     }
     worker.shared.metrics.parsed.inc();
@@ -307,7 +307,7 @@ async fn serve_request(
     worker.random(|rng| headers::request_id(arrival.request, rng));
     let mut attempt = Attempt {
         worker,
-        down: arrival.down,
+        down: arrival.down.reborrow(),
         request: arrival.request,
         response: arrival.response,
         outcome: &mut outcome,
@@ -357,9 +357,13 @@ async fn forward(
     if let Some(caller) = &connection.peer {
         headers::client_cert(request, &caller.element);
     }
+    // The caller's sidecar tells its app itself.
+    let is_carried = attempt.down.is_carried();
     attempt
         .run(app, limit, Policy::Stale, |request, response, _| {
-            headers::echo_id(request, response);
+            if !is_carried {
+                headers::echo_id(request, response);
+            }
         })
         .await
 }

@@ -138,7 +138,7 @@ async fn serve_h1(worker: &Worker, mut down: ServerHalf, caller: &Caller) -> Opt
             down.close().await;
             return None;
         }
-        let arrival = Arrival {
+        let mut arrival = Arrival {
             down: Down::H1(&mut down),
             read: read.map(drop),
             request: &mut request,
@@ -146,7 +146,7 @@ async fn serve_h1(worker: &Worker, mut down: ServerHalf, caller: &Caller) -> Opt
             deadline: &mut deadline,
             at,
         };
-        let served = serve_request(worker, caller, &mut last, arrival).await;
+        let served = serve_request(worker, caller, &mut last, &mut arrival).await;
         let Served::Whole(over) = served else {
             return None;
         };
@@ -179,8 +179,9 @@ async fn serve_h2(worker: Rc<Worker>, conn: Conn, caller: Caller) {
             return Box::pin(connect_stream(&worker, arrived, &caller)).await;
         }
         let mut own = last.borrow().clone();
-        let serve =
-            async |arrival: Arrival<'_>| serve_request(&worker, &caller, &mut own, arrival).await;
+        let serve = async |arrival: &mut Arrival<'_>| {
+            serve_request(&worker, &caller, &mut own, arrival).await
+        };
         serve_stream(arrived, &worker.shared.timeouts, serve).await;
         last.replace(own);
     };
@@ -190,7 +191,7 @@ async fn serve_h2(worker: Rc<Worker>, conn: Conn, caller: Caller) {
 /// Makes a stream the tunnel that it asks for.
 async fn connect_stream(worker: &Rc<Worker>, arrived: &mut Arrived, caller: &Caller) {
     let mut plan = None;
-    let connect = async |mut arrival: Arrival<'_>| {
+    let connect = async |arrival: &mut Arrival<'_>| {
         plan = connect(worker, &mut arrival.down, arrival.request, caller).await;
         Served::Whole(Instant::now())
     };
@@ -209,14 +210,14 @@ async fn serve_request(
     worker: &Worker,
     caller: &Caller,
     last: &mut Option<Rc<Destination>>,
-    mut arrival: Arrival<'_>,
+    arrival: &mut Arrival<'_>,
 ) -> Served {
     // Phase 1: nothing is known of the request yet; what can't be read is answered, and counted under no service.
     let mut outcome = Outcome::begun(&worker.shared.unknown, arrival.at);
-    if let Err(error) = arrival.read {
+    if let Err(error) = &arrival.read {
         let (down, none) = (&mut arrival.down, &Head::default());
-        answer::refuse(down, &mut outcome, &error, none, Audience::Trusted);
-        worker.over(&outcome, caller.teller(), &error);
+        answer::refuse(down, &mut outcome, error, none, Audience::Trusted);
+        worker.over(&outcome, caller.teller(), error);
         return Served::Whole(outcome.over());
     }
     worker.shared.metrics.parsed.inc();
@@ -227,7 +228,7 @@ async fn serve_request(
     worker.random(|rng| headers::request_id(arrival.request, rng));
     let mut attempt = Attempt {
         worker,
-        down: arrival.down,
+        down: arrival.down.reborrow(),
         request: arrival.request,
         response: arrival.response,
         outcome: &mut outcome,
@@ -324,8 +325,9 @@ async fn forward(
     let body = attempt.down.body_length();
     http::prepare(attempt.request, body);
     worker.random(|rng| headers::websocket_key(attempt.request, rng));
-    headers::forwarded_proto(attempt.request, "http");
     propagate::trace(worker, attempt.request, attempt.outcome);
+    // Beside the number of the try, which comes next: what is the same each time stands together (`Encoder::again`).
+    headers::forwarded_proto(attempt.request, "http");
     let edit = |request: &Head, response: &mut Head, heard: Instant| {
         let mut digits = itoa::Buffer::new();
         let took = heard.duration_since(arrived);

@@ -18,6 +18,7 @@ use super::multiplexed::Multiplexed;
 use crate::balance::Endpoint;
 use crate::clock;
 use crate::config::cluster::Connections;
+use crate::http::h1::Before;
 use crate::http::half::Up;
 
 /// A connection is given up this long before a certificate that made it ends: the peer closes it then, and a request
@@ -111,6 +112,7 @@ type Idle = Vec<(Instant, Box<Upstream>)>;
 pub struct Pool {
     idle: RefCell<HashMap<u64, Idle, BuildHasherDefault<IdHasher>>>,
     idle_timeout: Duration,
+    before: RefCell<Before>,
     /// Connections that many requests share.
     pub multiplexed: Rc<Multiplexed>,
 }
@@ -121,6 +123,7 @@ impl Pool {
         Pool {
             idle: RefCell::default(),
             idle_timeout,
+            before: RefCell::default(),
             multiplexed: Rc::default(),
         }
     }
@@ -168,12 +171,19 @@ impl Pool {
             return;
         };
         if is_done || !half.is_reusable() {
+            // In its place mostly another one comes.
+            self.before.replace(half.conn().take_before());
             return;
         }
         half.conn().rest();
         let mut idle = self.idle.borrow_mut();
         let connections = idle.entry(upstream.endpoint.id).or_default();
         connections.push((clock::now(), upstream));
+    }
+
+    /// What the head was like that came last on a connection that is closed.
+    pub fn before(&self) -> Before {
+        self.before.take()
     }
 
     /// Closes what has been idle for too long, or can't be used any more. Called every second or so.

@@ -168,6 +168,9 @@ impl Exchange<'_, '_> {
         if let Poll::Ready(broken) = self.down.poll_gone(cx) {
             return Err(left(broken));
         }
+        if self.upload.is_done {
+            return Ok(());
+        }
         let mut body = self.replay.over(self.down);
         match self.upload.poll(cx, &mut body, self.up, self.patience) {
             Poll::Ready(Err(Failed::From(broken))) => Err(bad_body(&broken)),

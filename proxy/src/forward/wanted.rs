@@ -90,7 +90,7 @@ impl Wanted<'_> {
         let (stream, until) = connect(shared, cluster, endpoint, Carries::Http).await?;
         let local = stream.local_address();
         let conn = Conn::new(stream, Vec::new(), shared.limits);
-        let half = Up::H1(ClientHalf::new(conn));
+        let half = Up::H1(ClientHalf::new(conn.after(worker.pool.before())));
         let uses = cluster.connections;
         Ok(Upstream::new(half, (until, local), endpoint, uses))
     }

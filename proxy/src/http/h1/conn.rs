@@ -60,6 +60,18 @@ impl Conn {
         }
     }
 
+    /// The same connection, on which the last head was probably like one that came on another.
+    #[must_use]
+    pub fn after(mut self, before: Before) -> Conn {
+        self.before = before;
+        self
+    }
+
+    /// What the last head was like, for a connection that takes this one's place.
+    pub fn take_before(&mut self) -> Before {
+        std::mem::take(&mut self.before)
+    }
+
     /// The stream, and what was read from it and not consumed.
     pub fn into_parts(mut self) -> (Stream, Vec<u8>) {
         self.compact();

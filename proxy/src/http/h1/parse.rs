@@ -24,7 +24,7 @@ pub enum Invalid {
 #[derive(Debug, Default)]
 pub struct Before {
     /// Their text, to the end of the head, and what was made of it.
-    fields: Option<(Box<[u8]>, Section)>,
+    fields: Option<Box<(Vec<u8>, Section)>>,
     /// How often in a row they weren't the same.
     misses: u8,
 }
@@ -38,7 +38,7 @@ impl Before {
     /// Where the fields end that begin at `at`, if they are the same again.
     #[inline]
     fn recall(&mut self, bytes: &[u8], at: usize, head: &mut Head) -> Option<usize> {
-        let (text, section) = self.fields.as_ref()?;
+        let (text, section) = self.fields.as_deref()?;
         if !bytes[at..].starts_with(text) {
             return None;
         }
@@ -55,7 +55,7 @@ impl Before {
             return;
         }
         self.misses += 1;
-        self.fields = Some((text.into(), head.section(at)));
+        self.fields = Some(Box::new((text.to_vec(), head.section(at))));
     }
 }
 

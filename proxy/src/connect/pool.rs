@@ -172,7 +172,9 @@ impl Pool {
         };
         if is_done || !half.is_reusable() {
             // In its place mostly another one comes.
-            self.before.replace(half.conn().take_before());
+            self.before
+                .borrow_mut()
+                .clone_from(half.conn_ref().before());
             return;
         }
         half.conn().rest();
@@ -181,9 +183,11 @@ impl Pool {
         connections.push((clock::now(), upstream));
     }
 
-    /// What the head was like that came last on a connection that is closed.
-    pub fn before(&self) -> Before {
-        self.before.take()
+    /// Tells a new connection what the head was like that came last on one that is closed.
+    pub fn tell(&self, upstream: &mut Upstream) {
+        if let Up::H1(half) = &mut upstream.half {
+            half.conn().set_before(self.before.borrow().clone());
+        }
     }
 
     /// Closes what has been idle for too long, or can't be used any more. Called every second or so.

@@ -7,9 +7,13 @@ use crate::observe::Outcome;
 use crate::observe::trace::{Context, Trace};
 use crate::worker::Worker;
 
-/// Makes sure that the request carries a trace context; where the request is sampled, that of a span of ours.
-pub fn trace(worker: &Worker, request: &mut Head, outcome: &mut Outcome) {
+/// Makes sure that the request carries a trace context, which it does if a sidecar of ours carries it; where it is sampled, that
+/// of a span of ours.
+pub fn trace(worker: &Worker, request: &mut Head, is_carried: bool, outcome: &mut Outcome) {
     let Some(traces) = &worker.shared.observer.traces else {
+        if is_carried {
+            return;
+        }
         // No span of ours: an unrecorded parent must not get into somebody's trace.
         if !request.get(Known::Traceparent).is_some_and(Context::is_one) {
             let context = read(request).unwrap_or_else(|| begin(worker, false));

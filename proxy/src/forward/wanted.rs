@@ -1,5 +1,6 @@
 //! The connection that a request goes by: an idle one, room on a shared one, or a new one.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -88,11 +89,13 @@ impl Wanted<'_> {
         }
         let (shared, cluster) = (&worker.shared, self.cluster);
         let (stream, until) = connect(shared, cluster, endpoint, Carries::Http).await?;
-        let local = stream.local_address();
+        let local = local_address(shared, &stream);
         let conn = Conn::new(stream, Vec::new(), shared.limits);
-        let half = Up::H1(ClientHalf::new(conn.after(worker.pool.before())));
+        let half = Up::H1(ClientHalf::new(conn));
         let uses = cluster.connections;
-        Ok(Upstream::new(half, (until, local), endpoint, uses))
+        let mut upstream = Upstream::new(half, (until, local), endpoint, uses);
+        worker.pool.tell(&mut upstream);
+        Ok(upstream)
     }
 
     /// A stream; `None` when the endpoint turns out to take none.
@@ -151,6 +154,11 @@ async fn connect(
     Ok((stream, until))
 }
 
+/// The own end of `stream`, if anybody wants to know.
+fn local_address(shared: &Shared, stream: &Stream) -> Option<SocketAddr> {
+    (shared.observer.log.as_ref()).and_then(|_| stream.local_address())
+}
+
 /// Opens a shared connection to `endpoint`, unless it knows none for what it is to carry.
 async fn open(
     shared: &Shared,
@@ -170,7 +178,7 @@ async fn open(
         }
     }
     let (address, within) = (endpoint.address, cluster.connect_timeout);
-    let local = stream.local_address();
+    let local = local_address(shared, &stream);
     let opening = timeout(within, Connection::open(stream, is_ours, shared.limits));
     let connection = match opening.await {
         Ok(Ok(connection)) => connection,

@@ -20,13 +20,17 @@ const KEPT: usize = 1024 * 1024;
 
 #[derive(Debug)]
 struct Free {
+    /// The one that was given back last is lent first.
     buffers: Vec<Vec<u8>>,
     bytes: usize,
+    /// How many of them nobody has wanted since the last [`trim`].
+    unused: usize,
 }
 
 const NONE: Free = Free {
     buffers: Vec::new(),
     bytes: 0,
+    unused: 0,
 };
 
 thread_local! {
@@ -41,6 +45,7 @@ pub fn lend(buffer: &mut Vec<u8>) {
     let free = FREE.with_borrow_mut(|free| {
         let last = free.buffers.pop()?;
         free.bytes -= last.capacity();
+        free.unused = free.unused.min(free.buffers.len());
         Some(last)
     });
     *buffer = free.unwrap_or_else(|| Vec::with_capacity(SIZE));
@@ -89,9 +94,13 @@ pub fn poll_fill(
     Poll::Ready(Ok(count))
 }
 
-/// Frees what nobody borrows.
+/// Frees what nobody has borrowed since the last time.
 pub fn trim() {
-    FREE.set(NONE);
+    FREE.with_borrow_mut(|free| {
+        let unused = free.buffers.drain(..free.unused);
+        free.bytes -= unused.map(|buffer| buffer.capacity()).sum::<usize>();
+        free.unused = free.buffers.len();
+    });
 }
 
 #[cfg(test)]
@@ -119,6 +128,13 @@ mod tests {
             give_back(&mut Vec::with_capacity(KEPT / 2));
         }
         FREE.with_borrow(|free| assert_eq!((free.bytes, free.buffers.len()), (KEPT, 2)));
+        trim();
+        FREE.with_borrow(|free| assert_eq!(free.buffers.len(), 2, "they were wanted a moment ago"));
+        let mut buffer = Vec::new();
+        lend(&mut buffer);
+        give_back(&mut buffer);
+        trim();
+        FREE.with_borrow(|free| assert_eq!((free.bytes, free.buffers.len()), (KEPT / 2, 1)));
         trim();
         FREE.with_borrow(|free| assert_eq!((free.bytes, free.buffers.len()), (0, 0)));
     }

@@ -353,14 +353,14 @@ async fn forward(
         "http"
     };
     headers::forwarded_proto(request, scheme);
-    propagate::trace(worker, request, attempt.outcome);
+    let is_carried = attempt.down.is_carried();
+    propagate::trace(worker, request, is_carried, attempt.outcome);
     if let Some(caller) = &connection.peer {
         headers::client_cert(request, &caller.element);
     }
-    // The caller's sidecar tells its app itself.
-    let is_carried = attempt.down.is_carried();
     attempt
         .run(app, limit, Policy::Stale, |request, response, _| {
+            // The caller's sidecar tells its app itself.
             if !is_carried {
                 headers::echo_id(request, response);
             }

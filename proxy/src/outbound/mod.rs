@@ -325,7 +325,7 @@ async fn forward(
     let body = attempt.down.body_length();
     http::prepare(attempt.request, body);
     worker.random(|rng| headers::websocket_key(attempt.request, rng));
-    propagate::trace(worker, attempt.request, attempt.outcome);
+    propagate::trace(worker, attempt.request, false, attempt.outcome);
     // Beside the number of the try, which comes next: what is the same each time stands together (`Encoder::again`).
     headers::forwarded_proto(attempt.request, "http");
     let edit = |request: &Head, response: &mut Head, heard: Instant| {

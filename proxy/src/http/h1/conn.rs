@@ -60,16 +60,14 @@ impl Conn {
         }
     }
 
-    /// The same connection, on which the last head was probably like one that came on another.
-    #[must_use]
-    pub fn after(mut self, before: Before) -> Conn {
-        self.before = before;
-        self
+    /// What the last head was like.
+    pub fn before(&self) -> &Before {
+        &self.before
     }
 
-    /// What the last head was like, for a connection that takes this one's place.
-    pub fn take_before(&mut self) -> Before {
-        std::mem::take(&mut self.before)
+    /// The next head is probably like one that came on another connection.
+    pub fn set_before(&mut self, before: Before) {
+        self.before = before;
     }
 
     /// The stream, and what was read from it and not consumed.

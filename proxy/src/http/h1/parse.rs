@@ -2,6 +2,7 @@
 //! has one, a target has one of its four forms, and `Host` stands there once.
 
 use std::ops::Range;
+use std::rc::Rc;
 
 use super::Limits;
 use crate::http::head::{Head, Known, Section, Span, Version};
@@ -21,10 +22,10 @@ pub enum Invalid {
 }
 
 /// The fields of the last head that a peer sent: those of the next one are mostly the same, and aren't looked at again then.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct Before {
     /// Their text, to the end of the head, and what was made of it.
-    fields: Option<Box<(Vec<u8>, Section)>>,
+    fields: Option<Rc<(Vec<u8>, Section)>>,
     /// How often in a row they weren't the same.
     misses: u8,
 }
@@ -55,7 +56,7 @@ impl Before {
             return;
         }
         self.misses += 1;
-        self.fields = Some(Box::new((text.to_vec(), head.section(at))));
+        self.fields = Some(Rc::new((text.to_vec(), head.section(at))));
     }
 }
 

@@ -263,7 +263,8 @@ impl<'a> Reader<'a> {
             (true, None) => (method, self.so_far.pseudo[pseudo(Kind::Authority)]),
             (false, _) => (method, path),
         };
-        if !h1::is_token(self.head.noted(method)) {
+        let name = self.head.noted(method);
+        if !matches!(name, b"GET" | b"POST") && !h1::is_token(name) {
             return Err(Bad::Malformed("invalid method"));
         }
         let target = target.unwrap_or_default();

@@ -470,10 +470,9 @@ fn spawn<F: Future<Output = ()>>(
     let runtime = RuntimeBuilder::new_current_thread()
         .enable_all()
         .event_interval(127)
-        .on_thread_unpark(clock::turn)
         .build()?;
     let thread = thread::Builder::new().name(name.to_owned());
-    Ok(thread.spawn(move || LocalSet::new().block_on(&runtime, task()))?)
+    Ok(thread.spawn(move || LocalSet::new().block_on(&runtime, clock::with_turns(task())))?)
 }
 
 fn node_id(bootstrap: &Bootstrap) -> String {

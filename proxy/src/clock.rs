@@ -1,7 +1,9 @@
-//! What time it is to a worker: it is read once a turn, in which all is done that can be done without waiting. Turns are short,
-//! since a worker looks for what has come after a few dozen steps of its tasks, whatever else there is to do.
+//! What time it is to a worker: it is read once a turn, in which each of its tasks that can go on does a step, a few dozen at
+//! most.
 
 use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 
 use tokio::time::Instant;
 
@@ -10,9 +12,15 @@ thread_local! {
     static TURN: Cell<(bool, Option<Instant>)> = const { Cell::new((false, None)) };
 }
 
-/// A turn begins. Threads that don't say so read the clock each time.
-pub fn turn() {
-    TURN.set((true, None));
+/// Runs what a thread's set of tasks is for: it is looked at before each round of the others, whether or not the thread has slept
+/// in between, and so is where a turn begins. Threads without turns read the clock each time.
+pub async fn with_turns<F: Future>(future: F) -> F::Output {
+    let mut future = pin!(future);
+    poll_fn(|cx| {
+        TURN.set((true, None));
+        future.as_mut().poll(cx)
+    })
+    .await
 }
 
 /// When this turn began, or a moment later.
@@ -29,21 +37,53 @@ pub fn now() -> Instant {
 
 #[cfg(test)]
 mod tests {
+    use std::task::Poll;
     use std::time::Duration;
+
+    use tokio::runtime;
+    use tokio::task::{LocalSet, spawn_local};
 
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn the_clock_is_read_once_a_turn_where_there_are_turns() {
-        let pass = || tokio::time::advance(Duration::from_secs(1));
+        let pass = || std::thread::sleep(Duration::from_millis(1));
         let begun = now();
-        pass().await;
+        pass();
         assert_ne!(now(), begun);
-        turn();
-        let begun = now();
-        pass().await;
-        assert_eq!(now(), begun);
-        turn();
-        assert_eq!(now(), begun + Duration::from_secs(1));
+        with_turns(async {
+            let begun = now();
+            pass();
+            assert_eq!(now(), begun);
+            tokio::task::yield_now().await;
+            assert!(now() > begun);
+        })
+        .await;
+    }
+
+    #[test]
+    fn the_clock_of_a_thread_that_never_sleeps_goes_on() {
+        let runtime = runtime::Builder::new_current_thread().enable_all().build();
+        let work = async {
+            for _ in 0..200 {
+                spawn_local(poll_fn(|cx| {
+                    cx.waker().wake_by_ref();
+                    Poll::<()>::Pending
+                }));
+            }
+            let (begun, really) = (now(), Instant::now());
+            poll_fn(|_| match now() > begun + Duration::from_millis(20) {
+                true => Poll::Ready(()),
+                false => {
+                    assert!(
+                        really.elapsed() < Duration::from_secs(20),
+                        "it stands still"
+                    );
+                    Poll::Pending
+                }
+            })
+            .await;
+        };
+        LocalSet::new().block_on(&runtime.expect("a runtime"), with_turns(work));
     }
 }

@@ -105,15 +105,20 @@ fn convert<M, T>(
     Ok(out)
 }
 
-/// The one of a list of one: each request then asks it alone.
-fn only<T>(mut list: Vec<T>) -> Result<T, Vec<T>> {
-    match (list.len(), list.pop()) {
-        (1, Some(only)) => Ok(only),
-        (_, last) => {
+/// The one of a list of one, which each request then asks alone, unless it has to stay in its list.
+fn only<T>(mut list: Vec<T>, stays: fn(&T) -> bool) -> Result<T, Vec<T>> {
+    match list.pop_if(|only| !stays(only)) {
+        Some(only) if list.is_empty() => Ok(only),
+        last => {
             list.extend(last);
             Err(list)
         }
     }
+}
+
+/// What a rule asks for that looks at HTTP, and takes anything there: a connection that carries none doesn't meet it.
+fn is_any(permission: &Permission) -> bool {
+    matches!(permission, Permission::Any)
 }
 
 fn permission(message: PermissionMessage) -> Result<Permission, Invalid> {
@@ -122,11 +127,11 @@ fn permission(message: PermissionMessage) -> Result<Permission, Invalid> {
         R::Any(true) => Ok(Permission::Any),
         R::AndRules(set) => {
             let all = convert(set.rules, "and_rules", permission)?;
-            Ok(only(all).unwrap_or_else(Permission::All))
+            Ok(only(all, is_any).unwrap_or_else(Permission::All))
         }
         R::OrRules(set) => {
             let one = convert(set.rules, "or_rules", permission)?;
-            Ok(only(one).unwrap_or_else(Permission::One))
+            Ok(only(one, is_any).unwrap_or_else(Permission::One))
         }
         R::Header(header) => {
             let header = HeaderMatch::validate(header).map_err(|e| e.within("header"))?;
@@ -148,11 +153,11 @@ fn principal(message: PrincipalMessage) -> Result<Principal, Invalid> {
         I::Any(true) => Ok(Principal::Any),
         I::AndIds(set) => {
             let all = convert(set.ids, "and_ids", principal)?;
-            Ok(only(all).unwrap_or_else(Principal::All))
+            Ok(only(all, |_| false).unwrap_or_else(Principal::All))
         }
         I::OrIds(set) => {
             let one = convert(set.ids, "or_ids", principal)?;
-            Ok(only(one).unwrap_or_else(Principal::One))
+            Ok(only(one, |_| false).unwrap_or_else(Principal::One))
         }
         I::Authenticated(authenticated) => {
             let name = authenticated.principal_name.map(StringMatch::validate);
@@ -160,5 +165,28 @@ fn principal(message: PrincipalMessage) -> Result<Principal, Invalid> {
             Ok(Principal::Authenticated(name))
         }
         _ => Err(Invalid::new("identifier", "is not supported")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_of_one_is_that_one_unless_it_asks_http_for_anything() {
+        use leno_proto::pb::envoy::config::rbac::v3::permission::{Rule, Set};
+        let message = |rule| PermissionMessage { rule: Some(rule) };
+        let all = |rules| message(Rule::AndRules(Set { rules }));
+        let one = |rules| message(Rule::OrRules(Set { rules }));
+        let any = || message(Rule::Any(true));
+        let shape = |message| permission(message).map(|valid| format!("{valid:?}"));
+        for (message, expected) in [
+            (any(), "Any"),
+            (all(vec![any()]), "All([Any])"),
+            (all(vec![one(vec![any()])]), "One([Any])"),
+            (all(vec![one(vec![any(), any()])]), "One([Any, Any])"),
+        ] {
+            assert_eq!(shape(message).expect("valid"), expected);
+        }
     }
 }

@@ -186,7 +186,7 @@ impl Pool {
     /// Tells a new connection what the head was like that came last on one that is closed.
     pub fn tell(&self, upstream: &mut Upstream) {
         if let Up::H1(half) = &mut upstream.half {
-            half.conn().set_before(self.before.borrow().clone());
+            half.conn().set_before(self.before.borrow().elsewhere());
         }
     }
 

@@ -36,6 +36,13 @@ impl Before {
     /// A peer whose fields differed so often in a row never sends the same.
     const PATIENCE: u8 = 8;
 
+    /// The same for another connection, whose peer may be more constant.
+    #[must_use]
+    pub fn elsewhere(&self) -> Before {
+        let fields = self.fields.clone();
+        Before { fields, misses: 0 }
+    }
+
     /// Where the fields end that begin at `at`, if they are the same again.
     #[inline]
     fn recall(&mut self, bytes: &[u8], at: usize, head: &mut Head) -> Option<usize> {

@@ -111,8 +111,8 @@ pub async fn serve(
             }) => break,
             () = &mut closing, if is_open => session.close(),
             () = sleep_until(wake) => {
-                // Streams may have begun or ended meanwhile.
-                let now = clock::now();
+                // Streams may have begun or ended meanwhile. Not the turn's clock: the timer would be over at once, over and over.
+                let now = Instant::now();
                 if rest.is_some_and(|rest| rest <= now) && session.under_way() == 0 {
                     session.end_spare();
                 }

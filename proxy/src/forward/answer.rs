@@ -1,6 +1,7 @@
 //! Answers that Leno gives itself: Envoy's status and text, and `proxy-status` (RFC 9209) with the cause in words.
 
 use super::headers;
+use crate::clock;
 use crate::error::{Error, Progress};
 use crate::http::Outgoing;
 use crate::http::h1::{Length, ServerHalf};
@@ -29,6 +30,7 @@ pub fn refuse(
     request: &Head,
     audience: Audience,
 ) {
+    clock::again();
     // A caller that left is counted as one.
     if !error.is_farewell() {
         outcome.answered(error.answer().status, error.answer().flag);

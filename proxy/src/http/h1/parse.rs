@@ -513,8 +513,10 @@ mod tests {
             "Host: h\r\n\r\n",
         ];
         let mut rng = fastrand::Rng::with_seed(1);
-        let mut before = Before::default();
+        let (mut before, mut recalled) = (Before::default(), 0);
         for round in 0..300 {
+            // Otherwise nothing would be remembered once it lost patience.
+            before = before.elsewhere();
             let section = sections[rng.usize(..sections.len()) * usize::from(rng.bool())];
             let target = "/a".repeat(rng.usize(1..4));
             let text = format!("GET {target} HTTP/1.1\r\n{section}");
@@ -529,13 +531,30 @@ mod tests {
                 head.buffer().extend_from_slice(more);
                 let read = parse_request(&mut head, &Limits::default(), &mut before);
                 assert_eq!(read, Ok(end), "{round}");
+                recalled += usize::from(end.is_some() && before.misses == 0);
             }
             let alone = parsed(&text).expect("valid");
             assert!(head.fields().eq(alone.fields()), "{round}");
             assert_eq!((head.size(), head.target()), (alone.size(), alone.target()));
             assert_eq!(head.get(Known::Host), Some(&b"h"[..]));
         }
+        assert!((50..250).contains(&recalled), "{recalled}");
+    }
+
+    #[test]
+    fn a_peer_that_never_says_the_same_is_given_up() {
+        let mut before = Before::default();
+        for round in 0..=Before::PATIENCE {
+            assert_eq!(before.misses, round);
+            let text = format!("GET / HTTP/1.1\r\nHost: h{round}\r\n\r\n");
+            let mut head = Head::default();
+            head.buffer().extend_from_slice(text.as_bytes());
+            let read = parse_request(&mut head, &Limits::default(), &mut before);
+            assert_eq!(read, Ok(Some(text.len())));
+        }
         assert_eq!(before.misses, Before::PATIENCE);
+        assert!(before.fields.is_none());
+        assert_eq!(before.elsewhere().misses, 0);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Path normalisation: what is matched is what is forwarded.
 //!
 //! Istio's `BASE` rules (RFC 3986, section 6, as Envoy's `normalize_path`): `.` and `..` segments are resolved, `\`
-//! becomes `/`, percent-encoded unreserved characters are decoded; `%2F` and repeated slashes stay.
+//! becomes `/`, percent-encoded unreserved characters are decoded; `%2F` and repeated slashes stay. A dot segment with
+//! parameters (`..;a=b`) is a dot segment: servlet containers strip the parameters before they resolve it.
 
 use std::borrow::Cow;
 
@@ -101,9 +102,9 @@ fn resolve_dots(path: &[u8]) -> Vec<u8> {
     let mut parts = path.split(|&b| b == b'/').skip(1).peekable();
     while let Some(part) = parts.next() {
         let is_last = parts.peek().is_none();
-        match part {
-            b"." | b".." => {
-                if part == b".." {
+        match without_parameters(part) {
+            dots @ (b"." | b"..") => {
+                if dots == b".." {
                     segments.pop();
                 }
                 if is_last {
@@ -122,6 +123,16 @@ fn resolve_dots(path: &[u8]) -> Vec<u8> {
         out.push(b'/');
     }
     out
+}
+
+/// A segment up to its parameters (RFC 3986, section 3.3), which a semicolon begins, encoded or not.
+fn without_parameters(segment: &[u8]) -> &[u8] {
+    let begins = |at: &usize| {
+        let rest = &segment[*at..];
+        rest.starts_with(b";") || rest.starts_with(b"%3b") || rest.starts_with(b"%3B")
+    };
+    let end = (0..segment.len()).find(begins);
+    &segment[..end.unwrap_or(segment.len())]
 }
 
 #[cfg(test)]
@@ -145,6 +156,19 @@ mod tests {
             ("/a?x=/../b&y=%2e", "/a?x=/../b&y=%2e"),
             ("/a/..?q", "/?q"),
             ("/.hidden/..x", "/.hidden/..x"),
+            ("/x/..;/admin", "/admin"),
+            ("/x/..;a=b/admin", "/admin"),
+            ("/x/..;a=b;c/../admin", "/admin"),
+            ("/x/%2e%2E;a/admin", "/admin"),
+            ("/x/..%3Ba/admin", "/admin"),
+            ("/x/..%3b/admin", "/admin"),
+            ("/x\\..;\\admin", "/admin"),
+            ("/.;/admin", "/admin"),
+            ("/public/..;/admin", "/admin"),
+            ("/x/..;", "/"),
+            ("/x/.;a?..;/y", "/x/?..;/y"),
+            ("/..;/..;/admin;a=b", "/admin;a=b"),
+            ("/a;b/.c;d/...;e", "/a;b/.c;d/...;e"),
         ] {
             let got = normalise(path.as_bytes()).expect("valid");
             assert_eq!(std::str::from_utf8(&got), Ok(normal), "{path}");

@@ -15,15 +15,21 @@ pub struct RequestView<'a> {
     pub path: &'a [u8],
     /// The query, without the question mark.
     pub query: &'a [u8],
+    /// The path and the query, as they stand in the head.
+    target: &'a [u8],
 }
 
 impl<'a> RequestView<'a> {
-    /// A view of `head` for `authority`.
+    /// A view of `head` for `authority`. The target `*` of OPTIONS is seen as Envoy sees it, as the path `/*`: rules about
+    /// every path are about it as well.
     pub fn new<A>(head: &'a Head, authority: &'a A) -> RequestView<'a>
     where
         A: AsRef<[u8]> + ?Sized,
     {
-        let target = head.target();
+        let target = match head.target() {
+            b"*" => &b"/*"[..],
+            target => target,
+        };
         let (path, query) = match target.iter().position(|&b| b == b'?') {
             Some(at) => (&target[..at], &target[at + 1..]),
             None => (target, &[][..]),
@@ -33,6 +39,7 @@ impl<'a> RequestView<'a> {
             authority: authority.as_ref(),
             path,
             query,
+            target,
         }
     }
 }
@@ -53,7 +60,7 @@ pub fn header_matches(wanted: &HeaderMatch, request: &RequestView<'_>) -> bool {
     let holds = match &wanted.subject {
         Subject::Field(name) => any_matches(wanted, request.head, name),
         Subject::Method => value_matches(wanted, request.head.method()),
-        Subject::Path => value_matches(wanted, request.head.target()),
+        Subject::Path => value_matches(wanted, request.target),
         Subject::Authority => value_matches(wanted, request.authority),
     };
     holds != wanted.invert
@@ -129,6 +136,19 @@ mod tests {
             };
             assert_eq!(header_matches(&wanted, &view), expected, "{wanted:?}");
         }
+    }
+
+    #[test]
+    fn the_target_of_options_is_seen_as_a_path() {
+        let head = Head::request("OPTIONS", "*");
+        let view = RequestView::new(&head, "h");
+        assert_eq!((view.path, view.query), (&b"/*"[..], &b""[..]));
+        let wanted = HeaderMatch {
+            subject: Subject::Path,
+            value: Some(StringMatch::Prefix("/".to_owned())),
+            invert: false,
+        };
+        assert!(header_matches(&wanted, &view));
     }
 
     #[test]

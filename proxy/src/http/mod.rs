@@ -8,6 +8,7 @@ pub mod h2;
 pub mod half;
 pub mod head;
 mod known;
+mod method;
 pub mod path;
 
 use std::io;

@@ -16,8 +16,8 @@ pub use client::ClientHalf;
 pub use conn::Conn;
 pub use framing::{Length, request_length, response_length};
 pub use parse::{
-    Before, Invalid, check_request, is_text, is_token, parse_request, parse_response,
-    parse_trailers, trimmed,
+    Before, Invalid, check_request, is_text, is_token, is_token_method, parse_request,
+    parse_response, parse_trailers, trimmed,
 };
 pub use server::{Read, ServerHalf, Timeouts, refused};
 

@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use super::Limits;
 use crate::http::head::{Head, Known, Section, Span, Version};
+use crate::http::method;
 
 /// Why a head isn't accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -108,11 +109,21 @@ pub fn is_text(value: &[u8]) -> bool {
     }
 }
 
-/// Checks what a request's head says of where it goes.
+/// Whether `name` may be a method; the two that come most aren't looked at byte by byte.
+pub fn is_token_method(name: &[u8]) -> bool {
+    matches!(name, b"GET" | b"POST") || is_token(name)
+}
+
+/// Checks a request's head: its method, its target, its `Host`.
 ///
 /// # Errors
-/// [`Invalid`] when its target isn't one that Leno accepts, or its `Host` isn't one, or is there twice.
+/// [`Invalid`] when its method is a registered one in another case, its target isn't one that Leno accepts, or its `Host`
+/// isn't one, or is there twice.
 pub fn check_request(head: &Head) -> Result<(), Invalid> {
+    if method::is_registered_in_another_case(head.method()) {
+        let text = "the method is a registered one in another case";
+        return Err(Invalid::Syntax(text));
+    }
     check_target(head)?;
     check_host(head)
 }
@@ -257,7 +268,7 @@ fn request_line(line: &[u8], head: &mut Head) -> Result<(), Invalid> {
     let target = line.len().checked_sub(9).filter(|end| *end > method + 1);
     let target = target.filter(|end| line[*end] == b' ').ok_or(shape)?;
     let version = version(&line[target + 1..])?;
-    if !matches!(&line[..method], b"GET" | b"POST") && !is_token(&line[..method]) {
+    if !is_token_method(&line[..method]) {
         return Err(shape);
     }
     let span = Span::new(method + 1, target);
@@ -471,6 +482,27 @@ mod tests {
             "GET / HTTP/1.1\r\n\r\n",
         ] {
             assert!(parsed(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_registered_method_in_another_case_is_refused_and_other_methods_pass() {
+        for (method, passes) in [
+            ("get", false),
+            ("Get", false),
+            ("pOST", false),
+            ("delete", false),
+            ("version-Control", false),
+            ("GET", true),
+            ("PATCH", true),
+            ("VERSION-CONTROL", true),
+            ("purge", true),
+            ("Purge", true),
+            ("g", true),
+            ("getx", true),
+        ] {
+            let text = format!("{method} / HTTP/1.1\r\nHost: h\r\n\r\n");
+            assert_eq!(parsed(&text).is_ok(), passes, "{method}");
         }
     }
 

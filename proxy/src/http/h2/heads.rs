@@ -264,7 +264,7 @@ impl<'a> Reader<'a> {
             (false, _) => (method, path),
         };
         let name = self.head.noted(method);
-        if !matches!(name, b"GET" | b"POST") && !h1::is_token(name) {
+        if !h1::is_token_method(name) {
             return Err(Bad::Malformed("invalid method"));
         }
         let target = target.unwrap_or_default();

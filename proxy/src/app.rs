@@ -117,6 +117,7 @@ pub fn run(bootstrap: Bootstrap) -> Result<Bound> {
         watch,
         limits: bootstrap.limits,
         timeouts: bootstrap.timeouts,
+        upgrades: bootstrap.upgrades.clone(),
         detection: bootstrap.detection,
         me,
         own_addresses: sockets.addresses()?,
@@ -487,6 +488,29 @@ fn text(text: &str) -> Value {
     }
 }
 
+/// What the control plane is told of this life of the proxy; the names but the first are Istio's.
+fn metadata(bootstrap: &Bootstrap, instance: &str) -> [(String, Value); 3] {
+    let mode = if bootstrap.capture.is_some() {
+        "REDIRECT"
+    } else {
+        "NONE"
+    };
+    let ports = bootstrap
+        .inbound
+        .iter()
+        .map(|inbound| inbound.listen.port());
+    let ports: Vec<String> = ports
+        .map(|port| format!("{{\"containerPort\":{port}}}"))
+        .collect();
+    let ports = format!("[{}]", ports.join(","));
+    [
+        ("INSTANCE", instance),
+        ("INTERCEPTION_MODE", mode),
+        ("POD_PORTS", &ports),
+    ]
+    .map(|(name, said)| (name.to_owned(), text(said)))
+}
+
 /// How the stream is opened: as `instance`, which tells this life of the workload from others.
 fn xds_options(bootstrap: &Bootstrap, instance: &str) -> xds::Options {
     let version = env!("CARGO_PKG_VERSION").to_owned();
@@ -498,7 +522,7 @@ fn xds_options(bootstrap: &Bootstrap, instance: &str) -> xds::Options {
             user_agent_name: "leno-proxy".to_owned(),
             user_agent_version_type: Some(UserAgentVersionType::UserAgentVersion(version)),
             metadata: Some(Struct {
-                fields: [("INSTANCE".to_owned(), text(instance))].into(),
+                fields: metadata(bootstrap, instance).into(),
             }),
             ..Node::default()
         },

@@ -13,6 +13,7 @@ use crate::directory;
 use crate::export::log::Sink;
 use crate::export::otlp::{Address, Protocol};
 use crate::http::h1::{Limits, Timeouts};
+use crate::http::upgrade::{self, Upgrades};
 use crate::intercept::InitArgs;
 use crate::observe::access_log::{Format, TEXT};
 use crate::observe::metrics::MAX_SERIES;
@@ -122,6 +123,9 @@ pub struct RunArgs {
     /// Moves the fixed ports: 15000 becomes this, 15001 this plus 1, 15020 this plus 20.
     #[arg(long, env = "LENO_PORTS_FROM", default_value_t = 15000)]
     pub ports_from: u16,
+    /// Protocols, beside websocket, that requests may switch to: what follows the switch is bytes that no rule sees.
+    #[arg(long, env = "LENO_UPGRADES", value_delimiter = ',')]
+    pub upgrades: Vec<upgrade::Protocol>,
     /// Worker threads; 1 serves most pods.
     #[arg(long, env = "LENO_WORKERS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub workers: u16,
@@ -344,6 +348,8 @@ pub struct Bootstrap {
     pub timeouts: Timeouts,
     /// How long upstream connections are kept idle.
     pub upstream_idle: Duration,
+    /// The protocols that requests may switch to.
+    pub upgrades: Upgrades,
     /// How long a connection may keep its protocol to itself.
     pub detection: Duration,
     /// How long a TLS handshake may take.
@@ -451,6 +457,7 @@ impl RunArgs {
             inbound: self.inbound,
             telemetry: self.telemetry.into_telemetry()?,
             workers: self.workers,
+            upgrades: Upgrades::new(self.upgrades),
             limits: Limits {
                 head_bytes: limits.max_head_bytes,
                 headers: limits.max_headers,

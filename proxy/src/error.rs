@@ -25,6 +25,8 @@ pub struct Error {
 pub enum Kind {
     /// The request isn't well-formed HTTP, or not in the strict form that Leno accepts.
     BadRequest,
+    /// The protocol that an extended CONNECT asks for isn't passed on.
+    Upgrade,
     /// The request's head is larger than the limit, or has too many fields.
     HeadTooLarge,
     /// The request's head did not arrive in time.
@@ -164,6 +166,7 @@ impl Kind {
     pub fn answer(self) -> Answer {
         let (status, text, flag, error) = match self {
             Kind::BadRequest => (400, "bad request", "DPE", "http_request_error"),
+            Kind::Upgrade => (501, "upgrade not supported", "DPE", "http_request_error"),
             Kind::HeadTooLarge => (431, "request head too large", "DPE", "http_request_error"),
             Kind::HeadTimeout => (408, "request timeout", "SI", "http_request_error"),
             Kind::UnknownAuthority | Kind::NoRoute => (404, "", "NR", "destination_not_found"),
@@ -241,6 +244,7 @@ mod tests {
             (Kind::Timeout, 504, "UT"),
             (Kind::Overload, 503, "UO"),
             (Kind::BadRequest, 400, "DPE"),
+            (Kind::Upgrade, 501, "DPE"),
         ];
         for (kind, status, flag) in table {
             assert_eq!((kind.answer().status, kind.answer().flag), (status, flag));

@@ -12,6 +12,7 @@ use crate::drain::Watch;
 use crate::error::Error;
 use crate::http::h1::{Limits, Timeouts};
 use crate::http::head::Head;
+use crate::http::upgrade::Upgrades;
 use crate::observe::labels::Party;
 use crate::observe::metrics::Metrics;
 use crate::observe::standard::Series;
@@ -39,6 +40,8 @@ pub struct Shared {
     pub limits: Limits,
     /// How long peers may take.
     pub timeouts: Timeouts,
+    /// The protocols that requests may switch to.
+    pub upgrades: Upgrades,
     /// How long a connection may keep its protocol to itself.
     pub detection: Duration,
     /// Who we are, for metrics.

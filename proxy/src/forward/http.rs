@@ -16,6 +16,7 @@ use crate::http::h1::{Invalid, Length};
 use crate::http::h2::Reason;
 use crate::http::half::{Down, Up};
 use crate::http::head::{Head, Known, Version};
+use crate::http::upgrade::Upgrades;
 use crate::http::{Broken, Incoming, Outgoing};
 use crate::observe::grpc::Messages;
 
@@ -373,14 +374,16 @@ fn protocol_error(text: &str) -> Error {
     )
 }
 
-/// Removes from a request what a proxy must not pass on. A request for another protocol keeps saying so, but not for
-/// HTTP/2 in plaintext, which a proxy can't know the app's answer to (RFC 9113, section 3.1).
-pub fn prepare(request: &mut Head, body: Length) {
-    let upgrade = request.get(Known::Upgrade).filter(|protocol| {
-        let is_asked = request.version() != Version::Http10 && request.connection_has("upgrade");
-        is_asked && body == Length::Empty && !protocol.eq_ignore_ascii_case(b"h2c")
-    });
-    let upgrade = upgrade.map(<[u8]>::to_vec);
+/// Removes from a request what a proxy must not pass on. A request for another protocol keeps saying so, if it is one of
+/// `upgrades`; without it, it is a request like any other.
+///
+/// # Errors
+/// When it is an extended CONNECT for a protocol that isn't passed on: there would be nothing left of it.
+pub fn prepare(request: &mut Head, body: Length, upgrades: &Upgrades) -> Result<(), Error> {
+    let upgrade = match request.get(Known::Upgrade) {
+        None => None,
+        Some(named) => asked_upgrade(request, named, body, upgrades)?,
+    };
     let wants_trailers = request
         .get(Known::Te)
         .is_some_and(|te| te.eq_ignore_ascii_case(b"trailers"));
@@ -392,4 +395,26 @@ pub fn prepare(request: &mut Head, body: Length) {
         request.add("connection", b"upgrade");
         request.add("upgrade", &protocol);
     }
+    Ok(())
+}
+
+/// The protocol that a request for another one, which it `named`, is passed on for.
+#[cold]
+fn asked_upgrade(
+    request: &Head,
+    named: &[u8],
+    body: Length,
+    upgrades: &Upgrades,
+) -> Result<Option<Vec<u8>>, Error> {
+    let is_asked = request.version() != Version::Http10 && request.connection_has("upgrade");
+    let found = upgrades
+        .find(request)
+        .filter(|_| is_asked && body == Length::Empty);
+    if found.is_none() && request.version() == Version::Http2 {
+        let named = String::from_utf8_lossy(named);
+        let detail =
+            format!("the protocol {named:?} is not passed on; --upgrades names those that are");
+        return Err(Error::down(Kind::Upgrade, detail));
+    }
+    Ok(found.map(<[u8]>::to_vec))
 }

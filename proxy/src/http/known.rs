@@ -33,6 +33,7 @@ pub enum Known {
     ProxyStatus,
     Trailer,
     Http1,
+    Http2Settings,
 }
 
 impl Known {
@@ -59,6 +60,7 @@ impl Known {
             12 if is("proxy-status") => Known::ProxyStatus,
             12 if is("x-leno-http1") => Known::Http1,
             14 if is("content-length") => Known::ContentLength,
+            14 if is("http2-settings") => Known::Http2Settings,
             15 if is("x-forwarded-for") => Known::ForwardedFor,
             16 if is("proxy-connection") => Known::ProxyConnection,
             17 if is("transfer-encoding") => Known::TransferEncoding,
@@ -169,6 +171,7 @@ pub(super) const HOP_BY_HOP: Set = Set::of(&[
     Known::ProxyAuthenticate,
     Known::Trailer,
     Known::Http1,
+    Known::Http2Settings,
     Known::PeerMetadata,
     Known::PeerMetadataId,
 ]);

@@ -10,6 +10,7 @@ pub mod head;
 mod known;
 mod method;
 pub mod path;
+pub mod upgrade;
 
 use std::io;
 use std::task::{Context, Poll};

@@ -121,6 +121,12 @@ impl Connection {
         Ok(Arc::clone(cluster))
     }
 
+    /// Whether it begins with a TLS handshake.
+    pub(super) fn is_tls(&self) -> bool {
+        self.tls
+    }
+
+    /// The chain that takes it.
     pub(super) fn chain<'a>(&self, plan: &'a InboundPlan) -> Option<&'a Arc<InboundChain>> {
         plan.find(self.port, self.tls, &self.offers)
     }

@@ -89,7 +89,11 @@ async fn serve_for(
         return;
     };
     let Some(chain) = connection.chain(&plan) else {
-        tracing::info!(%address, port, "refused: mutual TLS is required here");
+        let why = match connection.is_tls() {
+            false => "mutual TLS is required here",
+            true => "neither mutual TLS of a sidecar nor what the port is declared to carry",
+        };
+        tracing::info!(%address, port, why, "refused");
         return;
     };
     // Phase 2: who it is.
@@ -344,7 +348,8 @@ async fn forward(
     authorize(connection, &serving.chain, request)?;
     let app = serving.app.as_ref().map_err(Error::clone)?;
 
-    http::prepare(request, attempt.down.body_length());
+    let body = attempt.down.body_length();
+    http::prepare(request, body, &worker.shared.upgrades)?;
     worker.random(|rng| headers::websocket_key(request, rng));
     headers::forwarded_for(request, &connection.ip);
     let scheme = if connection.peer.is_some() {

@@ -323,7 +323,7 @@ async fn forward(
         .map_err(|reason| no_cluster(route, reason))?;
 
     let body = attempt.down.body_length();
-    http::prepare(attempt.request, body);
+    http::prepare(attempt.request, body, &worker.shared.upgrades)?;
     worker.random(|rng| headers::websocket_key(attempt.request, rng));
     propagate::trace(worker, attempt.request, false, attempt.outcome);
     // Beside the number of the try, which comes next: what is the same each time stands together (`Encoder::again`).

@@ -6,6 +6,7 @@
 pub mod apps;
 mod builder;
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -22,6 +23,7 @@ use crate::observe::labels::{Labels, Party};
 use crate::observe::standard::Series;
 use crate::route::Router;
 use crate::route::split::Split;
+use crate::tls::alpn::ACCEPTED;
 pub use builder::Builder;
 
 /// The name of the one inbound Listener.
@@ -200,25 +202,37 @@ impl InboundPlan {
     }
 
     /// The chain for a connection to workload port `port` that begins with TLS or doesn't, and offers `alpn`. A chain
-    /// that names more wins, in Envoy's order: port, transport, ALPN.
+    /// that names more wins, in Envoy's order: port, transport, ALPN. A port that a chain names is left to no other chain:
+    /// what its own chains don't take is not taken. Of several offers the one counts that TLS will agree on.
     pub fn find(&self, port: u16, tls: bool, alpn: &[Vec<u8>]) -> Option<&Arc<InboundChain>> {
+        let is_named = self.chains.iter().any(|c| c.matches.port == Some(port));
         let fits = |chain: &&Arc<InboundChain>| {
             let m = &chain.matches;
-            let offered = |wanted: &String| alpn.iter().any(|offer| offer == wanted.as_bytes());
-            m.port.is_none_or(|p| p == port)
+            m.port == is_named.then_some(port)
                 && m.tls.is_none_or(|t| t == tls)
-                && (m.alpn.is_empty() || m.alpn.iter().any(offered))
+                && (m.alpn.is_empty() || chain.offer(alpn).is_some())
         };
         let specific = |chain: &&Arc<InboundChain>| {
             let m = &chain.matches;
-            (m.port.is_some(), m.tls.is_some(), !m.alpn.is_empty())
+            (m.tls.is_some(), chain.offer(alpn).map(Reverse))
         };
         let best = self.chains.iter().filter(fits).max_by_key(specific);
-        best.or(self.default_chain.as_ref())
+        best.or(self.default_chain.as_ref().filter(|_| !is_named))
     }
 }
 
 impl InboundChain {
+    /// The place, in the order in which TLS chooses among them, of the best of the protocols that are offered and that
+    /// this chain names.
+    fn offer(&self, alpn: &[Vec<u8>]) -> Option<usize> {
+        let named = |offer: &&Vec<u8>| self.matches.alpn.iter().any(|m| m.as_bytes() == **offer);
+        let place = |offer: &Vec<u8>| {
+            let place = ACCEPTED.iter().position(|known| known == offer);
+            place.unwrap_or(ACCEPTED.len())
+        };
+        alpn.iter().filter(named).map(place).min()
+    }
+
     /// The app behind workload port `port`.
     pub fn app(&self, port: u16) -> Option<&Target> {
         self.apps.get(&port)

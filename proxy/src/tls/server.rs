@@ -43,19 +43,7 @@ impl Acceptor {
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(verifier)
             .with_cert_resolver(Arc::new(Current(Arc::clone(credentials))));
-        // Everybody's names last: STRICT terminates every TLS, gRPC's library speaks mutual TLS by itself, and a foreign
-        // client's refusal should be about its certificate.
-        config.alpn_protocols = [
-            alpn::SHARED,
-            alpn::HTTP2,
-            alpn::HTTP1,
-            alpn::EXCHANGE,
-            alpn::TCP,
-            b"h2",
-            b"http/1.1",
-        ]
-        .map(Vec::from)
-        .to_vec();
+        config.alpn_protocols = alpn::ACCEPTED.map(Vec::from).to_vec();
         // A resumed session would skip the verifier and keep an identity beyond its certificate's life.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;

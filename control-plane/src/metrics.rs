@@ -24,6 +24,8 @@ pub struct Metrics {
     rejects_of: [(&'static str, IntGauge); 4],
     /// Proxies that are connected, by version.
     pub connected: IntGaugeVec,
+    /// Objects that hold a workload closed because its labels aren't known, by node.
+    pub held_closed: IntGaugeVec,
     /// Certificates that were asked for.
     pub asked: IntCounter,
     /// Certificates that were issued.
@@ -180,6 +182,11 @@ impl Metrics {
                     &[],
                 )?
                 .with_label_values(&[] as &[&str]),
+            held_closed: makes.gauges(
+                "leno_workload_labels_unknown",
+                "Objects with selectors that hold a workload closed because its labels are not known.",
+                "node",
+            )?,
             connected: makes.gauges("pilot_xds", "Proxies that are connected.", "version")?,
             registry,
         })
@@ -191,6 +198,12 @@ impl Metrics {
         for (_, gauge) in self.rejects_of.iter().filter(|(of, _)| *of == kind) {
             gauge.inc();
         }
+    }
+
+    /// Nothing holds the workload of `node` closed for want of labels, or it has left.
+    pub fn forget_held(&self, node: &str) {
+        // What wasn't held is no error.
+        let _ = self.held_closed.remove_label_values(&[node]);
     }
 
     /// Everything in Prometheus' text format.

@@ -9,6 +9,7 @@ pub mod dns;
 pub mod h2;
 pub mod mesh;
 pub mod pods;
+pub mod probe;
 pub mod process;
 pub mod upstream;
 

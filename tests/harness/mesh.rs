@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use clap::Parser;
 use leno_control_plane::app as control_plane;
+use leno_control_plane::ca::token::Bearer;
 use leno_control_plane::istio::Limits;
 use leno_control_plane::source::State;
 use leno_control_plane::source::compile::Settings;
@@ -176,9 +177,23 @@ impl Mesh {
     /// # Panics
     /// When none can be made.
     pub fn token_in(&self, namespace: &str, account: &str) -> String {
+        self.token_with(namespace, account, &[])
+    }
+
+    /// A join token of a workload with labels.
+    ///
+    /// # Panics
+    /// When none can be made.
+    pub fn token_with(&self, namespace: &str, account: &str, labels: &[(&str, &str)]) -> String {
         let ca = &self.control_plane.as_ref().expect("it runs").ca;
+        let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        let bearer = Bearer {
+            namespace: namespace.to_owned(),
+            account: account.to_owned(),
+            labels: labels.iter().map(own).collect(),
+        };
         let life = Duration::from_secs(600);
-        ca.token(namespace, account, life, 100, SystemTime::now())
+        ca.token(&bearer, life, 100, SystemTime::now())
             .expect("a token")
     }
 

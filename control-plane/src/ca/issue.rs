@@ -1,5 +1,6 @@
 //! Issuing: template, signature, and a second look at what was signed.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
@@ -11,7 +12,8 @@ use webpki::{EndEntityCert, KeyUsage};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::root::Root;
-use super::{Ca, Identity, provider};
+use super::token::Bearer;
+use super::{Ca, Identity, labels, provider};
 
 /// Certificates begin this much in the past, for clocks that are late; as Istio's.
 pub(super) const BACKDATE: Duration = Duration::from_secs(120);
@@ -21,12 +23,12 @@ const MIN_TTL: Duration = Duration::from_secs(2);
 const MAX_CSR: usize = 16 * 1024;
 
 impl Ca {
-    /// Signs the request `csr` (PEM) as `id`, for `ttl`; zero asks for the longest. Returns the chain in PEM, the leaf
+    /// Signs the request `csr` (PEM) for `bearer`, for `ttl`; zero asks for the longest. Returns the chain in PEM, the leaf
     /// first, and the request's public key.
     ///
     /// # Errors
     /// When the request isn't one, or doesn't prove that its sender holds the key.
-    pub fn issue(&self, id: &str, csr: &str, ttl: Duration) -> Result<Issued, String> {
+    pub fn issue(&self, bearer: &Bearer, csr: &str, ttl: Duration) -> Result<Issued, String> {
         if csr.len() > MAX_CSR {
             return Err(format!(
                 "the signing request is larger than {MAX_CSR} bytes"
@@ -38,11 +40,15 @@ impl Ca {
             true => self.max_ttl,
             false => ttl.clamp(MIN_TTL, self.max_ttl),
         };
-        let names = (id, &[][..]);
+        let subject = Subject {
+            id: &self.id_of(bearer),
+            hosts: &[],
+            labels: &bearer.labels,
+        };
         let leaf = sign(
             &self.root,
             &request.public_key,
-            names,
+            &subject,
             ttl,
             SystemTime::now(),
         )?;
@@ -50,6 +56,12 @@ impl Ca {
             chain: vec![pem(&leaf), self.root.pem().to_owned()],
             public_key: request.public_key.der_bytes().to_vec(),
         })
+    }
+
+    /// The SPIFFE ID of a bearer.
+    pub fn id_of(&self, bearer: &Bearer) -> String {
+        let (namespace, account) = (&bearer.namespace, &bearer.account);
+        format!("spiffe://{}/ns/{namespace}/sa/{account}", self.trust_domain)
     }
 
     /// The public key of a request, without signing it.
@@ -72,21 +84,34 @@ pub struct Issued {
     pub public_key: Vec<u8>,
 }
 
-/// Signs a certificate for `key` as `id`, reached at `hosts`, and checks what was signed.
+/// Whom a certificate is for.
+#[derive(Debug)]
+pub(super) struct Subject<'a> {
+    /// The SPIFFE ID.
+    pub(super) id: &'a str,
+    /// Hosts at which it is reached.
+    pub(super) hosts: &'a [SanType],
+    /// The workload's labels.
+    pub(super) labels: &'a BTreeMap<String, String>,
+}
+
+/// Signs a certificate for `key`, and checks what was signed.
 pub(super) fn sign(
     root: &Root,
     key: &impl PublicKeyData,
-    (id, hosts): (&str, &[SanType]),
+    subject: &Subject<'_>,
     ttl: Duration,
     now: SystemTime,
 ) -> Result<CertificateDer<'static>, String> {
     let mut params = CertificateParams::default();
     // An empty subject makes the name critical, as X.509-SVID wants it.
     params.distinguished_name = DistinguishedName::new();
-    let uri = id
+    let uri = subject
+        .id
         .try_into()
         .map_err(|error: rcgen::Error| error.to_string())?;
-    params.subject_alt_names = [&[SanType::URI(uri)], hosts].concat();
+    params.subject_alt_names = [&[SanType::URI(uri)], subject.hosts].concat();
+    params.custom_extensions = labels::extension(subject.labels)?.into_iter().collect();
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![
@@ -100,7 +125,7 @@ pub(super) fn sign(
         .signed_by(key, &root.issuer()?)
         .map_err(|error| error.to_string())?;
     let leaf = signed.der().clone();
-    check(root, &leaf, id, ttl, now)?;
+    check(root, &leaf, subject, ttl, now)?;
     Ok(leaf)
 }
 
@@ -108,7 +133,7 @@ pub(super) fn sign(
 fn check(
     root: &Root,
     leaf: &CertificateDer<'_>,
-    id: &str,
+    subject: &Subject<'_>,
     ttl: Duration,
     now: SystemTime,
 ) -> Result<(), String> {
@@ -129,8 +154,11 @@ fn check(
     )
     .map_err(|error| wrong(&error.to_string()))?;
     let identity = Identity::of(leaf).map_err(|error| wrong(&error))?;
-    if identity.id != id {
+    if identity.id != subject.id {
         return Err(wrong("its name"));
+    }
+    if identity.labels != *subject.labels {
+        return Err(wrong("its labels"));
     }
     if identity.not_after > (now + ttl).min(ends(root.der())?) + Duration::from_secs(1) {
         return Err(wrong("its life"));

@@ -4,11 +4,13 @@
 //! signed is checked again before it leaves.
 
 pub mod issue;
+pub mod labels;
 pub mod root;
 pub mod server;
 pub mod service_account;
 pub mod token;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -23,6 +25,7 @@ use rustls::sign::CertifiedKey;
 use webpki::EndEntityCert;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use issue::Subject;
 use root::Root;
 use service_account::ServiceAccounts;
 use token::Ledger;
@@ -41,6 +44,8 @@ pub struct Identity {
     pub namespace: String,
     /// Its service account.
     pub account: String,
+    /// Its workload's labels, as its join token has them.
+    pub labels: BTreeMap<String, String>,
     /// When the certificate ends.
     pub not_after: SystemTime,
 }
@@ -73,6 +78,7 @@ impl Identity {
             domain: (*domain).to_owned(),
             namespace: (*namespace).to_owned(),
             account: (*account).to_owned(),
+            labels: labels::of(&parsed)?,
             not_after: SystemTime::UNIX_EPOCH + Duration::from_secs(ends),
         })
     }
@@ -201,7 +207,11 @@ impl Ca {
         let leaf = issue::sign(
             &self.root,
             &key,
-            (&self.own_id, self.hosts.get().map_or(&[], Vec::as_slice)),
+            &Subject {
+                id: &self.own_id,
+                hosts: self.hosts.get().map_or(&[], Vec::as_slice),
+                labels: &BTreeMap::new(),
+            },
             self.max_ttl,
             SystemTime::now(),
         )?;

@@ -8,6 +8,7 @@ use leno_proto::ca::{IstioCertificateRequest, IstioCertificateResponse};
 use leno_proto::tonic::{Request, Response, Status};
 
 use super::Ca;
+use super::token::Bearer;
 use crate::auth::Peer;
 use crate::metrics::Metrics;
 
@@ -24,19 +25,23 @@ impl Certificates {
         Certificates { ca, metrics }
     }
 
-    /// Who asks, as `(namespace, account)`: proven by the certificate that it has, or by a token.
+    /// Who asks: proven by the certificate that it has, or by a token.
     fn caller(
         &self,
         request: &Request<IstioCertificateRequest>,
         key: &[u8],
-    ) -> Result<(String, String), String> {
+    ) -> Result<Bearer, String> {
         let peer = request
             .extensions()
             .get::<Peer>()
             .and_then(|peer| peer.identity.clone());
         if let Some(identity) = peer {
             self.ca.welcome(&identity.namespace, &identity.account)?;
-            return Ok((identity.namespace, identity.account));
+            return Ok(Bearer {
+                namespace: identity.namespace,
+                account: identity.account,
+                labels: identity.labels,
+            });
         }
         let header = request.metadata().get("authorization");
         let bearer = header.and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
@@ -54,15 +59,12 @@ impl IstioCertificateService for Certificates {
         self.metrics.asked.inc();
         let csr = &request.get_ref().csr;
         let key = self.ca.public_key(csr).map_err(Status::invalid_argument)?;
-        let (namespace, account) = self.caller(&request, &key).map_err(|reason| {
+        let bearer = self.caller(&request, &key).map_err(|reason| {
             self.metrics.denied.inc();
             tracing::warn!(reason, "no certificate");
             Status::unauthenticated(reason)
         })?;
-        let id = format!(
-            "spiffe://{}/ns/{namespace}/sa/{account}",
-            self.ca.trust_domain()
-        );
+        let id = self.ca.id_of(&bearer);
         if id == self.ca.own_id() {
             self.metrics.denied.inc();
             // Whoever had it could be the control plane to every sidecar.
@@ -71,7 +73,7 @@ impl IstioCertificateService for Certificates {
             return Err(Status::permission_denied(reason));
         }
         let seconds = u64::try_from(request.get_ref().validity_duration).unwrap_or(0);
-        let issued = self.ca.issue(&id, csr, Duration::from_secs(seconds));
+        let issued = self.ca.issue(&bearer, csr, Duration::from_secs(seconds));
         let issued = issued.map_err(Status::invalid_argument)?;
         self.metrics.issued.inc();
         tracing::info!(id, "certificate issued");

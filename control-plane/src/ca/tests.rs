@@ -2,6 +2,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use rcgen::{CertificateParams, SanType};
 
+use super::token::Bearer;
 use super::*;
 
 /// A directory of this test's own, removed at its end.
@@ -27,6 +28,15 @@ impl Drop for Temporary {
 
 const ID: &str = "spiffe://cluster.local/ns/default/sa/web";
 
+fn web(labels: &[(&str, &str)]) -> Bearer {
+    let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+    Bearer {
+        namespace: "default".to_owned(),
+        account: "web".to_owned(),
+        labels: labels.iter().map(own).collect(),
+    }
+}
+
 fn csr(name: &str) -> String {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("a key");
     let mut params = CertificateParams::default();
@@ -50,7 +60,7 @@ fn the_ca_decides_the_name_whatever_the_request_asks() {
     let csr = csr("spiffe://cluster.local/ns/kube-system/sa/admin");
     let issued = directory
         .ca()
-        .issue(ID, &csr, Duration::ZERO)
+        .issue(&web(&[]), &csr, Duration::ZERO)
         .expect("issued");
     assert_eq!(leaf(&issued).id, ID);
     assert_eq!(issued.chain.len(), 2);
@@ -62,7 +72,7 @@ fn a_life_is_what_was_asked_for_within_bounds() {
     let ca = directory.ca();
     for (asked, granted) in [(0, 86_400), (30, 30), (10_000_000, 86_400), (1, 2)] {
         let issued = ca
-            .issue(ID, &csr(ID), Duration::from_secs(asked))
+            .issue(&web(&[]), &csr(ID), Duration::from_secs(asked))
             .expect("issued");
         let left = leaf(&issued)
             .not_after
@@ -80,9 +90,15 @@ fn a_request_that_does_not_prove_its_key_is_refused() {
     let last = lines.len() - 2;
     lines[last] = lines[last].chars().rev().collect();
     let ca = directory.ca();
-    assert!(ca.issue(ID, &lines.join("\n"), Duration::ZERO).is_err());
-    assert!(ca.issue(ID, "rubbish", Duration::ZERO).is_err());
-    assert!(ca.issue(ID, &"x".repeat(100_000), Duration::ZERO).is_err());
+    assert!(
+        ca.issue(&web(&[]), &lines.join("\n"), Duration::ZERO)
+            .is_err()
+    );
+    assert!(ca.issue(&web(&[]), "rubbish", Duration::ZERO).is_err());
+    assert!(
+        ca.issue(&web(&[]), &"x".repeat(100_000), Duration::ZERO)
+            .is_err()
+    );
 }
 
 #[test]
@@ -103,10 +119,9 @@ fn a_token_is_for_one_identity_one_key_and_a_while() {
     let directory = Temporary::new();
     let (ca, now) = (directory.ca(), SystemTime::now());
     let token = ca
-        .token("default", "web", Duration::from_secs(60), 1, now)
+        .token(&web(&[]), Duration::from_secs(60), 1, now)
         .expect("a token");
-    let web = ("default".to_owned(), "web".to_owned());
-    assert_eq!(ca.redeem(&token, b"key", now), Ok(web));
+    assert_eq!(ca.redeem(&token, b"key", now), Ok(web(&[])));
     assert!(
         ca.redeem(&token, b"key", now).is_ok(),
         "a lost answer can be asked for again"
@@ -133,7 +148,11 @@ fn a_token_is_for_one_identity_one_key_and_a_while() {
         Temporary::new().ca().redeem(&token, b"key", now).is_err(),
         "another mesh's"
     );
-    assert!(ca.token("a/b", "web", Duration::ZERO, 1, now).is_err());
+    let nobody = Bearer {
+        namespace: "a/b".to_owned(),
+        ..web(&[])
+    };
+    assert!(ca.token(&nobody, Duration::ZERO, 1, now).is_err());
 }
 
 #[test]
@@ -141,7 +160,7 @@ fn what_is_revoked_gets_nothing_any_more() {
     let directory = Temporary::new();
     let (ca, now) = (directory.ca(), SystemTime::now());
     let token = ca
-        .token("default", "web", Duration::from_secs(60), 5, now)
+        .token(&web(&[]), Duration::from_secs(60), 5, now)
         .expect("a token");
     assert!(ca.redeem(&token, b"a", now).is_ok());
     // Another process, beside the control plane that runs.
@@ -153,4 +172,46 @@ fn what_is_revoked_gets_nothing_any_more() {
     assert!(ca.welcome("default", "web").is_ok());
     directory.ca().revoke("default/web").expect("revoked");
     assert!(ca.welcome("default", "web").is_err());
+}
+
+#[test]
+fn a_tokens_labels_stand_in_each_certificate_that_it_leads_to() {
+    let directory = Temporary::new();
+    let (ca, now) = (directory.ca(), SystemTime::now());
+    let labelled = web(&[
+        ("app", "users"),
+        ("app.kubernetes.io/name", "users"),
+        ("empty", ""),
+    ]);
+    let token = ca
+        .token(&labelled, Duration::from_secs(60), 1, now)
+        .expect("a token");
+    let bearer = ca.redeem(&token, b"key", now).expect("redeemed");
+    assert_eq!(bearer, labelled);
+    let issued = ca.issue(&bearer, &csr(ID), Duration::ZERO);
+    let identity = leaf(&issued.expect("issued"));
+    assert_eq!(
+        (identity.id.as_str(), identity.labels),
+        (ID, labelled.labels)
+    );
+    for wrong in [
+        ("", "a"),
+        ("a b", "c"),
+        ("a", "b c"),
+        ("a", "*"),
+        ("a/", "b"),
+        ("*", "b"),
+    ] {
+        let refused = ca.token(&web(&[wrong]), Duration::ZERO, 1, now);
+        assert!(
+            refused.is_err_and(|e| e.contains("is not a label")),
+            "{wrong:?}"
+        );
+    }
+    let many: Vec<String> = (0..200)
+        .map(|number| format!("name-of-a-label-{number:08}"))
+        .collect();
+    let many: Vec<(&str, &str)> = many.iter().map(|name| (name.as_str(), "v")).collect();
+    let refused = ca.token(&web(&many), Duration::ZERO, 1, now);
+    assert!(refused.is_err_and(|e| e.contains("at most 4096")));
 }

@@ -20,10 +20,21 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 
 use super::root::write_secret;
-use super::{Ca, is_name, service_account};
+use super::{Ca, is_name, labels, service_account};
 
 /// How long a token is good for when nobody says otherwise.
 pub const DEFAULT_LIFE: Duration = Duration::from_secs(3600);
+
+/// Whom a token or a certificate is for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Bearer {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its service account.
+    pub account: String,
+    /// Its workload's labels.
+    pub labels: BTreeMap<String, String>,
+}
 
 /// What a token says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +45,9 @@ pub struct Payload {
     pub namespace: String,
     /// The service account of the identity.
     pub service_account: String,
+    /// The workload's labels.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
     /// Seconds since 1970 after which it is worth nothing.
     pub expires: u64,
     /// How many keys it may get a certificate for.
@@ -49,21 +63,22 @@ impl Ca {
     /// When a name can't be part of an identity, or the key can't sign.
     pub fn token(
         &self,
-        namespace: &str,
-        service_account: &str,
+        bearer: &Bearer,
         life: Duration,
         uses: u32,
         now: SystemTime,
     ) -> Result<String, String> {
-        for name in [namespace, service_account] {
+        for name in [&bearer.namespace, &bearer.account] {
             if !is_name(name) {
                 return Err(format!("{name:?} can't be part of an identity"));
             }
         }
+        labels::check(&bearer.labels)?;
         let payload = Payload {
             id: format!("{:032x}", fastrand::u128(..)),
-            namespace: namespace.to_owned(),
-            service_account: service_account.to_owned(),
+            namespace: bearer.namespace.clone(),
+            service_account: bearer.account.clone(),
+            labels: bearer.labels.clone(),
             expires: seconds(now + life),
             uses,
             roots: vec![self.root.fingerprint()],
@@ -78,23 +93,22 @@ impl Ca {
         ))
     }
 
-    /// Whose token it is, as `(namespace, account)`: a service account's own, or a join token of ours, in time, not used up
+    /// Whose token it is: a service account's own, or a join token of ours, in time, not used up
     /// and not revoked. A use is a (token, key): a proxy whose answer was lost may ask again with the same key.
     ///
     /// # Errors
     /// Why it isn't accepted.
-    pub fn redeem(
-        &self,
-        token: &str,
-        key: &[u8],
-        now: SystemTime,
-    ) -> Result<(String, String), String> {
+    pub fn redeem(&self, token: &str, key: &[u8], now: SystemTime) -> Result<Bearer, String> {
         if service_account::is_one(token) {
             let none = "service account tokens are not accepted here: --service-account-jwks-file";
             let accepted = self.service_accounts.as_ref().ok_or(none)?;
             let (namespace, account) = accepted.verify(token, now)?;
             self.welcome(&namespace, &account)?;
-            return Ok((namespace, account));
+            return Ok(Bearer {
+                namespace,
+                account,
+                labels: BTreeMap::new(),
+            });
         }
         let payload = self.read_token(token)?;
         if seconds(now) >= payload.expires {
@@ -104,7 +118,11 @@ impl Ca {
         ledger.refresh()?;
         ledger.check(&payload.namespace, &payload.service_account)?;
         ledger.redeem(&payload, key, now)?;
-        Ok((payload.namespace, payload.service_account))
+        Ok(Bearer {
+            namespace: payload.namespace,
+            account: payload.service_account,
+            labels: payload.labels,
+        })
     }
 
     /// Whether an identity may renew.

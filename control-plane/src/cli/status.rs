@@ -71,12 +71,30 @@ fn print(status: &Value) -> bool {
             );
         }
     }
+    for (node, held) in list("proxies").iter().filter_map(held) {
+        good = false;
+        println!("{node}: its labels are not known, and these hold it closed:");
+        held["by"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .for_each(|object| {
+                println!("  {}", object.as_str().unwrap_or_default());
+            });
+        println!("  {}", text(held, "why"));
+    }
     for problem in list("problems") {
         let problem = problem.as_str().unwrap_or_default();
         good &= !problem.contains(": error: ");
         println!("{problem}");
     }
     good
+}
+
+/// What holds a proxy's workload closed because its labels aren't known, if anything does.
+fn held(proxy: &Value) -> Option<(&str, &Value)> {
+    let held = proxy.get("held_closed").filter(|held| !held.is_null())?;
+    Some((proxy["node"].as_str()?, held))
 }
 
 /// How a sidecar is, in a few words.

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use clap::Subcommand;
 
+use crate::ca::token::Bearer;
 use crate::ca::{Ca, DEFAULT_TTL};
 
 /// Flags of `token`.
@@ -42,6 +43,9 @@ pub enum Action {
         /// Service account of the workload.
         #[arg(long)]
         service_account: String,
+        /// A label of the workload, as NAME=VALUE: selectors find it by these, whether or not the registry has it.
+        #[arg(long = "label", value_parser = label)]
+        labels: Vec<(String, String)>,
         /// How long the token is good for.
         #[arg(long, value_parser = super::duration, default_value = "1h")]
         expires: Duration,
@@ -66,17 +70,26 @@ pub fn run(args: Args) -> Result<(), String> {
         Action::Create {
             namespace,
             service_account,
+            labels,
             expires,
             uses,
-        } => ca.token(
-            &namespace,
-            &service_account,
-            expires,
-            uses,
-            SystemTime::now(),
-        )?,
+        } => {
+            let bearer = Bearer {
+                namespace,
+                account: service_account,
+                labels: labels.into_iter().collect(),
+            };
+            ca.token(&bearer, expires, uses, SystemTime::now())?
+        }
         Action::Revoke { what } => ca.revoke(&what)?,
     };
     println!("{said}");
     Ok(())
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text
+        .split_once('=')
+        .ok_or_else(|| format!("{text:?} is not NAME=VALUE, such as app=users"))?;
+    Ok((name.to_owned(), value.to_owned()))
 }

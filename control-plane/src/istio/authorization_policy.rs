@@ -3,20 +3,46 @@
 use serde::Deserialize;
 
 use super::Selector;
+use super::wildcard::{Method, Namespace, Path, Principal, not_empty};
 
 /// Who may do what.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(try_from = "Said")]
 pub struct AuthorizationPolicy {
     /// Whom it is for.
-    #[serde(default)]
     pub selector: Option<Selector>,
     /// What a match means.
-    #[serde(default)]
     pub action: Action,
-    /// Rules; any of them matches. Without rules nothing matches.
-    #[serde(default)]
+    /// Rules; any of them matches. Without rules nothing matches, and nothing is allowed.
     pub rules: Vec<Rule>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Said {
+    #[serde(default)]
+    selector: Option<Selector>,
+    #[serde(default)]
+    action: Action,
+    #[serde(default)]
+    rules: Vec<Rule>,
+}
+
+impl TryFrom<Said> for AuthorizationPolicy {
+    type Error = String;
+
+    fn try_from(said: Said) -> Result<AuthorizationPolicy, String> {
+        if said.action == Action::Deny && said.rules.is_empty() {
+            let text =
+                "a DENY policy without rules denies nothing; `rules: [{}]` denies everything";
+            return Err(text.to_owned());
+        }
+        Ok(AuthorizationPolicy {
+            selector: said.selector,
+            action: said.action,
+            rules: said.rules,
+        })
+    }
 }
 
 /// What a match means.
@@ -32,91 +58,94 @@ pub enum Action {
 
 /// One rule: a source and an operation must match.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "SaidRule")]
+#[serde(deny_unknown_fields)]
 pub struct Rule {
     /// Who; anyone when absent.
-    pub from: Option<Vec<From>>,
+    #[serde(default, deserialize_with = "not_empty")]
+    pub from: Vec<From>,
     /// What; anything when absent.
-    pub to: Option<Vec<To>>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SaidRule {
-    from: Option<Vec<From>>,
-    to: Option<Vec<To>>,
-}
-
-impl TryFrom<SaidRule> for Rule {
-    type Error = String;
-
-    /// A list that is there and empty would mean anyone, or anything: a template that renders to nothing must not open
-    /// what it was written to close.
-    fn try_from(said: SaidRule) -> Result<Rule, String> {
-        let empty = |name: &str| Err(format!("{name} is empty; leave it out to mean any"));
-        if said.from.as_ref().is_some_and(Vec::is_empty) {
-            return empty("from");
-        }
-        if said.to.as_ref().is_some_and(Vec::is_empty) {
-            return empty("to");
-        }
-        let mut sources = said.from.iter().flatten().map(|from| &from.source);
-        if sources.any(|source| *source == Source::default()) {
-            return empty("source");
-        }
-        let mut operations = said.to.iter().flatten().map(|to| &to.operation);
-        if operations.any(|operation| *operation == Operation::default()) {
-            return empty("operation");
-        }
-        let mut paths = said.to.iter().flatten().flat_map(|to| &to.operation.paths);
-        match paths.find(|path| path.contains(['{', '}'])) {
-            Some(path) => Err(format!("path {path:?}: templates are not supported yet")),
-            None => Ok(Rule {
-                from: said.from,
-                to: said.to,
-            }),
-        }
-    }
+    #[serde(default, deserialize_with = "not_empty")]
+    pub to: Vec<To>,
 }
 
 /// One source of a rule.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct From {
     /// The source.
-    #[serde(default)]
     pub source: Source,
 }
 
 /// Who asks: everything that is given must hold.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "SaidSource")]
 pub struct Source {
-    /// `cluster.local/ns/default/sa/name`, with `*` at either end.
-    #[serde(default)]
-    pub principals: Vec<String>,
-    /// Namespaces, with `*` at either end.
-    #[serde(default)]
-    pub namespaces: Vec<String>,
+    /// `cluster.local/ns/default/sa/name`.
+    pub principals: Vec<Principal>,
+    /// Namespaces.
+    pub namespaces: Vec<Namespace>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct SaidSource {
+    #[serde(default, deserialize_with = "not_empty")]
+    principals: Vec<Principal>,
+    #[serde(default, deserialize_with = "not_empty")]
+    namespaces: Vec<Namespace>,
+}
+
+impl TryFrom<SaidSource> for Source {
+    type Error = String;
+
+    fn try_from(said: SaidSource) -> Result<Source, String> {
+        if said.principals.is_empty() && said.namespaces.is_empty() {
+            return Err("source is empty; leave `from` out to mean anyone".to_owned());
+        }
+        Ok(Source {
+            principals: said.principals,
+            namespaces: said.namespaces,
+        })
+    }
 }
 
 /// One operation of a rule.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct To {
     /// The operation.
-    #[serde(default)]
     pub operation: Operation,
 }
 
 /// What is asked for: everything that is given must hold.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "SaidOperation")]
 pub struct Operation {
     /// Methods.
-    #[serde(default)]
-    pub methods: Vec<String>,
-    /// Paths, with `*` at either end.
-    #[serde(default)]
-    pub paths: Vec<String>,
+    pub methods: Vec<Method>,
+    /// Paths.
+    pub paths: Vec<Path>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct SaidOperation {
+    #[serde(default, deserialize_with = "not_empty")]
+    methods: Vec<Method>,
+    #[serde(default, deserialize_with = "not_empty")]
+    paths: Vec<Path>,
+}
+
+impl TryFrom<SaidOperation> for Operation {
+    type Error = String;
+
+    fn try_from(said: SaidOperation) -> Result<Operation, String> {
+        if said.methods.is_empty() && said.paths.is_empty() {
+            return Err("operation is empty; leave `to` out to mean anything".to_owned());
+        }
+        Ok(Operation {
+            methods: said.methods,
+            paths: said.paths,
+        })
+    }
 }

@@ -9,6 +9,7 @@ pub mod scalar;
 pub mod service;
 pub mod service_entry;
 pub mod virtual_service;
+pub mod wildcard;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -223,11 +224,34 @@ struct SelectingSpec {
 
 /// Which workloads an object is for; all of its namespace without labels.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(try_from = "SaidSelector")]
 pub struct Selector {
     /// Labels that a workload must have.
-    #[serde(default)]
     pub match_labels: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct SaidSelector {
+    #[serde(default)]
+    match_labels: BTreeMap<String, String>,
+}
+
+impl TryFrom<SaidSelector> for Selector {
+    type Error = String;
+
+    fn try_from(said: SaidSelector) -> Result<Selector, String> {
+        let match_labels = said.match_labels;
+        let is_literal = |(name, value): &(&String, &String)| {
+            !name.is_empty() && !name.contains('*') && !value.contains('*')
+        };
+        match match_labels.iter().find(|label| !is_literal(label)) {
+            Some((name, value)) => Err(format!(
+                "no workload has the label {name:?}: {value:?}: labels have names, and a selector knows no *"
+            )),
+            None => Ok(Selector { match_labels }),
+        }
+    }
 }
 
 /// An object's frame around its spec.

@@ -5,20 +5,47 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::Selector;
+use super::scalar::Port;
 
 /// Whether peers must prove who they are.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(try_from = "Said")]
 pub struct PeerAuthentication {
     /// Whom it is for.
-    #[serde(default)]
     pub selector: Option<Selector>,
     /// On every port.
-    #[serde(default)]
     pub mtls: Option<Mtls>,
     /// On single workload ports.
+    pub port_level_mtls: BTreeMap<Port, Option<Mtls>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Said {
     #[serde(default)]
-    pub port_level_mtls: BTreeMap<u16, Mtls>,
+    selector: Option<Selector>,
+    #[serde(default)]
+    mtls: Option<Mtls>,
+    #[serde(default)]
+    port_level_mtls: Option<BTreeMap<Port, Option<Mtls>>>,
+}
+
+impl TryFrom<Said> for PeerAuthentication {
+    type Error = String;
+
+    /// What Istio refuses: such ports would have no mode of their own, without a word.
+    fn try_from(said: Said) -> Result<PeerAuthentication, String> {
+        let selects = (said.selector.as_ref()).is_some_and(|s| !s.match_labels.is_empty());
+        match &said.port_level_mtls {
+            Some(ports) if ports.is_empty() => Err("portLevelMtls is empty".to_owned()),
+            Some(_) if !selects => Err("portLevelMtls needs a selector with labels".to_owned()),
+            _ => Ok(PeerAuthentication {
+                selector: said.selector,
+                mtls: said.mtls,
+                port_level_mtls: said.port_level_mtls.unwrap_or_default(),
+            }),
+        }
+    }
 }
 
 /// A mode.

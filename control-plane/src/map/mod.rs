@@ -350,6 +350,7 @@ mod tests {
             namespace: "default".to_owned(),
             account: "orders".to_owned(),
             client: Client::Leno,
+            labels: BTreeMap::new(),
         }
     }
 

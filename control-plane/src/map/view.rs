@@ -267,7 +267,7 @@ fn sidecars(book: &Book, streams: &[Value], now: Instant) -> Vec<Value> {
             "workload": workload, "namespace": namespace,
             "address": parts.get(1), "client": if is_leno { json!("leno-proxy") } else { stream["client"].clone() },
             "version": told.map_or("", |proxy| &proxy.version),
-            "names": stream["names"], "refused": stream["refused"],
+            "names": stream["names"], "refused": stream["refused"], "held_closed": stream["held_closed"],
             "certificate_expires": expires,
             "certificate_days_left": expires.map(left),
             "config_age_seconds": health.map(|health| seconds(health.config_age_millis)),

@@ -5,6 +5,7 @@
 pub mod policy;
 pub mod route;
 pub mod service;
+pub mod workload;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 
 use policy::{AuthorizationPolicy, Mode, PeerAuthentication};
 use service::{Endpoint, Endpoints, Service, Workload};
+use workload::{Fit, Index, Labels};
 
 /// Everything that the operator means.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -30,6 +32,8 @@ pub struct Mesh {
     pub outbound_traffic_policy: OutboundTrafficPolicy,
     /// Workloads that stand in the registry by themselves.
     pub workloads: Arc<Vec<Workload>>,
+    /// Where in both an address stands.
+    pub index: Index,
     /// Who must prove who they are.
     pub peer_authentications: Arc<Vec<PeerAuthentication>>,
     /// Who may do what.
@@ -99,6 +103,8 @@ pub struct Node {
     pub account: String,
     /// What kind of client it is.
     pub client: Client,
+    /// Labels that its certificate brings along.
+    pub labels: BTreeMap<String, String>,
 }
 
 impl Node {
@@ -167,127 +173,104 @@ impl Mesh {
         self.services.get(host).or_else(|| self.direct.get(host))
     }
 
-    /// Endpoints that are the workload of `node`, each with its service.
-    pub fn endpoints_of<'a>(
-        &'a self,
-        node: &'a Node,
-    ) -> impl Iterator<Item = (&'a Service, &'a Endpoint)> {
-        let services = self.services.values();
-        let all = services.flat_map(|service| match &service.endpoints {
-            Endpoints::Static(list) => list.iter().map(|e| (&**service, e)).collect::<Vec<_>>(),
-            Endpoints::Dns(_) => Vec::new(),
-        });
-        all.filter(|(_, endpoint)| {
-            endpoint.address == node.ip
-                && endpoint.namespace == node.namespace
-                && endpoint.account.as_deref() == Some(&node.account)
-        })
-    }
-
-    /// Whether an endpoint's workload takes no new work.
+    /// Whether an endpoint's workload takes no new work. One without a service account is that of any of its namespace.
     pub fn is_draining(&self, endpoint: &Endpoint) -> bool {
         let draining = &self.draining.workloads;
-        let Some(account) = (!draining.is_empty())
-            .then_some(endpoint.account.as_ref())
-            .flatten()
-        else {
+        if draining.is_empty() {
             return false;
+        }
+        let key = |account: &str| {
+            (
+                endpoint.address,
+                endpoint.namespace.clone(),
+                account.to_owned(),
+            )
         };
-        draining.contains(&(
-            endpoint.address,
-            endpoint.namespace.clone(),
-            account.clone(),
-        ))
+        match &endpoint.account {
+            Some(account) => draining.contains(&key(account)),
+            None => (draining.range(key("")..).next()).is_some_and(|(address, namespace, _)| {
+                *address == endpoint.address && *namespace == endpoint.namespace
+            }),
+        }
     }
 
-    /// Labels of the workload of `node`, from wherever the registry has it.
-    pub fn labels_of(&self, node: &Node) -> BTreeMap<String, String> {
-        let mut labels = BTreeMap::new();
-        for workload in self.workloads.iter() {
-            let same = workload.address == node.ip
-                && workload.namespace == node.namespace
-                && workload.account.as_deref() == Some(&node.account);
-            if same {
-                labels.extend(workload.labels.clone());
-            }
-        }
-        for (_, endpoint) in self.endpoints_of(node) {
-            labels.extend(endpoint.labels.clone());
-        }
-        labels
-    }
-
-    /// Workload ports that an object for this workload has a mode for.
-    pub fn ports_with_modes(
-        &self,
-        namespace: &str,
-        labels: &BTreeMap<String, String>,
-    ) -> BTreeSet<u16> {
+    /// Workload ports that an object that may be for this workload has a mode for.
+    pub fn ports_with_modes(&self, namespace: &str, labels: &Labels<'_>) -> BTreeSet<u16> {
         let objects = self.peer_authentications.iter().filter(|object| {
-            let selected = object
-                .selector
-                .as_ref()
-                .is_some_and(|wanted| selects(wanted, labels));
-            object.namespace == namespace && selected
+            let selector = object.selector.as_ref();
+            object.namespace == namespace && selector.is_some() && labels.fit(selector) != Fit::No
         });
         objects
             .flat_map(|object| object.ports.keys().copied())
             .collect()
     }
 
-    /// The mode of a workload's port, and the object that decides on it: workload over namespace over mesh.
+    /// The mode of a workload's port, and the object that decides on it: workload over namespace over mesh, and of several
+    /// objects of one level the strictest. One that may be for the workload can make it stricter, and nothing else.
     pub fn mode(
         &self,
         namespace: &str,
-        labels: &BTreeMap<String, String>,
+        labels: &Labels<'_>,
         port: Option<u16>,
     ) -> (Mode, Option<&PeerAuthentication>) {
-        let mut best: Option<(u8, &PeerAuthentication, Mode)> = None;
+        let mut levels: [Option<(Mode, &PeerAuthentication)>; 3] = [None; 3];
+        let mut possible = None;
         for object in self.peer_authentications.iter() {
-            let rank = match &object.selector {
-                Some(wanted) if object.namespace == namespace && selects(wanted, labels) => 2,
+            let selector = object.selector.as_ref();
+            let level = match selector {
+                Some(_) if object.namespace == namespace => 2,
                 None if object.namespace == namespace => 1,
                 None if object.namespace == self.root_namespace => 0,
                 _ => continue,
             };
-            if object.broken {
-                return (Mode::Strict, Some(object));
-            }
+            let best = match labels.fit(selector) {
+                Fit::No => continue,
+                Fit::Maybe => &mut possible,
+                Fit::Yes => &mut levels[level],
+            };
             // Single ports are for an object that selects workloads; one that is left open is as the object.
             let on_port = port
-                .filter(|_| rank == 2)
+                .filter(|_| level == 2)
                 .and_then(|port| object.ports.get(&port));
-            let mode = on_port
-                .copied()
-                .filter(|mode| *mode != Mode::Unset)
-                .unwrap_or(object.mode);
-            // An object that leaves it open leaves it to the next wider one; of several, the first by name decides.
-            if mode != Mode::Unset && best.is_none_or(|(before, ..)| rank > before) {
-                best = Some((rank, object, mode));
+            let on_port = on_port.copied().filter(|mode| *mode != Mode::Unset);
+            let mode = match object.broken {
+                true => return (Mode::Strict, Some(object)),
+                false => on_port.unwrap_or(object.mode),
+            };
+            // An object that leaves it open leaves it to the next wider one.
+            if mode != Mode::Unset && best.is_none_or(|(before, _)| mode > before) {
+                *best = Some((mode, object));
             }
         }
-        best.map_or((Mode::Permissive, None), |(_, object, mode)| {
-            (mode, Some(object))
-        })
+        let closest = levels.into_iter().rev().flatten().next();
+        let (mode, object) = closest.map_or((Mode::Permissive, None), |(m, o)| (m, Some(o)));
+        match possible {
+            Some((stricter, by)) if stricter > mode => (stricter, Some(by)),
+            _ => (mode, object),
+        }
     }
 
-    /// Policies that are for a workload.
+    /// Policies that are, or may be, for a workload.
     pub fn policies_for<'a>(
         &'a self,
         namespace: &'a str,
-        labels: &'a BTreeMap<String, String>,
-    ) -> impl Iterator<Item = &'a AuthorizationPolicy> {
-        self.policies.iter().filter(move |policy| {
-            let here = policy.namespace == namespace || policy.namespace == self.root_namespace;
-            let selected = policy.selector.as_ref().is_none_or(|s| selects(s, labels));
-            here && selected
-        })
+        labels: &'a Labels<'a>,
+    ) -> impl Iterator<Item = (Fit, &'a AuthorizationPolicy)> {
+        let here = self.policies.iter().filter(move |policy| {
+            policy.namespace == namespace || policy.namespace == self.root_namespace
+        });
+        let fit = here.map(move |policy| (labels.fit(policy.selector.as_ref()), policy));
+        fit.filter(|(fit, _)| *fit != Fit::No)
     }
 
     /// Whether a workload's port is spoken to by mutual TLS: it has a sidecar, and the sidecar takes it.
     pub fn speaks_tls(&self, endpoint: &Endpoint, port: u16) -> bool {
-        let (mode, _) = self.mode(&endpoint.namespace, &endpoint.labels, Some(port));
-        endpoint.meshed && mode != Mode::Disable
+        let Some(account) = endpoint.account.as_ref().filter(|_| endpoint.meshed) else {
+            return false;
+        };
+        let labels = self.labels_at(endpoint.address, &endpoint.namespace, account);
+        let (mode, _) = self.mode(&endpoint.namespace, &labels, Some(port));
+        mode != Mode::Disable
     }
 
     /// The SPIFFE ID of an endpoint's service account.
@@ -322,6 +305,7 @@ impl Mesh {
                 touched.all |= before.is_none() || after.is_none();
             }
         }
+        touched.hosts.extend(self.relabelled(next, &touched.hosts));
         for (host, service) in next.services.iter().chain(&next.direct) {
             if let Endpoints::Static(list) = &service.endpoints
                 && self.draining != next.draining
@@ -340,6 +324,31 @@ impl Mesh {
             }
         }
         touched
+    }
+}
+
+impl Mesh {
+    /// Hosts that share an address with one of `changed`, where the labels there are others in `next`: how their endpoints
+    /// are spoken to may have changed as well.
+    fn relabelled(&self, next: &Mesh, changed: &BTreeSet<String>) -> BTreeSet<String> {
+        let mut hosts = BTreeSet::new();
+        let services =
+            [self, next].map(|mesh| changed.iter().filter_map(|host| mesh.services.get(host)));
+        for service in services.into_iter().flatten() {
+            let Endpoints::Static(list) = &service.endpoints else {
+                continue;
+            };
+            for at in list.iter().map(|endpoint| endpoint.address) {
+                if self.all_labels_at(at) != next.all_labels_at(at) {
+                    hosts.extend(
+                        next.endpoints_at(at)
+                            .map(|(service, _)| service.host.clone()),
+                    );
+                    hosts.insert(at.to_string());
+                }
+            }
+        }
+        hosts
     }
 }
 
@@ -444,12 +453,18 @@ mod tests {
             ("a", "y", 81, Mode::Strict),
         ] {
             let labels = labels(&[("app", app)]);
-            let (mode, _) = mesh.mode(namespace, &labels, Some(port));
+            let (mode, _) = mesh.mode(namespace, &Labels::new([&labels]), Some(port));
             assert_eq!(mode, expected, "{namespace} {app} {port}");
         }
+        let unknown = Labels::default();
         assert_eq!(
-            Mesh::default().mode("a", &labels(&[]), None).0,
+            Mesh::default().mode("a", &unknown, None).0,
             Mode::Permissive
+        );
+        assert_eq!(
+            mesh.mode("a", &unknown, None).0,
+            Mode::Strict,
+            "it may be y"
         );
     }
 

@@ -21,8 +21,8 @@ pub struct PeerAuthentication {
     pub ports: BTreeMap<u16, Mode>,
 }
 
-/// Whether a peer must prove who it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Whether a peer must prove who it is; the stricter mode is the greater.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[allow(missing_docs)]
 pub enum Mode {
     Unset,

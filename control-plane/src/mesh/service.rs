@@ -92,6 +92,8 @@ pub struct Endpoint {
 /// A workload of the registry, whether or not a service is served by it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Workload {
+    /// The object that it comes from.
+    pub object: String,
     /// Its address.
     pub address: IpAddr,
     /// Its namespace.

@@ -3,20 +3,15 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::convert::{
-    mode, namespace_match, policy, principal, protocol, qualified, rule, with_stars,
-};
-use crate::istio::authorization_policy as authz;
+use super::convert::{policy, protocol, qualified, rule};
 use crate::istio::destination_rule as dr;
 use crate::istio::service::TargetPort;
 use crate::istio::service_entry::{Location, Resolution};
 use crate::istio::virtual_service as vs;
 use crate::istio::{self, Key, Object, Problem, Severity, Spec};
-use crate::mesh::policy::{
-    AuthorizationPolicy, Mode, Operation, PeerAuthentication, PolicyRule, Source,
-};
 use crate::mesh::route::{DestinationRule, Routing, Subset, Target};
 use crate::mesh::service::{Endpoint, Endpoints, Name, Port, Protocol, Service, Workload};
+use crate::mesh::workload::Index;
 use crate::mesh::{Mesh, OutboundTrafficPolicy, selects};
 
 /// What holds for the whole mesh.
@@ -48,6 +43,7 @@ pub fn compile(
         problems: Vec::new(),
     };
     compiler.services(objects);
+    compiler.notice_descriptions(objects);
     compiler.rules(objects);
     compiler.security(objects, broken);
     let services = compiler.services.into_iter();
@@ -55,6 +51,7 @@ pub fn compile(
         .map(|(host, service)| (host, Arc::new(service)))
         .collect();
     compiler.mesh.direct = direct(&compiler.mesh.services);
+    compiler.mesh.index = Index::new(&compiler.mesh.services, &compiler.mesh.workloads);
     (compiler.mesh, compiler.problems)
 }
 
@@ -88,15 +85,15 @@ fn direct(services: &BTreeMap<String, Arc<Service>>) -> BTreeMap<String, Arc<Ser
         .collect()
 }
 
-struct Compiler<'a> {
-    settings: &'a Settings,
-    mesh: Mesh,
-    services: BTreeMap<String, Service>,
+pub(super) struct Compiler<'a> {
+    pub(super) settings: &'a Settings,
+    pub(super) mesh: Mesh,
+    pub(super) services: BTreeMap<String, Service>,
     problems: Vec<Problem>,
 }
 
 impl Compiler<'_> {
-    fn problem(&mut self, object: &Object, severity: Severity, message: String) {
+    pub(super) fn problem(&mut self, object: &Object, severity: Severity, message: String) {
         self.problems.push(Problem {
             place: object.place.clone(),
             key: Some(object.key.clone()),
@@ -121,6 +118,7 @@ impl Compiler<'_> {
         for (object, entry) in &workloads {
             match entry.address.parse() {
                 Ok(address) => known.push(Workload {
+                    object: object.key.to_string(),
                     address,
                     namespace: object.key.namespace.clone(),
                     account: entry.service_account.clone(),
@@ -419,113 +417,6 @@ impl Compiler<'_> {
             target.port = Some(only.number);
         }
     }
-
-    fn security(&mut self, objects: &[Arc<Object>], broken: &[Problem]) {
-        let (mut peers, mut policies) = (Vec::new(), Vec::new());
-        for object in objects {
-            if let Spec::PeerAuthentication(said) = &object.spec
-                && !said.port_level_mtls.is_empty()
-                && labels(said.selector.as_ref()).is_none()
-            {
-                let text = "portLevelMtls needs a selector with labels: it has no effect without";
-                self.problem(object, Severity::Notice, text.to_owned());
-            }
-            match &object.spec {
-                Spec::PeerAuthentication(said) => peers.push(PeerAuthentication {
-                    object: object.key.to_string(),
-                    broken: false,
-                    namespace: object.key.namespace.clone(),
-                    selector: labels(said.selector.as_ref()),
-                    mode: mode(said.mtls.unwrap_or_default().mode),
-                    ports: (said.port_level_mtls.iter())
-                        .map(|(port, mtls)| (*port, mode(mtls.mode)))
-                        .collect(),
-                }),
-                Spec::AuthorizationPolicy(said) => policies.push(AuthorizationPolicy {
-                    namespace: object.key.namespace.clone(),
-                    name: object.key.name.clone(),
-                    selector: labels(said.selector.as_ref()),
-                    denies: said.action == authz::Action::Deny,
-                    rules: said
-                        .rules
-                        .iter()
-                        .map(|rule| self.policy_rule(rule))
-                        .collect(),
-                }),
-                _ => {}
-            }
-        }
-        for problem in broken {
-            let Some(key) = &problem.key else { continue };
-            let mut key = key.clone();
-            if key.namespace.is_empty() {
-                // Nobody knows whose it is: it closes the mesh.
-                key.namespace.clone_from(&self.settings.root_namespace);
-            }
-            let key = &key;
-            match key.kind.as_str() {
-                "PeerAuthentication" => peers.push(strict(key, problem)),
-                "AuthorizationPolicy" | "RequestAuthentication" => {
-                    policies.push(deny_all(key, problem));
-                }
-                _ => {}
-            }
-        }
-        self.mesh.peer_authentications = Arc::new(peers);
-        self.mesh.policies = Arc::new(policies);
-    }
-
-    fn policy_rule(&self, said: &authz::Rule) -> PolicyRule {
-        let domain = &self.settings.trust_domain;
-        let from = said.from.iter().flatten().map(|from| Source {
-            principals: from
-                .source
-                .principals
-                .iter()
-                .map(|p| principal(p))
-                .collect(),
-            namespaces: (from.source.namespaces.iter())
-                .map(|namespace| namespace_match(namespace, domain))
-                .collect(),
-        });
-        let to = said.to.iter().flatten().map(|to| Operation {
-            methods: to.operation.methods.iter().map(|m| with_stars(m)).collect(),
-            paths: to.operation.paths.iter().map(|p| with_stars(p)).collect(),
-        });
-        PolicyRule {
-            from: from.collect(),
-            to: to.collect(),
-        }
-    }
-}
-
-/// Labels of a selector; one without any selects everything, as no selector does.
-fn labels(selector: Option<&istio::Selector>) -> Option<BTreeMap<String, String>> {
-    selector
-        .map(|selector| selector.match_labels.clone())
-        .filter(|labels| !labels.is_empty())
-}
-
-/// A security object without a good form fails closed: for whom it selects, or for its namespace.
-fn strict(key: &Key, problem: &Problem) -> PeerAuthentication {
-    PeerAuthentication {
-        object: format!("{key} (broken: STRICT until it can be read)"),
-        broken: true,
-        namespace: key.namespace.clone(),
-        selector: problem.selector.clone().filter(|labels| !labels.is_empty()),
-        mode: Mode::Strict,
-        ports: BTreeMap::new(),
-    }
-}
-
-fn deny_all(key: &Key, problem: &Problem) -> AuthorizationPolicy {
-    AuthorizationPolicy {
-        namespace: key.namespace.clone(),
-        name: format!("{} (broken: denies until it can be read)", key.name),
-        selector: problem.selector.clone().filter(|labels| !labels.is_empty()),
-        denies: true,
-        rules: vec![PolicyRule::default()],
-    }
 }
 
 /// A port of a service, with what is needed to find the workload's.
@@ -546,7 +437,7 @@ impl NamedPort {
     }
 }
 
-fn labels_of(object: &Object, entry: &istio::WorkloadEntry) -> BTreeMap<String, String> {
+pub(super) fn labels_of(object: &Object, entry: &istio::WorkloadEntry) -> BTreeMap<String, String> {
     let mut labels = object.labels.clone();
     labels.extend(entry.labels.clone());
     labels

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use crate::istio::destination_rule::{self as dr, SimpleLb};
 use crate::istio::peer_authentication::Mode as SaidMode;
 use crate::istio::virtual_service as vs;
+use crate::istio::wildcard::Wildcard;
 use crate::istio::{Object, Place};
 use crate::mesh::policy::Mode;
 use crate::mesh::route::{
@@ -198,33 +199,50 @@ pub(super) fn mode(said: SaidMode) -> Mode {
     }
 }
 
-/// Istio's `*` at either end, or alone.
-pub(super) fn with_stars(text: &str) -> StringMatch {
-    match (text.strip_prefix('*'), text.strip_suffix('*')) {
-        (Some(""), _) => StringMatch::Present,
-        (Some(suffix), _) => StringMatch::Suffix(suffix.to_owned()),
-        (None, Some(prefix)) => StringMatch::Prefix(prefix.to_owned()),
-        (None, None) => StringMatch::Exact(text.to_owned()),
+/// A string of a rule.
+pub(super) fn wildcard(said: &Wildcard) -> StringMatch {
+    match said {
+        Wildcard::Present => StringMatch::Present,
+        Wildcard::Exact(text) => StringMatch::Exact(text.clone()),
+        Wildcard::Prefix(text) => StringMatch::Prefix(text.clone()),
+        Wildcard::Suffix(text) => StringMatch::Suffix(text.clone()),
     }
 }
 
-/// A principal is said without `spiffe://`.
-pub(super) fn principal(text: &str) -> StringMatch {
-    match with_stars(text) {
-        StringMatch::Exact(text) => StringMatch::Exact(format!("spiffe://{text}")),
-        StringMatch::Prefix(text) => StringMatch::Prefix(format!("spiffe://{text}")),
-        other => other,
+/// Istio's word for the mesh's own trust domain, whatever that is called.
+const OWN_DOMAIN: &str = "cluster.local";
+
+/// A principal as a match on the whole SPIFFE ID. A suffix has too few parts to reach into `spiffe://`.
+pub(super) fn principal(said: &Wildcard, domain: &str) -> StringMatch {
+    let own = |text: &str| match text.strip_prefix(OWN_DOMAIN) {
+        Some(rest) if rest.starts_with('/') => format!("{domain}{rest}"),
+        _ => text.to_owned(),
+    };
+    match said {
+        Wildcard::Present => StringMatch::Present,
+        Wildcard::Exact(text) => StringMatch::Exact(format!("spiffe://{}", own(text))),
+        Wildcard::Prefix(text) => StringMatch::Prefix(format!("spiffe://{}", own(text))),
+        Wildcard::Suffix(text) => StringMatch::Suffix(own(text)),
     }
+}
+
+/// The trust domain that a principal names, if it is another than the mesh's: nobody of it gets past the handshake.
+pub(super) fn foreign_domain<'a>(said: &'a Wildcard, domain: &str) -> Option<&'a str> {
+    let (Wildcard::Exact(text) | Wildcard::Prefix(text)) = said else {
+        return None;
+    };
+    let (named, _) = text.split_once('/')?;
+    (named != domain && named != OWN_DOMAIN).then_some(named)
 }
 
 /// A namespace, as a match on the whole identity.
-pub(super) fn namespace_match(text: &str, domain: &str) -> StringMatch {
+pub(super) fn namespace_match(said: &Wildcard, domain: &str) -> StringMatch {
     let domain = regex::escape(domain);
-    let part = match with_stars(text) {
-        StringMatch::Exact(text) => regex::escape(&text),
-        StringMatch::Prefix(text) => format!("{}[^/]*", regex::escape(&text)),
-        StringMatch::Suffix(text) => format!("[^/]*{}", regex::escape(&text)),
-        StringMatch::Regex(_) | StringMatch::Present => "[^/]+".to_owned(),
+    let part = match said {
+        Wildcard::Exact(text) => regex::escape(text),
+        Wildcard::Prefix(text) => format!("{}[^/]*", regex::escape(text)),
+        Wildcard::Suffix(text) => format!("[^/]*{}", regex::escape(text)),
+        Wildcard::Present => "[^/]+".to_owned(),
     };
     StringMatch::Regex(format!("spiffe://{domain}/ns/{part}/sa/[^/]+"))
 }

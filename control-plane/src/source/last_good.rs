@@ -163,6 +163,7 @@ mod tests {
     use super::*;
     use crate::istio::{Limits, read};
     use crate::mesh::policy::Mode;
+    use crate::mesh::workload::Labels;
 
     fn settings() -> Settings {
         Settings {
@@ -232,9 +233,12 @@ mod tests {
             &mut last,
             &[("p.yaml", &STRICT.replace("STRICT", "STRIKT"))],
         );
-        assert_eq!(mesh.mode("default", &BTreeMap::new(), None).0, Mode::Strict);
         assert_eq!(
-            mesh.mode("other", &BTreeMap::new(), None).0,
+            mesh.mode("default", &Labels::default(), None).0,
+            Mode::Strict
+        );
+        assert_eq!(
+            mesh.mode("other", &Labels::default(), None).0,
             Mode::Permissive
         );
 
@@ -243,7 +247,7 @@ mod tests {
             &[("p.yaml", &STRICT.replace("STRICT}", "STRICT"))],
         );
         assert_eq!(
-            mesh.mode("default", &BTreeMap::new(), None).0,
+            mesh.mode("default", &Labels::default(), None).0,
             Mode::Strict,
             "a lost bracket"
         );
@@ -253,7 +257,8 @@ mod tests {
         let (mesh, _) = apply(&mut LastGood::default(), &[("p.yaml", policy)]);
         let of = |app: &str| {
             let labels = BTreeMap::from([("app".to_owned(), app.to_owned())]);
-            mesh.policies_for("default", &labels).count()
+            mesh.policies_for("default", &Labels::new([&labels]))
+                .count()
         };
         assert_eq!((of("x"), of("y")), (1, 0));
         assert!(mesh.policies[0].denies);
@@ -267,7 +272,10 @@ mod tests {
             &mut LastGood::default(),
             &[("a.yaml", &good), ("b.yaml", &broken)],
         );
-        assert_eq!(mesh.mode("default", &BTreeMap::new(), None).0, Mode::Strict);
+        assert_eq!(
+            mesh.mode("default", &Labels::default(), None).0,
+            Mode::Strict
+        );
     }
 
     #[test]
@@ -276,11 +284,11 @@ mod tests {
         let mut last = LastGood::default();
         apply(&mut last, &[("p.yaml", &prod)]);
         let (mesh, _) = apply(&mut last, &[("p.yaml", &prod.replace("STRICT}", "STRICT"))]);
-        assert_eq!(mesh.mode("prod", &BTreeMap::new(), None).0, Mode::Strict);
+        assert_eq!(mesh.mode("prod", &Labels::default(), None).0, Mode::Strict);
         let flow = "{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {";
         let (mesh, _) = apply(&mut LastGood::default(), &[("p.yaml", flow)]);
         assert_eq!(
-            mesh.mode("anywhere", &BTreeMap::new(), None).0,
+            mesh.mode("anywhere", &Labels::default(), None).0,
             Mode::Strict
         );
     }
@@ -311,7 +319,7 @@ mod tests {
             &[("p.yaml", &STRICT.replace("STRICT", "?"))],
         );
         assert_eq!(
-            mesh.mode("default", &BTreeMap::new(), None).0,
+            mesh.mode("default", &Labels::default(), None).0,
             Mode::Disable
         );
         assert_eq!(problems.len(), 1);

@@ -5,6 +5,7 @@ mod convert;
 pub mod dns;
 pub mod file;
 pub mod last_good;
+mod security;
 
 use std::sync::Arc;
 

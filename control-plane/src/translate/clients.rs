@@ -29,7 +29,7 @@ use leno_proto::pb::envoy::extensions::transport_sockets::tls::v3::{
 use leno_proto::prost::{Message, Name};
 use leno_proto::type_url::{CLUSTER, LISTENER};
 
-use super::{INBOUND, ROOTS, clusters, inbound, routes, wire};
+use super::{INBOUND, ROOTS, World, clusters, inbound, routes, wire};
 use crate::mesh::service::{Port, Protocol, Service};
 use crate::mesh::{Client, Mesh, Node};
 
@@ -50,7 +50,8 @@ pub(super) fn tls_params(client: Client) -> Option<TlsParameters> {
 }
 
 /// Every name of a type that Envoy is given unasked.
-pub fn everything(mesh: &Mesh, node: &Node, type_url: &str) -> BTreeSet<String> {
+pub fn everything(world: World<'_>, node: &Node, type_url: &str) -> BTreeSet<String> {
+    let World { mesh, workload, .. } = world;
     match type_url {
         LISTENER => [INBOUND, OUTBOUND].map(str::to_owned).into(),
         CLUSTER => {
@@ -59,7 +60,7 @@ pub fn everything(mesh: &Mesh, node: &Node, type_url: &str) -> BTreeSet<String> 
                 .flat_map(|(service, port)| routes::cluster_names(service, port.number))
                 // An undefined subset is a name without a cluster.
                 .filter(|name| clusters::find(mesh, node, name).is_ok());
-            outbound.chain(inbound::cluster_names(mesh, node)).collect()
+            outbound.chain(inbound::cluster_names(workload)).collect()
         }
         _ => BTreeSet::new(),
     }
@@ -101,7 +102,7 @@ pub(super) fn envoy_outbound() -> Listener {
 
 /// Envoy's inbound Listener: a sidecar's, with what Envoy needs to tell connections apart. It expects them to be
 /// redirected to it, as Istio does.
-pub(super) fn envoy_inbound(mesh: &Mesh, node: &Node) -> Listener {
+pub(super) fn envoy_inbound(world: World<'_>, node: &Node) -> Listener {
     Listener {
         address: Some(wire::address(INBOUND_ADDRESS)),
         listener_filters: vec![
@@ -118,7 +119,7 @@ pub(super) fn envoy_inbound(mesh: &Mesh, node: &Node) -> Listener {
                 &HttpInspector::default(),
             ),
         ],
-        ..inbound::listener(mesh, node)
+        ..inbound::listener(world, node)
     }
 }
 

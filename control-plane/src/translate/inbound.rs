@@ -1,7 +1,7 @@
 //! The one inbound Listener of a proxy: chains by workload port, each with its mTLS mode, policies and protocol, and
 //! chains without a port for whatever the registry doesn't know.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use leno_proto::pack;
 use leno_proto::pb::envoy::config::cluster::v3::{
@@ -31,11 +31,12 @@ use leno_proto::pb::envoy::extensions::transport_sockets::tls::v3::{
 use leno_proto::pb::google::protobuf::BoolValue;
 use leno_proto::type_url::CLUSTER;
 
-use super::{Answer, INBOUND, PASSTHROUGH, ROOTS, clusters, policies, present, wire};
+use super::{Answer, INBOUND, PASSTHROUGH, ROOTS, World, clusters, policies, present, wire};
 use crate::mesh::policy::Mode;
 use crate::mesh::route::Policy;
 use crate::mesh::service::Protocol;
-use crate::mesh::{Client, Mesh, Node};
+use crate::mesh::workload::{Described, WorkloadPort};
+use crate::mesh::{Client, Node};
 
 /// ALPN protocols that only a sidecar offers: for HTTP, and for anything else.
 const SIDECAR: [&str; 3] = ["istio-h2", "istio-http/1.1", "istio"];
@@ -44,70 +45,20 @@ const HTTP: [&str; 2] = ["http/1.1", "h2c"];
 /// What mutual TLS that carries HTTP offers, whoever speaks it.
 const HTTP_TLS: [&str; 4] = ["istio-h2", "istio-http/1.1", "h2", "http/1.1"];
 
-/// What is known of a workload's port.
-#[derive(Debug, Clone, Default)]
-struct WorkloadPort {
-    protocol: Option<Protocol>,
-    service: String,
-    max_requests_per_connection: Option<u32>,
-}
-
-/// What is known of the workload that a node is.
-#[derive(Debug, Default)]
-struct Workload {
-    labels: BTreeMap<String, String>,
-    name: String,
-    ports: BTreeMap<u16, WorkloadPort>,
-}
-
-impl Workload {
-    fn of(mesh: &Mesh, node: &Node) -> Workload {
-        let mut workload = Workload {
-            labels: mesh.labels_of(node),
-            ..Workload::default()
-        };
-        for (service, endpoint) in mesh.endpoints_of(node) {
-            workload.name.clone_from(&endpoint.workload);
-            let rule = service.rule(&service.namespace, &mesh.root_namespace);
-            for port in &service.ports {
-                let own = endpoint
-                    .ports
-                    .get(&port.number)
-                    .copied()
-                    .unwrap_or(port.number);
-                let known = workload.ports.entry(own).or_default();
-                // Of several services on one port the strictest reading holds.
-                known.protocol = match (known.protocol, port.protocol) {
-                    (None | Some(Protocol::Auto), own) => Some(own),
-                    (Some(Protocol::Http | Protocol::Http2), Protocol::Tcp) => Some(Protocol::Tcp),
-                    (Some(Protocol::Http), Protocol::Http2)
-                    | (Some(Protocol::Http2), Protocol::Http) => Some(Protocol::Auto),
-                    (before, _) => before,
-                };
-                known.service.clone_from(&service.host);
-                known.max_requests_per_connection = known
-                    .max_requests_per_connection
-                    .or(rule.and_then(|rule| rule.policy.max_requests_per_connection));
-            }
-        }
-        workload
-    }
-}
-
 /// The inbound Listener of `node`.
-pub(super) fn listener(mesh: &Mesh, node: &Node) -> Listener {
-    let workload = Workload::of(mesh, node);
+pub(super) fn listener(world: World<'_>, node: &Node) -> Listener {
+    let World { mesh, workload, .. } = world;
     let mut chains = Vec::new();
     for (port, known) in &workload.ports {
-        chains.extend(port_chains(mesh, node, &workload, Some(*port), known));
+        chains.extend(port_chains(world, node, Some(*port), known));
     }
     let unknown = WorkloadPort::default();
-    for port in mesh.ports_with_modes(&node.namespace, &workload.labels) {
+    for port in mesh.ports_with_modes(&node.namespace, &workload.labels()) {
         if !workload.ports.contains_key(&port) {
-            chains.extend(port_chains(mesh, node, &workload, Some(port), &unknown));
+            chains.extend(port_chains(world, node, Some(port), &unknown));
         }
     }
-    chains.extend(port_chains(mesh, node, &workload, None, &unknown));
+    chains.extend(port_chains(world, node, None, &unknown));
     Listener {
         name: INBOUND.to_owned(),
         traffic_direction: TrafficDirection::Inbound.into(),
@@ -117,10 +68,9 @@ pub(super) fn listener(mesh: &Mesh, node: &Node) -> Listener {
 }
 
 /// The clusters that the inbound Listener names.
-pub(super) fn cluster_names(mesh: &Mesh, node: &Node) -> BTreeSet<String> {
-    let ports = Workload::of(mesh, node).ports;
+pub(super) fn cluster_names(workload: &Described) -> BTreeSet<String> {
+    let ports = workload.ports.keys();
     ports
-        .keys()
         .map(|port| format!("inbound|{port}||"))
         .chain([passthrough()])
         .collect()
@@ -132,14 +82,13 @@ fn passthrough() -> String {
 }
 
 /// The cluster `inbound|PORT||`: the app behind a workload port.
-pub(super) fn cluster(mesh: &Mesh, node: &Node, name: &str) -> Answer {
+pub(super) fn cluster(workload: &Described, node: &Node, name: &str) -> Answer {
     let port = name
         .strip_prefix("inbound|")
         .and_then(|rest| rest.strip_suffix("||"));
     let Some(port) = port.and_then(|port| port.parse::<u16>().ok()) else {
         return Answer::Missing(format!("{name:?} is no cluster's name"));
     };
-    let workload = Workload::of(mesh, node);
     let known = workload.ports.get(&port);
     if known.is_none() && port != 0 {
         return Answer::Missing(format!("the workload has no port {port}"));
@@ -180,20 +129,24 @@ fn dialled(node: &Node, name: &str, policy: &Policy, protocol: Protocol, rule: &
 
 /// The chains of one port: what comes by mutual TLS, and what comes otherwise where the mode lets it.
 fn port_chains(
-    mesh: &Mesh,
+    world: World<'_>,
     node: &Node,
-    workload: &Workload,
     port: Option<u16>,
     known: &WorkloadPort,
 ) -> Vec<FilterChain> {
-    let (mode, object) = mesh.mode(&node.namespace, &workload.labels, port);
-    let rbac = policies::filters(mesh.policies_for(&node.namespace, &workload.labels));
+    let World { mesh, workload, .. } = world;
+    let labels = workload.labels();
+    let (mode, object) = mesh.mode(&node.namespace, &labels, port);
+    let rbac = policies::filters(mesh.policies_for(&node.namespace, &labels));
     let known_port = port.filter(|port| workload.ports.contains_key(port));
     let cluster = known_port.map_or_else(passthrough, |port| format!("inbound|{port}||"));
     let (http, tcp) = (http_filters(&rbac, &cluster), tcp_filters(&rbac, &cluster));
     let protocol = known.protocol.unwrap_or(Protocol::Auto);
-    let rule = object.map_or("mesh default: PERMISSIVE", |object| &object.object);
-    let metadata = describe(rule, node, workload, known);
+    let rule = match object {
+        Some(object) => format!("{}{}", object.object, labels.fit(object.selector.as_ref())),
+        None => "mesh default: PERMISSIVE".to_owned(),
+    };
+    let metadata = describe(&rule, node, workload, known);
     let chain = |filters: &Vec<Filter>, transport: &str, alpn: &[&str], tls: bool| FilterChain {
         name: format!("{cluster}{transport} {}", alpn.join(",")),
         filter_chain_match: Some(FilterChainMatch {
@@ -241,16 +194,18 @@ fn port_chains(
         chains.push(chain(declared, "tls", only, true));
     }
     if mode != Mode::Strict {
-        // TLS that isn't ours passes to the app as it is.
         chains.push(chain(declared, "raw_buffer", &[], false));
+    }
+    if mode != Mode::Strict && protocol == Protocol::Tcp {
+        // TLS that isn't ours passes to the app as it is; what is declared HTTP gets HTTP, and no rule sees into TLS.
         chains.push(chain(&tcp, "tls", &[], false));
     }
     chains
 }
 
 /// What explanations and metrics say of a chain.
-fn describe(rule: &str, node: &Node, workload: &Workload, known: &WorkloadPort) -> Metadata {
-    let label = |name: &str| workload.labels.get(name).map_or("", String::as_str);
+fn describe(rule: &str, node: &Node, workload: &Described, known: &WorkloadPort) -> Metadata {
+    let label = |name: &str| workload.labels().get(name).unwrap_or_default();
     wire::metadata(&[
         ("rule", rule),
         ("service", &known.service),

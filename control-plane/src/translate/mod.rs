@@ -16,6 +16,7 @@ use leno_proto::type_url::{CLUSTER, ENDPOINTS, LISTENER, ROUTE, SECRET};
 use leno_proto::{Any, fields, pack};
 
 use crate::mesh::service::{Port, Service};
+use crate::mesh::workload::Described;
 use crate::mesh::{Client, Found, Mesh, Node, OutboundTrafficPolicy, address_of};
 pub use clients::everything;
 
@@ -43,6 +44,8 @@ pub enum Answer {
 pub struct World<'a> {
     /// What the operator means.
     pub mesh: &'a Mesh,
+    /// The workload of the client that asks.
+    pub workload: &'a Described,
     /// Roots of trust, in PEM.
     pub roots: &'a str,
 }
@@ -82,8 +85,8 @@ pub fn cluster_name(port: u16, subset: Option<&str>, host: &str) -> String {
 pub fn resource(world: World<'_>, node: &Node, type_url: &str, name: &str) -> Answer {
     match type_url {
         LISTENER if name == INBOUND => match node.client {
-            Client::Envoy => present(type_url, &clients::envoy_inbound(world.mesh, node)),
-            Client::Leno | Client::Grpc => present(type_url, &inbound::listener(world.mesh, node)),
+            Client::Envoy => present(type_url, &clients::envoy_inbound(world, node)),
+            Client::Leno | Client::Grpc => present(type_url, &inbound::listener(world, node)),
         },
         LISTENER if is_envoys(node, name) => present(type_url, &clients::envoy_outbound()),
         ROUTE if is_envoys(node, name) => {
@@ -92,7 +95,7 @@ pub fn resource(world: World<'_>, node: &Node, type_url: &str, name: &str) -> An
         LISTENER => listeners::outbound(world.mesh, node, name),
         ROUTE => routes::configuration(world.mesh, name),
         CLUSTER if name == PASSTHROUGH => inbound::passthrough_cluster(node),
-        CLUSTER if name.starts_with("inbound|") => inbound::cluster(world.mesh, node, name),
+        CLUSTER if name.starts_with("inbound|") => inbound::cluster(world.workload, node, name),
         CLUSTER => clusters::outbound(world.mesh, node, name),
         ENDPOINTS => endpoints::assignment(world.mesh, node, name),
         SECRET if name == ROOTS => present(type_url, &roots(world.roots)),
@@ -107,7 +110,7 @@ fn is_envoys(node: &Node, name: &str) -> bool {
 /// Everything that a Listener leads to: type and name, in the order in which a client should have it.
 pub fn chain(world: World<'_>, node: &Node, listener: &str) -> Vec<(&'static str, String)> {
     let clusters = match listener {
-        INBOUND => inbound::cluster_names(world.mesh, node),
+        INBOUND => inbound::cluster_names(world.workload),
         name => listeners::cluster_names(world.mesh, node, name),
     };
     let mut chain: Vec<_> = clusters

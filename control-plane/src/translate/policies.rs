@@ -1,6 +1,6 @@
-//! AuthorizationPolicies as RBAC filters: one that denies, then one that allows.
+//! AuthorizationPolicies as RBAC filters: one that denies, then those that allow, each of which must.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use leno_proto::pb::envoy::config::rbac::v3::{
     Permission, Policy, Principal, Rbac, permission, principal, rbac::Action,
@@ -10,26 +10,60 @@ use leno_proto::pb::envoy::r#type::matcher::v3::{PathMatcher, path_matcher};
 use super::{routes, wire};
 use crate::mesh::policy::{AuthorizationPolicy, Operation, Source};
 use crate::mesh::route::StringMatch;
+use crate::mesh::selects;
+use crate::mesh::workload::Fit;
 
 /// What the policies of a workload become. Without an ALLOW policy everything that isn't denied passes.
-pub(super) fn filters<'a>(policies: impl Iterator<Item = &'a AuthorizationPolicy>) -> Vec<Rbac> {
-    let (denying, allowing): (Vec<_>, Vec<_>) = policies.partition(|policy| policy.denies);
+///
+/// A DENY that may be for it holds. An ALLOW that may be for it opens nothing, and closes where no other is surely for it:
+/// only what each possible selection of them would let through passes. A selection holds with each policy those that
+/// select less, so each selector that holds no other one is a filter of its own.
+pub(super) fn filters<'a>(
+    policies: impl Iterator<Item = (Fit, &'a AuthorizationPolicy)>,
+) -> Vec<Rbac> {
+    let (denying, allowing): (Vec<_>, Vec<_>) = policies.partition(|(_, policy)| policy.denies);
     let mut filters = Vec::new();
     if !denying.is_empty() {
         filters.push(rbac(Action::Deny, &denying));
     }
-    if !allowing.is_empty() {
-        filters.push(rbac(Action::Allow, &allowing));
+    let sure: Vec<_> = allowing
+        .iter()
+        .copied()
+        .filter(|(fit, _)| *fit == Fit::Yes)
+        .collect();
+    if !sure.is_empty() {
+        filters.push(rbac(Action::Allow, &sure));
+        return filters;
+    }
+    let mut by_selector: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for possible in allowing {
+        by_selector
+            .entry(possible.1.selector.as_ref())
+            .or_default()
+            .push(possible);
+    }
+    for (selector, group) in &by_selector {
+        let mut others = by_selector
+            .keys()
+            .filter(|other| *other != selector)
+            .flatten();
+        let is_least = !others.any(|other| selector.is_some_and(|own| selects(other, own)));
+        if is_least {
+            filters.push(rbac(Action::Allow, group));
+        }
     }
     filters
 }
 
-fn rbac(action: Action, policies: &[&AuthorizationPolicy]) -> Rbac {
+fn rbac(action: Action, policies: &[(Fit, &AuthorizationPolicy)]) -> Rbac {
     let mut rules = HashMap::new();
-    for policy in policies {
+    for (fit, policy) in policies {
         for (i, rule) in policy.rules.iter().enumerate() {
             // Istio's own naming, which people search for.
-            let name = format!("ns[{}]-policy[{}]-rule[{i}]", policy.namespace, policy.name);
+            let name = format!(
+                "ns[{}]-policy[{}]-rule[{i}]{fit}",
+                policy.namespace, policy.name
+            );
             let permissions = match rule.to.is_empty() {
                 true => vec![any_permission()],
                 false => rule.to.iter().map(permission).collect(),

@@ -1,5 +1,6 @@
 //! Golden files: `golden/NAME.yaml` beside `golden/NAME.golden`. `LENO_REWRITE=1` writes them anew.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -82,10 +83,6 @@ fn told(yaml: &str) -> String {
     for problem in problems {
         writeln!(out, "# {problem}").expect("a string");
     }
-    let world = World {
-        mesh: &mesh,
-        roots: "PEM",
-    };
     let lines = |word: &'static str| yaml.lines().filter_map(move |line| line.strip_prefix(word));
     let node = Node {
         ip: lines("# node: ")
@@ -96,15 +93,22 @@ fn told(yaml: &str) -> String {
         namespace: "default".to_owned(),
         account: "users".to_owned(),
         client: Client::of(lines("# client: ").next().unwrap_or_default()),
+        labels: BTreeMap::new(),
+    };
+    let workload = mesh.describe(&node);
+    let world = World {
+        mesh: &mesh,
+        workload: &workload,
+        roots: "PEM",
     };
     let mut names = Vec::new();
     for listener in lines("# dial: ") {
         names.extend(chain(world, &node, listener));
     }
     if node.client == Client::Envoy {
-        let clusters = everything(&mesh, &node, CLUSTER);
+        let clusters = everything(world, &node, CLUSTER);
         names.extend(clusters.into_iter().map(|name| (CLUSTER, name)));
-        let listeners = everything(&mesh, &node, LISTENER);
+        let listeners = everything(world, &node, LISTENER);
         names.extend(listeners.into_iter().map(|name| (LISTENER, name)));
         names.push((ROUTE, clients::OUTBOUND.to_owned()));
     }
@@ -166,9 +170,12 @@ fn a_hundred_translations_have_one_version() {
             namespace: "default".to_owned(),
             account: "users".to_owned(),
             client: Client::Leno,
+            labels: BTreeMap::new(),
         };
+        let workload = mesh.describe(&node);
         let world = World {
             mesh: &mesh,
+            workload: &workload,
             roots: "PEM",
         };
         match resource(world, &node, LISTENER, INBOUND) {
@@ -188,6 +195,7 @@ fn an_address_that_nobody_knows_is_refused_where_only_the_registry_may() {
         namespace: "default".to_owned(),
         account: "users".to_owned(),
         client: Client::Leno,
+        labels: BTreeMap::new(),
     };
     let dial = |mesh: &Mesh, name: &str| listeners::outbound(mesh, &node, name);
     assert!(matches!(dial(&mesh, "192.0.2.9:443"), Answer::Present(..)));

@@ -4,12 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use leno_proto::pb::envoy::config::core::v3::Node as NodeMessage;
+use leno_proto::pb::google::protobuf::value::Kind;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::lifecycle::Drains;
+use super::workloads::{Seat, Workloads};
 use super::{Dialog, Lookup};
+use crate::mesh::workload::Described;
 use crate::mesh::{Client, Mesh, Node, Touched};
 use crate::source::State;
 use crate::source::dns::Demand;
@@ -25,6 +29,7 @@ pub struct Hub {
     /// What each stream's client has taken, as a revision of who drains.
     taken: watch::Sender<BTreeMap<u64, (u64, String)>>,
     pub(super) drains: Drains,
+    pub(super) workloads: Workloads,
 }
 
 /// A stream that is open.
@@ -45,6 +50,7 @@ impl Hub {
             proxies: Mutex::default(),
             taken: watch::Sender::default(),
             drains,
+            workloads: Workloads::default(),
         }
     }
 
@@ -75,7 +81,7 @@ impl Hub {
         Some(held.into_iter().map(one).collect())
     }
 
-    pub(super) fn show(&self, stream: u64, node: (&str, Client), connection: &impl Dialog) {
+    pub(super) fn show(&self, stream: u64, proxy: &Proxy<'_>, connection: &impl Dialog) {
         let refused = connection.refused().into_iter().map(|refused| {
             json!({
                 "type": leno_proto::type_url::short(&refused.r#type),
@@ -84,9 +90,9 @@ impl Hub {
             })
         });
         let refused: Vec<Value> = refused.collect();
-        let (node, client) = (node.0, format!("{:?}", node.1));
         let shown = json!({
-            "node": node, "client": client, "names": connection.names(), "refused": refused,
+            "node": proxy.name, "client": format!("{:?}", proxy.node.client), "names": connection.names(),
+            "refused": refused, "held_closed": proxy.held.as_ref().map(Held::json),
         });
         let held = connection.held();
         self.proxies
@@ -113,28 +119,103 @@ impl Hub {
         late.map(|(_, node)| node.clone()).collect()
     }
 
-    pub(super) fn forget(&self, stream: u64) {
+    /// A stream ends; the node that has none any more, if it was its last.
+    pub(super) fn forget(&self, stream: u64) -> Option<String> {
         self.taken.send_modify(|taken| drop(taken.remove(&stream)));
-        self.proxies
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&stream);
+        let mut proxies = self.proxies.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = proxies.remove(&stream)?;
+        let node = left.shown["node"].as_str()?;
+        let mut others = proxies.values();
+        (!others.any(|other| other.shown["node"] == node)).then(|| node.to_owned())
     }
 
     /// How one proxy looks at a mesh, of which `touched` has changed; all of it when nothing is said.
     pub(super) fn view<'a>(
         &'a self,
         mesh: &'a Mesh,
-        node: &'a Node,
+        proxy: &'a Proxy<'_>,
         touched: Option<&'a Touched>,
     ) -> View<'a> {
         View {
             hub: self,
             mesh,
-            node,
+            node: &proxy.node,
+            workload: &proxy.workload,
             touched,
         }
     }
+}
+
+/// The proxy at the other end of a stream.
+#[derive(Debug)]
+pub(super) struct Proxy<'a> {
+    /// Its node id.
+    pub(super) name: &'a str,
+    pub(super) node: Node,
+    /// Whether it takes connections for its app.
+    has_inbound: bool,
+    seat: Seat<'a>,
+    workload: Arc<Described>,
+    /// What holds it closed, when its labels aren't known.
+    pub(super) held: Option<Held>,
+}
+
+/// What holds a workload closed whose labels aren't known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Held {
+    pub(super) by: Vec<String>,
+    pub(super) why: String,
+}
+
+impl Held {
+    fn json(&self) -> Value {
+        json!({"by": self.by, "why": self.why})
+    }
+}
+
+impl<'a> Proxy<'a> {
+    /// The proxy `node`, as its first message `said`.
+    pub(super) fn new(hub: &'a Hub, node: Node, said: &'a NodeMessage) -> Proxy<'a> {
+        Proxy {
+            name: &said.id,
+            has_inbound: has_inbound(said),
+            seat: hub.workloads.join(&node, instance(said)),
+            node,
+            workload: Arc::default(),
+            held: None,
+        }
+    }
+
+    /// Looks up its workload in `mesh`. Whether what holds it closed is other than before.
+    pub(super) fn look_up(&mut self, mesh: &Mesh) -> bool {
+        self.workload = self.seat.describe(mesh, &self.node);
+        let by = mesh.held_by(&self.node, &self.workload);
+        let held = (self.has_inbound && !by.is_empty()).then(|| Held {
+            by,
+            why: mesh.why_unknown(&self.node),
+        });
+        let changed = held != self.held;
+        self.held = held;
+        changed
+    }
+}
+
+/// What a node's metadata say under `name`.
+fn said<'a>(node: &'a NodeMessage, name: &str) -> Option<&'a str> {
+    match node.metadata.as_ref()?.fields.get(name)?.kind.as_ref()? {
+        Kind::StringValue(text) => Some(text),
+        _ => None,
+    }
+}
+
+/// Which life of its workload's proxy it is, where it says so.
+pub(super) fn instance(node: &NodeMessage) -> &str {
+    said(node, "INSTANCE").unwrap_or_default()
+}
+
+/// Whether connections for its app come to it: taken over, or on ports of its own. One that doesn't say so has them.
+fn has_inbound(node: &NodeMessage) -> bool {
+    said(node, "INTERCEPTION_MODE") != Some("NONE") || said(node, "POD_PORTS") != Some("[]")
 }
 
 /// How one proxy looks at the mesh.
@@ -143,6 +224,7 @@ pub(super) struct View<'a> {
     hub: &'a Hub,
     mesh: &'a Mesh,
     node: &'a Node,
+    workload: &'a Described,
     touched: Option<&'a Touched>,
 }
 
@@ -150,6 +232,7 @@ impl View<'_> {
     fn world(&self) -> World<'_> {
         World {
             mesh: self.mesh,
+            workload: self.workload,
             roots: &self.hub.roots,
         }
     }
@@ -161,7 +244,7 @@ impl Lookup for View<'_> {
     }
 
     fn everything(&self, type_url: &str) -> BTreeSet<String> {
-        everything(self.mesh, self.node, type_url)
+        everything(self.world(), self.node, type_url)
     }
 
     fn resource(&self, type_url: &str, name: &str) -> Answer {

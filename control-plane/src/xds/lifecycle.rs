@@ -199,6 +199,7 @@ pub(super) fn identify(peer: &Identity, id: &str, user_agent: &str) -> Result<No
         namespace: peer.namespace.clone(),
         account: peer.account.clone(),
         client: Client::of(user_agent),
+        labels: peer.labels.clone(),
     })
 }
 
@@ -212,6 +213,7 @@ mod tests {
             namespace: "default".to_owned(),
             account: "users".to_owned(),
             client: Client::Leno,
+            labels: BTreeMap::new(),
         }
     }
 

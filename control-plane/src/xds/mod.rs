@@ -6,6 +6,7 @@ pub mod lifecycle;
 pub mod reports;
 pub mod server;
 pub mod sotw;
+mod workloads;
 
 use std::collections::BTreeSet;
 

@@ -5,12 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use leno_proto::pb::envoy::config::core::v3::Node as NodeMessage;
 use leno_proto::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
     aggregated_discovery_service_server::AggregatedDiscoveryService,
 };
-use leno_proto::pb::google::protobuf::value::Kind;
 use leno_proto::tonic::{Request, Response, Status, Streaming};
 use leno_proto::type_url::{CLUSTER, ENDPOINTS, LISTENER, ROUTE, SECRET};
 use tokio::sync::mpsc;
@@ -20,12 +18,12 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::Dialog;
 use super::connection::Connection;
-use super::hub::{Hub, usable};
+use super::hub::{Hub, Proxy, instance, usable};
 use super::lifecycle::identify;
 use super::sotw::StateOfTheWorld;
 use crate::auth::Peer;
 use crate::ca::Identity;
-use crate::mesh::{Client, Mesh, Node, Touched};
+use crate::mesh::{Mesh, Touched};
 use crate::metrics::Metrics;
 
 /// Responses on their way to one proxy; a proxy that doesn't read holds nobody else up.
@@ -123,7 +121,9 @@ impl<D: Dialog> Pump<D> {
             tracing::info!(peer = self.peer.id, %status, "stream ended");
             let _ = self.out.send(Err(status)).await;
         }
-        self.hub.forget(self.number);
+        if let Some(node) = self.hub.forget(self.number) {
+            self.metrics.forget_held(&node);
+        }
         connected.dec();
     }
 
@@ -137,6 +137,7 @@ impl<D: Dialog> Pump<D> {
         let said = D::node(&first).ok_or_else(no_node)?;
         let node = identify(&self.peer, &said.id, &said.user_agent_name)?;
         self.hub.drains.begins(&node, instance(said));
+        let mut proxy = Proxy::new(&self.hub, node, said);
         self.hub.took(self.number, &said.id, 0);
         tracing::info!(node = said.id, "connected");
         let mut state = self.hub.state();
@@ -151,10 +152,10 @@ impl<D: Dialog> Pump<D> {
                 .await
                 .map_err(|_| Status::unavailable("the control plane ends"))?;
         };
-        let view = self.hub.view(&mesh, &node, None);
+        self.look_up(&mut proxy, &mesh);
+        let view = self.hub.view(&mesh, &proxy, None);
         let responses = connection.request(&first, &view);
-        self.send(responses, &connection, (&said.id, node.client))
-            .await?;
+        self.send(responses, &connection, &proxy).await?;
         let mut changed_at: Option<Instant> = None;
         loop {
             if connection.is_settled() {
@@ -168,14 +169,15 @@ impl<D: Dialog> Pump<D> {
                     None => return Ok(()),
                     Some(request) => {
                         self.count(&request);
-                        connection.request(&request, &self.hub.view(&mesh, &node, None))
+                        connection.request(&request, &self.hub.view(&mesh, &proxy, None))
                     }
                 },
                 changed = state.changed() => {
                     changed.map_err(|_| Status::unavailable("the control plane ends"))?;
                     let Some(next) = usable(&state.borrow_and_update()) else { continue };
                     let at = Instant::now();
-                    let responses = self.push(&mut connection, &node, &mesh, &next);
+                    self.look_up(&mut proxy, &next);
+                    let responses = self.push(&mut connection, &proxy, &mesh, &next);
                     mesh = next;
                     if !responses.is_empty() {
                         changed_at.get_or_insert(at);
@@ -183,15 +185,42 @@ impl<D: Dialog> Pump<D> {
                     responses
                 }
             };
-            self.send(responses, &connection, (&said.id, node.client))
-                .await?;
+            self.send(responses, &connection, &proxy).await?;
+        }
+    }
+
+    /// Looks up the proxy's workload, and says what holds it closed.
+    fn look_up(&self, proxy: &mut Proxy<'_>, mesh: &Mesh) {
+        if !proxy.look_up(mesh) {
+            return;
+        }
+        let node = proxy.name;
+        let gauge = self.metrics.held_closed.with_label_values(&[node]);
+        match &proxy.held {
+            Some(held) => {
+                gauge.set(i64::try_from(held.by.len()).unwrap_or(i64::MAX));
+                let (by, why) = (held.by.join(", "), &held.why);
+                tracing::warn!(
+                    node,
+                    by,
+                    why,
+                    "its labels are not known: every selector holds it closed"
+                );
+            }
+            None => {
+                self.metrics.forget_held(node);
+                tracing::info!(
+                    node,
+                    "no selector holds it closed for want of labels any more"
+                );
+            }
         }
     }
 
     fn push(
         &self,
         connection: &mut D,
-        node: &Node,
+        proxy: &Proxy<'_>,
         before: &Mesh,
         next: &Mesh,
     ) -> Vec<D::Response> {
@@ -200,7 +229,7 @@ impl<D: Dialog> Pump<D> {
             return Vec::new();
         }
         let began = Instant::now();
-        let responses = connection.changed(&self.hub.view(next, node, Some(&touched)));
+        let responses = connection.changed(&self.hub.view(next, proxy, Some(&touched)));
         for response in &responses {
             let time = self
                 .metrics
@@ -226,9 +255,9 @@ impl<D: Dialog> Pump<D> {
         &self,
         responses: Vec<D::Response>,
         connection: &D,
-        node: (&str, Client),
+        proxy: &Proxy<'_>,
     ) -> Result<(), Status> {
-        self.hub.show(self.number, node, connection);
+        self.hub.show(self.number, proxy, connection);
         if connection.is_overrun() {
             return Err(Status::resource_exhausted(
                 "too many responses were left unanswered",
@@ -253,15 +282,5 @@ fn short(type_url: &str) -> &'static str {
         ENDPOINTS => "eds",
         SECRET => "sds",
         _ => "other",
-    }
-}
-
-/// Which life of its workload's proxy it is, where it says so.
-fn instance(node: &NodeMessage) -> &str {
-    let fields = node.metadata.as_ref().map(|metadata| &metadata.fields);
-    let said = fields.and_then(|fields| fields.get("INSTANCE")?.kind.as_ref());
-    match said {
-        Some(Kind::StringValue(said)) => said,
-        _ => "",
     }
 }

@@ -1,0 +1,64 @@
+//! Labels in certificates: those of a join token stand in each certificate that it leads to, so that whoever sees one knows
+//! whose it is, on whatever replica and after whatever restart.
+//!
+//! The extension is Leno's own, and not critical: other programs read over it. Its value is a JSON object.
+
+use std::collections::BTreeMap;
+
+use rcgen::CustomExtension;
+use x509_parser::prelude::X509Certificate;
+
+/// Below `2.25`, whose identifiers nobody has to register (ITU-T X.667): a number drawn once.
+const OID: [u64; 3] = [2, 25, 0x4c65_6e6f_4c61_626c];
+/// Bytes of a workload's labels, so that certificates and tokens stay small.
+const MAX: usize = 4096;
+
+/// Checks labels that a workload is to have.
+///
+/// # Errors
+/// Which of them isn't a label (Kubernetes' syntax), or that they are too long.
+pub fn check(labels: &BTreeMap<String, String>) -> Result<(), String> {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
+    let is_word = |text: &str| text.len() <= 63 && text.bytes().all(allowed);
+    let is_label = |(name, value): &(&String, &String)| {
+        let (prefix, last) = name.rsplit_once('/').unwrap_or(("", name));
+        let is_prefix = prefix.len() <= 253 && prefix.bytes().all(allowed);
+        is_word(value) && is_word(last) && !last.is_empty() && is_prefix
+    };
+    let size: usize = labels
+        .iter()
+        .map(|(name, value)| name.len() + value.len())
+        .sum();
+    if size > MAX {
+        return Err(format!("labels of {size} bytes; at most {MAX} are taken"));
+    }
+    match labels.iter().find(|label| !is_label(label)) {
+        Some((name, value)) => Err(format!("{name}={value} is not a label")),
+        None => Ok(()),
+    }
+}
+
+/// The extension that holds `labels`; none without any.
+pub(super) fn extension(
+    labels: &BTreeMap<String, String>,
+) -> Result<Option<CustomExtension>, String> {
+    if labels.is_empty() {
+        return Ok(None);
+    }
+    let json = serde_json::to_vec(labels).map_err(|error| error.to_string())?;
+    Ok(Some(CustomExtension::from_oid_content(&OID, json)))
+}
+
+/// The labels in a certificate.
+///
+/// # Errors
+/// When they can't be read.
+pub(super) fn of(certificate: &X509Certificate<'_>) -> Result<BTreeMap<String, String>, String> {
+    let extensions = certificate.extensions().iter();
+    let mut ours = extensions.filter(|own| own.oid.iter().is_some_and(|oid| oid.eq(OID)));
+    let labels = ours.next().map(|own| serde_json::from_slice(own.value));
+    let labels = labels
+        .transpose()
+        .map_err(|error| format!("its labels: {error}"))?;
+    Ok(labels.unwrap_or_default())
+}

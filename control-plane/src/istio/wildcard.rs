@@ -1,0 +1,335 @@
+//! The strings of an AuthorizationPolicy's rules: a text, or one with `*` at one end, or `*` alone.
+//!
+//! Invariant: each of them can match something. One that never could would hold nothing closed, or open nothing, without a
+//! word.
+
+use serde::{Deserialize, Deserializer};
+
+/// How a string is compared: Istio's exact, prefix, suffix and presence match.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wildcard {
+    /// `*`: it is there.
+    Present,
+    /// It is this.
+    Exact(String),
+    /// `text*`: it starts with this.
+    Prefix(String),
+    /// `*text`: it ends with this.
+    Suffix(String),
+}
+
+impl TryFrom<String> for Wildcard {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Wildcard, String> {
+        let (inner, wildcard): (_, fn(String) -> Wildcard) =
+            match (text.strip_prefix('*'), text.strip_suffix('*')) {
+                (Some(""), _) => return Ok(Wildcard::Present),
+                (Some(suffix), _) => (suffix, Wildcard::Suffix),
+                (None, Some(prefix)) => (prefix, Wildcard::Prefix),
+                (None, None) => (text.as_str(), Wildcard::Exact),
+            };
+        match inner {
+            "" => Err("'' is empty; it would match nothing".to_owned()),
+            inner if inner.contains('*') => Err(format!(
+                "{text:?}: * stands alone or at one end, nowhere else"
+            )),
+            inner => Ok(wildcard(inner.to_owned())),
+        }
+    }
+}
+
+impl Wildcard {
+    /// The text beside the `*`.
+    fn text(&self) -> &str {
+        match self {
+            Wildcard::Present => "",
+            Wildcard::Exact(text) | Wildcard::Prefix(text) | Wildcard::Suffix(text) => text,
+        }
+    }
+}
+
+macro_rules! checked {
+    ($(#[$doc:meta])* $name:ident, $check:expr) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+        #[serde(try_from = "String")]
+        pub struct $name(pub Wildcard);
+
+        impl TryFrom<String> for $name {
+            type Error = String;
+
+            fn try_from(text: String) -> Result<$name, String> {
+                let wildcard = Wildcard::try_from(text.clone())?;
+                let check: fn(&Wildcard) -> Result<(), &'static str> = $check;
+                match check(&wildcard) {
+                    Ok(()) => Ok($name(wildcard)),
+                    Err(why) => Err(format!("{text:?} matches nothing: {why}")),
+                }
+            }
+        }
+    };
+}
+
+checked!(
+    /// A peer's identity, without `spiffe://`: `cluster.local/ns/default/sa/name`.
+    Principal,
+    |wildcard| {
+        let form = "a principal is DOMAIN/ns/NAMESPACE/sa/ACCOUNT, without spiffe://";
+        may_be_principal(wildcard).then_some(()).ok_or(form)
+    }
+);
+
+checked!(
+    /// A namespace.
+    Namespace,
+    |wildcard| match is_part(wildcard.text()) {
+        true => Ok(()),
+        false => Err("it is no namespace's name"),
+    }
+);
+
+checked!(
+    /// A method.
+    Method,
+    |wildcard| {
+        // RFC 9110, section 9.3, and PATCH.
+        const METHODS: &str = "GET HEAD POST PUT DELETE CONNECT OPTIONS TRACE PATCH";
+        let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'+-.^_`|~".contains(&b);
+        let text = wildcard.text();
+        let is_variant = |method: &str| method != text && method.eq_ignore_ascii_case(text);
+        match wildcard {
+            Wildcard::Exact(_) if METHODS.split(' ').any(is_variant) => {
+                Err("methods have case, and this one is in capitals")
+            }
+            _ if !text.bytes().all(token) => Err("it is no method"),
+            _ => Ok(()),
+        }
+    }
+);
+
+checked!(
+    /// A path, as it is after normalisation.
+    Path,
+    |wildcard| {
+        // What a star stands for is anything: here one letter.
+        let path = match wildcard {
+            Wildcard::Present => return Ok(()),
+            Wildcard::Exact(text) => text.clone(),
+            Wildcard::Prefix(text) => format!("{text}x"),
+            Wildcard::Suffix(text) if text.starts_with('/') => format!("/x{text}"),
+            Wildcard::Suffix(text) => format!("/{text}"),
+        };
+        match path {
+            path if path.contains(['{', '}']) => Err("templates are not supported yet"),
+            path if !path.starts_with('/') => Err("a path begins with /"),
+            path if path.contains('?') => Err("the query is no part of the path"),
+            path if !is_normal(&path) => Err("paths are normalised before they are compared"),
+            _ => Ok(()),
+        }
+    }
+);
+
+/// Whether a text can be a part of a SPIFFE ID, or begin or end one.
+fn is_part(text: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
+    text.bytes().all(allowed)
+}
+
+fn may_be_principal(wildcard: &Wildcard) -> bool {
+    /// The parts of a principal; what has no name may be anything.
+    const FORM: [Option<&str>; 5] = [None, Some("ns"), None, Some("sa"), None];
+    let text = wildcard.text();
+    let parts: Vec<&str> = text.split('/').collect();
+    let Some(missing) = FORM.len().checked_sub(parts.len()) else {
+        return false;
+    };
+    let whole = |part: &str, form: Option<&str>| match form {
+        Some(name) => part == name,
+        None => !part.is_empty() && is_part(part),
+    };
+    let cut = |part: &str, form: Option<&str>, fits: fn(&str, &str) -> bool| {
+        form.map_or_else(|| is_part(part), |name| fits(name, part))
+    };
+    let last = parts.len() - 1;
+    match wildcard {
+        Wildcard::Present => true,
+        Wildcard::Exact(_) => missing == 0 && parts.iter().zip(FORM).all(|(p, f)| whole(p, f)),
+        Wildcard::Prefix(_) => {
+            parts[..last].iter().zip(FORM).all(|(p, f)| whole(p, f))
+                && cut(parts[last], FORM[last], |name, part| name.starts_with(part))
+        }
+        Wildcard::Suffix(_) => {
+            let form = &FORM[missing..];
+            parts[1..].iter().zip(&form[1..]).all(|(p, f)| whole(p, *f))
+                && cut(parts[0], form[0], |name, part| name.ends_with(part))
+        }
+    }
+}
+
+/// Whether normalisation leaves a path as it is, and it is one that can come at all: Istio's `BASE`, as the sidecar has it.
+fn is_normal(path: &str) -> bool {
+    let is_unreserved = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b);
+    let bytes = path.as_bytes();
+    let escape = |at: usize| {
+        let digits = path.get(at + 1..at + 3)?;
+        let byte = u8::from_str_radix(digits, 16).ok()?;
+        (digits.bytes().all(|b| b.is_ascii_hexdigit()) && byte != 0 && !is_unreserved(byte))
+            .then_some(())
+    };
+    let is_clear = bytes.iter().enumerate().all(|(at, byte)| match byte {
+        b'%' => escape(at).is_some(),
+        b'\\' | b'#' | b'"' | b'<' | b'>' => false,
+        byte => byte.is_ascii_graphic(),
+    });
+    let mut segments = path.split('/').map(|segment| {
+        let end = segment
+            .find(';')
+            .or(segment.to_ascii_lowercase().find("%3b"));
+        &segment[..end.unwrap_or(segment.len())]
+    });
+    is_clear && !segments.any(|segment| matches!(segment, "." | ".."))
+}
+
+/// Reads a list that must not be empty where it is given: an empty one would mean any, and a template that renders to
+/// nothing must not open what it was written to close.
+pub(super) fn not_empty<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    let list = Option::<Vec<T>>::deserialize(deserializer)?.unwrap_or_default();
+    match list.is_empty() {
+        true => Err(serde::de::Error::custom(
+            "the list is empty; leave it out to mean any",
+        )),
+        false => Ok(list),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_read<T: TryFrom<String>>(text: &str) -> bool {
+        T::try_from(text.to_owned()).is_ok()
+    }
+
+    #[test]
+    fn a_star_stands_alone_or_at_one_end() {
+        let read = |text: &str| Wildcard::try_from(text.to_owned());
+        assert_eq!(read("*"), Ok(Wildcard::Present));
+        assert_eq!(read("a"), Ok(Wildcard::Exact("a".to_owned())));
+        assert_eq!(read("a*"), Ok(Wildcard::Prefix("a".to_owned())));
+        assert_eq!(read("*a"), Ok(Wildcard::Suffix("a".to_owned())));
+        for text in ["", "a*b", "*a*", "**", "a**", "***"] {
+            assert!(read(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_principal_that_nobody_can_be_is_refused() {
+        for text in [
+            "cluster.local/ns/default/sa/a",
+            "cluster.local/ns/default/*",
+            "cluster.local/n*",
+            "cluster*",
+            "*/sa/a",
+            "*sa/a",
+            "*a/sa/a",
+            "*a/ns/b/sa/c",
+            "*local/ns/default/sa/a",
+            "*",
+        ] {
+            assert!(is_read::<Principal>(text), "{text}");
+        }
+        for text in [
+            "spiffe://cluster.local/ns/default/sa/a",
+            "spiffe://*",
+            "*//cluster.local/ns/default/sa/a",
+            "*/cluster.local/ns/default/sa/a",
+            "*/ns/default",
+            "default/sa/a",
+            "cluster.local/ns/default",
+            "cluster.local/sa*",
+            "cluster.local/ns//sa/a",
+            "cluster.local/ns/default/sa/a/b*",
+            "cluster.local/ns/default/sa/a b",
+            "*/ns/default/a",
+            "/ns*",
+            "",
+        ] {
+            assert!(!is_read::<Principal>(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_namespace_is_a_name() {
+        for (text, read) in [
+            ("shop", true),
+            ("sh*", true),
+            ("*op", true),
+            ("*", true),
+            ("s*p", false),
+            ("*ho*", false),
+            ("default/sa", false),
+            ("a b", false),
+            ("", false),
+        ] {
+            assert_eq!(is_read::<Namespace>(text), read, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_method_has_case() {
+        for (text, read) in [
+            ("GET", true),
+            ("PROP*", true),
+            ("purge", true),
+            ("get", false),
+            ("Delete", false),
+            ("G*T", false),
+            ("GET,POST", false),
+            ("GET POST", false),
+            ("", false),
+        ] {
+            assert_eq!(is_read::<Method>(text), read, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_path_that_no_request_can_have_is_refused() {
+        for text in [
+            "/", "/admin", "/admin/*", "/a%2Fb", "*.css", "*/info", "*admin", "*", "/a;b=c",
+            "/.a/..b", "//a", "/.*", "/a/..*",
+        ] {
+            assert!(is_read::<Path>(text), "{text}");
+        }
+        for text in [
+            "",
+            "admin",
+            "admin*",
+            "/a?b",
+            "*?b",
+            "/a/../b",
+            "/a/./b*",
+            "/a/..",
+            "*/../b",
+            "/a/..;/b",
+            "/%61dmin",
+            "/a%",
+            "/a%0",
+            "/a%00",
+            "/a%+1",
+            "/a\\b",
+            "/a b",
+            "/ü",
+            "/a#b",
+            "/a/*/b",
+            "/users/{id}",
+            "spiffe://a",
+        ] {
+            assert!(!is_read::<Path>(text), "{text}");
+        }
+    }
+}

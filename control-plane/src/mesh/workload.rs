@@ -1,0 +1,316 @@
+//! A workload as the registry describes it, and which selectors fit it.
+//!
+//! Invariant: what isn't known of a workload's labels closes. A selector that may fit holds, and opens nothing.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::service::{Endpoint, Endpoints, Protocol, Service, Workload};
+use super::{Mesh, Node, selects};
+
+/// How a selector fits a workload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fit {
+    /// It isn't for it.
+    No,
+    /// It may be for it: the workload's labels aren't known, or the selector's are spread over several descriptions.
+    Maybe,
+    /// It is for it.
+    Yes,
+}
+
+impl fmt::Display for Fit {
+    /// What stands behind the name of an object, for a person.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Fit::Maybe => {
+                f.write_str(" (in case it selects this workload, whose labels aren't known)")
+            }
+            Fit::No | Fit::Yes => Ok(()),
+        }
+    }
+}
+
+/// A workload's labels, as each object has them that describes it; empty when none does.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Labels<'a>(Vec<&'a BTreeMap<String, String>>);
+
+impl<'a> Labels<'a> {
+    /// The labels of a workload that is described so. A description without labels tells nothing.
+    pub fn new(descriptions: impl IntoIterator<Item = &'a BTreeMap<String, String>>) -> Labels<'a> {
+        let mut labels = Labels::default();
+        for own in descriptions {
+            if !own.is_empty() && !labels.0.contains(&own) {
+                labels.0.push(own);
+            }
+        }
+        labels
+    }
+
+    /// Whether anything is known.
+    pub fn are_known(&self) -> bool {
+        !self.0.is_empty()
+    }
+
+    /// How a selector fits; none at all, for everything of a namespace, always does.
+    pub fn fit(&self, selector: Option<&BTreeMap<String, String>>) -> Fit {
+        let Some(wanted) = selector else {
+            return Fit::Yes;
+        };
+        let has = |(name, value): (&String, &String)| {
+            self.0.iter().any(|own| own.get(name) == Some(value))
+        };
+        match self.0.as_slice() {
+            [] => Fit::Maybe,
+            sets if sets.iter().any(|own| selects(wanted, own)) => Fit::Yes,
+            _ if wanted.iter().all(has) => Fit::Maybe,
+            _ => Fit::No,
+        }
+    }
+
+    /// The value of a label, as the first description has it that has one.
+    pub fn get(&self, name: &str) -> Option<&'a str> {
+        self.0
+            .iter()
+            .find_map(|own| own.get(name))
+            .map(String::as_str)
+    }
+}
+
+/// What is known of a workload's port.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct WorkloadPort {
+    /// What it carries, if that is declared.
+    pub protocol: Option<Protocol>,
+    /// The service that it serves.
+    pub service: String,
+    /// The DestinationRule's limit for connections to it.
+    pub max_requests_per_connection: Option<u32>,
+}
+
+/// A workload, as the registry and its join token describe it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Described {
+    labels: Vec<BTreeMap<String, String>>,
+    /// Its name.
+    pub name: String,
+    /// Its ports.
+    pub ports: BTreeMap<u16, WorkloadPort>,
+}
+
+impl Described {
+    /// Its labels.
+    pub fn labels(&self) -> Labels<'_> {
+        Labels::new(&self.labels)
+    }
+
+    /// The same with what was known `before` and isn't any more.
+    #[must_use]
+    pub fn or(mut self, before: &Described) -> Described {
+        if !self.labels().are_known() {
+            self.labels.clone_from(&before.labels);
+        }
+        if self.ports.is_empty() {
+            self.ports.clone_from(&before.ports);
+            self.name.clone_from(&before.name);
+        }
+        self
+    }
+
+    /// Adds the ports by which an endpoint serves a service.
+    fn add(&mut self, service: &Service, endpoint: &Endpoint, root_namespace: &str) {
+        self.name.clone_from(&endpoint.workload);
+        let rule = service.rule(&service.namespace, root_namespace);
+        for port in &service.ports {
+            let own = endpoint.ports.get(&port.number).copied();
+            let known = self.ports.entry(own.unwrap_or(port.number)).or_default();
+            // Of several services on one port the strictest reading holds.
+            known.protocol = match (known.protocol, port.protocol) {
+                (None | Some(Protocol::Auto), own) => Some(own),
+                (Some(Protocol::Http | Protocol::Http2), Protocol::Tcp) => Some(Protocol::Tcp),
+                (Some(Protocol::Http), Protocol::Http2)
+                | (Some(Protocol::Http2), Protocol::Http) => Some(Protocol::Auto),
+                (before, _) => before,
+            };
+            known.service.clone_from(&service.host);
+            known.max_requests_per_connection = known
+                .max_requests_per_connection
+                .or(rule.and_then(|rule| rule.policy.max_requests_per_connection));
+        }
+    }
+}
+
+/// Where in the registry an address stands. Derived from services and workloads, so two indexes are never compared.
+#[derive(Debug, Clone, Default)]
+pub struct Index(Arc<HashMap<IpAddr, At>>);
+
+#[derive(Debug, Default)]
+struct At {
+    endpoints: Vec<(Arc<Service>, usize)>,
+    workloads: Vec<usize>,
+}
+
+impl PartialEq for Index {
+    fn eq(&self, _: &Index) -> bool {
+        true
+    }
+}
+
+impl Index {
+    /// The index of a registry.
+    pub fn new(services: &BTreeMap<String, Arc<Service>>, workloads: &[Workload]) -> Index {
+        let mut index: HashMap<IpAddr, At> = HashMap::new();
+        for service in services.values() {
+            let Endpoints::Static(list) = &service.endpoints else {
+                continue;
+            };
+            for (at, endpoint) in list.iter().enumerate() {
+                let own = index.entry(endpoint.address).or_default();
+                own.endpoints.push((Arc::clone(service), at));
+            }
+        }
+        for (at, workload) in workloads.iter().enumerate() {
+            index
+                .entry(workload.address)
+                .or_default()
+                .workloads
+                .push(at);
+        }
+        Index(Arc::new(index))
+    }
+}
+
+/// A description of whatever is at an address.
+#[derive(Debug, Clone, Copy)]
+struct Description<'a> {
+    /// The object that it comes from.
+    object: &'a str,
+    namespace: &'a str,
+    account: Option<&'a str>,
+    labels: &'a BTreeMap<String, String>,
+}
+
+impl Description<'_> {
+    /// Whether it is of a workload: one without a service account fits any of its namespace.
+    fn fits(&self, namespace: &str, account: &str) -> bool {
+        self.namespace == namespace && self.account.is_none_or(|own| own == account)
+    }
+}
+
+impl Mesh {
+    /// Endpoints at `address`, each with its service.
+    pub fn endpoints_at(&self, address: IpAddr) -> impl Iterator<Item = (&Service, &Endpoint)> {
+        let at = self.index.0.get(&address);
+        let found = at.into_iter().flat_map(|at| &at.endpoints);
+        found.filter_map(|(service, at)| match &service.endpoints {
+            Endpoints::Static(list) => Some((&**service, list.get(*at)?)),
+            Endpoints::Dns(_) => None,
+        })
+    }
+
+    /// Endpoints that are the workload of `node`, each with its service.
+    pub fn endpoints_of(&self, node: &Node) -> impl Iterator<Item = (&Service, &Endpoint)> {
+        self.endpoints_at(node.ip).filter(|(service, endpoint)| {
+            describes(service, endpoint).fits(&node.namespace, &node.account)
+        })
+    }
+
+    fn descriptions(&self, address: IpAddr) -> impl Iterator<Item = Description<'_>> {
+        let at = self.index.0.get(&address);
+        let workloads = at.into_iter().flat_map(|at| &at.workloads);
+        let workloads = workloads.filter_map(|at| self.workloads.get(*at));
+        let workloads = workloads.map(|workload| Description {
+            object: &workload.object,
+            namespace: &workload.namespace,
+            account: workload.account.as_deref(),
+            labels: &workload.labels,
+        });
+        let endpoints = self.endpoints_at(address);
+        workloads.chain(endpoints.map(|(service, endpoint)| describes(service, endpoint)))
+    }
+
+    /// The labels of the workload of an account at an address, from wherever the registry has it.
+    pub fn labels_at(&self, address: IpAddr, namespace: &str, account: &str) -> Labels<'_> {
+        let all = self.descriptions(address);
+        Labels::new(
+            all.filter(|one| one.fits(namespace, account))
+                .map(|one| one.labels),
+        )
+    }
+
+    /// The labels of whatever is at an address.
+    pub(super) fn all_labels_at(&self, address: IpAddr) -> Labels<'_> {
+        Labels::new(self.descriptions(address).map(|one| one.labels))
+    }
+
+    /// The workload of `node`.
+    pub fn describe(&self, node: &Node) -> Described {
+        let known = self.labels_at(node.ip, &node.namespace, &node.account);
+        let brought = Some(&node.labels).filter(|labels| !labels.is_empty());
+        let mut described = Described {
+            labels: brought.into_iter().chain(known.0).cloned().collect(),
+            ..Described::default()
+        };
+        for (service, endpoint) in self.endpoints_of(node) {
+            described.add(service, endpoint, &self.root_namespace);
+        }
+        described
+    }
+
+    /// Objects with selectors that hold a workload closed because its labels aren't known.
+    pub fn held_by(&self, node: &Node, described: &Described) -> Vec<String> {
+        let labels = described.labels();
+        if labels.are_known() {
+            return Vec::new();
+        }
+        let peers = self.peer_authentications.iter();
+        let peers =
+            peers.filter(|object| object.namespace == node.namespace && object.selector.is_some());
+        let policies = self.policies_for(&node.namespace, &labels);
+        let policies = policies.filter(|(fit, _)| *fit == Fit::Maybe);
+        let policies = policies
+            .map(|(_, policy)| format!("{}/{} AuthorizationPolicy", policy.namespace, policy.name));
+        peers
+            .map(|object| object.object.clone())
+            .chain(policies)
+            .collect()
+    }
+
+    /// What stands in the registry near a workload that nothing describes, and what would describe it; for a person.
+    pub fn why_unknown(&self, node: &Node) -> String {
+        let (ip, namespace, account) = (node.ip, &node.namespace, &node.account);
+        let mut near = BTreeSet::new();
+        for one in self.descriptions(ip) {
+            let object = one.object;
+            near.insert(match one.account {
+                _ if one.namespace != namespace => {
+                    format!("{object} has {ip} in namespace {}", one.namespace)
+                }
+                Some(other) if other != account => {
+                    format!("{object} has {ip} with serviceAccount {other}")
+                }
+                _ => format!("{object} has {ip} without labels"),
+            });
+        }
+        let near: Vec<String> = near.into_iter().collect();
+        let near = match near.is_empty() {
+            true => format!("nothing in the registry has {ip}"),
+            false => near.join(", "),
+        };
+        format!(
+            "{near}; what would tell: a WorkloadEntry, or an endpoint of a ServiceEntry with resolution STATIC, in namespace \
+             {namespace} with address {ip}, labels, and serviceAccount {account} or none; or labels in its join token"
+        )
+    }
+}
+
+fn describes<'a>(service: &'a Service, endpoint: &'a Endpoint) -> Description<'a> {
+    Description {
+        object: &service.object,
+        namespace: &endpoint.namespace,
+        account: endpoint.account.as_deref(),
+        labels: &endpoint.labels,
+    }
+}

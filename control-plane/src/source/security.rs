@@ -1,0 +1,307 @@
+//! Security objects as the mesh has them; those that can't be read fail closed.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::compile::{Compiler, labels_of};
+use super::convert::{foreign_domain, mode, namespace_match, principal, wildcard};
+use crate::istio::authorization_policy as authz;
+use crate::istio::peer_authentication::Mtls;
+use crate::istio::service_entry::{Location, Resolution};
+use crate::istio::{self, Key, Object, Problem, Severity, Spec};
+use crate::mesh::policy::{
+    AuthorizationPolicy, Mode, Operation, PeerAuthentication, PolicyRule, Source,
+};
+use crate::mesh::selects;
+use crate::mesh::service::Endpoints;
+
+impl Compiler<'_> {
+    pub(super) fn security(&mut self, objects: &[Arc<Object>], broken: &[Problem]) {
+        let (mut peers, mut policies) = (Vec::new(), Vec::new());
+        for object in objects {
+            match &object.spec {
+                Spec::PeerAuthentication(said) => peers.push(peer_authentication(object, said)),
+                Spec::AuthorizationPolicy(said) => {
+                    self.notice_foreign(object, said);
+                    policies.push(self.authorization_policy(object, said));
+                }
+                _ => {}
+            }
+        }
+        self.notice_rivals(objects, &peers);
+        for problem in broken {
+            let Some(key) = &problem.key else { continue };
+            let mut key = key.clone();
+            if key.namespace.is_empty() {
+                // Nobody knows whose it is: it closes the mesh.
+                key.namespace.clone_from(&self.settings.root_namespace);
+            }
+            let key = &key;
+            match key.kind.as_str() {
+                "PeerAuthentication" => peers.push(strict(key, problem)),
+                "AuthorizationPolicy" | "RequestAuthentication" => {
+                    policies.push(deny_all(key, problem));
+                }
+                _ => {}
+            }
+        }
+        self.mesh.peer_authentications = Arc::new(peers);
+        self.mesh.policies = Arc::new(policies);
+    }
+
+    fn authorization_policy(
+        &self,
+        object: &Object,
+        said: &istio::AuthorizationPolicy,
+    ) -> AuthorizationPolicy {
+        AuthorizationPolicy {
+            namespace: object.key.namespace.clone(),
+            name: object.key.name.clone(),
+            selector: labels(said.selector.as_ref()),
+            denies: said.action == authz::Action::Deny,
+            rules: said.rules.iter().map(|rule| self.rule_of(rule)).collect(),
+        }
+    }
+
+    fn rule_of(&self, said: &authz::Rule) -> PolicyRule {
+        let domain = &self.settings.trust_domain;
+        let from = said.from.iter().map(|from| Source {
+            principals: (from.source.principals.iter())
+                .map(|said| principal(&said.0, domain))
+                .collect(),
+            namespaces: (from.source.namespaces.iter())
+                .map(|said| namespace_match(&said.0, domain))
+                .collect(),
+        });
+        let to = said.to.iter().map(|to| Operation {
+            methods: (to.operation.methods.iter())
+                .map(|said| wildcard(&said.0))
+                .collect(),
+            paths: (to.operation.paths.iter())
+                .map(|said| wildcard(&said.0))
+                .collect(),
+        });
+        PolicyRule {
+            from: from.collect(),
+            to: to.collect(),
+        }
+    }
+
+    /// Says which principals nobody has.
+    fn notice_foreign(&mut self, object: &Object, said: &istio::AuthorizationPolicy) {
+        let own = self.settings.trust_domain.clone();
+        let sources = said.rules.iter().flat_map(|rule| &rule.from);
+        let principals = sources.flat_map(|from| &from.source.principals);
+        let foreign: BTreeSet<&str> = principals
+            .filter_map(|said| foreign_domain(&said.0, &own))
+            .collect();
+        for domain in foreign {
+            let text = format!(
+                "no caller is of trust domain {domain}: the mesh's is {own}, and no other is trusted"
+            );
+            self.problem(object, Severity::Notice, text);
+        }
+    }
+
+    /// Says which PeerAuthentications are for the same workloads. Istio takes the oldest of them; here the stricter counts.
+    fn notice_rivals(&mut self, objects: &[Arc<Object>], peers: &[PeerAuthentication]) {
+        let described = self.described();
+        let mut rivals = Vec::new();
+        let said = (objects.iter()).filter(|o| matches!(o.spec, Spec::PeerAuthentication(_)));
+        for (at, (object, own)) in said.zip(peers).enumerate() {
+            let before = peers[..at].iter();
+            let rival = before.filter(|other| are_rivals(other, own, &described));
+            rivals.extend(rival.map(|other| (object, other.object.clone())));
+        }
+        for (object, other) in rivals {
+            let text =
+                format!("{other} is for the same workloads: of two modes the stricter counts");
+            self.problem(object, Severity::Notice, text);
+        }
+    }
+
+    /// Says which workloads of the registry no selector can tell, and which are described in several ways.
+    pub(super) fn notice_descriptions(&mut self, objects: &[Arc<Object>]) {
+        let mut at: HashMap<IpAddr, Vec<Description<'_>>> = HashMap::new();
+        let mut notices = Vec::new();
+        for object in objects {
+            let own = descriptions(object);
+            let bare = own
+                .iter()
+                .filter(|one| one.is_workload && one.labels.is_empty());
+            let bare: Vec<&str> = bare.map(|one| one.field.as_str()).collect();
+            if !bare.is_empty() {
+                let text = format!(
+                    "{} without labels: no selector can tell the sidecar there, so each that may be for it holds it closed",
+                    bare.join(", ")
+                );
+                notices.push((object, text));
+            }
+            for one in own {
+                let before = at.entry(one.address).or_default();
+                let rivals = before.iter().filter(|other| other.rivals(&one));
+                let rivals: BTreeSet<String> = rivals.map(|o| o.object.key.to_string()).collect();
+                notices.extend(rivals.into_iter().map(|other| {
+                    let text = format!(
+                        "{} has other labels in {other}: a selector that either fits is for its workload",
+                        one.address
+                    );
+                    (object, text)
+                }));
+                before.push(one);
+            }
+        }
+        for (object, text) in notices {
+            self.problem(object, Severity::Notice, text);
+        }
+    }
+
+    /// The labels that workloads of the registry have, with their namespaces.
+    fn described(&self) -> BTreeSet<(String, BTreeMap<String, String>)> {
+        let lists = self
+            .services
+            .values()
+            .map(|service| match &service.endpoints {
+                Endpoints::Static(list) => list.as_slice(),
+                Endpoints::Dns(_) => &[],
+            });
+        let endpoints = lists
+            .flatten()
+            .map(|endpoint| (&endpoint.namespace, &endpoint.labels));
+        let workloads = self.mesh.workloads.iter();
+        endpoints
+            .chain(workloads.map(|workload| (&workload.namespace, &workload.labels)))
+            .map(|(namespace, labels)| (namespace.clone(), labels.clone()))
+            .collect()
+    }
+}
+
+/// What an object says of the workload at an address.
+struct Description<'a> {
+    object: &'a Object,
+    /// Where in the object it stands.
+    field: String,
+    /// Whether a sidecar is to be expected there.
+    is_workload: bool,
+    address: IpAddr,
+    account: Option<&'a str>,
+    labels: BTreeMap<String, String>,
+}
+
+impl Description<'_> {
+    /// Whether it is of the same workload as another, with other labels.
+    fn rivals(&self, other: &Description<'_>) -> bool {
+        let is_same = match (self.account, other.account) {
+            (Some(one), Some(other)) => one == other,
+            _ => true,
+        };
+        let say_something = !self.labels.is_empty() && !other.labels.is_empty();
+        is_same
+            && say_something
+            && self.labels != other.labels
+            && self.object.key.namespace == other.object.key.namespace
+    }
+}
+
+fn descriptions(object: &Object) -> Vec<Description<'_>> {
+    match &object.spec {
+        Spec::WorkloadEntry(entry) => {
+            let labels = labels_of(object, entry);
+            description(object, "address".to_owned(), entry, labels, true)
+                .into_iter()
+                .collect()
+        }
+        Spec::ServiceEntry(said) if said.resolution == Resolution::Static => {
+            let internal = said.location == Location::MeshInternal;
+            let endpoints = said.endpoints.iter().enumerate();
+            let endpoints = endpoints.filter_map(|(i, entry)| {
+                let is_workload = internal || entry.service_account.is_some();
+                let field = format!("endpoints[{i}]");
+                description(object, field, entry, entry.labels.clone(), is_workload)
+            });
+            endpoints.collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn description<'a>(
+    object: &'a Object,
+    field: String,
+    entry: &'a istio::WorkloadEntry,
+    labels: BTreeMap<String, String>,
+    is_workload: bool,
+) -> Option<Description<'a>> {
+    Some(Description {
+        object,
+        field,
+        is_workload,
+        address: entry.address.parse().ok()?,
+        account: entry.service_account.as_deref(),
+        labels,
+    })
+}
+
+/// Whether two PeerAuthentications are of one level, and for the same workloads.
+fn are_rivals(
+    one: &PeerAuthentication,
+    other: &PeerAuthentication,
+    described: &BTreeSet<(String, BTreeMap<String, String>)>,
+) -> bool {
+    let fits = match (&one.selector, &other.selector) {
+        (None, None) => true,
+        (Some(a), Some(b)) => {
+            let here = described
+                .iter()
+                .filter(|(namespace, _)| *namespace == one.namespace);
+            let mut labels = here.map(|(_, labels)| labels).chain([a, b]);
+            labels.any(|labels| selects(a, labels) && selects(b, labels))
+        }
+        _ => false,
+    };
+    fits && one.namespace == other.namespace
+}
+
+fn peer_authentication(object: &Object, said: &istio::PeerAuthentication) -> PeerAuthentication {
+    let said_mode = |mtls: &Option<Mtls>| mode(mtls.unwrap_or_default().mode);
+    PeerAuthentication {
+        object: object.key.to_string(),
+        broken: false,
+        namespace: object.key.namespace.clone(),
+        selector: labels(said.selector.as_ref()),
+        mode: said_mode(&said.mtls),
+        ports: (said.port_level_mtls.iter())
+            .map(|(port, mtls)| (port.0, said_mode(mtls)))
+            .collect(),
+    }
+}
+
+/// Labels of a selector; one without any selects everything, as no selector does.
+fn labels(selector: Option<&istio::Selector>) -> Option<BTreeMap<String, String>> {
+    selector
+        .map(|selector| selector.match_labels.clone())
+        .filter(|labels| !labels.is_empty())
+}
+
+/// A security object without a good form fails closed: for whom it selects, or for its namespace.
+fn strict(key: &Key, problem: &Problem) -> PeerAuthentication {
+    PeerAuthentication {
+        object: format!("{key} (broken: STRICT until it can be read)"),
+        broken: true,
+        namespace: key.namespace.clone(),
+        selector: problem.selector.clone().filter(|labels| !labels.is_empty()),
+        mode: Mode::Strict,
+        ports: BTreeMap::new(),
+    }
+}
+
+fn deny_all(key: &Key, problem: &Problem) -> AuthorizationPolicy {
+    AuthorizationPolicy {
+        namespace: key.namespace.clone(),
+        name: format!("{} (broken: denies until it can be read)", key.name),
+        selector: problem.selector.clone().filter(|labels| !labels.is_empty()),
+        denies: true,
+        rules: vec![PolicyRule::default()],
+    }
+}

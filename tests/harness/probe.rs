@@ -1,0 +1,247 @@
+//! Every way in which a caller may try to reach an app, and an app that answers to each of them.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use http::{Request, Response};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+
+use crate::PATIENCE;
+use crate::ca::{self, Ca, Certified, hour};
+use crate::client::Client;
+
+/// A way to reach an app.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// HTTP/1 in plaintext.
+    Http1,
+    /// HTTP/2 in plaintext, with prior knowledge.
+    Http2,
+    /// Bytes that are no HTTP, in plaintext.
+    Tcp,
+    /// HTTP/1 by mutual TLS.
+    Tls1,
+    /// HTTP/2 by mutual TLS.
+    Tls2,
+    /// Bytes by mutual TLS.
+    TlsTcp,
+}
+
+impl Way {
+    /// All of them.
+    pub const ALL: [Way; 6] = [
+        Way::Http1,
+        Way::Http2,
+        Way::Tcp,
+        Way::Tls1,
+        Way::Tls2,
+        Way::TlsTcp,
+    ];
+
+    /// Whether it is without mutual TLS.
+    pub fn is_plaintext(self) -> bool {
+        matches!(self, Way::Http1 | Way::Http2 | Way::Tcp)
+    }
+
+    /// Whether it carries HTTP.
+    pub fn is_http(self) -> bool {
+        !matches!(self, Way::Tcp | Way::TlsTcp)
+    }
+
+    fn alpn(self) -> Option<&'static [u8]> {
+        match self {
+            Way::Tls1 => Some(b"istio-http/1.1"),
+            Way::Tls2 => Some(b"istio-h2"),
+            Way::TlsTcp => Some(b"istio"),
+            _ => None,
+        }
+    }
+}
+
+/// What became of a try.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// The app answered.
+    App,
+    /// A sidecar answered with this status.
+    Status(u16),
+    /// The connection ended without an answer.
+    Closed,
+}
+
+/// What the app answers with.
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+/// What isn't HTTP, and what the app answers to it.
+const BYTES: &[u8] = b"\x01\x02\x03no http\n";
+
+/// Tries to reach the app at `address`: requests are `method` of `path`.
+pub async fn ask(address: SocketAddr, way: Way, ca: &Ca, method: &str, path: &str) -> Answer {
+    let certified = way.alpn().map(|alpn| (alpn, caller(ca)));
+    let asking = async {
+        match certified {
+            None => match TcpStream::connect(address).await {
+                Ok(tcp) => over(tcp, way, method, path).await,
+                Err(_) => Answer::Closed,
+            },
+            Some((alpn, certified)) => match ca::connect(address, Some(certified), &[alpn]).await {
+                Ok(tls) => over(tls, way, method, path).await,
+                Err(_) => Answer::Closed,
+            },
+        }
+    };
+    timeout(PATIENCE, asking)
+        .await
+        .expect("an answer or an end")
+}
+
+/// Whether a GET, or bytes, reach the app.
+pub async fn gets_in(address: SocketAddr, way: Way, ca: &Ca) -> bool {
+    ask(address, way, ca, "GET", "/").await == Answer::App
+}
+
+/// A certificate of `default/web`.
+pub fn caller(ca: &Ca) -> Certified {
+    ca.certify("spiffe://cluster.local/ns/default/sa/web", hour())
+}
+
+async fn over<S>(mut stream: S, way: Way, method: &str, path: &str) -> Answer
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let of = |status| match status {
+        200 => Answer::App,
+        status => Answer::Status(status),
+    };
+    match way {
+        Way::Tcp | Way::TlsTcp => {
+            let mut answer = [0; BYTES.len()];
+            let sent = stream.write_all(BYTES).await.and(stream.flush().await);
+            match (sent, stream.read_exact(&mut answer).await) {
+                (Ok(()), Ok(_)) if answer == *BYTES => Answer::App,
+                _ => Answer::Closed,
+            }
+        }
+        Way::Http1 | Way::Tls1 => {
+            let mut client = Client::over(stream);
+            let request = format!("{method} {path} HTTP/1.1\r\nHost: users\r\n\r\n");
+            client.send(request).await;
+            client
+                .response()
+                .await
+                .map_or(Answer::Closed, |r| of(r.status))
+        }
+        Way::Http2 | Way::Tls2 => {
+            let Ok((sender, connection)) = h2::client::handshake(stream).await else {
+                return Answer::Closed;
+            };
+            tokio::spawn(connection);
+            let request = Request::builder().method(method);
+            let request = request.uri(format!("http://users{path}"));
+            let request = request.body(()).expect("a request");
+            let Ok(mut sender) = sender.ready().await else {
+                return Answer::Closed;
+            };
+            match sender.send_request(request, true) {
+                Err(_) => Answer::Closed,
+                Ok((response, _)) => match response.await {
+                    Ok(response) => of(response.status().as_u16()),
+                    Err(_) => Answer::Closed,
+                },
+            }
+        }
+    }
+}
+
+/// An app that answers HTTP of either version, and echoes what is none.
+#[derive(Clone)]
+pub struct App {
+    /// Where it listens.
+    pub address: SocketAddr,
+    reached: Arc<AtomicUsize>,
+    paths: Arc<Mutex<Vec<String>>>,
+}
+
+impl App {
+    /// An app.
+    ///
+    /// # Panics
+    /// When it can't listen.
+    pub async fn start() -> App {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("listen");
+        let app = App {
+            address: listener.local_addr().expect("bound"),
+            reached: Arc::default(),
+            paths: Arc::default(),
+        };
+        let serving = app.clone();
+        tokio::spawn(async move {
+            while let Ok((tcp, _)) = listener.accept().await {
+                let app = serving.clone();
+                tokio::spawn(async move { app.serve(tcp).await });
+            }
+        });
+        app
+    }
+
+    /// How many requests, and pieces of bytes, reached it.
+    pub fn reached(&self) -> usize {
+        self.reached.load(Ordering::SeqCst)
+    }
+
+    /// The targets that it was asked for, in order.
+    pub fn paths(&self) -> Vec<String> {
+        let paths = self.paths.lock().unwrap_or_else(PoisonError::into_inner);
+        paths.clone()
+    }
+
+    fn was_asked(&self, path: &str) {
+        self.reached.fetch_add(1, Ordering::SeqCst);
+        let mut paths = self.paths.lock().unwrap_or_else(PoisonError::into_inner);
+        paths.push(path.to_owned());
+    }
+
+    async fn serve(&self, mut tcp: TcpStream) {
+        let mut first = [0; 3];
+        if tcp
+            .peek(&mut first)
+            .await
+            .is_ok_and(|read| read == 3 && first == *b"PRI")
+        {
+            return self.serve_h2(tcp).await;
+        }
+        let mut read = Vec::new();
+        while tcp.read_buf(&mut read).await.is_ok_and(|count| count > 0) {
+            let text = String::from_utf8_lossy(&read).into_owned();
+            let answer = match text.split(' ').nth(1) {
+                Some(path) if text.contains(" HTTP/1.") => {
+                    if !text.ends_with("\r\n\r\n") {
+                        continue;
+                    }
+                    self.was_asked(path);
+                    OK
+                }
+                _ => {
+                    self.was_asked("");
+                    &read
+                }
+            };
+            if tcp.write_all(answer).await.is_err() {
+                return;
+            }
+            read.clear();
+        }
+    }
+
+    async fn serve_h2(&self, tcp: TcpStream) {
+        let Ok(mut connection) = h2::server::handshake(tcp).await else {
+            return;
+        };
+        while let Some(Ok((request, mut respond))) = connection.accept().await {
+            self.was_asked(request.uri().path());
+            let _ = respond.send_response(Response::new(()), true);
+        }
+    }
+}

@@ -1,0 +1,487 @@
+//! What Istio's sidecar keeps out stays out, whatever it is called.
+
+use leno_tests::ca::{self, Ca};
+use leno_tests::client::{Client, Response, get};
+use leno_tests::h2;
+use leno_tests::mesh::{Mesh, PORT, mtls, pair, service};
+use leno_tests::probe::{Answer, App, Way, ask, caller, gets_in};
+use leno_tests::upstream::Upstream;
+use leno_tests::{fresh_ip, until};
+
+fn policy(spec: &str) -> String {
+    format!(
+        "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: one}}\nspec: {{{spec}}}\n"
+    )
+}
+
+/// A policy that denies what `operation` names.
+fn deny(operation: &str) -> String {
+    policy(&format!(
+        "action: DENY, rules: [{{to: [{{operation: {{{operation}}}}}]}}]"
+    ))
+}
+
+const OVER_HTTP: [Way; 4] = [Way::Http1, Way::Http2, Way::Tls1, Way::Tls2];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_is_strict_takes_no_plaintext_whatever_the_workloads_mode_is() {
+    for mode in ["", "mtls: {mode: PERMISSIVE}, ", "mtls: {mode: DISABLE}, "] {
+        for port in [
+            "protocol: HTTP, ",
+            "protocol: GRPC, ",
+            "protocol: TCP, ",
+            "",
+            "undeclared",
+        ] {
+            let (ip, app) = (fresh_ip(), App::start().await);
+            let declared = service("users", &[(ip, "v1")]);
+            let declared = match port {
+                // The service is on another port.
+                "undeclared" => {
+                    declared.replace(&format!("targetPort: {PORT}"), "targetPort: 3002")
+                }
+                port => declared.replace("name: http, protocol: HTTP, ", port),
+            };
+            let object = format!(
+                "---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: one}}\nspec: {{{mode}\
+                 selector: {{matchLabels: {{app: users}}}}, portLevelMtls: {{{PORT}: {{mode: STRICT}}}}}}\n"
+            );
+            let mesh = Mesh::start(&format!("{declared}{object}")).await;
+            let _proxy = mesh.workload("users", ip, app.address).await;
+            let ca = mesh.ca();
+            for way in Way::ALL {
+                let reached = gets_in((ip, PORT).into(), way, &ca).await;
+                let is_taken = match port {
+                    "protocol: HTTP, " | "protocol: GRPC, " => way.is_http(),
+                    // There HTTP is bytes as well.
+                    "protocol: TCP, " if way.is_http() && !way.is_plaintext() => continue,
+                    _ => true,
+                };
+                let expected = is_taken && !way.is_plaintext();
+                assert_eq!(reached, expected, "{mode:?} {port:?} {way:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dot_segment_with_parameters_is_judged_routed_and_sent_on_as_a_dot_segment() {
+    let (ip, app) = (fresh_ip(), App::start().await);
+    let route = "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: users}\nspec:\n  hosts: [users]\n  http:\n  \
+         - match: [{uri: {prefix: /elsewhere}}]\n    route: [{destination: {host: nowhere}}]\n  - route: [{destination: {host: users}}]\n";
+    let yaml = format!(
+        "{}{route}{}",
+        service("users", &[(ip, "v1")]),
+        deny("paths: [/admin]")
+    );
+    let mesh = Mesh::start(&yaml).await;
+    let _proxy = mesh.workload("users", ip, app.address).await;
+    let sidecar = mesh.proxy("web", "").await;
+    let (ca, address) = (mesh.ca(), (ip, PORT).into());
+    for way in OVER_HTTP {
+        for path in [
+            "/x/..;/admin",
+            "/..;a=b/admin",
+            "/.;/admin",
+            "/public/..;/admin",
+            "/x/%2e%2e;/admin",
+            "/x/..%3ba/admin",
+        ] {
+            let answer = ask(address, way, &ca, "GET", path).await;
+            assert_eq!(answer, Answer::Status(403), "{way:?} {path}");
+        }
+        assert_eq!(
+            ask(address, way, &ca, "GET", "/x/..;a/ok;b=c?q=/..;/").await,
+            Answer::App
+        );
+    }
+    let seen = app.paths();
+    let is_resolved = |path: &String| path.starts_with("/ok;b=c");
+    assert!(seen.len() == 4 && seen.iter().all(is_resolved), "{seen:?}");
+    for (path, status) in [
+        ("/x/..;/admin", 403),
+        ("/x/..;/elsewhere", 503),
+        ("/elsewhere/..;/ok", 200),
+    ] {
+        let response = get(sidecar.outbound, "users", path).await;
+        assert_eq!(response.status, status, "{path}: {}", response.why());
+    }
+    mesh.write(
+        "mesh.yaml",
+        &format!(
+            "{}{}",
+            service("users", &[(ip, "v1")]),
+            policy("rules: [{to: [{operation: {paths: [/public/*]}}]}]")
+        ),
+    );
+    until("the other policy is in force", || async {
+        (ask(address, Way::Http1, &ca, "GET", "/ok").await == Answer::Status(403)).then_some(())
+    })
+    .await;
+    for way in OVER_HTTP {
+        assert_eq!(
+            ask(address, way, &ca, "GET", "/public/..;/admin").await,
+            Answer::Status(403)
+        );
+        assert_eq!(
+            ask(address, way, &ca, "GET", "/x/..;/public/a").await,
+            Answer::App
+        );
+    }
+}
+
+/// An app that switches to whatever it is asked for.
+async fn eager() -> Upstream {
+    Upstream::start(|seen| match seen.header("upgrade") {
+        Some(_) => b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: it\r\ncontent-length: 0\r\n\r\n".to_vec(),
+        None => b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".to_vec(),
+    })
+    .await
+}
+
+fn upgrading(lines: &str) -> String {
+    format!(
+        "GET /ok HTTP/1.1\r\nHost: users\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n{lines}\r\n"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_websocket_and_what_is_named_is_switched_to() {
+    let app = eager().await;
+    let (mesh, caller, _callee, ip) = pair(app.address, &deny("paths: [/admin]"), "").await;
+    let tries = [
+        ("Upgrade: foo\r\n", None),
+        ("Upgrade: TLS/1.0\r\n", None),
+        ("Upgrade: foo, h2c\r\n", None),
+        ("Upgrade: h2c\r\n", None),
+        ("Upgrade: H2C\r\n", None),
+        ("Upgrade: foo\r\nUpgrade: h2c\r\n", None),
+        ("Upgrade: websocket/13\r\n", None),
+        ("Upgrade: websocket\r\n", Some("websocket")),
+        ("Upgrade: websocket, h2c\r\n", Some("websocket")),
+        ("Upgrade: h2c\r\nUpgrade: WebSocket\r\n", Some("WebSocket")),
+    ];
+    for (lines, switched) in tries {
+        for address in [caller.outbound, (ip, PORT).into()] {
+            let mut client = Client::connect(address).await;
+            let response = client.ask(upgrading(lines)).await;
+            let seen = app.requests().pop().expect("it came");
+            assert_eq!(seen.header("upgrade"), switched, "{lines:?} at {address}");
+            assert_eq!(seen.header("http2-settings"), None, "{lines:?}");
+            let status = if switched.is_some() { 101 } else { 200 };
+            assert_eq!(response.status, status, "{lines:?} at {address}");
+            if switched.is_none() {
+                // What follows is a request, which the rules see.
+                let refused = client
+                    .ask("GET /admin HTTP/1.1\r\nHost: users\r\n\r\n")
+                    .await;
+                assert_eq!(refused.status, 403, "{lines:?}");
+            }
+        }
+        let certified = caller_tls(&mesh.ca(), (ip, PORT).into()).await;
+        let mut client = Client::over(certified);
+        assert_eq!(
+            client.ask(upgrading(lines)).await.status == 101,
+            switched.is_some(),
+            "{lines:?}"
+        );
+    }
+    // HTTP2-Settings that Connection doesn't name goes as well.
+    let mut client = Client::connect((ip, PORT).into()).await;
+    client
+        .ask("GET / HTTP/1.1\r\nHost: users\r\nHTTP2-Settings: AAMA\r\n\r\n")
+        .await;
+    assert_eq!(
+        app.requests()
+            .pop()
+            .expect("it came")
+            .header("http2-settings"),
+        None
+    );
+    // Extended CONNECT for what isn't passed on would have nothing left.
+    for address in [caller.outbound, (ip, PORT).into()] {
+        let before = app.requests().len();
+        for (protocol, status) in [("foo", 501), ("h2c", 501), ("connect-udp", 501)] {
+            let sender = h2::connect(address).await;
+            let mut request = h2::request("CONNECT", "http://users/ok", &[]);
+            request
+                .extensions_mut()
+                .insert(::h2::ext::Protocol::from(protocol));
+            let answer = h2::ask(&sender, request, b"", None)
+                .await
+                .expect("an answer");
+            assert_eq!(answer.status, status, "{protocol} at {address}");
+        }
+        assert_eq!(app.requests().len(), before);
+    }
+}
+
+async fn caller_tls(
+    ca: &Ca,
+    address: std::net::SocketAddr,
+) -> tokio_rustls::client::TlsStream<tokio::net::TcpStream> {
+    let tls = ca::connect(address, Some(caller(ca)), &[b"istio-http/1.1"]).await;
+    tls.expect("a handshake")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_protocol_that_the_operator_names_is_switched_to() {
+    let app = eager().await;
+    let (_mesh, caller, _callee, _) = pair(app.address, "", "--upgrades irc/6.9,foo").await;
+    for (lines, switched) in [
+        ("Upgrade: foo\r\n", Some("foo")),
+        ("Upgrade: h2c, IRC/6.9\r\n", Some("IRC/6.9")),
+        ("Upgrade: bar\r\n", None),
+    ] {
+        let mut client = Client::connect(caller.outbound).await;
+        let response = client.ask(upgrading(lines)).await;
+        assert_eq!(response.status == 101, switched.is_some(), "{lines:?}");
+        assert_eq!(
+            app.requests().pop().expect("it came").header("upgrade"),
+            switched,
+            "{lines:?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_method_in_another_case_is_refused_and_options_of_all_is_judged_as_a_path() {
+    let (ip, app) = (fresh_ip(), App::start().await);
+    let yaml = format!(
+        "{}{}",
+        service("users", &[(ip, "v1")]),
+        deny("methods: [GET, DELETE]")
+    );
+    let mesh = Mesh::start(&yaml).await;
+    let _proxy = mesh.workload("users", ip, app.address).await;
+    let sidecar = mesh.proxy("web", "").await;
+    let (ca, address) = (mesh.ca(), (ip, PORT).into());
+    for way in OVER_HTTP {
+        for (method, answer) in [
+            ("GET", Answer::Status(403)),
+            ("get", Answer::Status(400)),
+            ("Get", Answer::Status(400)),
+            ("delete", Answer::Status(400)),
+            ("propFind", Answer::Status(400)),
+            ("POST", Answer::App),
+            ("purge", Answer::App),
+        ] {
+            assert_eq!(
+                ask(address, way, &ca, method, "/").await,
+                answer,
+                "{way:?} {method}"
+            );
+        }
+    }
+    for way in [Way::Http1, Way::Http2] {
+        assert_eq!(
+            ask(sidecar.outbound, way, &ca, "get", "/").await,
+            Answer::Status(400)
+        );
+        assert_eq!(
+            ask(sidecar.outbound, way, &ca, "purge", "/").await,
+            Answer::App
+        );
+    }
+    let options = |address| async move {
+        let mut client = Client::connect(address).await;
+        client
+            .ask("OPTIONS * HTTP/1.1\r\nHost: users\r\n\r\n")
+            .await
+    };
+    for address in [address, sidecar.outbound] {
+        let response: Response = options(address).await;
+        assert_eq!(response.status, 200, "{}", response.why());
+        assert_eq!(
+            app.paths().pop().as_deref(),
+            Some("*"),
+            "it is sent on as it came"
+        );
+    }
+    mesh.write(
+        "mesh.yaml",
+        &format!(
+            "{}{}",
+            service("users", &[(ip, "v1")]),
+            deny("paths: ['/*']")
+        ),
+    );
+    until("every path is denied", || async {
+        (ask(address, Way::Http1, &ca, "POST", "/").await == Answer::Status(403)).then_some(())
+    })
+    .await;
+    for address in [address, sidecar.outbound] {
+        assert_eq!(options(address).await.status, 403);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_is_declared_http_gets_http_and_no_strangers_tls() {
+    for mode in ["PERMISSIVE", "DISABLE"] {
+        for protocol in ["protocol: HTTP, ", "protocol: GRPC, ", ""] {
+            let (ip, app) = (fresh_ip(), App::start().await);
+            let yaml =
+                service("users", &[(ip, "v1")]).replace("name: http, protocol: HTTP, ", protocol);
+            let mesh = Mesh::start(&format!("{yaml}{}", mtls(mode))).await;
+            let _proxy = mesh.workload("users", ip, app.address).await;
+            for alpn in [&[][..], &[&b"h2"[..]], &[b"http/1.1"]] {
+                // Whatever the handshake comes to: what counts is whether the app was sent any of it.
+                let tls = ca::connect((ip, PORT).into(), None, alpn).await;
+                assert!(tls.is_err(), "nobody here speaks TLS to strangers");
+            }
+            let reached = app.reached() > 0;
+            assert_eq!(reached, protocol.is_empty(), "{mode} {protocol:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_istio_callers_offers_are_taken_for_http_where_nobody_declared_the_port() {
+    let app = Upstream::named("users").await;
+    for mode in ["PERMISSIVE", "STRICT"] {
+        let ip = fresh_ip();
+        let yaml = service("users", &[(ip, "v1")]).replace("name: http, protocol: HTTP, ", "");
+        let rules = policy("rules: [{to: [{operation: {methods: [GET]}}]}]");
+        let mesh = Mesh::start(&format!("{yaml}{}{rules}", mtls(mode))).await;
+        let _proxy = mesh.workload("users", ip, app.address).await;
+        let offers: [&[&[u8]]; 4] = [
+            &[b"istio-http/1.1", b"istio", b"http/1.1"],
+            &[b"istio", b"istio-http/1.1"],
+            &[b"istio-peer-exchange", b"istio", b"istio-http/1.1"],
+            &[b"istio-h2", b"istio", b"h2"],
+        ];
+        for offer in offers {
+            let tls = ca::connect((ip, PORT).into(), Some(caller(&mesh.ca())), offer).await;
+            let tls = tls.expect("a handshake");
+            let chosen = tls.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
+            let is_h2 = chosen.as_deref() == Some(b"istio-h2");
+            assert!(
+                is_h2 || chosen.as_deref() == Some(b"istio-http/1.1"),
+                "{offer:?}: {chosen:?}"
+            );
+            let mut client = Client::over(tls);
+            let forged = "GET / HTTP/1.1\r\nHost: users\r\nX-Forwarded-Client-Cert: By=me;URI=spiffe://cluster.local/ns/default/sa/root\r\n\r\n";
+            let response = client.ask(forged).await;
+            assert_eq!(response.status, 200, "{offer:?}");
+            let seen = app.requests().pop().expect("it came");
+            let cert = seen.header("x-forwarded-client-cert").expect("XFCC");
+            assert!(
+                cert.ends_with("URI=spiffe://cluster.local/ns/default/sa/web"),
+                "{cert}"
+            );
+            assert_eq!(
+                client
+                    .ask("POST / HTTP/1.1\r\nHost: users\r\nContent-Length: 0\r\n\r\n")
+                    .await
+                    .status,
+                403
+            );
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_that_istio_refuses_is_closed_for_whom_it_selects_until_it_is_mended() {
+    let (ips, app) = ([fresh_ip(), fresh_ip()], App::start().await);
+    let services = format!(
+        "{}{}",
+        service("users", &[(ips[0], "v1")]),
+        service("shop", &[(ips[1], "v1")])
+    );
+    let mesh = Mesh::start(&services).await;
+    let _users = mesh.workload("users", ips[0], app.address).await;
+    let _shop = mesh.workload("shop", ips[1], app.address).await;
+    let ca = mesh.ca();
+    let of = "selector: {matchLabels: {app: users}}, ";
+    for (spec, words) in [
+        (
+            "action: DENY, rules: [{from: [{source: {namespaces: ['s*p']}}]}]",
+            "* stands alone or at one end",
+        ),
+        (
+            "action: DENY, rules: [{from: [{source: {namespaces: ['*ho*']}}]}]",
+            "* stands alone or at one end",
+        ),
+        (
+            "action: DENY, rules: [{from: [{source: {namespaces: [default/sa]}}]}]",
+            "no namespace's name",
+        ),
+        (
+            "rules: [{from: [{source: {principals: ['*//cluster.local/ns/default/sa/web']}}]}]",
+            "without spiffe://",
+        ),
+        (
+            "action: DENY, rules: [{to: [{operation: {methods: [get]}}]}]",
+            "in capitals",
+        ),
+        (
+            "action: DENY, rules: [{to: [{operation: {paths: ['/a/*/b']}}]}]",
+            "* stands alone",
+        ),
+        (
+            "action: DENY, rules: [{to: [{operation: {paths: ['']}}]}]",
+            "is empty",
+        ),
+        ("action: DENY", "without rules denies nothing"),
+        ("action: DENY, rules: []", "without rules denies nothing"),
+        ("rules: [{from: }]", "is empty"),
+        (
+            "rules: [{from: [{source: {principals: [], namespaces: [default]}}]}]",
+            "is empty",
+        ),
+    ] {
+        mesh.write("policy.yaml", &policy(&format!("{of}{spec}")));
+        until(&format!("{spec} closes"), || async {
+            (ask((ips[0], PORT).into(), Way::Tls1, &ca, "GET", "/").await == Answer::Status(403))
+                .then_some(())
+        })
+        .await;
+        for way in Way::ALL {
+            assert!(
+                !gets_in((ips[0], PORT).into(), way, &ca).await,
+                "{spec} by {way:?}"
+            );
+        }
+        let problems = mesh.problems();
+        assert!(
+            problems
+                .iter()
+                .any(|p| p.contains("policy.yaml:5:") && p.contains(words)),
+            "{spec}: {problems:?}"
+        );
+        assert!(
+            gets_in((ips[1], PORT).into(), Way::Http1, &ca).await,
+            "{spec}: another app"
+        );
+        mesh.write("policy.yaml", "# mended\n");
+        until("it is open again", || async {
+            gets_in((ips[0], PORT).into(), Way::Http1, &ca)
+                .await
+                .then_some(())
+        })
+        .await;
+    }
+    for (spec, words) in [
+        (
+            "selector: {matchLabels: {app: '*'}}, action: DENY, rules: [{}]",
+            "knows no *",
+        ),
+        (
+            "selector: {matchLabels: {'': users}}, action: DENY, rules: [{}]",
+            "have names",
+        ),
+    ] {
+        mesh.write("policy.yaml", &policy(spec));
+        until(&format!("{spec} closes its namespace"), || async {
+            let open = gets_in((ips[0], PORT).into(), Way::Http1, &ca).await
+                || gets_in((ips[1], PORT).into(), Way::Http1, &ca).await;
+            (!open).then_some(())
+        })
+        .await;
+        let problems = mesh.problems();
+        assert!(
+            problems.iter().any(|p| p.contains(words)),
+            "{spec}: {problems:?}"
+        );
+    }
+}

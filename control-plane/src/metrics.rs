@@ -113,6 +113,12 @@ fn build() -> Result<IntGauge, prometheus::Error> {
     Ok(build)
 }
 
+fn held_closed(makes: &Makes<'_>) -> Result<IntGaugeVec, prometheus::Error> {
+    let help =
+        "Objects with selectors that hold a workload closed because its labels are not known.";
+    makes.gauges("leno_workload_labels_unknown", help, "node")
+}
+
 fn rejects(makes: &Makes<'_>) -> Result<IntCounterVec, prometheus::Error> {
     let help = "Responses that proxies refused.";
     let rejects = makes.counters("pilot_total_xds_rejects", help, &["type"])?;
@@ -182,11 +188,7 @@ impl Metrics {
                     &[],
                 )?
                 .with_label_values(&[] as &[&str]),
-            held_closed: makes.gauges(
-                "leno_workload_labels_unknown",
-                "Objects with selectors that hold a workload closed because its labels are not known.",
-                "node",
-            )?,
+            held_closed: held_closed(&makes)?,
             connected: makes.gauges("pilot_xds", "Proxies that are connected.", "version")?,
             registry,
         })

@@ -147,7 +147,7 @@ fn port_chains(
         None => "mesh default: PERMISSIVE".to_owned(),
     };
     let metadata = describe(&rule, node, workload, known);
-    let chain = |filters: &Vec<Filter>, transport: &str, alpn: &[&str], tls: bool| FilterChain {
+    let chain = |(is_http, transport, alpn, tls): Taken| FilterChain {
         name: format!("{cluster}{transport} {}", alpn.join(",")),
         filter_chain_match: Some(FilterChainMatch {
             destination_port: port.map(|port| wire::number(port.into())),
@@ -155,52 +155,48 @@ fn port_chains(
             application_protocols: alpn.iter().map(|&protocol| protocol.to_owned()).collect(),
             ..FilterChainMatch::default()
         }),
-        filters: filters.clone(),
+        filters: if is_http { http.clone() } else { tcp.clone() },
         transport_socket: tls.then(|| downstream_tls(node.client)),
         metadata: Some(metadata.clone()),
         ..FilterChain::default()
     };
-    let declared = if protocol == Protocol::Tcp {
-        &tcp
-    } else {
-        &http
+    taken(protocol, mode).into_iter().map(chain).collect()
+}
+
+/// What a chain takes: whether as HTTP, by which transport, with which ALPN protocols; whether it terminates mutual TLS.
+type Taken = (bool, &'static str, &'static [&'static str], bool);
+
+/// What the chains of a port take that carries `protocol` under `mode`.
+fn taken(protocol: Protocol, mode: Mode) -> Vec<Taken> {
+    let (is_http, any): (_, &[&str]) = (protocol != Protocol::Tcp, &[]);
+    let mut taken = match (protocol, mode) {
+        (_, Mode::Disable) => vec![],
+        (Protocol::Auto, Mode::Strict) => vec![
+            (true, "tls", &HTTP_TLS[..], true),
+            (false, "tls", any, true),
+        ],
+        (Protocol::Auto, _) => vec![
+            (true, "tls", &HTTP_TLS[..2], true),
+            (false, "tls", &SIDECAR[2..], true),
+        ],
+        (_, Mode::Strict) => vec![(is_http, "tls", any, true)],
+        _ => vec![(is_http, "tls", &SIDECAR[..], true)],
     };
-    let terminates = mode != Mode::Disable;
-    let mut chains = Vec::new();
-    if protocol == Protocol::Auto {
-        if terminates {
-            // TLS that isn't ours passes to the app, unless mutual TLS is demanded.
-            let offered = if mode == Mode::Strict {
-                &HTTP_TLS[..]
-            } else {
-                &HTTP_TLS[..2]
-            };
-            chains.push(chain(&http, "tls", offered, true));
-            let rest: &[&str] = if mode == Mode::Strict {
-                &[]
-            } else {
-                &SIDECAR[2..]
-            };
-            chains.push(chain(&tcp, "tls", rest, true));
-        }
-        if mode != Mode::Strict {
-            chains.push(chain(&http, "raw_buffer", &HTTP, false));
-            chains.push(chain(&tcp, "", &[], false));
-        }
-        return chains;
+    match protocol {
+        _ if mode == Mode::Strict => {}
+        // TLS that isn't ours passes to the app as it is.
+        Protocol::Auto => taken.extend([
+            (true, "raw_buffer", &HTTP[..], false),
+            (false, "", any, false),
+        ]),
+        Protocol::Tcp => taken.extend([
+            (false, "raw_buffer", any, false),
+            (false, "tls", any, false),
+        ]),
+        // What is declared HTTP gets HTTP: no rule sees into a stranger's TLS.
+        Protocol::Http | Protocol::Http2 => taken.push((true, "raw_buffer", any, false)),
     }
-    if terminates {
-        let only: &[&str] = if mode == Mode::Strict { &[] } else { &SIDECAR };
-        chains.push(chain(declared, "tls", only, true));
-    }
-    if mode != Mode::Strict {
-        chains.push(chain(declared, "raw_buffer", &[], false));
-    }
-    if mode != Mode::Strict && protocol == Protocol::Tcp {
-        // TLS that isn't ours passes to the app as it is; what is declared HTTP gets HTTP, and no rule sees into TLS.
-        chains.push(chain(&tcp, "tls", &[], false));
-    }
-    chains
+    taken
 }
 
 /// What explanations and metrics say of a chain.

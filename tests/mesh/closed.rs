@@ -485,3 +485,121 @@ async fn an_object_that_istio_refuses_is_closed_for_whom_it_selects_until_it_is_
         );
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_authentication_that_istio_refuses_is_strict_for_whom_it_selects() {
+    let (ips, app) = ([fresh_ip(), fresh_ip()], App::start().await);
+    let services = format!(
+        "{}{}",
+        service("users", &[(ips[0], "v1")]),
+        service("shop", &[(ips[1], "v1")])
+    );
+    let mesh = Mesh::start(&services).await;
+    let _users = mesh.workload("users", ips[0], app.address).await;
+    let _shop = mesh.workload("shop", ips[1], app.address).await;
+    let ca = mesh.ca();
+    let of = "selector: {matchLabels: {app: users}}, ";
+    for (spec, words, closes_all) in [
+        (
+            format!("{of}portLevelMtls: {{0: {{mode: STRICT}}}}"),
+            "0 is not a port",
+            false,
+        ),
+        (
+            format!("{of}portLevelMtls: {{}}"),
+            "portLevelMtls is empty",
+            false,
+        ),
+        (format!("{of}mtls: {{mode: OPEN}}"), "OPEN", false),
+        (
+            "portLevelMtls: {3001: {mode: DISABLE}}".to_owned(),
+            "needs a selector",
+            true,
+        ),
+        (
+            "selector: {matchLabels: {app: '*'}}, mtls: {mode: STRICT}".to_owned(),
+            "knows no *",
+            true,
+        ),
+    ] {
+        let object = format!(
+            "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: one}}\nspec: {{{spec}}}\n"
+        );
+        mesh.write("mode.yaml", &object);
+        until(&format!("{spec} closes"), || async {
+            (!gets_in((ips[0], PORT).into(), Way::Http1, &ca).await).then_some(())
+        })
+        .await;
+        for way in OVER_HTTP {
+            let open = gets_in((ips[0], PORT).into(), way, &ca).await;
+            assert_eq!(open, !way.is_plaintext(), "{spec} by {way:?}");
+            let other = gets_in((ips[1], PORT).into(), way, &ca).await;
+            assert_eq!(
+                other,
+                !(closes_all && way.is_plaintext()),
+                "{spec} by {way:?}: another app"
+            );
+        }
+        let problems = mesh.problems();
+        let is_said =
+            |p: &String| p.contains("mode.yaml:") && p.contains(": error: ") && p.contains(words);
+        assert!(problems.iter().any(is_said), "{spec}: {problems:?}");
+        mesh.write("mode.yaml", "# mended\n");
+        until("it is open again", || async {
+            gets_in((ips[0], PORT).into(), Way::Http1, &ca)
+                .await
+                .then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_modes_of_one_level_the_stricter_counts_and_it_is_said() {
+    let (ip, app) = (fresh_ip(), App::start().await);
+    let mesh = Mesh::start(&service("users", &[(ip, "v1")])).await;
+    let _proxy = mesh.workload("users", ip, app.address).await;
+    let (ca, address) = (mesh.ca(), (ip, PORT).into());
+    let object = |name: &str, namespace: &str, spec: &str| {
+        format!(
+            "---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {{{spec}}}\n"
+        )
+    };
+    let by_app = "selector: {matchLabels: {app: users}}, ";
+    let by_version = "selector: {matchLabels: {version: v1}}, ";
+    for (namespace, selectors) in [
+        ("istio-system", ["", ""]),
+        ("default", ["", ""]),
+        ("default", [by_app, by_app]),
+        ("default", [by_app, by_version]),
+    ] {
+        for modes in [["STRICT", "PERMISSIVE"], ["DISABLE", "STRICT"]] {
+            let spec = |at: usize| format!("{}mtls: {{mode: {}}}", selectors[at], modes[at]);
+            let both = format!(
+                "{}{}",
+                object("a", namespace, &spec(0)),
+                object("b", namespace, &spec(1))
+            );
+            mesh.write("mode.yaml", &both);
+            until(
+                &format!("{namespace} {selectors:?} {modes:?} is strict"),
+                || async { (!gets_in(address, Way::Http1, &ca).await).then_some(()) },
+            )
+            .await;
+            assert!(gets_in(address, Way::Tls1, &ca).await);
+            let problems = mesh.problems();
+            let said = format!("{namespace}/a PeerAuthentication is for the same workloads");
+            assert!(
+                problems
+                    .iter()
+                    .any(|p| p.contains(": notice: ") && p.contains(&said)),
+                "{problems:?}"
+            );
+            mesh.write("mode.yaml", "# nothing\n");
+            until("it is open again", || async {
+                gets_in(address, Way::Http1, &ca).await.then_some(())
+            })
+            .await;
+        }
+    }
+}

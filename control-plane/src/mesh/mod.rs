@@ -173,25 +173,20 @@ impl Mesh {
         self.services.get(host).or_else(|| self.direct.get(host))
     }
 
-    /// Whether an endpoint's workload takes no new work. One without a service account is that of any of its namespace.
+    /// Whether an endpoint's workload takes no new work. One without a service account has no sidecar that could say so.
     pub fn is_draining(&self, endpoint: &Endpoint) -> bool {
         let draining = &self.draining.workloads;
-        if draining.is_empty() {
+        let Some(account) = (!draining.is_empty())
+            .then_some(endpoint.account.as_ref())
+            .flatten()
+        else {
             return false;
-        }
-        let key = |account: &str| {
-            (
-                endpoint.address,
-                endpoint.namespace.clone(),
-                account.to_owned(),
-            )
         };
-        match &endpoint.account {
-            Some(account) => draining.contains(&key(account)),
-            None => (draining.range(key("")..).next()).is_some_and(|(address, namespace, _)| {
-                *address == endpoint.address && *namespace == endpoint.namespace
-            }),
-        }
+        draining.contains(&(
+            endpoint.address,
+            endpoint.namespace.clone(),
+            account.clone(),
+        ))
     }
 
     /// Workload ports that an object that may be for this workload has a mode for.

@@ -246,3 +246,33 @@ pub(super) fn namespace_match(said: &Wildcard, domain: &str) -> StringMatch {
     };
     StringMatch::Regex(format!("spiffe://{domain}/ns/{part}/sa/[^/]+"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cluster_local_is_the_meshs_own_trust_domain() {
+        let read = |text: &str| Wildcard::try_from(text.to_owned()).expect("one");
+        for (said, whole, foreign) in [
+            ("cluster.local/ns/a/sa/b", "spiffe://corp/ns/a/sa/b", None),
+            ("corp/ns/a/*", "spiffe://corp/ns/a/", None),
+            ("cluster.local/*", "spiffe://corp/", None),
+            ("cluster*", "spiffe://cluster", None),
+            ("*cluster.local/ns/a/sa/b", "corp/ns/a/sa/b", None),
+            ("*/sa/b", "/sa/b", None),
+            ("other/ns/a/sa/b", "spiffe://other/ns/a/sa/b", Some("other")),
+        ] {
+            let got = match principal(&read(said), "corp") {
+                StringMatch::Exact(text)
+                | StringMatch::Prefix(text)
+                | StringMatch::Suffix(text) => text,
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(
+                (got.as_str(), foreign_domain(&read(said), "corp")),
+                (whole, foreign)
+            );
+        }
+    }
+}

@@ -326,6 +326,64 @@ mod tests {
     }
 
     #[test]
+    fn what_no_selector_can_tell_is_named() {
+        let entry = |kind: &str, spec: &str| {
+            format!(
+                "apiVersion: networking.istio.io/v1\nkind: {kind}\nmetadata: {{name: e}}\nspec: {{{spec}}}\n"
+            )
+        };
+        let service = |more: &str| {
+            let spec =
+                "hosts: [e.default.svc.cluster.local], ports: [{number: 80}], resolution: STATIC";
+            entry("ServiceEntry", &format!("{spec}, {more}"))
+        };
+        let bare = "endpoints: [{address: 10.0.0.1}, {address: 10.0.0.2, labels: {app: a}}, {address: 10.0.0.3}]";
+        for (yaml, named) in [
+            (
+                entry("WorkloadEntry", "address: 10.0.0.1"),
+                "address without labels",
+            ),
+            (
+                service(&format!("location: MESH_INTERNAL, {bare}")),
+                "endpoints[0], endpoints[2] without labels",
+            ),
+            (
+                service("endpoints: [{address: 10.0.0.1, serviceAccount: a}]"),
+                "endpoints[0] without labels",
+            ),
+            // A service outside of the mesh has no sidecars.
+            (service(bare), ""),
+            (
+                service(
+                    "endpoints: [{address: 10.0.0.1, labels: {a: b}}, {address: 10.0.0.1, labels: {a: c}}]",
+                ),
+                "10.0.0.1 has other labels in default/e ServiceEntry",
+            ),
+            (
+                service(
+                    "endpoints: [{address: 10.0.0.1, labels: {a: b}, serviceAccount: x}, {address: 10.0.0.1, labels: {a: c}, serviceAccount: y}]",
+                ),
+                "",
+            ),
+            (
+                entry("WorkloadEntry", "address: 10.0.0.1, labels: {app: a}"),
+                "",
+            ),
+        ] {
+            let (_, problems) = apply(&mut LastGood::default(), &[("e.yaml", &yaml)]);
+            match named {
+                "" => assert!(problems.is_empty(), "{problems:?}"),
+                named => assert!(
+                    problems.len() == 1
+                        && problems[0].contains(": notice: ")
+                        && problems[0].contains(named),
+                    "{named}: {problems:?}"
+                ),
+            }
+        }
+    }
+
+    #[test]
     fn an_object_that_stands_twice_names_both_places() {
         let (_, problems) = apply(
             &mut LastGood::default(),

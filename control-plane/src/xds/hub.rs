@@ -178,7 +178,8 @@ impl<'a> Proxy<'a> {
     pub(super) fn new(hub: &'a Hub, node: Node, said: &'a NodeMessage) -> Proxy<'a> {
         Proxy {
             name: &said.id,
-            has_inbound: has_inbound(said),
+            // gRPC's library dials only.
+            has_inbound: node.client != Client::Grpc && has_inbound(said),
             seat: hub.workloads.join(&node, instance(said)),
             node,
             workload: Arc::default(),

@@ -17,7 +17,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::hub::Hub;
 use crate::auth::Peer;
 use crate::ca::Identity;
-use crate::mesh::{Client, Draining, Node, WorkloadKey};
+use crate::mesh::{Client, Draining, Mesh, Node, WorkloadKey};
 
 /// How long the subscribers are given to take the change.
 const BARRIER: Duration = Duration::from_secs(5);
@@ -151,8 +151,13 @@ impl Service for Lifecycle {
             let mut state = hub.state();
             let read = state.wait_for(|state| state.complete).await;
             let mesh = read.map(|state| Arc::clone(&state.mesh));
-            // Nobody is sent to what isn't in the registry: nobody need know.
-            if !mesh.is_ok_and(|mesh| mesh.endpoints_of(&node).next().is_some()) {
+            // Nobody is told of what isn't in the registry as this account's: nobody need know. An endpoint without an account
+            // is no proof of whose it is.
+            let is_known = |mesh: &Mesh| {
+                let mut own = mesh.endpoints_of(&node);
+                own.any(|(_, endpoint)| endpoint.account.is_some())
+            };
+            if !mesh.is_ok_and(|mesh| is_known(&mesh)) {
                 let _ = out.send(Ok(DrainResponse::default())).await;
                 return out.closed().await;
             }

@@ -15,55 +15,43 @@ use crate::mesh::{Mesh, Node, WorkloadKey};
 /// A proxy whose stream broke comes back within this, or doesn't.
 const FORGOTTEN: Duration = Duration::from_secs(600);
 
+/// A workload, and what its proxy calls its life.
+type Life = (WorkloadKey, String);
+
 /// What connected workloads were last described as.
 #[derive(Debug, Default)]
-pub(super) struct Workloads(Mutex<BTreeMap<WorkloadKey, Last>>);
+pub(super) struct Workloads(Mutex<BTreeMap<Life, Last>>);
 
-/// What a workload was last described as, in one life of its proxy.
+/// What a workload was last described as.
 #[derive(Debug)]
 struct Last {
-    instance: String,
     described: Arc<Described>,
     streams: usize,
     /// When the last stream ended.
     left: Instant,
 }
 
-impl Last {
-    /// Whether a proxy that calls its life `instance` is this one. One that doesn't call it anything is only known by its
-    /// open streams.
-    fn is(&self, instance: &str) -> bool {
-        self.instance == instance && (self.streams > 0 || !instance.is_empty())
-    }
-}
-
 impl Workloads {
-    fn held(&self) -> MutexGuard<'_, BTreeMap<WorkloadKey, Last>> {
+    fn held(&self) -> MutexGuard<'_, BTreeMap<Life, Last>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A proxy opens a stream.
     pub(super) fn join(&self, node: &Node, instance: &str) -> Seat<'_> {
-        let (key, now) = (node.workload(), Instant::now());
+        let (life, now) = ((node.workload(), instance.to_owned()), Instant::now());
         let mut held = self.held();
-        held.retain(|_, last| last.streams > 0 || now < last.left + FORGOTTEN);
-        let fresh = || Last {
-            instance: instance.to_owned(),
+        // A life without a name can't be told from the next one.
+        held.retain(|(_, instance), last| {
+            last.streams > 0 || (!instance.is_empty() && now < last.left + FORGOTTEN)
+        });
+        let last = held.entry(life.clone()).or_insert_with(|| Last {
             described: Arc::default(),
             streams: 0,
             left: now,
-        };
-        let last = held.entry(key.clone()).or_insert_with(fresh);
-        if !last.is(instance) {
-            *last = fresh();
-        }
+        });
         last.streams += 1;
         drop(held);
-        Seat {
-            of: self,
-            key,
-            instance: instance.to_owned(),
-        }
+        Seat { of: self, life }
     }
 }
 
@@ -71,8 +59,7 @@ impl Workloads {
 #[derive(Debug)]
 pub(super) struct Seat<'a> {
     of: &'a Workloads,
-    key: WorkloadKey,
-    instance: String,
+    life: Life,
 }
 
 impl Seat<'_> {
@@ -80,26 +67,72 @@ impl Seat<'_> {
     pub(super) fn describe(&self, mesh: &Mesh, node: &Node) -> Arc<Described> {
         let described = mesh.describe(node);
         let mut held = self.of.held();
-        let Some(last) = held
-            .get_mut(&self.key)
-            .filter(|last| last.instance == self.instance)
-        else {
-            return Arc::new(described);
-        };
-        last.described = Arc::new(described.or(&last.described));
-        Arc::clone(&last.described)
+        match held.get_mut(&self.life) {
+            None => Arc::new(described),
+            Some(last) => {
+                last.described = Arc::new(described.or(&last.described));
+                Arc::clone(&last.described)
+            }
+        }
     }
 }
 
 impl Drop for Seat<'_> {
     fn drop(&mut self) {
-        let mut held = self.of.held();
-        if let Some(last) = held
-            .get_mut(&self.key)
-            .filter(|last| last.instance == self.instance)
-        {
-            last.streams = last.streams.saturating_sub(1);
+        if let Some(last) = self.of.held().get_mut(&self.life) {
+            last.streams -= 1;
             last.left = Instant::now();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mesh::Client;
+
+    fn node() -> Node {
+        Node {
+            ip: "10.0.0.1".parse().expect("an address"),
+            namespace: "default".to_owned(),
+            account: "users".to_owned(),
+            client: Client::Leno,
+            labels: BTreeMap::new(),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_known_stays_for_a_life_and_a_while_and_for_no_other() {
+        let workloads = Workloads::default();
+        let nothing = Mesh::default();
+        let mut described = node();
+        described
+            .labels
+            .insert("app".to_owned(), "users".to_owned());
+        let knows = |seat: &Seat<'_>| seat.describe(&nothing, &node()).labels().are_known();
+        let first = workloads.join(&node(), "a");
+        assert!(!knows(&first));
+        first.describe(&nothing, &described);
+        assert!(knows(&first));
+        let (second, other) = (workloads.join(&node(), "a"), workloads.join(&node(), "b"));
+        assert!(knows(&second) && !knows(&other));
+        drop((first, second));
+        tokio::time::advance(FORGOTTEN / 2).await;
+        assert!(
+            knows(&workloads.join(&node(), "a")),
+            "its stream broke, and it came back"
+        );
+        tokio::time::advance(FORGOTTEN).await;
+        assert!(!knows(&workloads.join(&node(), "a")), "it left");
+
+        let nameless = workloads.join(&node(), "");
+        nameless.describe(&nothing, &described);
+        assert!(knows(&nameless));
+        drop(nameless);
+        assert!(
+            !knows(&workloads.join(&node(), "")),
+            "who knows whether it is the same"
+        );
+        assert!(workloads.held().len() <= 3, "nothing is kept for ever");
     }
 }

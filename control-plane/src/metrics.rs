@@ -1,5 +1,8 @@
 //! Metrics of the control plane, under Istio's names where it has one, so that its dashboards show them.
 
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
@@ -25,7 +28,9 @@ pub struct Metrics {
     /// Proxies that are connected, by version.
     pub connected: IntGaugeVec,
     /// Objects that hold a workload closed because its labels aren't known, by node.
-    pub held_closed: IntGaugeVec,
+    held_closed: IntGaugeVec,
+    /// The streams of such workloads, each with its node.
+    held: Mutex<BTreeMap<u64, String>>,
     /// Certificates that were asked for.
     pub asked: IntCounter,
     /// Certificates that were issued.
@@ -189,6 +194,7 @@ impl Metrics {
                 )?
                 .with_label_values(&[] as &[&str]),
             held_closed: held_closed(&makes)?,
+            held: Mutex::default(),
             connected: makes.gauges("pilot_xds", "Proxies that are connected.", "version")?,
             registry,
         })
@@ -202,10 +208,19 @@ impl Metrics {
         }
     }
 
-    /// Nothing holds the workload of `node` closed for want of labels, or it has left.
-    pub fn forget_held(&self, node: &str) {
-        // What wasn't held is no error.
-        let _ = self.held_closed.remove_label_values(&[node]);
+    /// Sets the number of objects that hold the node at the end of a stream closed; none, when none do or the stream ended.
+    pub fn set_held(&self, stream: u64, held: Option<(&str, usize)>) {
+        let mut streams = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = streams.remove(&stream);
+        if let Some((node, objects)) = held {
+            streams.insert(stream, node.to_owned());
+            let objects = i64::try_from(objects).unwrap_or(i64::MAX);
+            self.held_closed.with_label_values(&[node]).set(objects);
+        }
+        if let Some(node) = before.filter(|node| !streams.values().any(|other| other == node)) {
+            // A node without a series is no error.
+            let _ = self.held_closed.remove_label_values(&[node.as_str()]);
+        }
     }
 
     /// Everything in Prometheus' text format.

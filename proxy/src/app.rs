@@ -488,7 +488,7 @@ fn text(text: &str) -> Value {
     }
 }
 
-/// What the control plane is told of this life of the proxy; the names but the first are Istio's.
+/// The node's metadata: this life of the proxy, and, by Istio's names, its way of interception and its ports.
 fn metadata(bootstrap: &Bootstrap, instance: &str) -> [(String, Value); 3] {
     let mode = if bootstrap.capture.is_some() {
         "REDIRECT"

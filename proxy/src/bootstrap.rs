@@ -13,7 +13,7 @@ use crate::directory;
 use crate::export::log::Sink;
 use crate::export::otlp::{Address, Protocol};
 use crate::http::h1::{Limits, Timeouts};
-use crate::http::upgrade::{self, Upgrades};
+use crate::http::upgrade::Upgrades;
 use crate::intercept::InitArgs;
 use crate::observe::access_log::{Format, TEXT};
 use crate::observe::metrics::MAX_SERIES;
@@ -124,8 +124,14 @@ pub struct RunArgs {
     #[arg(long, env = "LENO_PORTS_FROM", default_value_t = 15000)]
     pub ports_from: u16,
     /// Protocols, beside websocket, that requests may switch to: what follows the switch is bytes that no rule sees.
-    #[arg(long, env = "LENO_UPGRADES", value_delimiter = ',')]
-    pub upgrades: Vec<upgrade::Protocol>,
+    #[arg(
+        long,
+        env = "LENO_UPGRADES",
+        default_value = "",
+        value_name = "PROTOCOLS",
+        hide_default_value = true
+    )]
+    pub upgrades: Upgrades,
     /// Worker threads; 1 serves most pods.
     #[arg(long, env = "LENO_WORKERS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub workers: u16,
@@ -457,7 +463,7 @@ impl RunArgs {
             inbound: self.inbound,
             telemetry: self.telemetry.into_telemetry()?,
             workers: self.workers,
-            upgrades: Upgrades::new(self.upgrades),
+            upgrades: self.upgrades,
             limits: Limits {
                 head_bytes: limits.max_head_bytes,
                 headers: limits.max_headers,

@@ -41,12 +41,12 @@ impl Way {
         Way::TlsTcp,
     ];
 
-    /// Whether it is without mutual TLS.
+    /// True without mutual TLS.
     pub fn is_plaintext(self) -> bool {
         matches!(self, Way::Http1 | Way::Http2 | Way::Tcp)
     }
 
-    /// Whether it carries HTTP.
+    /// True for HTTP.
     pub fn is_http(self) -> bool {
         !matches!(self, Way::Tcp | Way::TlsTcp)
     }
@@ -61,7 +61,7 @@ impl Way {
     }
 }
 
-/// What became of a try.
+/// The end of a try.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
     /// The app answered.
@@ -72,9 +72,9 @@ pub enum Answer {
     Closed,
 }
 
-/// What the app answers with.
+/// The app's answer to a request.
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
-/// What isn't HTTP, and what the app answers to it.
+/// Bytes that are no HTTP, and the app's answer to them.
 const BYTES: &[u8] = b"\x01\x02\x03no http\n";
 
 /// Tries to reach the app at `address`: requests are `method` of `path`.
@@ -97,7 +97,7 @@ pub async fn ask(address: SocketAddr, way: Way, ca: &Ca, method: &str, path: &st
         .expect("an answer or an end")
 }
 
-/// Whether a GET, or bytes, reach the app.
+/// True when a GET, or bytes, reach the app.
 pub async fn gets_in(address: SocketAddr, way: Way, ca: &Ca) -> bool {
     ask(address, way, ca, "GET", "/").await == Answer::App
 }
@@ -186,7 +186,7 @@ impl App {
         app
     }
 
-    /// How many requests, and pieces of bytes, reached it.
+    /// The number of requests, and of pieces of bytes, that reached it.
     pub fn reached(&self) -> usize {
         self.reached.load(Ordering::SeqCst)
     }

@@ -1,9 +1,11 @@
-//! What Istio's sidecar keeps out stays out, whatever it is called.
+//! Requests that Istio's sidecar keeps out, in every spelling and over every protocol.
+
+use std::net::Ipv4Addr;
 
 use leno_tests::ca::{self, Ca};
 use leno_tests::client::{Client, Response, get};
 use leno_tests::h2;
-use leno_tests::mesh::{Mesh, PORT, mtls, pair, service};
+use leno_tests::mesh::{Mesh, PORT, Proxy, mtls, pair, service};
 use leno_tests::probe::{Answer, App, Way, ask, caller, gets_in};
 use leno_tests::upstream::Upstream;
 use leno_tests::{fresh_ip, until};
@@ -315,6 +317,23 @@ async fn a_method_in_another_case_is_refused_and_options_of_all_is_judged_as_a_p
     }
 }
 
+#[test]
+fn what_a_sidecar_refuses_in_another_case_no_rule_may_name_in_it() {
+    use leno_control_plane::istio::wildcard::{METHODS, Method};
+    use leno_proxy::http::h1::{Before, Limits, parse_request};
+    use leno_proxy::http::head::Head;
+    for method in METHODS.split(' ') {
+        let lower = method.to_ascii_lowercase();
+        assert!(Method::try_from(method.to_owned()).is_ok(), "{method}");
+        assert!(Method::try_from(lower.clone()).is_err(), "{lower}");
+        let mut head = Head::default();
+        let text = format!("{lower} / HTTP/1.1\r\nHost: h\r\n\r\n");
+        head.buffer().extend_from_slice(text.as_bytes());
+        let read = parse_request(&mut head, &Limits::default(), &mut Before::default());
+        assert!(read.is_err(), "{lower}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_port_that_is_declared_http_gets_http_and_no_strangers_tls() {
     for mode in ["PERMISSIVE", "DISABLE"] {
@@ -380,8 +399,8 @@ async fn an_istio_callers_offers_are_taken_for_http_where_nobody_declared_the_po
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_object_that_istio_refuses_is_closed_for_whom_it_selects_until_it_is_mended() {
+/// A mesh of two apps, `users` and `shop`, with the addresses of their sidecars.
+async fn users_and_shop() -> (Mesh, [Ipv4Addr; 2], [Proxy; 2]) {
     let (ips, app) = ([fresh_ip(), fresh_ip()], App::start().await);
     let services = format!(
         "{}{}",
@@ -389,8 +408,14 @@ async fn an_object_that_istio_refuses_is_closed_for_whom_it_selects_until_it_is_
         service("shop", &[(ips[1], "v1")])
     );
     let mesh = Mesh::start(&services).await;
-    let _users = mesh.workload("users", ips[0], app.address).await;
-    let _shop = mesh.workload("shop", ips[1], app.address).await;
+    let users = mesh.workload("users", ips[0], app.address).await;
+    let shop = mesh.workload("shop", ips[1], app.address).await;
+    (mesh, ips, [users, shop])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_that_istio_refuses_is_closed_for_whom_it_selects_until_it_is_mended() {
+    let (mesh, ips, _proxies) = users_and_shop().await;
     let ca = mesh.ca();
     let of = "selector: {matchLabels: {app: users}}, ";
     for (spec, words) in [
@@ -488,15 +513,7 @@ async fn an_object_that_istio_refuses_is_closed_for_whom_it_selects_until_it_is_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_peer_authentication_that_istio_refuses_is_strict_for_whom_it_selects() {
-    let (ips, app) = ([fresh_ip(), fresh_ip()], App::start().await);
-    let services = format!(
-        "{}{}",
-        service("users", &[(ips[0], "v1")]),
-        service("shop", &[(ips[1], "v1")])
-    );
-    let mesh = Mesh::start(&services).await;
-    let _users = mesh.workload("users", ips[0], app.address).await;
-    let _shop = mesh.workload("shop", ips[1], app.address).await;
+    let (mesh, ips, _proxies) = users_and_shop().await;
     let ca = mesh.ca();
     let of = "selector: {matchLabels: {app: users}}, ";
     for (spec, words, closes_all) in [

@@ -1,7 +1,7 @@
-//! What a plain reading of labels says is denied is never served: random objects and registries, and their changes, through
+//! A plain reading of labels denies, and nothing that it denies is served: random objects and registries, and their changes, through
 //! the control plane's translation and the sidecar's plan, against a reading that knows neither.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use leno_proxy::config::listener::{Filter, Listener};
 use leno_proxy::http::head::Head;
 use leno_proxy::observe::labels::Party;
 use leno_proxy::observe::metrics::Metrics;
-use leno_proxy::policy::{Caller, Verdict, verdict};
+use leno_proxy::policy::{Caller, Verdict, verdict, verdict_tcp};
 use leno_proxy::route::matcher::RequestView;
 use leno_proxy::snapshot::{Answer as Told, Builder, InboundPlan, Resources, Snapshot};
 use leno_proxy::tls::Credentials;
@@ -59,13 +59,14 @@ struct Object {
 #[derive(Debug, Clone)]
 enum What {
     Peer(Mode, Option<(u16, Mode)>),
-    /// Whether it denies, and its rules: a path, and whether only `web` meets it.
+    /// True when it denies; its rules: a path, and true where only `web` meets it.
     Policy(bool, Vec<(&'static str, bool)>),
 }
 
-/// What the registry says of the address.
+/// An entry of the registry.
 #[derive(Debug, Clone)]
 struct Entry {
+    name: String,
     namespace: &'static str,
     account: Option<&'static str>,
     labels: Labels,
@@ -80,11 +81,13 @@ enum Kind {
     Refused,
 }
 
-/// A request: its port, its path, and whether `web` sends it by mutual TLS.
+/// A request, or bytes.
 #[derive(Debug, Clone, Copy)]
 struct Request {
     port: u16,
-    path: &'static str,
+    /// None for bytes.
+    path: Option<&'static str>,
+    /// True when `web` sends it by mutual TLS.
     is_mutual: bool,
 }
 
@@ -124,6 +127,8 @@ fn object(rng: &mut Rng) -> Object {
 
 fn entry(rng: &mut Rng) -> Entry {
     Entry {
+        // A name that nothing had before: an entry that is refused has no last good form.
+        name: format!("e{}", rng.u64(..)),
         namespace: ["default", "default", "default", "shop"][rng.usize(..4)],
         account: [None, Some("users"), Some("users"), Some("other")][rng.usize(..4)],
         labels: labels(rng),
@@ -190,7 +195,7 @@ impl Object {
         )
     }
 
-    /// Whether it is for a workload with these labels, in namespace `default`.
+    /// True for a workload with these labels, in namespace `default`.
     fn is_for(&self, labels: &Labels) -> bool {
         let fits =
             (self.selector.iter().flatten()).all(|(name, value)| labels.get(name) == Some(value));
@@ -207,7 +212,8 @@ impl Object {
 }
 
 impl Entry {
-    fn yaml(&self, name: &str) -> String {
+    fn yaml(&self) -> String {
+        let name = &self.name;
         let account = self
             .account
             .map(|account| format!(", serviceAccount: {account}"));
@@ -238,52 +244,55 @@ impl Entry {
         )
     }
 
-    /// Whether it describes the workload of `default/users`.
+    /// True when it describes the workload of `default/users`.
     fn describes(&self) -> bool {
         self.namespace == "default"
             && self.account != Some("other")
             && matches!(self.kind, Kind::Endpoint | Kind::Workload)
-            && !self.labels.is_empty()
     }
 }
 
-/// Whether objects let a request pass that each are for a workload or aren't: PeerAuthentications by level, DENY before
+/// True when objects that are for a workload, by `is_for`, let a request pass: PeerAuthentications by level, DENY before
 /// ALLOW.
 fn passes(objects: &[Object], is_for: impl Fn(&Object) -> bool, request: Request) -> bool {
     let own: Vec<&Object> = objects.iter().filter(|object| is_for(object)).collect();
-    let mode_of = |object: &Object| match object.what {
-        _ if object.is_broken => Mode::Strict,
-        What::Peer(_, Some((port, mode))) if port == request.port && mode != Mode::Unset => mode,
-        What::Peer(mode, _) => mode,
-        What::Policy(..) => Mode::Unset,
-    };
     let level = |object: &Object| match (&object.selector, object.namespace) {
         (Some(_), _) => 2,
         (None, "default") => 1,
         (None, _) => 0,
     };
-    let peers = own
-        .iter()
-        .filter(|o| matches!(o.what, What::Peer(..)) && mode_of(o) != Mode::Unset);
+    let peers = own.iter().filter(|o| matches!(o.what, What::Peer(..)));
     let is_closed = peers.clone().any(|object| object.is_broken);
-    let closest = peers.clone().map(|object| level(object)).max();
-    let mode = peers
-        .filter(|object| Some(level(object)) == closest)
-        .map(|object| mode_of(object))
-        .max();
-    if !request.is_mutual && (is_closed || mode == Some(Mode::Strict)) {
+    let mut mode = Mode::Permissive;
+    for this in 0..3 {
+        // One that leaves it open is as the wider level.
+        let here = peers.clone().filter(|object| level(object) == this);
+        let modes = here.filter_map(|object| match object.what {
+            What::Peer(_, Some((port, own))) if port == request.port && own != Mode::Unset => {
+                Some(own)
+            }
+            What::Peer(own, _) if own != Mode::Unset => Some(own),
+            What::Peer(..) => Some(mode),
+            What::Policy(..) => None,
+        });
+        mode = modes.max().unwrap_or(mode);
+    }
+    if !request.is_mutual && (is_closed || mode == Mode::Strict) {
         return false;
     }
-    let meets =
-        |(path, only_web): &(&str, bool)| *path == request.path && (request.is_mutual || !only_web);
+    // Of what is no HTTP a rule about it denies everything, and allows nothing.
+    let meets = |denies: bool, (path, only_web): &(&str, bool)| {
+        let fits = request.path.map_or(denies, |own| own == *path);
+        fits && (request.is_mutual || !only_web)
+    };
     let (mut is_allowed, mut has_allow) = (false, false);
     for object in own {
         match &object.what {
             What::Policy(..) if object.is_broken => return false,
-            What::Policy(true, rules) if rules.iter().any(meets) => return false,
+            What::Policy(true, rules) if rules.iter().any(|r| meets(true, r)) => return false,
             What::Policy(false, rules) => {
                 has_allow = true;
-                is_allowed |= rules.iter().any(meets);
+                is_allowed |= rules.iter().any(|rule| meets(false, rule));
             }
             _ => {}
         }
@@ -306,7 +315,7 @@ fn every_reading() -> Vec<Labels> {
     all
 }
 
-/// Whether a plain reading lets the request pass. Labels that aren't known may be any.
+/// True when a plain reading lets the request pass. Labels that aren't known may be any.
 fn reads(objects: &[Object], known: &[Labels], request: Request) -> bool {
     match known {
         [] => every_reading()
@@ -331,10 +340,7 @@ fn compile(last: &mut LastGood, objects: &[Object], entries: &[Entry], step: usi
         .iter()
         .enumerate()
         .map(|(at, object)| object.yaml(&format!("o{step}-{at}")));
-    let entries = entries
-        .iter()
-        .enumerate()
-        .map(|(at, entry)| entry.yaml(&format!("e{step}-{at}")));
+    let entries = entries.iter().map(Entry::yaml);
     let reading: Reading = (objects.chain(entries).enumerate())
         .map(|(at, yaml)| {
             let file = Arc::new(PathBuf::from(format!("{step}-{at}.yaml")));
@@ -381,25 +387,34 @@ fn plan(mesh: &Mesh, node: &Node, workload: &Described) -> Arc<InboundPlan> {
     snapshot.inbound.expect("a plan")
 }
 
-/// Whether the sidecar serves the request; nothing where it terminates no TLS.
+/// True when the sidecar serves the request; nothing where it terminates no TLS.
 fn serves(plan: &InboundPlan, request: Request) -> Option<bool> {
-    let offer = if request.is_mutual {
-        "istio-http/1.1"
-    } else {
-        "http/1.1"
+    let offers: &[&str] = match (request.is_mutual, request.path) {
+        (true, Some(_)) => &["istio-http/1.1"],
+        (true, None) => &["istio"],
+        (false, Some(_)) => &["http/1.1"],
+        (false, None) => &[],
     };
-    let chain = plan.find(request.port, request.is_mutual, &[offer.into()]);
+    let offers: Vec<Vec<u8>> = offers.iter().map(|&offer| offer.into()).collect();
+    let chain = plan.find(request.port, request.is_mutual, &offers);
     let Some(chain) = chain.filter(|chain| chain.tls || !request.is_mutual) else {
         return (!request.is_mutual).then_some(false);
     };
-    assert!(chain.http, "{request:?}");
     let web = format!("spiffe://{WEB}");
     let caller = Caller {
         principal: request.is_mutual.then_some(&web),
     };
-    let head = Head::request("GET", request.path);
-    let verdict = verdict(&chain.policies, caller, &RequestView::new(&head, "users"));
-    Some(verdict == Verdict::Allowed)
+    let verdict = match (request.path, chain.http) {
+        (Some(path), true) => {
+            let head = Head::request("GET", path);
+            verdict(&chain.policies, caller, &RequestView::new(&head, "users")) == Verdict::Allowed
+        }
+        (None, false) => verdict_tcp(&chain.policies, caller) == Verdict::Allowed,
+        // The port is declared HTTP.
+        (None, true) => false,
+        (Some(_), false) => panic!("{request:?} is HTTP"),
+    };
+    Some(verdict)
 }
 
 #[test]
@@ -426,31 +441,33 @@ fn what_a_plain_reading_of_labels_denies_is_never_served() {
         };
         let node = node(&brought);
         let mut last = LastGood::default();
-        let (mut described, mut known) = (Described::default(), Vec::new());
-        for step in 0..4 {
+        let mut described = Described::default();
+        let (mut entries, mut told) = (Vec::<Entry>::new(), BTreeSet::new());
+        for step in 0..5 {
             let objects: Vec<Object> = (0..rng.usize(..6)).map(|_| object(&mut rng)).collect();
-            let entries: Vec<Entry> = (0..rng.usize(..4)).map(|_| entry(&mut rng)).collect();
+            // Some go, and some come.
+            entries.retain(|_| rng.bool());
+            let fresh = rng.usize(..3) * usize::from(rng.bool());
+            entries.extend((0..fresh).map(|_| entry(&mut rng)));
             let mesh = compile(&mut last, &objects, &entries, step);
             // As a stream does: what was known and stands nowhere any more stays.
             described = mesh.describe(&node).or(&described);
-            let now = entries
-                .iter()
-                .filter(|entry| entry.describes())
-                .map(|entry| entry.labels.clone());
-            let now: Vec<Labels> = now
-                .chain(Some(brought.clone()).filter(|own| !own.is_empty()))
-                .collect();
-            if !now.is_empty() {
-                known = now;
+            let now = entries.iter().filter(|entry| entry.describes());
+            let now: BTreeSet<_> = now.map(|e| (e.name.clone(), e.labels.clone())).collect();
+            // What only goes changes nothing.
+            if !now.is_subset(&told) {
+                told = now;
             }
+            let labels = told.iter().map(|(_, labels)| labels).chain([&brought]);
+            let known: Vec<Labels> = labels.filter(|own| !own.is_empty()).cloned().collect();
             unknown += usize::from(known.is_empty());
             several += usize::from(known.iter().any(|labels| *labels != known[0]));
             let plan = plan(&mesh, &node, &described);
-            for (port, path, is_mutual) in PORTS.iter().flat_map(|port| {
-                PATHS
-                    .iter()
-                    .flat_map(move |path| [(*port, *path, false), (*port, *path, true)])
-            }) {
+            let paths = PATHS.map(Some).into_iter().chain([None]);
+            let all = paths.flat_map(|path| PORTS.map(|port| (path, port)));
+            let all =
+                all.flat_map(|(path, port)| [false, true].map(|is_mutual| (path, port, is_mutual)));
+            for (path, port, is_mutual) in all {
                 let request = Request {
                     port,
                     path,
@@ -460,17 +477,17 @@ fn what_a_plain_reading_of_labels_denies_is_never_served() {
                     continue;
                 };
                 let may_be = reads(&objects, &known, request);
-                let told = || {
+                let words = || {
                     format!(
                         "seed {seed}, step {step}: {request:?}\n{objects:#?}\n{entries:#?}\n{known:?}"
                     )
                 };
-                assert!(may_be || !is_served, "served, though denied: {}", told());
+                assert!(may_be || !is_served, "served, though denied: {}", words());
                 let is_single = known.iter().all(|labels| *labels == known[0]);
                 assert!(
-                    is_served || !may_be || !is_single,
+                    is_served || !may_be || !is_single || path.is_none(),
                     "denied for nothing: {}",
-                    told()
+                    words()
                 );
                 denied += usize::from(!is_served);
                 served += usize::from(is_served);

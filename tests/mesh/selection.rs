@@ -1,4 +1,4 @@
-//! What selects a workload, and what happens when nothing describes it.
+//! Selectors and the workloads that they are for, also those that nothing describes.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -12,6 +12,10 @@ use leno_tests::{fresh_ip, until};
 
 /// A file that holds no object: unlike an empty one it is believed at once.
 const NOTHING: &str = "# nothing\n";
+
+/// A policy that is for everyone, written with others, to see whether they are in force.
+const MARKER: &str = "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: marker}\n\
+    spec: {action: DENY, rules: [{to: [{operation: {paths: [/marker]}}]}]}\n";
 
 fn deny(name: &str, spec: &str) -> String {
     format!(
@@ -156,6 +160,15 @@ fn registry(ips: &[Ipv4Addr]) -> String {
 }
 
 impl Workload {
+    /// Waits until the marker is in force.
+    async fn is_marked(&self, ca: &Ca) {
+        until(&format!("{} has the marker", self.what), || async {
+            let answer = ask(self.address, Way::Tls1, ca, "GET", "/marker").await;
+            (answer == Answer::Status(403)).then_some(())
+        })
+        .await;
+    }
+
     /// Waits until the app isn't reached by `way`, and holds then that it isn't by any other that should be closed.
     async fn is_closed(&self, why: &str, mode: &str, ca: &Ca) {
         until(&format!("{why}: {} is closed", self.what), || async {
@@ -192,8 +205,12 @@ async fn a_workload_that_nothing_describes_is_held_closed_by_every_selector() {
     for app in ["users", "another"] {
         for (mode, object) in closing(app) {
             let why = format!("{mode} for {app}");
-            mesh.write("closing.yaml", &object);
-            // What is described as another app's isn't closed.
+            mesh.write("closing.yaml", &format!("{object}{MARKER}"));
+            // The update has reached everyone.
+            for workload in &all {
+                workload.is_marked(&ca).await;
+            }
+            // One that is described as another app's isn't closed.
             for workload in &all {
                 if app == "users" || !workload.is_described {
                     workload.is_closed(&why, mode, &ca).await;
@@ -375,11 +392,7 @@ async fn of_two_descriptions_a_selector_that_fits_either_holds_and_it_is_said() 
             ),
             ("ALLOW", deny("closing", &of)),
         ] {
-            let marker = "action: DENY, rules: [{to: [{operation: {paths: [/marker]}}]}]";
-            mesh.write(
-                "closing.yaml",
-                &format!("{object}{}", deny("marker", marker)),
-            );
+            mesh.write("closing.yaml", &format!("{object}{MARKER}"));
             until("the objects are in force", || async {
                 let answer = ask(address, Way::Tls1, &ca, "GET", "/marker").await;
                 (answer == Answer::Status(403)).then_some(())
@@ -590,13 +603,7 @@ async fn an_entry_that_is_removed_leaves_its_sidecar_as_it_was_while_another_lif
         })
         .await;
         // What is written now is seen later than what was written before.
-        mesh.write(
-            "marker.yaml",
-            &deny(
-                "marker",
-                "action: DENY, rules: [{to: [{operation: {paths: [/marker]}}]}]",
-            ),
-        );
+        mesh.write("marker.yaml", MARKER);
         until("the marker is in force", || async {
             (ask(address, Way::Http1, &ca, "GET", "/marker").await == Answer::Status(403))
                 .then_some(())

@@ -84,7 +84,7 @@ pub struct Issued {
     pub public_key: Vec<u8>,
 }
 
-/// Whom a certificate is for.
+/// The subject of a certificate.
 #[derive(Debug)]
 pub(super) struct Subject<'a> {
     /// The SPIFFE ID.

@@ -1,5 +1,5 @@
-//! Labels in certificates: those of a join token stand in each certificate that it leads to, so that whoever sees one knows
-//! whose it is, on whatever replica and after whatever restart.
+//! Labels in certificates: those of a join token stand in each certificate that it leads to, so that every replica of the
+//! control plane knows them, also after a restart.
 //!
 //! The extension is Leno's own, and not critical: other programs read over it. Its value is a JSON object.
 
@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 
 use rcgen::CustomExtension;
 use x509_parser::prelude::X509Certificate;
+
+use super::is_name;
 
 /// Below `2.25`, whose identifiers nobody has to register (ITU-T X.667): a number drawn once.
 const OID: [u64; 3] = [2, 25, 0x4c65_6e6f_4c61_626c];
@@ -16,14 +18,18 @@ const MAX: usize = 4096;
 /// Checks labels that a workload is to have.
 ///
 /// # Errors
-/// Which of them isn't a label (Kubernetes' syntax), or that they are too long.
+/// Names the one that isn't a label (Kubernetes' syntax), or says that they are too long.
 pub fn check(labels: &BTreeMap<String, String>) -> Result<(), String> {
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
-    let is_word = |text: &str| text.len() <= 63 && text.bytes().all(allowed);
-    let is_label = |(name, value): &(&String, &String)| {
-        let (prefix, last) = name.rsplit_once('/').unwrap_or(("", name));
-        let is_prefix = prefix.len() <= 253 && prefix.bytes().all(allowed);
-        is_word(value) && is_word(last) && !last.is_empty() && is_prefix
+    let is_value = |value: &str| value.is_empty() || (value.len() <= 63 && is_name(value));
+    let is_label = |(name, value): &(&String, &String)| match name.rsplit_once('/') {
+        Some((prefix, name)) => {
+            prefix.len() <= 253
+                && is_name(prefix)
+                && !name.is_empty()
+                && is_value(name)
+                && is_value(value)
+        }
+        None => !name.is_empty() && is_value(name) && is_value(value),
     };
     let size: usize = labels
         .iter()

@@ -25,7 +25,7 @@ impl Certificates {
         Certificates { ca, metrics }
     }
 
-    /// Who asks: proven by the certificate that it has, or by a token.
+    /// The caller, as its certificate proves, or a token.
     fn caller(
         &self,
         request: &Request<IstioCertificateRequest>,

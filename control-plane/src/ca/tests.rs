@@ -200,6 +200,7 @@ fn a_tokens_labels_stand_in_each_certificate_that_it_leads_to() {
         ("a", "b c"),
         ("a", "*"),
         ("a/", "b"),
+        ("/a", "b"),
         ("*", "b"),
     ] {
         let refused = ca.token(&web(&[wrong]), Duration::ZERO, 1, now);
@@ -214,4 +215,8 @@ fn a_tokens_labels_stand_in_each_certificate_that_it_leads_to() {
     let many: Vec<(&str, &str)> = many.iter().map(|name| (name.as_str(), "v")).collect();
     let refused = ca.token(&web(&many), Duration::ZERO, 1, now);
     assert!(refused.is_err_and(|e| e.contains("at most 4096")));
+    let short: Vec<String> = (0..700).map(|number| format!("{number}")).collect();
+    let short: Vec<(&str, &str)> = short.iter().map(|name| (name.as_str(), "v")).collect();
+    let refused = ca.token(&web(&short), Duration::ZERO, 1, now);
+    assert!(refused.is_err_and(|e| e.contains("too many labels")));
 }

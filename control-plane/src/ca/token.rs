@@ -25,7 +25,10 @@ use super::{Ca, is_name, labels, service_account};
 /// How long a token is good for when nobody says otherwise.
 pub const DEFAULT_LIFE: Duration = Duration::from_secs(3600);
 
-/// Whom a token or a certificate is for.
+/// The bytes of a token that are looked at.
+const MAX_TOKEN: usize = 8192;
+
+/// The workload that a token or a certificate is for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Bearer {
     /// Its namespace.
@@ -87,13 +90,16 @@ impl Ca {
         let text = URL_SAFE_NO_PAD.encode(json);
         let signature = self.signer()?.sign(&SystemRandom::new(), text.as_bytes());
         let signature = signature.map_err(|_| "the root key can't sign".to_owned())?;
-        Ok(format!(
-            "{text}.{}",
-            URL_SAFE_NO_PAD.encode(signature.as_ref())
-        ))
+        let token = format!("{text}.{}", URL_SAFE_NO_PAD.encode(signature.as_ref()));
+        match token.len() {
+            length if length > MAX_TOKEN => Err(format!(
+                "a token of {length} bytes; at most {MAX_TOKEN} are taken: it has too many labels"
+            )),
+            _ => Ok(token),
+        }
     }
 
-    /// Whose token it is: a service account's own, or a join token of ours, in time, not used up
+    /// The bearer of a token: a service account's own, or a join token of ours, in time, not used up
     /// and not revoked. A use is a (token, key): a proxy whose answer was lost may ask again with the same key.
     ///
     /// # Errors
@@ -172,7 +178,7 @@ impl Ca {
 
     fn read_token(&self, token: &str) -> Result<Payload, String> {
         const NOT: &str = "not a join token of this mesh";
-        if token.len() > 8192 {
+        if token.len() > MAX_TOKEN {
             return Err(NOT.to_owned());
         }
         let (text, signature) = token.trim().split_once('.').ok_or(NOT)?;

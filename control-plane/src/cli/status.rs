@@ -91,7 +91,7 @@ fn print(status: &Value) -> bool {
     good
 }
 
-/// What holds a proxy's workload closed because its labels aren't known, if anything does.
+/// A proxy's node id, with the objects that hold its workload closed because its labels aren't known, if any do.
 fn held(proxy: &Value) -> Option<(&str, &Value)> {
     let held = proxy.get("held_closed").filter(|held| !held.is_null())?;
     Some((proxy["node"].as_str()?, held))

@@ -44,7 +44,7 @@ pub enum Action {
         #[arg(long)]
         service_account: String,
         /// A label of the workload, as NAME=VALUE: selectors find it by these, whether or not the registry has it.
-        #[arg(long = "label", value_parser = label)]
+        #[arg(long = "label", value_name = "NAME=VALUE", value_parser = label)]
         labels: Vec<(String, String)>,
         /// How long the token is good for.
         #[arg(long, value_parser = super::duration, default_value = "1h")]
@@ -74,11 +74,15 @@ pub fn run(args: Args) -> Result<(), String> {
             expires,
             uses,
         } => {
+            let given = labels.len();
             let bearer = Bearer {
                 namespace,
                 account: service_account,
                 labels: labels.into_iter().collect(),
             };
+            if bearer.labels.len() < given {
+                return Err("--label: one name has two values".to_owned());
+            }
             ca.token(&bearer, expires, uses, SystemTime::now())?
         }
         Action::Revoke { what } => ca.revoke(&what)?,

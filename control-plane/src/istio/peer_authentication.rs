@@ -33,7 +33,7 @@ struct Said {
 impl TryFrom<Said> for PeerAuthentication {
     type Error = String;
 
-    /// What Istio refuses: such ports would have no mode of their own, without a word.
+    /// Refuses, as Istio does, ports that would have no mode of their own.
     fn try_from(said: Said) -> Result<PeerAuthentication, String> {
         let selects = (said.selector.as_ref()).is_some_and(|s| !s.match_labels.is_empty());
         match &said.port_level_mtls {

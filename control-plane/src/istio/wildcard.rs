@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Deserializer};
 
-/// How a string is compared: Istio's exact, prefix, suffix and presence match.
+/// A comparison of strings: Istio's exact, prefix, suffix and presence match.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wildcard {
     /// `*`: it is there.
@@ -93,8 +93,6 @@ checked!(
     /// A method.
     Method,
     |wildcard| {
-        // RFC 9110, section 9.3, and PATCH.
-        const METHODS: &str = "GET HEAD POST PUT DELETE CONNECT OPTIONS TRACE PATCH";
         let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'+-.^_`|~".contains(&b);
         let text = wildcard.text();
         let is_variant = |method: &str| method != text && method.eq_ignore_ascii_case(text);
@@ -108,29 +106,35 @@ checked!(
     }
 );
 
+/// IANA's HTTP Method Registry, as sidecars have it.
+pub const METHODS: &str = "ACL BASELINE-CONTROL BIND CHECKIN CHECKOUT CONNECT COPY DELETE GET HEAD LABEL LINK LOCK MERGE \
+    MKACTIVITY MKCALENDAR MKCOL MKREDIRECTREF MKWORKSPACE MOVE OPTIONS ORDERPATCH PATCH POST PRI PROPFIND PROPPATCH PUT \
+    QUERY REBIND REPORT SEARCH TRACE UNBIND UNCHECKOUT UNLINK UNLOCK UPDATE UPDATEREDIRECTREF VERSION-CONTROL";
+
 checked!(
     /// A path, as it is after normalisation.
     Path,
     |wildcard| {
-        // What a star stands for is anything: here one letter.
-        let path = match wildcard {
+        // Examples of what a star may stand for, so that the whole is one that can come.
+        let paths = match wildcard {
             Wildcard::Present => return Ok(()),
-            Wildcard::Exact(text) => text.clone(),
-            Wildcard::Prefix(text) => format!("{text}x"),
-            Wildcard::Suffix(text) if text.starts_with('/') => format!("/x{text}"),
-            Wildcard::Suffix(text) => format!("/{text}"),
+            Wildcard::Exact(text) => vec![text.clone()],
+            Wildcard::Prefix(text) => ["x", "2F", "F"].map(|rest| format!("{text}{rest}")).to_vec(),
+            Wildcard::Suffix(text) => ["/", "/x"].map(|start| format!("{start}{text}")).to_vec(),
         };
-        match path {
-            path if path.contains(['{', '}']) => Err("templates are not supported yet"),
-            path if !path.starts_with('/') => Err("a path begins with /"),
-            path if path.contains('?') => Err("the query is no part of the path"),
-            path if !is_normal(&path) => Err("paths are normalised before they are compared"),
+        match wildcard.text() {
+            text if text.contains(['{', '}']) => Err("templates are not supported yet"),
+            _ if !paths[0].starts_with('/') => Err("a path begins with /"),
+            text if text.contains('?') => Err("the query is no part of the path"),
+            _ if !paths.iter().any(|path| is_normal(path)) => {
+                Err("paths are normalised before they are compared")
+            }
             _ => Ok(()),
         }
     }
 );
 
-/// Whether a text can be a part of a SPIFFE ID, or begin or end one.
+/// True for a part of a SPIFFE ID, or the beginning or end of one.
 fn is_part(text: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
     text.bytes().all(allowed)
@@ -167,7 +171,7 @@ fn may_be_principal(wildcard: &Wildcard) -> bool {
     }
 }
 
-/// Whether normalisation leaves a path as it is, and it is one that can come at all: Istio's `BASE`, as the sidecar has it.
+/// True for a path that can come, and that normalisation leaves as it is: Istio's `BASE`, as the sidecar has it.
 fn is_normal(path: &str) -> bool {
     let is_unreserved = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b);
     let bytes = path.as_bytes();
@@ -179,13 +183,12 @@ fn is_normal(path: &str) -> bool {
     };
     let is_clear = bytes.iter().enumerate().all(|(at, byte)| match byte {
         b'%' => escape(at).is_some(),
-        b'\\' | b'#' | b'"' | b'<' | b'>' => false,
+        b'\\' | b'#' | b'"' | b'<' | b'>' | b'`' => false,
         byte => byte.is_ascii_graphic(),
     });
     let mut segments = path.split('/').map(|segment| {
-        let end = segment
-            .find(';')
-            .or(segment.to_ascii_lowercase().find("%3b"));
+        let ends = [";", "%3b", "%3B"].map(|parameters| segment.find(parameters));
+        let end = ends.into_iter().flatten().min();
         &segment[..end.unwrap_or(segment.len())]
     });
     is_clear && !segments.any(|segment| matches!(segment, "." | ".."))
@@ -288,6 +291,7 @@ mod tests {
             ("purge", true),
             ("get", false),
             ("Delete", false),
+            ("propfind", false),
             ("G*T", false),
             ("GET,POST", false),
             ("GET POST", false),
@@ -316,6 +320,8 @@ mod tests {
             "/a/..",
             "*/../b",
             "/a/..;/b",
+            "/a/..%3bx;y/b",
+            "/a`b",
             "/%61dmin",
             "/a%",
             "/a%0",

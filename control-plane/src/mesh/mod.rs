@@ -32,7 +32,7 @@ pub struct Mesh {
     pub outbound_traffic_policy: OutboundTrafficPolicy,
     /// Workloads that stand in the registry by themselves.
     pub workloads: Arc<Vec<Workload>>,
-    /// Where in both an address stands.
+    /// The places of each address in both.
     pub index: Index,
     /// Who must prove who they are.
     pub peer_authentications: Arc<Vec<PeerAuthentication>>,
@@ -201,47 +201,50 @@ impl Mesh {
     }
 
     /// The mode of a workload's port, and the object that decides on it: workload over namespace over mesh, and of several
-    /// objects of one level the strictest. One that may be for the workload can make it stricter, and nothing else.
+    /// objects of one level the strictest. One that leaves it open is as the next wider level; one that may be for the workload
+    /// can make it stricter, and nothing else.
     pub fn mode(
         &self,
         namespace: &str,
         labels: &Labels<'_>,
         port: Option<u16>,
     ) -> (Mode, Option<&PeerAuthentication>) {
-        let mut levels: [Option<(Mode, &PeerAuthentication)>; 3] = [None; 3];
-        let mut possible = None;
-        for object in self.peer_authentications.iter() {
-            let selector = object.selector.as_ref();
-            let level = match selector {
-                Some(_) if object.namespace == namespace => 2,
-                None if object.namespace == namespace => 1,
-                None if object.namespace == self.root_namespace => 0,
-                _ => continue,
-            };
-            let best = match labels.fit(selector) {
-                Fit::No => continue,
-                Fit::Maybe => &mut possible,
-                Fit::Yes => &mut levels[level],
-            };
-            // Single ports are for an object that selects workloads; one that is left open is as the object.
-            let on_port = port
-                .filter(|_| level == 2)
-                .and_then(|port| object.ports.get(&port));
-            let on_port = on_port.copied().filter(|mode| *mode != Mode::Unset);
-            let mode = match object.broken {
-                true => return (Mode::Strict, Some(object)),
-                false => on_port.unwrap_or(object.mode),
-            };
-            // An object that leaves it open leaves it to the next wider one.
-            if mode != Mode::Unset && best.is_none_or(|(before, _)| mode > before) {
-                *best = Some((mode, object));
+        let mut decided: Decision<'_> = (Mode::Permissive, None);
+        for level in [Level::Mesh, Level::Namespace, Level::Workload] {
+            let (mut sure, mut possible): (Option<Decision<'_>>, _) = (None, None);
+            let here = self.peer_authentications.iter();
+            for object in here.filter(|o| self.level(o, namespace) == Some(level)) {
+                let best = match labels.fit(object.selector.as_ref()) {
+                    Fit::No => continue,
+                    _ if object.broken => return (Mode::Strict, Some(object)),
+                    Fit::Maybe => &mut possible,
+                    Fit::Yes => &mut sure,
+                };
+                // Single ports are for an object that selects workloads.
+                let port = port.filter(|_| level == Level::Workload);
+                let own = match object.mode_of(port) {
+                    Mode::Unset => decided,
+                    mode => (mode, Some(object)),
+                };
+                if best.is_none_or(|(before, _)| own.0 > before) {
+                    *best = Some(own);
+                }
             }
+            decided = sure.unwrap_or(decided);
+            decided = possible
+                .filter(|(mode, _)| *mode > decided.0)
+                .unwrap_or(decided);
         }
-        let closest = levels.into_iter().rev().flatten().next();
-        let (mode, object) = closest.map_or((Mode::Permissive, None), |(m, o)| (m, Some(o)));
-        match possible {
-            Some((stricter, by)) if stricter > mode => (stricter, Some(by)),
-            _ => (mode, object),
+        decided
+    }
+
+    /// The level of an object, as far as workloads of `namespace` are concerned.
+    fn level(&self, object: &PeerAuthentication, namespace: &str) -> Option<Level> {
+        match &object.selector {
+            Some(_) if object.namespace == namespace => Some(Level::Workload),
+            None if object.namespace == namespace => Some(Level::Namespace),
+            None if object.namespace == self.root_namespace => Some(Level::Mesh),
+            _ => None,
         }
     }
 
@@ -322,9 +325,20 @@ impl Mesh {
     }
 }
 
+/// A mode, and the object that decides on it.
+type Decision<'a> = (Mode, Option<&'a PeerAuthentication>);
+
+/// The level of a PeerAuthentication: the closer wins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Level {
+    Mesh,
+    Namespace,
+    Workload,
+}
+
 impl Mesh {
-    /// Hosts that share an address with one of `changed`, where the labels there are others in `next`: how their endpoints
-    /// are spoken to may have changed as well.
+    /// Hosts that share an address with one of `changed`, where the descriptions are others in `next`: their endpoints may be
+    /// spoken to in another way.
     fn relabelled(&self, next: &Mesh, changed: &BTreeSet<String>) -> BTreeSet<String> {
         let mut hosts = BTreeSet::new();
         let services =
@@ -334,7 +348,7 @@ impl Mesh {
                 continue;
             };
             for at in list.iter().map(|endpoint| endpoint.address) {
-                if self.all_labels_at(at) != next.all_labels_at(at) {
+                if self.at(at) != next.at(at) {
                     hosts.extend(
                         next.endpoints_at(at)
                             .map(|(service, _)| service.host.clone()),

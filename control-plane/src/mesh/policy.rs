@@ -21,7 +21,15 @@ pub struct PeerAuthentication {
     pub ports: BTreeMap<u16, Mode>,
 }
 
-/// Whether a peer must prove who it is; the stricter mode is the greater.
+impl PeerAuthentication {
+    /// Its mode on a port; that on every port, where it leaves the port open or none is asked for.
+    pub fn mode_of(&self, port: Option<u16>) -> Mode {
+        let own = port.and_then(|port| self.ports.get(&port)).copied();
+        own.filter(|mode| *mode != Mode::Unset).unwrap_or(self.mode)
+    }
+}
+
+/// Istio's mutual TLS mode; the stricter is the greater.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[allow(missing_docs)]
 pub enum Mode {

@@ -1,6 +1,6 @@
-//! A workload as the registry describes it, and which selectors fit it.
+//! A workload as the registry describes it, and the selectors that fit it.
 //!
-//! Invariant: what isn't known of a workload's labels closes. A selector that may fit holds, and opens nothing.
+//! Invariant: labels that aren't known close. A selector that may fit holds, and opens nothing.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::service::{Endpoint, Endpoints, Protocol, Service, Workload};
 use super::{Mesh, Node, selects};
 
-/// How a selector fits a workload.
+/// The relation of a selector to a workload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fit {
     /// It isn't for it.
@@ -22,12 +22,10 @@ pub enum Fit {
 }
 
 impl fmt::Display for Fit {
-    /// What stands behind the name of an object, for a person.
+    /// The words behind an object's name, for a person.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Fit::Maybe => {
-                f.write_str(" (in case it selects this workload, whose labels aren't known)")
-            }
+            Fit::Maybe => f.write_str(" (in case it selects this workload)"),
             Fit::No | Fit::Yes => Ok(()),
         }
     }
@@ -38,7 +36,7 @@ impl fmt::Display for Fit {
 pub struct Labels<'a>(Vec<&'a BTreeMap<String, String>>);
 
 impl<'a> Labels<'a> {
-    /// The labels of a workload that is described so. A description without labels tells nothing.
+    /// Labels from descriptions. One without labels tells nothing.
     pub fn new(descriptions: impl IntoIterator<Item = &'a BTreeMap<String, String>>) -> Labels<'a> {
         let mut labels = Labels::default();
         for own in descriptions {
@@ -49,12 +47,12 @@ impl<'a> Labels<'a> {
         labels
     }
 
-    /// Whether anything is known.
+    /// True when something is known.
     pub fn are_known(&self) -> bool {
         !self.0.is_empty()
     }
 
-    /// How a selector fits; none at all, for everything of a namespace, always does.
+    /// The fit of a selector; none at all, for everything of a namespace, always fits.
     pub fn fit(&self, selector: Option<&BTreeMap<String, String>>) -> Fit {
         let Some(wanted) = selector else {
             return Fit::Yes;
@@ -79,10 +77,10 @@ impl<'a> Labels<'a> {
     }
 }
 
-/// What is known of a workload's port.
+/// A port of a workload.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct WorkloadPort {
-    /// What it carries, if that is declared.
+    /// Its protocol, if that is declared.
     pub protocol: Option<Protocol>,
     /// The service that it serves.
     pub service: String,
@@ -93,7 +91,10 @@ pub struct WorkloadPort {
 /// A workload, as the registry and its join token describe it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Described {
-    labels: Vec<BTreeMap<String, String>>,
+    /// Labels of its join token.
+    brought: BTreeMap<String, String>,
+    /// Objects of the registry, each with the labels that it gives.
+    by: BTreeSet<(String, BTreeMap<String, String>)>,
     /// Its name.
     pub name: String,
     /// Its ports.
@@ -103,23 +104,28 @@ pub struct Described {
 impl Described {
     /// Its labels.
     pub fn labels(&self) -> Labels<'_> {
-        Labels::new(&self.labels)
+        let by = self.by.iter().map(|(_, labels)| labels);
+        Labels::new([&self.brought].into_iter().chain(by))
     }
 
-    /// The same with what was known `before` and isn't any more.
+    /// The same with what was known `before` and stands nowhere any more: a description that goes changes nothing, one that
+    /// comes replaces all that are gone.
     #[must_use]
     pub fn or(mut self, before: &Described) -> Described {
-        if !self.labels().are_known() {
-            self.labels.clone_from(&before.labels);
+        if self.by == before.by || !self.by.is_subset(&before.by) {
+            return self;
         }
-        if self.ports.is_empty() {
-            self.ports.clone_from(&before.ports);
+        self.by.clone_from(&before.by);
+        for (port, known) in &before.ports {
+            self.ports.entry(*port).or_insert_with(|| known.clone());
+        }
+        if self.name.is_empty() {
             self.name.clone_from(&before.name);
         }
         self
     }
 
-    /// Adds the ports by which an endpoint serves a service.
+    /// Adds the ports of an endpoint of a service.
     fn add(&mut self, service: &Service, endpoint: &Endpoint, root_namespace: &str) {
         self.name.clone_from(&endpoint.workload);
         let rule = service.rule(&service.namespace, root_namespace);
@@ -142,7 +148,7 @@ impl Described {
     }
 }
 
-/// Where in the registry an address stands. Derived from services and workloads, so two indexes are never compared.
+/// The places of each address in the registry. Derived from services and workloads, so two indexes are never compared.
 #[derive(Debug, Clone, Default)]
 pub struct Index(Arc<HashMap<IpAddr, At>>);
 
@@ -182,7 +188,7 @@ impl Index {
     }
 }
 
-/// A description of whatever is at an address.
+/// A description of a workload at an address.
 #[derive(Debug, Clone, Copy)]
 struct Description<'a> {
     /// The object that it comes from.
@@ -193,7 +199,7 @@ struct Description<'a> {
 }
 
 impl Description<'_> {
-    /// Whether it is of a workload: one without a service account fits any of its namespace.
+    /// True for a workload of this account: one without a service account fits any of its namespace.
     fn fits(&self, namespace: &str, account: &str) -> bool {
         self.namespace == namespace && self.account.is_none_or(|own| own == account)
     }
@@ -231,7 +237,7 @@ impl Mesh {
         workloads.chain(endpoints.map(|(service, endpoint)| describes(service, endpoint)))
     }
 
-    /// The labels of the workload of an account at an address, from wherever the registry has it.
+    /// The labels of the workload of an account at an address.
     pub fn labels_at(&self, address: IpAddr, namespace: &str, account: &str) -> Labels<'_> {
         let all = self.descriptions(address);
         Labels::new(
@@ -240,17 +246,25 @@ impl Mesh {
         )
     }
 
-    /// The labels of whatever is at an address.
-    pub(super) fn all_labels_at(&self, address: IpAddr) -> Labels<'_> {
-        Labels::new(self.descriptions(address).map(|one| one.labels))
+    /// Namespace, account and labels of each description of an address.
+    pub(super) fn at(
+        &self,
+        address: IpAddr,
+    ) -> BTreeSet<(&str, Option<&str>, &BTreeMap<String, String>)> {
+        let all = self.descriptions(address);
+        all.map(|one| (one.namespace, one.account, one.labels))
+            .collect()
     }
 
     /// The workload of `node`.
     pub fn describe(&self, node: &Node) -> Described {
-        let known = self.labels_at(node.ip, &node.namespace, &node.account);
-        let brought = Some(&node.labels).filter(|labels| !labels.is_empty());
+        let all = self.descriptions(node.ip);
+        let own = all.filter(|one| one.fits(&node.namespace, &node.account));
         let mut described = Described {
-            labels: brought.into_iter().chain(known.0).cloned().collect(),
+            brought: node.labels.clone(),
+            by: own
+                .map(|one| (one.object.to_owned(), one.labels.clone()))
+                .collect(),
             ..Described::default()
         };
         for (service, endpoint) in self.endpoints_of(node) {
@@ -260,25 +274,36 @@ impl Mesh {
     }
 
     /// Objects with selectors that hold a workload closed because its labels aren't known.
-    pub fn held_by(&self, node: &Node, described: &Described) -> Vec<String> {
-        let labels = described.labels();
+    pub fn held_by(&self, node: &Node, described: &Described) -> BTreeSet<String> {
+        let (labels, namespace) = (described.labels(), &node.namespace);
         if labels.are_known() {
-            return Vec::new();
+            return BTreeSet::new();
         }
-        let peers = self.peer_authentications.iter();
-        let peers =
-            peers.filter(|object| object.namespace == node.namespace && object.selector.is_some());
-        let policies = self.policies_for(&node.namespace, &labels);
-        let policies = policies.filter(|(fit, _)| *fit == Fit::Maybe);
-        let policies = policies
+        let ports = self
+            .ports_with_modes(namespace, &labels)
+            .into_iter()
+            .map(Some);
+        let deciding = ports
+            .chain([None])
+            .filter_map(|port| self.mode(namespace, &labels, port).1);
+        let deciding = deciding.filter(|object| object.selector.is_some());
+        let policies: Vec<_> = self.policies_for(namespace, &labels).collect();
+        // One that is surely for it opens the same whichever of the others are as well.
+        let is_opened = policies
+            .iter()
+            .any(|(fit, policy)| *fit == Fit::Yes && !policy.denies);
+        let closing = policies
+            .iter()
+            .filter(|(fit, policy)| *fit == Fit::Maybe && (policy.denies || !is_opened));
+        let closing = closing
             .map(|(_, policy)| format!("{}/{} AuthorizationPolicy", policy.namespace, policy.name));
-        peers
+        deciding
             .map(|object| object.object.clone())
-            .chain(policies)
+            .chain(closing)
             .collect()
     }
 
-    /// What stands in the registry near a workload that nothing describes, and what would describe it; for a person.
+    /// The objects that nearly describe a workload of which nothing is known, and those that would; for a person.
     pub fn why_unknown(&self, node: &Node) -> String {
         let (ip, namespace, account) = (node.ip, &node.namespace, &node.account);
         let mut near = BTreeSet::new();

@@ -212,17 +212,18 @@ pub(super) fn wildcard(said: &Wildcard) -> StringMatch {
 /// Istio's word for the mesh's own trust domain, whatever that is called.
 const OWN_DOMAIN: &str = "cluster.local";
 
-/// A principal as a match on the whole SPIFFE ID. A suffix has too few parts to reach into `spiffe://`.
+/// A principal as a match on the whole SPIFFE ID. A suffix has too few parts to reach into `spiffe://`. As with Istio,
+/// `cluster.local` is the mesh's own trust domain where all five parts are named.
 pub(super) fn principal(said: &Wildcard, domain: &str) -> StringMatch {
-    let own = |text: &str| match text.strip_prefix(OWN_DOMAIN) {
-        Some(rest) if rest.starts_with('/') => format!("{domain}{rest}"),
+    let own = |text: &str| match text.split_once('/') {
+        Some((OWN_DOMAIN, rest)) if rest.matches('/').count() == 3 => format!("{domain}/{rest}"),
         _ => text.to_owned(),
     };
     match said {
         Wildcard::Present => StringMatch::Present,
         Wildcard::Exact(text) => StringMatch::Exact(format!("spiffe://{}", own(text))),
         Wildcard::Prefix(text) => StringMatch::Prefix(format!("spiffe://{}", own(text))),
-        Wildcard::Suffix(text) => StringMatch::Suffix(own(text)),
+        Wildcard::Suffix(text) => StringMatch::Suffix(text.clone()),
     }
 }
 
@@ -231,8 +232,9 @@ pub(super) fn foreign_domain<'a>(said: &'a Wildcard, domain: &str) -> Option<&'a
     let (Wildcard::Exact(text) | Wildcard::Prefix(text)) = said else {
         return None;
     };
-    let (named, _) = text.split_once('/')?;
-    (named != domain && named != OWN_DOMAIN).then_some(named)
+    let (named, rest) = text.split_once('/')?;
+    let is_own = named == domain || (named == OWN_DOMAIN && rest.matches('/').count() == 3);
+    (!is_own).then_some(named)
 }
 
 /// A namespace, as a match on the whole identity.
@@ -257,9 +259,19 @@ mod tests {
         for (said, whole, foreign) in [
             ("cluster.local/ns/a/sa/b", "spiffe://corp/ns/a/sa/b", None),
             ("corp/ns/a/*", "spiffe://corp/ns/a/", None),
-            ("cluster.local/*", "spiffe://corp/", None),
+            ("cluster.local/ns/a/sa/*", "spiffe://corp/ns/a/sa/", None),
+            (
+                "cluster.local/ns/a/*",
+                "spiffe://cluster.local/ns/a/",
+                Some("cluster.local"),
+            ),
+            (
+                "cluster.local/*",
+                "spiffe://cluster.local/",
+                Some("cluster.local"),
+            ),
             ("cluster*", "spiffe://cluster", None),
-            ("*cluster.local/ns/a/sa/b", "corp/ns/a/sa/b", None),
+            ("*cluster.local/ns/a/sa/b", "cluster.local/ns/a/sa/b", None),
             ("*/sa/b", "/sa/b", None),
             ("other/ns/a/sa/b", "spiffe://other/ns/a/sa/b", Some("other")),
         ] {

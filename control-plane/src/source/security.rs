@@ -1,4 +1,4 @@
-//! Security objects as the mesh has them; those that can't be read fail closed.
+//! Security objects as the mesh has them, and the descriptions that their selectors meet. An object that can't be read fails closed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -88,7 +88,7 @@ impl Compiler<'_> {
         }
     }
 
-    /// Says which principals nobody has.
+    /// Notices principals that nobody has.
     fn notice_foreign(&mut self, object: &Object, said: &istio::AuthorizationPolicy) {
         let own = self.settings.trust_domain.clone();
         let sources = said.rules.iter().flat_map(|rule| &rule.from);
@@ -104,14 +104,16 @@ impl Compiler<'_> {
         }
     }
 
-    /// Says which PeerAuthentications are for the same workloads. Istio takes the oldest of them; here the stricter counts.
+    /// Notices PeerAuthentications that are for the same workloads. Istio takes the oldest of them; here the stricter counts.
     fn notice_rivals(&mut self, objects: &[Arc<Object>], peers: &[PeerAuthentication]) {
-        let described = self.described();
+        let (described, none) = (self.described(), BTreeSet::new());
         let mut rivals = Vec::new();
         let said = (objects.iter()).filter(|o| matches!(o.spec, Spec::PeerAuthentication(_)));
         for (at, (object, own)) in said.zip(peers).enumerate() {
             let before = peers[..at].iter();
-            let rival = before.filter(|other| are_rivals(other, own, &described));
+            let rival = before.filter(|other| other.namespace == own.namespace);
+            let here = described.get(&own.namespace).unwrap_or(&none);
+            let rival = rival.filter(|other| are_rivals(other, own, here));
             rivals.extend(rival.map(|other| (object, other.object.clone())));
         }
         for (object, other) in rivals {
@@ -121,12 +123,18 @@ impl Compiler<'_> {
         }
     }
 
-    /// Says which workloads of the registry no selector can tell, and which are described in several ways.
+    /// Notices workloads of the registry that no selector can tell, and those that are described in several ways.
     pub(super) fn notice_descriptions(&mut self, objects: &[Arc<Object>]) {
-        let mut at: HashMap<IpAddr, Vec<Description<'_>>> = HashMap::new();
+        let mut at: HashMap<IpAddr, Vec<Entry<'_>>> = HashMap::new();
         let mut notices = Vec::new();
         for object in objects {
-            let own = descriptions(object);
+            if let Spec::ServiceEntry(said) = &object.spec
+                && (said.resolution, said.location) == (Resolution::Dns, Location::MeshInternal)
+            {
+                let text = "no selector can tell the sidecars of resolution DNS: names describe no workload";
+                notices.push((object, text.to_owned()));
+            }
+            let own = entries(object);
             let bare = own
                 .iter()
                 .filter(|one| one.is_workload && one.labels.is_empty());
@@ -149,7 +157,9 @@ impl Compiler<'_> {
                     );
                     (object, text)
                 }));
-                before.push(one);
+                if !before.iter().any(|other| other.is_as(&one)) {
+                    before.push(one);
+                }
             }
         }
         for (object, text) in notices {
@@ -157,8 +167,8 @@ impl Compiler<'_> {
         }
     }
 
-    /// The labels that workloads of the registry have, with their namespaces.
-    fn described(&self) -> BTreeSet<(String, BTreeMap<String, String>)> {
+    /// The labels that workloads of the registry have, by namespace.
+    fn described(&self) -> BTreeMap<String, BTreeSet<BTreeMap<String, String>>> {
         let lists = self
             .services
             .values()
@@ -166,32 +176,47 @@ impl Compiler<'_> {
                 Endpoints::Static(list) => list.as_slice(),
                 Endpoints::Dns(_) => &[],
             });
-        let endpoints = lists
-            .flatten()
-            .map(|endpoint| (&endpoint.namespace, &endpoint.labels));
-        let workloads = self.mesh.workloads.iter();
-        endpoints
-            .chain(workloads.map(|workload| (&workload.namespace, &workload.labels)))
-            .map(|(namespace, labels)| (namespace.clone(), labels.clone()))
-            .collect()
+        let endpoints = lists.flatten().map(|one| (&one.namespace, &one.labels));
+        let workloads = self
+            .mesh
+            .workloads
+            .iter()
+            .map(|one| (&one.namespace, &one.labels));
+        let mut described: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+        for (namespace, labels) in endpoints.chain(workloads) {
+            let here = described.entry(namespace.clone()).or_default();
+            here.insert(labels.clone());
+        }
+        described
     }
 }
 
-/// What an object says of the workload at an address.
-struct Description<'a> {
+/// An entry of the registry: an object's words on the workload at an address.
+struct Entry<'a> {
     object: &'a Object,
-    /// Where in the object it stands.
+    /// Its place in the object.
     field: String,
-    /// Whether a sidecar is to be expected there.
+    /// True when a sidecar is to be expected there.
     is_workload: bool,
     address: IpAddr,
     account: Option<&'a str>,
     labels: BTreeMap<String, String>,
 }
 
-impl Description<'_> {
-    /// Whether it is of the same workload as another, with other labels.
-    fn rivals(&self, other: &Description<'_>) -> bool {
+impl Entry<'_> {
+    /// True for another that tells the same.
+    fn is_as(&self, other: &Entry<'_>) -> bool {
+        let key = |one: &Entry<'_>| {
+            (
+                one.object.key.namespace.clone(),
+                one.account.map(str::to_owned),
+            )
+        };
+        key(self) == key(other) && self.labels == other.labels
+    }
+
+    /// True for another of the same workload with other labels.
+    fn rivals(&self, other: &Entry<'_>) -> bool {
         let is_same = match (self.account, other.account) {
             (Some(one), Some(other)) => one == other,
             _ => true,
@@ -204,11 +229,11 @@ impl Description<'_> {
     }
 }
 
-fn descriptions(object: &Object) -> Vec<Description<'_>> {
+fn entries(object: &Object) -> Vec<Entry<'_>> {
     match &object.spec {
         Spec::WorkloadEntry(entry) => {
             let labels = labels_of(object, entry);
-            description(object, "address".to_owned(), entry, labels, true)
+            entry_of(object, "address".to_owned(), entry, labels, true)
                 .into_iter()
                 .collect()
         }
@@ -218,7 +243,7 @@ fn descriptions(object: &Object) -> Vec<Description<'_>> {
             let endpoints = endpoints.filter_map(|(i, entry)| {
                 let is_workload = internal || entry.service_account.is_some();
                 let field = format!("endpoints[{i}]");
-                description(object, field, entry, entry.labels.clone(), is_workload)
+                entry_of(object, field, entry, entry.labels.clone(), is_workload)
             });
             endpoints.collect()
         }
@@ -226,14 +251,14 @@ fn descriptions(object: &Object) -> Vec<Description<'_>> {
     }
 }
 
-fn description<'a>(
+fn entry_of<'a>(
     object: &'a Object,
     field: String,
     entry: &'a istio::WorkloadEntry,
     labels: BTreeMap<String, String>,
     is_workload: bool,
-) -> Option<Description<'a>> {
-    Some(Description {
+) -> Option<Entry<'a>> {
+    Some(Entry {
         object,
         field,
         is_workload,
@@ -243,24 +268,21 @@ fn description<'a>(
     })
 }
 
-/// Whether two PeerAuthentications are of one level, and for the same workloads.
+/// True for two PeerAuthentications of a namespace that are of one level and for the same workloads, of labels that are
+/// `described` or would be selected by both.
 fn are_rivals(
     one: &PeerAuthentication,
     other: &PeerAuthentication,
-    described: &BTreeSet<(String, BTreeMap<String, String>)>,
+    described: &BTreeSet<BTreeMap<String, String>>,
 ) -> bool {
-    let fits = match (&one.selector, &other.selector) {
+    match (&one.selector, &other.selector) {
         (None, None) => true,
         (Some(a), Some(b)) => {
-            let here = described
-                .iter()
-                .filter(|(namespace, _)| *namespace == one.namespace);
-            let mut labels = here.map(|(_, labels)| labels).chain([a, b]);
+            let mut labels = described.iter().chain([a, b]);
             labels.any(|labels| selects(a, labels) && selects(b, labels))
         }
         _ => false,
-    };
-    fits && one.namespace == other.namespace
+    }
 }
 
 fn peer_authentication(object: &Object, said: &istio::PeerAuthentication) -> PeerAuthentication {

@@ -31,6 +31,7 @@ use leno_proto::pb::envoy::extensions::transport_sockets::tls::v3::{
 use leno_proto::pb::google::protobuf::BoolValue;
 use leno_proto::type_url::CLUSTER;
 
+use super::policies::Carried;
 use super::{Answer, INBOUND, PASSTHROUGH, ROOTS, World, clusters, policies, present, wire};
 use crate::mesh::policy::Mode;
 use crate::mesh::route::Policy;
@@ -137,64 +138,74 @@ fn port_chains(
     let World { mesh, workload, .. } = world;
     let labels = workload.labels();
     let (mode, object) = mesh.mode(&node.namespace, &labels, port);
-    let rbac = policies::filters(mesh.policies_for(&node.namespace, &labels));
+    let rbac = |carried| policies::filters(mesh.policies_for(&node.namespace, &labels), carried);
     let known_port = port.filter(|port| workload.ports.contains_key(port));
     let cluster = known_port.map_or_else(passthrough, |port| format!("inbound|{port}||"));
-    let (http, tcp) = (http_filters(&rbac, &cluster), tcp_filters(&rbac, &cluster));
+    let http = http_filters(&rbac(Carried::Http), &cluster);
+    let tcp = tcp_filters(&rbac(Carried::Tcp), &cluster);
     let protocol = known.protocol.unwrap_or(Protocol::Auto);
     let rule = match object {
         Some(object) => format!("{}{}", object.object, labels.fit(object.selector.as_ref())),
         None => "mesh default: PERMISSIVE".to_owned(),
     };
     let metadata = describe(&rule, node, workload, known);
-    let chain = |(is_http, transport, alpn, tls): Taken| FilterChain {
-        name: format!("{cluster}{transport} {}", alpn.join(",")),
+    let chain = |takes: Takes| FilterChain {
+        name: format!("{cluster}{} {}", takes.transport, takes.alpn.join(",")),
         filter_chain_match: Some(FilterChainMatch {
             destination_port: port.map(|port| wire::number(port.into())),
-            transport_protocol: transport.to_owned(),
-            application_protocols: alpn.iter().map(|&protocol| protocol.to_owned()).collect(),
+            transport_protocol: takes.transport.to_owned(),
+            application_protocols: takes.alpn.iter().map(|&alpn| alpn.to_owned()).collect(),
             ..FilterChainMatch::default()
         }),
-        filters: if is_http { http.clone() } else { tcp.clone() },
-        transport_socket: tls.then(|| downstream_tls(node.client)),
+        filters: match takes.carried {
+            Carried::Http => http.clone(),
+            Carried::Tcp => tcp.clone(),
+        },
+        transport_socket: takes.terminates.then(|| downstream_tls(node.client)),
         metadata: Some(metadata.clone()),
         ..FilterChain::default()
     };
     taken(protocol, mode).into_iter().map(chain).collect()
 }
 
-/// What a chain takes: whether as HTTP, by which transport, with which ALPN protocols; whether it terminates mutual TLS.
-type Taken = (bool, &'static str, &'static [&'static str], bool);
+/// The connections that a chain takes.
+#[derive(Debug)]
+struct Takes {
+    carried: Carried,
+    /// Envoy's `transport_protocol`.
+    transport: &'static str,
+    /// ALPN protocols; any, when empty.
+    alpn: &'static [&'static str],
+    /// True when mutual TLS is terminated.
+    terminates: bool,
+}
 
-/// What the chains of a port take that carries `protocol` under `mode`.
-fn taken(protocol: Protocol, mode: Mode) -> Vec<Taken> {
-    let (is_http, any): (_, &[&str]) = (protocol != Protocol::Tcp, &[]);
+/// The chains of a port that carries `protocol` under `mode`.
+fn taken(protocol: Protocol, mode: Mode) -> Vec<Takes> {
+    use Carried::{Http, Tcp};
+    let takes = |carried, transport, alpn, terminates| Takes {
+        carried,
+        transport,
+        alpn,
+        terminates,
+    };
+    let mutual = |carried, alpn| takes(carried, "tls", alpn, true);
+    let plain = |carried, alpn| takes(carried, "raw_buffer", alpn, false);
+    let declared = if protocol == Protocol::Tcp { Tcp } else { Http };
     let mut taken = match (protocol, mode) {
         (_, Mode::Disable) => vec![],
-        (Protocol::Auto, Mode::Strict) => vec![
-            (true, "tls", &HTTP_TLS[..], true),
-            (false, "tls", any, true),
-        ],
-        (Protocol::Auto, _) => vec![
-            (true, "tls", &HTTP_TLS[..2], true),
-            (false, "tls", &SIDECAR[2..], true),
-        ],
-        (_, Mode::Strict) => vec![(is_http, "tls", any, true)],
-        _ => vec![(is_http, "tls", &SIDECAR[..], true)],
+        (Protocol::Auto, Mode::Strict) => vec![mutual(Http, &HTTP_TLS), mutual(Tcp, &[])],
+        (Protocol::Auto, _) => vec![mutual(Http, &HTTP_TLS[..2]), mutual(Tcp, &SIDECAR[2..])],
+        (_, Mode::Strict) => vec![mutual(declared, &[])],
+        _ => vec![mutual(declared, &SIDECAR)],
     };
     match protocol {
         _ if mode == Mode::Strict => {}
         // TLS that isn't ours passes to the app as it is.
-        Protocol::Auto => taken.extend([
-            (true, "raw_buffer", &HTTP[..], false),
-            (false, "", any, false),
-        ]),
-        Protocol::Tcp => taken.extend([
-            (false, "raw_buffer", any, false),
-            (false, "tls", any, false),
-        ]),
+        Protocol::Auto => taken.extend([plain(Http, &HTTP), takes(Tcp, "", &[], false)]),
+        Protocol::Tcp => taken.extend([plain(Tcp, &[]), takes(Tcp, "tls", &[], false)]),
         // What is declared HTTP gets HTTP: no rule sees into a stranger's TLS.
-        Protocol::Http | Protocol::Http2 => taken.push((true, "raw_buffer", any, false)),
+        Protocol::Http | Protocol::Http2 => taken.push(plain(Http, &[])),
     }
     taken
 }

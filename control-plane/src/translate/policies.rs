@@ -13,18 +13,28 @@ use crate::mesh::route::StringMatch;
 use crate::mesh::selects;
 use crate::mesh::workload::Fit;
 
-/// What the policies of a workload become. Without an ALLOW policy everything that isn't denied passes.
+/// The traffic that rules are asked about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Carried {
+    /// Requests.
+    Http,
+    /// Bytes: as with Istio, what a DENY rule says of HTTP falls away; an ALLOW rule that says something of it meets none.
+    Tcp,
+}
+
+/// The filters of a workload's policies. Without an ALLOW policy everything that isn't denied passes.
 ///
 /// A DENY that may be for it holds. An ALLOW that may be for it opens nothing, and closes where no other is surely for it:
 /// only what each possible selection of them would let through passes. A selection holds with each policy those that
 /// select less, so each selector that holds no other one is a filter of its own.
 pub(super) fn filters<'a>(
     policies: impl Iterator<Item = (Fit, &'a AuthorizationPolicy)>,
+    carried: Carried,
 ) -> Vec<Rbac> {
     let (denying, allowing): (Vec<_>, Vec<_>) = policies.partition(|(_, policy)| policy.denies);
     let mut filters = Vec::new();
     if !denying.is_empty() {
-        filters.push(rbac(Action::Deny, &denying));
+        filters.push(rbac(Action::Deny, &denying, carried));
     }
     let sure: Vec<_> = allowing
         .iter()
@@ -32,7 +42,7 @@ pub(super) fn filters<'a>(
         .filter(|(fit, _)| *fit == Fit::Yes)
         .collect();
     if !sure.is_empty() {
-        filters.push(rbac(Action::Allow, &sure));
+        filters.push(rbac(Action::Allow, &sure, carried));
         return filters;
     }
     let mut by_selector: BTreeMap<_, Vec<_>> = BTreeMap::new();
@@ -49,13 +59,13 @@ pub(super) fn filters<'a>(
             .flatten();
         let is_least = !others.any(|other| selector.is_some_and(|own| selects(other, own)));
         if is_least {
-            filters.push(rbac(Action::Allow, group));
+            filters.push(rbac(Action::Allow, group, carried));
         }
     }
     filters
 }
 
-fn rbac(action: Action, policies: &[(Fit, &AuthorizationPolicy)]) -> Rbac {
+fn rbac(action: Action, policies: &[(Fit, &AuthorizationPolicy)], carried: Carried) -> Rbac {
     let mut rules = HashMap::new();
     for (fit, policy) in policies {
         for (i, rule) in policy.rules.iter().enumerate() {
@@ -64,7 +74,8 @@ fn rbac(action: Action, policies: &[(Fit, &AuthorizationPolicy)]) -> Rbac {
                 "ns[{}]-policy[{}]-rule[{i}]{fit}",
                 policy.namespace, policy.name
             );
-            let permissions = match rule.to.is_empty() {
+            let is_any = rule.to.is_empty() || (policy.denies && carried == Carried::Tcp);
+            let permissions = match is_any {
                 true => vec![any_permission()],
                 false => rule.to.iter().map(permission).collect(),
             };

@@ -119,14 +119,13 @@ impl Hub {
         late.map(|(_, node)| node.clone()).collect()
     }
 
-    /// A stream ends; the node that has none any more, if it was its last.
-    pub(super) fn forget(&self, stream: u64) -> Option<String> {
+    /// Forgets a stream that ended.
+    pub(super) fn forget(&self, stream: u64) {
         self.taken.send_modify(|taken| drop(taken.remove(&stream)));
-        let mut proxies = self.proxies.lock().unwrap_or_else(PoisonError::into_inner);
-        let left = proxies.remove(&stream)?;
-        let node = left.shown["node"].as_str()?;
-        let mut others = proxies.values();
-        (!others.any(|other| other.shown["node"] == node)).then(|| node.to_owned())
+        self.proxies
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&stream);
     }
 
     /// How one proxy looks at a mesh, of which `touched` has changed; all of it when nothing is said.
@@ -152,18 +151,18 @@ pub(super) struct Proxy<'a> {
     /// Its node id.
     pub(super) name: &'a str,
     pub(super) node: Node,
-    /// Whether it takes connections for its app.
+    /// True when it takes connections for its app.
     has_inbound: bool,
     seat: Seat<'a>,
     workload: Arc<Described>,
-    /// What holds it closed, when its labels aren't known.
+    /// The objects that hold it closed, when its labels aren't known.
     pub(super) held: Option<Held>,
 }
 
-/// What holds a workload closed whose labels aren't known.
+/// The objects that hold a workload closed whose labels aren't known, and why they are not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Held {
-    pub(super) by: Vec<String>,
+    pub(super) by: BTreeSet<String>,
     pub(super) why: String,
 }
 
@@ -187,7 +186,7 @@ impl<'a> Proxy<'a> {
         }
     }
 
-    /// Looks up its workload in `mesh`. Whether what holds it closed is other than before.
+    /// Looks up its workload in `mesh`. True when other objects hold it closed than before.
     pub(super) fn look_up(&mut self, mesh: &Mesh) -> bool {
         self.workload = self.seat.describe(mesh, &self.node);
         let by = mesh.held_by(&self.node, &self.workload);
@@ -201,7 +200,7 @@ impl<'a> Proxy<'a> {
     }
 }
 
-/// What a node's metadata say under `name`.
+/// A text in a node's metadata.
 fn said<'a>(node: &'a NodeMessage, name: &str) -> Option<&'a str> {
     match node.metadata.as_ref()?.fields.get(name)?.kind.as_ref()? {
         Kind::StringValue(text) => Some(text),
@@ -209,12 +208,12 @@ fn said<'a>(node: &'a NodeMessage, name: &str) -> Option<&'a str> {
     }
 }
 
-/// Which life of its workload's proxy it is, where it says so.
+/// The name of this life of its workload's proxy, where it says one.
 pub(super) fn instance(node: &NodeMessage) -> &str {
     said(node, "INSTANCE").unwrap_or_default()
 }
 
-/// Whether connections for its app come to it: taken over, or on ports of its own. One that doesn't say so has them.
+/// True when connections for its app come to it: taken over, or on ports of its own. One that doesn't say so has them.
 fn has_inbound(node: &NodeMessage) -> bool {
     said(node, "INTERCEPTION_MODE") != Some("NONE") || said(node, "POD_PORTS") != Some("[]")
 }

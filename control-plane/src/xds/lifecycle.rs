@@ -24,7 +24,9 @@ const BARRIER: Duration = Duration::from_secs(5);
 /// A workload that went and never came back is forgotten after this: whatever is at its address then is another.
 const FORGOTTEN: Duration = Duration::from_secs(600);
 /// Bytes of what a proxy calls its life.
-const MAX_INSTANCE: usize = 128;
+pub(super) const MAX_INSTANCE: usize = 128;
+/// Bytes of a node id.
+const MAX_NODE_ID: usize = 512;
 
 /// Who drains.
 #[derive(Debug, Clone, Default)]
@@ -186,6 +188,9 @@ pub(super) fn identify(peer: &Identity, id: &str, user_agent: &str) -> Result<No
         let text = "node.id must be sidecar~IP~workload.namespace~domain";
         Status::invalid_argument(format!("{text}; it is {id:?}"))
     };
+    if id.len() > MAX_NODE_ID {
+        return Err(Status::invalid_argument("node.id is too long"));
+    }
     let parts: Vec<&str> = id.split('~').collect();
     let ["sidecar", ip, workload, _domain] = parts.as_slice() else {
         return Err(form());

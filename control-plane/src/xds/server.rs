@@ -19,7 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::Dialog;
 use super::connection::Connection;
 use super::hub::{Hub, Proxy, instance, usable};
-use super::lifecycle::identify;
+use super::lifecycle::{MAX_INSTANCE, identify};
 use super::sotw::StateOfTheWorld;
 use crate::auth::Peer;
 use crate::ca::Identity;
@@ -121,9 +121,8 @@ impl<D: Dialog> Pump<D> {
             tracing::info!(peer = self.peer.id, %status, "stream ended");
             let _ = self.out.send(Err(status)).await;
         }
-        if let Some(node) = self.hub.forget(self.number) {
-            self.metrics.forget_held(&node);
-        }
+        self.hub.forget(self.number);
+        self.metrics.set_held(self.number, None);
         connected.dec();
     }
 
@@ -136,6 +135,11 @@ impl<D: Dialog> Pump<D> {
         let no_node = || Status::invalid_argument("the first request must carry the node");
         let said = D::node(&first).ok_or_else(no_node)?;
         let node = identify(&self.peer, &said.id, &said.user_agent_name)?;
+        if instance(said).len() > MAX_INSTANCE {
+            return Err(Status::invalid_argument(
+                "node.metadata.INSTANCE is too long",
+            ));
+        }
         self.hub.drains.begins(&node, instance(said));
         let mut proxy = Proxy::new(&self.hub, node, said);
         self.hub.took(self.number, &said.id, 0);
@@ -189,31 +193,21 @@ impl<D: Dialog> Pump<D> {
         }
     }
 
-    /// Looks up the proxy's workload, and says what holds it closed.
+    /// Looks up the proxy's workload, and tells which objects hold it closed.
     fn look_up(&self, proxy: &mut Proxy<'_>, mesh: &Mesh) {
         if !proxy.look_up(mesh) {
             return;
         }
         let node = proxy.name;
-        let gauge = self.metrics.held_closed.with_label_values(&[node]);
+        let count = proxy.held.as_ref().map(|held| (node, held.by.len()));
+        self.metrics.set_held(self.number, count);
         match &proxy.held {
             Some(held) => {
-                gauge.set(i64::try_from(held.by.len()).unwrap_or(i64::MAX));
-                let (by, why) = (held.by.join(", "), &held.why);
-                tracing::warn!(
-                    node,
-                    by,
-                    why,
-                    "its labels are not known: every selector holds it closed"
-                );
+                let by: Vec<&str> = held.by.iter().map(String::as_str).collect();
+                let (by, why) = (by.join(", "), &held.why);
+                tracing::warn!(node, by, why, "held closed: its labels are not known");
             }
-            None => {
-                self.metrics.forget_held(node);
-                tracing::info!(
-                    node,
-                    "no selector holds it closed for want of labels any more"
-                );
-            }
+            None => tracing::info!(node, "not held closed for want of labels any more"),
         }
     }
 

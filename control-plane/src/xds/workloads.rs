@@ -1,4 +1,4 @@
-//! What the workloads of connected proxies were last described as.
+//! The last known descriptions of the workloads of connected proxies.
 //!
 //! Invariant: as long as a proxy is connected, labels that were known of its workload stay known: an endpoint that is
 //! removed, as in a drain, opens nothing and closes nothing. Another life of the proxy begins anew.
@@ -15,19 +15,22 @@ use crate::mesh::{Mesh, Node, WorkloadKey};
 /// A proxy whose stream broke comes back within this, or doesn't.
 const FORGOTTEN: Duration = Duration::from_secs(600);
 
-/// A workload, and what its proxy calls its life.
+/// Lives that are remembered without a stream.
+const MAX_LEFT: usize = 10_000;
+
+/// A workload, and the name of one life of its proxy.
 type Life = (WorkloadKey, String);
 
-/// What connected workloads were last described as.
+/// The last known descriptions of connected workloads.
 #[derive(Debug, Default)]
 pub(super) struct Workloads(Mutex<BTreeMap<Life, Last>>);
 
-/// What a workload was last described as.
+/// The last known description of a workload.
 #[derive(Debug)]
 struct Last {
     described: Arc<Described>,
     streams: usize,
-    /// When the last stream ended.
+    /// The end of the last stream.
     left: Instant,
 }
 
@@ -36,22 +39,31 @@ impl Workloads {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A proxy opens a stream.
+    /// Notes that a proxy opens a stream.
     pub(super) fn join(&self, node: &Node, instance: &str) -> Seat<'_> {
         let (life, now) = ((node.workload(), instance.to_owned()), Instant::now());
         let mut held = self.held();
-        // A life without a name can't be told from the next one.
-        held.retain(|(_, instance), last| {
-            last.streams > 0 || (!instance.is_empty() && now < last.left + FORGOTTEN)
-        });
         let last = held.entry(life.clone()).or_insert_with(|| Last {
             described: Arc::default(),
             streams: 0,
             left: now,
         });
+        if last.streams == 0 && now >= last.left + FORGOTTEN {
+            last.described = Arc::default();
+        }
         last.streams += 1;
         drop(held);
         Seat { of: self, life }
+    }
+
+    /// Forgets lives that left long ago, or all that left when there are too many.
+    fn sweep(held: &mut BTreeMap<Life, Last>, now: Instant) {
+        if held.len() > MAX_LEFT {
+            held.retain(|_, last| last.streams > 0 || now < last.left + FORGOTTEN);
+        }
+        if held.len() > 2 * MAX_LEFT {
+            held.retain(|_, last| last.streams > 0);
+        }
     }
 }
 
@@ -63,7 +75,7 @@ pub(super) struct Seat<'a> {
 }
 
 impl Seat<'_> {
-    /// What the workload is in `mesh`; what was known of it and stands nowhere any more stays.
+    /// The workload as it is in `mesh`; what was known of it and stands nowhere any more stays.
     pub(super) fn describe(&self, mesh: &Mesh, node: &Node) -> Arc<Described> {
         let described = mesh.describe(node);
         let mut held = self.of.held();
@@ -79,10 +91,19 @@ impl Seat<'_> {
 
 impl Drop for Seat<'_> {
     fn drop(&mut self) {
-        if let Some(last) = self.of.held().get_mut(&self.life) {
-            last.streams -= 1;
-            last.left = Instant::now();
+        let (mut held, now) = (self.of.held(), Instant::now());
+        let Some(last) = held.get_mut(&self.life) else {
+            return;
+        };
+        last.streams -= 1;
+        last.left = now;
+        // A life without a name can't be told from the next one, and what isn't known needn't be kept.
+        let (_, instance) = &self.life;
+        let is_worth_it = !instance.is_empty() && last.described.labels().are_known();
+        if last.streams == 0 && !is_worth_it {
+            held.remove(&self.life);
         }
+        Workloads::sweep(&mut held, now);
     }
 }
 
@@ -90,6 +111,8 @@ impl Drop for Seat<'_> {
 mod tests {
     use super::*;
     use crate::mesh::Client;
+    use crate::mesh::service::Workload;
+    use crate::mesh::workload::Index;
 
     fn node() -> Node {
         Node {
@@ -101,18 +124,31 @@ mod tests {
         }
     }
 
+    /// A mesh whose registry describes the node.
+    fn described() -> Mesh {
+        let workload = Workload {
+            object: "default/users WorkloadEntry".to_owned(),
+            address: node().ip,
+            namespace: "default".to_owned(),
+            account: None,
+            labels: BTreeMap::from([("app".to_owned(), "users".to_owned())]),
+        };
+        let workloads = vec![workload];
+        Mesh {
+            index: Index::new(&BTreeMap::new(), &workloads),
+            workloads: Arc::new(workloads),
+            ..Mesh::default()
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn what_was_known_stays_for_a_life_and_a_while_and_for_no_other() {
         let workloads = Workloads::default();
-        let nothing = Mesh::default();
-        let mut described = node();
-        described
-            .labels
-            .insert("app".to_owned(), "users".to_owned());
+        let (nothing, described) = (Mesh::default(), described());
         let knows = |seat: &Seat<'_>| seat.describe(&nothing, &node()).labels().are_known();
         let first = workloads.join(&node(), "a");
         assert!(!knows(&first));
-        first.describe(&nothing, &described);
+        first.describe(&described, &node());
         assert!(knows(&first));
         let (second, other) = (workloads.join(&node(), "a"), workloads.join(&node(), "b"));
         assert!(knows(&second) && !knows(&other));
@@ -126,13 +162,17 @@ mod tests {
         assert!(!knows(&workloads.join(&node(), "a")), "it left");
 
         let nameless = workloads.join(&node(), "");
-        nameless.describe(&nothing, &described);
+        nameless.describe(&described, &node());
         assert!(knows(&nameless));
         drop(nameless);
         assert!(
             !knows(&workloads.join(&node(), "")),
             "who knows whether it is the same"
         );
-        assert!(workloads.held().len() <= 3, "nothing is kept for ever");
+        drop(other);
+        assert!(
+            workloads.held().is_empty(),
+            "nothing is kept that tells nothing"
+        );
     }
 }

@@ -10,8 +10,8 @@ use super::head::{Head, Known};
 const WEBSOCKET: &str = "websocket";
 
 /// A protocol that `Upgrade` names, such as `websocket` or `irc/6.9`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Protocol(String);
+#[derive(Debug, Clone)]
+struct Protocol(String);
 
 impl FromStr for Protocol {
     type Err = String;
@@ -35,16 +35,26 @@ impl FromStr for Protocol {
     }
 }
 
-/// The protocols that requests may switch to.
+/// The protocols that requests may switch to: WebSocket, and those that are named, with commas between.
 #[derive(Debug, Clone, Default)]
 pub struct Upgrades(Vec<Protocol>);
 
-impl Upgrades {
-    /// WebSocket, and these.
-    pub fn new(others: Vec<Protocol>) -> Upgrades {
-        Upgrades(others)
-    }
+impl FromStr for Upgrades {
+    type Err = String;
 
+    fn from_str(text: &str) -> Result<Upgrades, String> {
+        let named = text
+            .split(',')
+            .map(str::trim)
+            .filter(|name| !name.is_empty());
+        named
+            .map(str::parse)
+            .collect::<Result<_, _>>()
+            .map(Upgrades)
+    }
+}
+
+impl Upgrades {
     /// The first protocol that `request` would switch to and may, as it names it: in a list or not, on any of its lines.
     pub fn find<'a>(&self, request: &'a Head) -> Option<&'a [u8]> {
         let lines = request.get_all(Known::Upgrade);
@@ -97,11 +107,7 @@ mod tests {
 
     #[test]
     fn others_are_named_and_those_that_carry_requests_cannot_be() {
-        let parse = |text: &str| text.parse::<Protocol>();
-        let upgrades = Upgrades::new(vec![
-            parse("IRC/6.9").expect("one"),
-            parse("foo").expect("one"),
-        ]);
+        let upgrades: Upgrades = "IRC/6.9, foo".parse().expect("two");
         assert_eq!(
             found(&upgrades, &["h2c, irc/6.9"]).as_deref(),
             Some("irc/6.9")
@@ -113,9 +119,13 @@ mod tests {
             Some("websocket")
         );
         for text in [
-            "h2c", "H2C", "HTTP/2.0", "TLS/1.0", "tls", "", "a/b/c", "a b", "a/", "/a",
+            "h2c", "H2C", "HTTP/2.0", "TLS/1.0", "tls", "a/b/c", "a b", "a/", "/a", "foo,h2c",
         ] {
-            assert!(parse(text).is_err(), "{text}");
+            assert!(text.parse::<Upgrades>().is_err(), "{text}");
         }
+        assert!(
+            "".parse::<Upgrades>().is_ok(),
+            "an empty variable names none"
+        );
     }
 }

@@ -121,7 +121,7 @@ impl Connection {
         Ok(Arc::clone(cluster))
     }
 
-    /// Whether it begins with a TLS handshake.
+    /// True when it begins with a TLS handshake.
     pub(super) fn is_tls(&self) -> bool {
         self.tls
     }

@@ -36,7 +36,7 @@ pub mod alpn {
     pub const EXCHANGE: &[u8] = b"istio-peer-exchange";
     /// Any other protocol between sidecars.
     pub const TCP: &[u8] = b"istio";
-    /// What callees accept, the best first. Everybody's names last: STRICT terminates every TLS, gRPC's library speaks mutual
+    /// Protocols that callees accept, the best first. Everybody's names last: STRICT terminates every TLS, gRPC's library speaks mutual
     /// TLS by itself, and a foreign client's refusal should be about its certificate.
     pub const ACCEPTED: [&[u8]; 7] = [SHARED, HTTP2, HTTP1, EXCHANGE, TCP, b"h2", b"http/1.1"];
 }

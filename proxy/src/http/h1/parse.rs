@@ -109,7 +109,7 @@ pub fn is_text(value: &[u8]) -> bool {
     }
 }
 
-/// Whether `name` may be a method; the two that come most aren't looked at byte by byte.
+/// True for a method's name; the two that come most aren't looked at byte by byte.
 pub fn is_token_method(name: &[u8]) -> bool {
     matches!(name, b"GET" | b"POST") || is_token(name)
 }

@@ -12,6 +12,12 @@ pub struct Args {
     /// Files, or directories of YAML.
     #[arg(required = true)]
     pub paths: Vec<PathBuf>,
+    /// Trust domain of the mesh.
+    #[arg(long, env = "LENO_TRUST_DOMAIN", default_value = "cluster.local")]
+    pub trust_domain: String,
+    /// Namespace whose policies are for the whole mesh.
+    #[arg(long, env = "LENO_ROOT_NAMESPACE", default_value = "istio-system")]
+    pub root_namespace: String,
 }
 
 /// Prints what is wrong; true when nothing is.
@@ -19,8 +25,8 @@ pub fn run(args: Args) -> bool {
     let mut good = true;
     for directory in args.paths {
         let settings = Settings {
-            trust_domain: "cluster.local".to_owned(),
-            root_namespace: "istio-system".to_owned(),
+            trust_domain: args.trust_domain.clone(),
+            root_namespace: args.root_namespace.clone(),
             outbound_traffic_policy: crate::mesh::OutboundTrafficPolicy::default(),
         };
         let source = Source::new(Options {

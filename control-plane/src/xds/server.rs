@@ -11,7 +11,7 @@ use leno_proto::pb::envoy::service::discovery::v3::{
 };
 use leno_proto::tonic::{Request, Response, Status, Streaming};
 use leno_proto::type_url::{CLUSTER, ENDPOINTS, LISTENER, ROUTE, SECRET};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -25,6 +25,7 @@ use crate::auth::Peer;
 use crate::ca::Identity;
 use crate::mesh::{Mesh, Touched};
 use crate::metrics::Metrics;
+use crate::source::State;
 
 /// Responses on their way to one proxy; a proxy that doesn't read holds nobody else up.
 const RESPONSES: usize = 64;
@@ -132,30 +133,10 @@ impl<D: Dialog> Pump<D> {
         let Some(first) = first.map_err(|_| late())?? else {
             return Ok(());
         };
-        let no_node = || Status::invalid_argument("the first request must carry the node");
-        let said = D::node(&first).ok_or_else(no_node)?;
-        let node = identify(&self.peer, &said.id, &said.user_agent_name)?;
-        if instance(said).len() > MAX_INSTANCE {
-            return Err(Status::invalid_argument(
-                "node.metadata.INSTANCE is too long",
-            ));
-        }
-        self.hub.drains.begins(&node, instance(said));
-        let mut proxy = Proxy::new(&self.hub, node, said);
-        self.hub.took(self.number, &said.id, 0);
-        tracing::info!(node = said.id, "connected");
+        let mut proxy = self.welcome(&first)?;
         let mut state = self.hub.state();
         let mut connection = D::default();
-        // Until the source has been read whole nothing is said, so that nothing is said to be gone.
-        let mut mesh = loop {
-            if let Some(mesh) = usable(&state.borrow_and_update()) {
-                break mesh;
-            }
-            state
-                .changed()
-                .await
-                .map_err(|_| Status::unavailable("the control plane ends"))?;
-        };
+        let mut mesh = read_whole(&mut state).await?;
         self.look_up(&mut proxy, &mesh);
         let view = self.hub.view(&mesh, &proxy, None);
         let responses = connection.request(&first, &view);
@@ -163,7 +144,8 @@ impl<D: Dialog> Pump<D> {
         let mut changed_at: Option<Instant> = None;
         loop {
             if connection.is_settled() {
-                self.hub.took(self.number, &said.id, mesh.draining.revision);
+                self.hub
+                    .took(self.number, proxy.name, mesh.draining.revision);
                 if let Some(at) = changed_at.take() {
                     self.metrics.convergence.observe(at.elapsed().as_secs_f64());
                 }
@@ -191,6 +173,21 @@ impl<D: Dialog> Pump<D> {
             };
             self.send(responses, &connection, &proxy).await?;
         }
+    }
+
+    /// The proxy that a stream's first request is from.
+    fn welcome<'a>(&'a self, first: &'a D::Request) -> Result<Proxy<'a>, Status> {
+        let no_node = || Status::invalid_argument("the first request must carry the node");
+        let said = D::node(first).ok_or_else(no_node)?;
+        let node = identify(&self.peer, &said.id, &said.user_agent_name)?;
+        if instance(said).len() > MAX_INSTANCE {
+            let text = "node.metadata.INSTANCE is too long";
+            return Err(Status::invalid_argument(text));
+        }
+        self.hub.drains.begins(&node, instance(said));
+        self.hub.took(self.number, &said.id, 0);
+        tracing::info!(node = said.id, "connected");
+        Ok(Proxy::new(&self.hub, node, said))
     }
 
     /// Looks up the proxy's workload, and tells which objects hold it closed.
@@ -265,6 +262,13 @@ impl<D: Dialog> Pump<D> {
         }
         Ok(())
     }
+}
+
+/// Waits until the source has been read whole: until then nothing is said, so that nothing is said to be gone.
+async fn read_whole(state: &mut watch::Receiver<State>) -> Result<Arc<Mesh>, Status> {
+    let whole = state.wait_for(|state| usable(state).is_some()).await;
+    let whole = whole.ok().and_then(|state| usable(&state));
+    whole.ok_or_else(|| Status::unavailable("the control plane ends"))
 }
 
 /// A type as Istio's metrics call it.

@@ -108,14 +108,16 @@ impl Described {
         Labels::new([&self.brought].into_iter().chain(by))
     }
 
-    /// The same with what was known `before` and stands nowhere any more: a description that goes changes nothing, one that
-    /// comes replaces all that are gone.
+    /// The same with what was known `before` and stands nowhere any more: a description that goes, or loses its labels,
+    /// changes nothing; one that comes with labels replaces all that are gone.
     #[must_use]
     pub fn or(mut self, before: &Described) -> Described {
-        if self.by == before.by || !self.by.is_subset(&before.by) {
+        let mut labelled = self.by.iter().filter(|(_, labels)| !labels.is_empty());
+        let has_news = labelled.any(|one| !before.by.contains(one));
+        if has_news || self.by == before.by {
             return self;
         }
-        self.by.clone_from(&before.by);
+        self.by.extend(before.by.iter().cloned());
         for (port, known) in &before.ports {
             self.ports.entry(*port).or_insert_with(|| known.clone());
         }

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use clap::Parser;
 use leno_control_plane::app as control_plane;
-use leno_control_plane::ca::token::Bearer;
+use leno_control_plane::ca::Bearer;
 use leno_control_plane::istio::Limits;
 use leno_control_plane::source::State;
 use leno_control_plane::source::compile::Settings;

@@ -12,8 +12,7 @@ use webpki::{EndEntityCert, KeyUsage};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::root::Root;
-use super::token::Bearer;
-use super::{Ca, Identity, labels, provider};
+use super::{Bearer, Ca, Identity, labels, provider};
 
 /// Certificates begin this much in the past, for clocks that are late; as Istio's.
 pub(super) const BACKDATE: Duration = Duration::from_secs(120);

@@ -84,6 +84,17 @@ impl Identity {
     }
 }
 
+/// The workload that a token or a certificate is for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Bearer {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its service account.
+    pub account: String,
+    /// Its workload's labels.
+    pub labels: BTreeMap<String, String>,
+}
+
 /// Whether a text can be a part of a SPIFFE ID.
 pub fn is_name(part: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');

@@ -7,8 +7,7 @@ use leno_proto::ca::istio_certificate_service_server::IstioCertificateService;
 use leno_proto::ca::{IstioCertificateRequest, IstioCertificateResponse};
 use leno_proto::tonic::{Request, Response, Status};
 
-use super::Ca;
-use super::token::Bearer;
+use super::{Bearer, Ca};
 use crate::auth::Peer;
 use crate::metrics::Metrics;
 

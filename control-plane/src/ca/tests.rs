@@ -2,7 +2,6 @@ use std::os::unix::fs::PermissionsExt;
 
 use rcgen::{CertificateParams, SanType};
 
-use super::token::Bearer;
 use super::*;
 
 /// A directory of this test's own, removed at its end.

@@ -20,24 +20,13 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 
 use super::root::write_secret;
-use super::{Ca, is_name, labels, service_account};
+use super::{Bearer, Ca, is_name, labels, service_account};
 
 /// How long a token is good for when nobody says otherwise.
 pub const DEFAULT_LIFE: Duration = Duration::from_secs(3600);
 
 /// The bytes of a token that are looked at.
 const MAX_TOKEN: usize = 8192;
-
-/// The workload that a token or a certificate is for.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Bearer {
-    /// Its namespace.
-    pub namespace: String,
-    /// Its service account.
-    pub account: String,
-    /// Its workload's labels.
-    pub labels: BTreeMap<String, String>,
-}
 
 /// What a token says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

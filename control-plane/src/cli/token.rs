@@ -5,8 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use clap::Subcommand;
 
-use crate::ca::token::Bearer;
-use crate::ca::{Ca, DEFAULT_TTL};
+use crate::ca::{Bearer, Ca, DEFAULT_TTL};
 
 /// Flags of `token`.
 #[derive(Debug, clap::Args)]

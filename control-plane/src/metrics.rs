@@ -120,7 +120,7 @@ fn build() -> Result<IntGauge, prometheus::Error> {
 
 fn held_closed(makes: &Makes<'_>) -> Result<IntGaugeVec, prometheus::Error> {
     let help =
-        "Objects with selectors that hold a workload closed because its labels are not known.";
+        "Objects that may be for a workload, whose labels are not known, and hold it closed.";
     makes.gauges("leno_workload_labels_unknown", help, "node")
 }
 

@@ -158,7 +158,7 @@ where
 /// An app that answers HTTP of either version, and echoes what is none.
 #[derive(Clone)]
 pub struct App {
-    /// Where it listens.
+    /// The address that it listens on.
     pub address: SocketAddr,
     reached: Arc<AtomicUsize>,
     paths: Arc<Mutex<Vec<String>>>,

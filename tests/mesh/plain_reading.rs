@@ -1,7 +1,7 @@
 //! A plain reading of labels denies, and nothing that it denies is served: random objects and registries, and their changes, through
 //! the control plane's translation and the sidecar's plan, against a reading that knows neither.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -442,13 +442,17 @@ fn what_a_plain_reading_of_labels_denies_is_never_served() {
         let node = node(&brought);
         let mut last = LastGood::default();
         let mut described = Described::default();
-        let (mut entries, mut told) = (Vec::<Entry>::new(), BTreeSet::new());
+        let (mut entries, mut told) = (Vec::<Entry>::new(), BTreeMap::new());
         for step in 0..5 {
             let objects: Vec<Object> = (0..rng.usize(..6)).map(|_| object(&mut rng)).collect();
             // Some go, and some come.
             entries.retain(|_| rng.bool());
-            for entry in entries.iter_mut().filter(|_| rng.u8(..8) == 0) {
-                entry.labels.clear();
+            for entry in &mut entries {
+                match rng.u8(..8) {
+                    0 => entry.labels.clear(),
+                    1 => entry.labels = labels(&mut rng),
+                    _ => {}
+                }
             }
             let fresh = rng.usize(..3) * usize::from(rng.bool());
             entries.extend((0..fresh).map(|_| entry(&mut rng)));
@@ -456,14 +460,20 @@ fn what_a_plain_reading_of_labels_denies_is_never_served() {
             // As a stream does: what was known and stands nowhere any more stays.
             described = mesh.describe(&node).or(&described);
             let now = entries.iter().filter(|entry| entry.describes());
-            let now: BTreeSet<_> = now.map(|e| (e.name.clone(), e.labels.clone())).collect();
-            // One that goes, or has no labels, changes nothing.
-            let mut labelled = now.iter().filter(|(_, labels)| !labels.is_empty());
-            match labelled.any(|one| !told.contains(one)) {
-                true => told = now,
-                false => told.extend(now),
+            let now: BTreeMap<_, _> = now.map(|e| (e.name.clone(), e.labels.clone())).collect();
+            let has_come = now.iter().any(|(name, labels)| {
+                let is_new = !told.values().any(|known| known == labels);
+                !told.contains_key(name) && !labels.is_empty() && is_new
+            });
+            // One that goes, or has no labels, changes nothing, until another comes.
+            told.retain(|name, _| now.contains_key(name) || !has_come);
+            for (name, labels) in now {
+                let own: &mut Labels = told.entry(name).or_default();
+                if !labels.is_empty() {
+                    *own = labels;
+                }
             }
-            let labels = told.iter().map(|(_, labels)| labels).chain([&brought]);
+            let labels = told.values().chain([&brought]);
             let known: Vec<Labels> = labels.filter(|own| !own.is_empty()).cloned().collect();
             unknown += usize::from(known.is_empty());
             several += usize::from(known.iter().any(|labels| *labels != known[0]));

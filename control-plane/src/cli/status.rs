@@ -20,7 +20,7 @@ pub struct Args {
     pub monitoring_address: SocketAddr,
 }
 
-/// Prints the status; false when a proxy refuses something, or an object is broken.
+/// Prints the status; false when a proxy refuses something, a workload is held closed, or an object is broken.
 ///
 /// # Errors
 /// When the control plane can't be asked.
@@ -73,7 +73,7 @@ fn print(status: &Value) -> bool {
     }
     for (node, held) in list("proxies").iter().filter_map(held) {
         good = false;
-        println!("{node}: its labels are not known, and these hold it closed:");
+        println!("{node}: its labels are not known, so it is held closed by what may be for it:");
         held["by"]
             .as_array()
             .into_iter()

@@ -173,7 +173,7 @@ impl Mesh {
         self.services.get(host).or_else(|| self.direct.get(host))
     }
 
-    /// Whether an endpoint's workload takes no new work. One without a service account has no sidecar that could say so.
+    /// True for an endpoint whose workload takes no new work. One without a service account has no sidecar that could say so.
     pub fn is_draining(&self, endpoint: &Endpoint) -> bool {
         let draining = &self.draining.workloads;
         let Some(account) = (!draining.is_empty())

@@ -7,6 +7,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::policy::{Mode, PeerAuthentication};
 use super::service::{Endpoint, Endpoints, Protocol, Service, Workload};
 use super::{Mesh, Node, selects};
 
@@ -93,8 +94,8 @@ pub struct WorkloadPort {
 pub struct Described {
     /// Labels of its join token.
     brought: BTreeMap<String, String>,
-    /// Objects of the registry, each with the labels that it gives.
-    by: BTreeSet<(String, BTreeMap<String, String>)>,
+    /// Objects of the registry, each with the sets of labels that it gives.
+    by: BTreeMap<String, BTreeSet<BTreeMap<String, String>>>,
     /// Its name.
     pub name: String,
     /// Its ports.
@@ -104,25 +105,38 @@ pub struct Described {
 impl Described {
     /// Its labels.
     pub fn labels(&self) -> Labels<'_> {
-        let by = self.by.iter().map(|(_, labels)| labels);
+        let by = self.by.values().flatten();
         Labels::new([&self.brought].into_iter().chain(by))
     }
 
-    /// The same with what was known `before` and stands nowhere any more: a description that goes, or loses its labels,
-    /// changes nothing; one that comes with labels replaces all that are gone.
+    /// The same with what was known `before` and stands nowhere any more. An object that goes, or loses its labels, changes
+    /// nothing; one that changes replaces its own labels; one that comes with new labels replaces all that are gone.
     #[must_use]
     pub fn or(mut self, before: &Described) -> Described {
-        let mut labelled = self.by.iter().filter(|(_, labels)| !labels.is_empty());
-        let has_news = labelled.any(|one| !before.by.contains(one));
-        if has_news || self.by == before.by {
-            return self;
+        let known: BTreeSet<_> = before.by.values().flatten().collect();
+        let mut fresh = self
+            .by
+            .iter()
+            .filter(|(object, _)| !before.by.contains_key(*object));
+        let has_come = fresh.any(|(_, own)| own.iter().any(|labels| !known.contains(labels)));
+        let mut is_less = false;
+        for (object, labels) in &before.by {
+            match self.by.get(object) {
+                Some(own) if !own.is_empty() || labels.is_empty() => {}
+                None if has_come => {}
+                _ => {
+                    self.by.insert(object.clone(), labels.clone());
+                    is_less = true;
+                }
+            }
         }
-        self.by.extend(before.by.iter().cloned());
-        for (port, known) in &before.ports {
-            self.ports.entry(*port).or_insert_with(|| known.clone());
-        }
-        if self.name.is_empty() {
-            self.name.clone_from(&before.name);
+        if is_less {
+            for (port, known) in &before.ports {
+                self.ports.entry(*port).or_insert_with(|| known.clone());
+            }
+            if self.name.is_empty() {
+                self.name.clone_from(&before.name);
+            }
         }
         self
     }
@@ -264,49 +278,57 @@ impl Mesh {
         let own = all.filter(|one| one.fits(&node.namespace, &node.account));
         let mut described = Described {
             brought: node.labels.clone(),
-            by: own
-                .map(|one| (one.object.to_owned(), one.labels.clone()))
-                .collect(),
             ..Described::default()
         };
+        for one in own {
+            let labels = described.by.entry(one.object.to_owned()).or_default();
+            labels.extend(Some(one.labels.clone()).filter(|labels| !labels.is_empty()));
+        }
         for (service, endpoint) in self.endpoints_of(node) {
             described.add(service, endpoint, &self.root_namespace);
         }
         described
     }
 
-    /// Objects with selectors that hold a workload closed because its labels aren't known.
+    /// Objects that may be for a workload, and hold it closed: they close it, or would open what others close if they were
+    /// surely for it.
     pub fn held_by(&self, node: &Node, described: &Described) -> BTreeSet<String> {
         let (labels, namespace) = (described.labels(), &node.namespace);
-        if labels.are_known() {
-            return BTreeSet::new();
-        }
+        let may_be = |object: &&PeerAuthentication| {
+            object.namespace == *namespace && labels.fit(object.selector.as_ref()) == Fit::Maybe
+        };
         let ports = self
             .ports_with_modes(namespace, &labels)
             .into_iter()
             .map(Some);
-        let deciding = ports
-            .chain([None])
-            .filter_map(|port| self.mode(namespace, &labels, port).1);
-        let deciding = deciding.filter(|object| object.selector.is_some());
-        let policies: Vec<_> = self.policies_for(namespace, &labels).collect();
-        // One that is surely for it opens the same whichever of the others are as well.
-        let is_opened = policies
-            .iter()
-            .any(|(fit, policy)| *fit == Fit::Yes && !policy.denies);
-        let closing = policies
-            .iter()
-            .filter(|(fit, policy)| *fit == Fit::Maybe && (policy.denies || !is_opened));
-        let closing = closing
-            .map(|(_, policy)| format!("{}/{} AuthorizationPolicy", policy.namespace, policy.name));
-        deciding
-            .map(|object| object.object.clone())
-            .chain(closing)
-            .collect()
+        let mut held = BTreeSet::new();
+        for port in ports.chain([None]) {
+            let (mode, by) = self.mode(namespace, &labels, port);
+            let is_sure = !by.as_ref().is_some_and(may_be);
+            // Where the mode is sure, those that would open it matter, else those that make it.
+            let matters = |object: &&PeerAuthentication| match object.mode_of(port) {
+                _ if object.broken => true,
+                Mode::Unset => false,
+                own => own != Mode::Strict || !is_sure,
+            };
+            if mode == Mode::Strict {
+                let peers = self.peer_authentications.iter().filter(may_be);
+                held.extend(peers.filter(matters).map(|object| object.object.clone()));
+            }
+        }
+        let policies = self.policies_for(namespace, &labels);
+        let policies = policies.filter(|(fit, _)| *fit == Fit::Maybe);
+        held.extend(policies.map(|(_, policy)| {
+            format!("{}/{} AuthorizationPolicy", policy.namespace, policy.name)
+        }));
+        held
     }
 
     /// The objects that nearly describe a workload of which nothing is known, and those that would; for a person.
-    pub fn why_unknown(&self, node: &Node) -> String {
+    pub fn why_unknown(&self, node: &Node, described: &Described) -> String {
+        if described.labels().are_known() {
+            return "its labels are spread over several descriptions, and none has all of a selector's".to_owned();
+        }
         let (ip, namespace, account) = (node.ip, &node.namespace, &node.account);
         let mut near = BTreeSet::new();
         for one in self.descriptions(ip) {

@@ -229,12 +229,22 @@ pub(super) fn principal(said: &Wildcard, domain: &str) -> StringMatch {
 
 /// The trust domain that a principal names, if it is another than the mesh's: nobody of it gets past the handshake.
 pub(super) fn foreign_domain<'a>(said: &'a Wildcard, domain: &str) -> Option<&'a str> {
-    let (Wildcard::Exact(text) | Wildcard::Prefix(text)) = said else {
-        return None;
+    let is_own = |named: &str, rest: &str| {
+        named == domain || (named == OWN_DOMAIN && rest.matches('/').count() == 3)
     };
-    let (named, rest) = text.split_once('/')?;
-    let is_own = named == domain || (named == OWN_DOMAIN && rest.matches('/').count() == 3);
-    (!is_own).then_some(named)
+    match said {
+        Wildcard::Present => None,
+        Wildcard::Exact(text) | Wildcard::Prefix(text) => match text.split_once('/') {
+            Some((named, rest)) => (!is_own(named, rest)).then_some(named),
+            None => (!domain.starts_with(text.as_str())).then_some(text),
+        },
+        // With all five parts it ends a trust domain.
+        Wildcard::Suffix(text) if text.matches('/').count() == 4 => {
+            let (named, _) = text.split_once('/')?;
+            (!domain.ends_with(named)).then_some(named)
+        }
+        Wildcard::Suffix(_) => None,
+    }
 }
 
 /// A namespace, as a match on the whole identity.
@@ -270,8 +280,14 @@ mod tests {
                 "spiffe://cluster.local/",
                 Some("cluster.local"),
             ),
-            ("cluster*", "spiffe://cluster", None),
-            ("*cluster.local/ns/a/sa/b", "cluster.local/ns/a/sa/b", None),
+            ("cluster*", "spiffe://cluster", Some("cluster")),
+            ("co*", "spiffe://co", None),
+            ("*rp/ns/a/sa/b", "rp/ns/a/sa/b", None),
+            (
+                "*cluster.local/ns/a/sa/b",
+                "cluster.local/ns/a/sa/b",
+                Some("cluster.local"),
+            ),
             ("*/sa/b", "/sa/b", None),
             ("other/ns/a/sa/b", "spiffe://other/ns/a/sa/b", Some("other")),
         ] {

@@ -164,6 +164,7 @@ mod tests {
     use crate::istio::{Limits, read};
     use crate::mesh::policy::Mode;
     use crate::mesh::workload::Labels;
+    use crate::mesh::{Client, Node};
 
     fn settings() -> Settings {
         Settings {
@@ -323,6 +324,59 @@ mod tests {
             Mode::Disable
         );
         assert_eq!(problems.len(), 1);
+    }
+
+    #[test]
+    fn a_workload_that_nothing_describes_is_held_by_what_closes_it_and_by_what_would_open_it() {
+        let node = Node {
+            ip: "10.0.0.1".parse().expect("an address"),
+            namespace: "default".to_owned(),
+            account: "users".to_owned(),
+            client: Client::Leno,
+            labels: BTreeMap::new(),
+        };
+        let object = |kind: &str, name: &str, spec: &str| {
+            format!(
+                "---\napiVersion: security.istio.io/v1\nkind: {kind}\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n"
+            )
+        };
+        let peer = |name: &str, spec: &str| object("PeerAuthentication", name, spec);
+        let policy = |name: &str, spec: &str| object("AuthorizationPolicy", name, spec);
+        let of = "selector: {matchLabels: {app: x}}, ";
+        for (yaml, held) in [
+            (peer("a", &format!("{of}mtls: {{mode: DISABLE}}")), ""),
+            (peer("a", &format!("{of}mtls: {{mode: STRICT}}")), "a"),
+            (
+                peer("a", &format!("{of}portLevelMtls: {{1: {{mode: STRICT}}}}")),
+                "a",
+            ),
+            (peer("a", "mtls: {mode: STRICT}"), ""),
+            (
+                peer("a", "mtls: {mode: STRICT}")
+                    + &peer("b", &format!("{of}mtls: {{mode: STRICT}}")),
+                "",
+            ),
+            (
+                peer("a", "mtls: {mode: STRICT}")
+                    + &peer("b", &format!("{of}mtls: {{mode: PERMISSIVE}}")),
+                "b",
+            ),
+            (
+                policy("a", "") + &policy("b", &format!("{of}rules: [{{}}]")),
+                "b",
+            ),
+            (
+                policy("a", &format!("{of}action: DENY, rules: [{{}}]")),
+                "a",
+            ),
+            (policy("a", ""), ""),
+        ] {
+            let (mesh, problems) = apply(&mut LastGood::default(), &[("o.yaml", &yaml)]);
+            assert!(problems.is_empty(), "{problems:?}");
+            let by = mesh.held_by(&node, &mesh.describe(&node));
+            let names: Vec<&str> = by.iter().map(|o| &o["default/".len()..][..1]).collect();
+            assert_eq!(names.concat(), held, "{yaml}");
+        }
     }
 
     #[test]

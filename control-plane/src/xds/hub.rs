@@ -155,11 +155,11 @@ pub(super) struct Proxy<'a> {
     has_inbound: bool,
     seat: Seat<'a>,
     workload: Arc<Described>,
-    /// The objects that hold it closed, when its labels aren't known.
+    /// The objects that may be for it and hold it closed.
     pub(super) held: Option<Held>,
 }
 
-/// The objects that hold a workload closed whose labels aren't known, and why they are not.
+/// The objects that may be for a workload and hold it closed, and why its labels don't tell.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Held {
     pub(super) by: BTreeSet<String>,
@@ -192,7 +192,7 @@ impl<'a> Proxy<'a> {
         let by = mesh.held_by(&self.node, &self.workload);
         let held = (self.has_inbound && !by.is_empty()).then(|| Held {
             by,
-            why: mesh.why_unknown(&self.node),
+            why: mesh.why_unknown(&self.node, &self.workload),
         });
         let changed = held != self.held;
         self.held = held;

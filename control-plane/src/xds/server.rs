@@ -202,7 +202,12 @@ impl<D: Dialog> Pump<D> {
             Some(held) => {
                 let by: Vec<&str> = held.by.iter().map(String::as_str).collect();
                 let (by, why) = (by.join(", "), &held.why);
-                tracing::warn!(node, by, why, "held closed: its labels are not known");
+                tracing::warn!(
+                    node,
+                    by,
+                    why,
+                    "held closed by objects that may be for it: its labels are not known"
+                );
             }
             None => tracing::info!(node, "not held closed for want of labels any more"),
         }

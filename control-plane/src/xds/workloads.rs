@@ -23,47 +23,55 @@ type Life = (WorkloadKey, String);
 
 /// The last known descriptions of connected workloads.
 #[derive(Debug, Default)]
-pub(super) struct Workloads(Mutex<BTreeMap<Life, Last>>);
+pub(super) struct Workloads(Mutex<Lives>);
 
-/// The last known description of a workload.
+#[derive(Debug, Default)]
+struct Lives {
+    connected: BTreeMap<Life, Last>,
+    /// Lives whose last stream ended, each with the moment.
+    left: BTreeMap<Life, (Instant, Arc<Described>)>,
+}
+
+/// The last known description of a connected workload.
 #[derive(Debug)]
 struct Last {
     described: Arc<Described>,
     streams: usize,
-    /// The end of the last stream.
-    left: Instant,
+}
+
+impl Lives {
+    /// Remembers a life that left.
+    fn remember(&mut self, life: Life, described: Arc<Described>) {
+        let now = Instant::now();
+        self.left.insert(life, (now, described));
+        if self.left.len() > MAX_LEFT {
+            self.left.retain(|_, (at, _)| now < *at + FORGOTTEN);
+        }
+        if self.left.len() > MAX_LEFT {
+            self.left.clear();
+        }
+    }
 }
 
 impl Workloads {
-    fn held(&self) -> MutexGuard<'_, BTreeMap<Life, Last>> {
+    fn lives(&self) -> MutexGuard<'_, Lives> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes that a proxy opens a stream.
     pub(super) fn join(&self, node: &Node, instance: &str) -> Seat<'_> {
-        let (life, now) = ((node.workload(), instance.to_owned()), Instant::now());
-        let mut held = self.held();
-        let last = held.entry(life.clone()).or_insert_with(|| Last {
-            described: Arc::default(),
+        let life = (node.workload(), instance.to_owned());
+        let mut lives = self.lives();
+        let before = lives.left.remove(&life);
+        let before = before.filter(|(at, _)| Instant::now() < *at + FORGOTTEN);
+        let last = lives.connected.entry(life.clone());
+        let last = last.or_insert_with(|| Last {
+            described: before.map(|(_, described)| described).unwrap_or_default(),
             streams: 0,
-            left: now,
         });
-        if last.streams == 0 && now >= last.left + FORGOTTEN {
-            last.described = Arc::default();
-        }
         last.streams += 1;
-        drop(held);
+        drop(lives);
         Seat { of: self, life }
-    }
-
-    /// Forgets lives that left long ago, or all that left when there are too many.
-    fn sweep(held: &mut BTreeMap<Life, Last>, now: Instant) {
-        if held.len() > MAX_LEFT {
-            held.retain(|_, last| last.streams > 0 || now < last.left + FORGOTTEN);
-        }
-        if held.len() > 2 * MAX_LEFT {
-            held.retain(|_, last| last.streams > 0);
-        }
     }
 }
 
@@ -78,8 +86,7 @@ impl Seat<'_> {
     /// The workload as it is in `mesh`; what was known of it and stands nowhere any more stays.
     pub(super) fn describe(&self, mesh: &Mesh, node: &Node) -> Arc<Described> {
         let described = mesh.describe(node);
-        let mut held = self.of.held();
-        match held.get_mut(&self.life) {
+        match self.of.lives().connected.get_mut(&self.life) {
             None => Arc::new(described),
             Some(last) => {
                 last.described = Arc::new(described.or(&last.described));
@@ -91,19 +98,21 @@ impl Seat<'_> {
 
 impl Drop for Seat<'_> {
     fn drop(&mut self) {
-        let (mut held, now) = (self.of.held(), Instant::now());
-        let Some(last) = held.get_mut(&self.life) else {
+        let mut lives = self.of.lives();
+        let Some(last) = lives.connected.get_mut(&self.life) else {
             return;
         };
         last.streams -= 1;
-        last.left = now;
+        if last.streams > 0 {
+            return;
+        }
+        let described = Arc::clone(&last.described);
+        lives.connected.remove(&self.life);
         // A life without a name can't be told from the next one, and what isn't known needn't be kept.
         let (_, instance) = &self.life;
-        let is_worth_it = !instance.is_empty() && last.described.labels().are_known();
-        if last.streams == 0 && !is_worth_it {
-            held.remove(&self.life);
+        if !instance.is_empty() && described.labels().are_known() {
+            lives.remember(self.life.clone(), described);
         }
-        Workloads::sweep(&mut held, now);
     }
 }
 
@@ -170,8 +179,9 @@ mod tests {
             "who knows whether it is the same"
         );
         drop(other);
+        let lives = workloads.lives();
         assert!(
-            workloads.held().is_empty(),
+            lives.connected.is_empty() && lives.left.is_empty(),
             "nothing is kept that tells nothing"
         );
     }

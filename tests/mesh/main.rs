@@ -1,7 +1,6 @@
 //! The whole mesh in-process, a test a behaviour.
 #![allow(clippy::too_many_lines)]
 
-mod closed;
 mod draining;
 mod hostile;
 mod http2;
@@ -10,14 +9,12 @@ mod layout;
 mod limits;
 mod mtls;
 mod observe;
-mod plain_reading;
 mod policy;
 mod probes;
 mod protocol;
 mod resilience;
 mod restart;
 mod routing;
-mod selection;
 mod wrapper;
 mod xds_client;
 mod xds_reload;

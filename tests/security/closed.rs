@@ -544,7 +544,9 @@ async fn a_peer_authentication_that_istio_refuses_is_strict_for_whom_it_selects(
         );
         mesh.write("mode.yaml", &object);
         until(&format!("{spec} closes"), || async {
-            (!gets_in((ips[0], PORT).into(), Way::Http1, &ca).await).then_some(())
+            let mut open = gets_in((ips[0], PORT).into(), Way::Http1, &ca).await;
+            open |= closes_all && gets_in((ips[1], PORT).into(), Way::Http1, &ca).await;
+            (!open).then_some(())
         })
         .await;
         for way in OVER_HTTP {
@@ -562,10 +564,10 @@ async fn a_peer_authentication_that_istio_refuses_is_strict_for_whom_it_selects(
             |p: &String| p.contains("mode.yaml:") && p.contains(": error: ") && p.contains(words);
         assert!(problems.iter().any(is_said), "{spec}: {problems:?}");
         mesh.write("mode.yaml", "# mended\n");
-        until("it is open again", || async {
-            gets_in((ips[0], PORT).into(), Way::Http1, &ca)
-                .await
-                .then_some(())
+        until("both are open again", || async {
+            let open = gets_in((ips[0], PORT).into(), Way::Http1, &ca).await
+                && gets_in((ips[1], PORT).into(), Way::Http1, &ca).await;
+            open.then_some(())
         })
         .await;
     }

@@ -1,0 +1,6 @@
+//! Requests that must stay out, through real sidecars. Apart from the other tests of the mesh, some of which measure time.
+#![allow(clippy::too_many_lines)]
+
+mod closed;
+mod plain_reading;
+mod selection;

@@ -206,13 +206,9 @@ struct Entry<'a> {
 impl Entry<'_> {
     /// True for another that tells the same.
     fn is_as(&self, other: &Entry<'_>) -> bool {
-        let key = |one: &Entry<'_>| {
-            (
-                one.object.key.namespace.clone(),
-                one.account.map(str::to_owned),
-            )
-        };
-        key(self) == key(other) && self.labels == other.labels
+        self.account == other.account
+            && self.labels == other.labels
+            && self.object.key.namespace == other.object.key.namespace
     }
 
     /// True for another of the same workload with other labels.

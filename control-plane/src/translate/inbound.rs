@@ -49,17 +49,22 @@ const HTTP_TLS: [&str; 4] = ["istio-h2", "istio-http/1.1", "h2", "http/1.1"];
 /// The inbound Listener of `node`.
 pub(super) fn listener(world: World<'_>, node: &Node) -> Listener {
     let World { mesh, workload, .. } = world;
+    let labels = workload.labels();
+    // The same on every port.
+    let [http, tcp] = [Carried::Http, Carried::Tcp]
+        .map(|carried| policies::filters(mesh.policies_for(&node.namespace, &labels), carried));
+    let chains_of = |port, known| port_chains(world, node, (port, known), (&http, &tcp));
     let mut chains = Vec::new();
     for (port, known) in &workload.ports {
-        chains.extend(port_chains(world, node, Some(*port), known));
+        chains.extend(chains_of(Some(*port), known));
     }
     let unknown = WorkloadPort::default();
-    for port in mesh.ports_with_modes(&node.namespace, &workload.labels()) {
+    for port in mesh.ports_with_modes(&node.namespace, &labels) {
         if !workload.ports.contains_key(&port) {
-            chains.extend(port_chains(world, node, Some(port), &unknown));
+            chains.extend(chains_of(Some(port), &unknown));
         }
     }
-    chains.extend(port_chains(world, node, None, &unknown));
+    chains.extend(chains_of(None, &unknown));
     Listener {
         name: INBOUND.to_owned(),
         traffic_direction: TrafficDirection::Inbound.into(),
@@ -132,17 +137,15 @@ fn dialled(node: &Node, name: &str, policy: &Policy, protocol: Protocol, rule: &
 fn port_chains(
     world: World<'_>,
     node: &Node,
-    port: Option<u16>,
-    known: &WorkloadPort,
+    (port, known): (Option<u16>, &WorkloadPort),
+    (http, tcp): (&[Rbac], &[Rbac]),
 ) -> Vec<FilterChain> {
     let World { mesh, workload, .. } = world;
     let labels = workload.labels();
     let (mode, object) = mesh.mode(&node.namespace, &labels, port);
-    let rbac = |carried| policies::filters(mesh.policies_for(&node.namespace, &labels), carried);
     let known_port = port.filter(|port| workload.ports.contains_key(port));
     let cluster = known_port.map_or_else(passthrough, |port| format!("inbound|{port}||"));
-    let http = http_filters(&rbac(Carried::Http), &cluster);
-    let tcp = tcp_filters(&rbac(Carried::Tcp), &cluster);
+    let (http, tcp) = (http_filters(http, &cluster), tcp_filters(tcp, &cluster));
     let protocol = known.protocol.unwrap_or(Protocol::Auto);
     let rule = match object {
         Some(object) => format!("{}{}", object.object, labels.fit(object.selector.as_ref())),

@@ -342,16 +342,9 @@ fn cut(mut text: String, at_most: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mesh::Client;
 
     fn node() -> Node {
-        Node {
-            ip: "10.0.0.1".parse().expect("an address"),
-            namespace: "default".to_owned(),
-            account: "orders".to_owned(),
-            client: Client::Leno,
-            labels: BTreeMap::new(),
-        }
+        Node::sidecar("10.0.0.1", "orders")
     }
 
     fn traffic(source: &str, count: u64) -> Traffic {

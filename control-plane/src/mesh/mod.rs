@@ -410,6 +410,20 @@ fn distance(a: &str, b: &str) -> usize {
 }
 
 #[cfg(test)]
+impl Node {
+    /// A sidecar of ours in namespace `default`, for tests.
+    pub(crate) fn sidecar(ip: &str, account: &str) -> Node {
+        Node {
+            ip: ip.parse().expect("an address"),
+            namespace: "default".to_owned(),
+            account: account.to_owned(),
+            client: Client::Leno,
+            labels: BTreeMap::new(),
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -162,9 +162,9 @@ impl Now {
 mod tests {
     use super::*;
     use crate::istio::{Limits, read};
+    use crate::mesh::Node;
     use crate::mesh::policy::Mode;
     use crate::mesh::workload::Labels;
-    use crate::mesh::{Client, Node};
 
     fn settings() -> Settings {
         Settings {
@@ -328,13 +328,7 @@ mod tests {
 
     #[test]
     fn a_workload_that_nothing_describes_is_held_by_what_closes_it_and_by_what_would_open_it() {
-        let node = Node {
-            ip: "10.0.0.1".parse().expect("an address"),
-            namespace: "default".to_owned(),
-            account: "users".to_owned(),
-            client: Client::Leno,
-            labels: BTreeMap::new(),
-        };
+        let node = Node::sidecar("10.0.0.1", "users");
         let object = |kind: &str, name: &str, spec: &str| {
             format!(
                 "---\napiVersion: security.istio.io/v1\nkind: {kind}\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n"

@@ -165,13 +165,7 @@ fn a_hundred_translations_have_one_version() {
     let yaml = std::fs::read_to_string(directory.join("policies.yaml")).expect("a file");
     let versions = |(): ()| {
         let (mesh, _) = mesh(&yaml);
-        let node = Node {
-            ip: "10.0.0.1".parse().expect("an address"),
-            namespace: "default".to_owned(),
-            account: "users".to_owned(),
-            client: Client::Leno,
-            labels: BTreeMap::new(),
-        };
+        let node = Node::sidecar("10.0.0.1", "users");
         let workload = mesh.describe(&node);
         let world = World {
             mesh: &mesh,
@@ -190,13 +184,7 @@ fn a_hundred_translations_have_one_version() {
 #[test]
 fn an_address_that_nobody_knows_is_refused_where_only_the_registry_may() {
     let (mut mesh, _) = mesh("");
-    let node = Node {
-        ip: "127.0.0.9".parse().expect("an address"),
-        namespace: "default".to_owned(),
-        account: "users".to_owned(),
-        client: Client::Leno,
-        labels: BTreeMap::new(),
-    };
+    let node = Node::sidecar("127.0.0.9", "users");
     let dial = |mesh: &Mesh, name: &str| listeners::outbound(mesh, &node, name);
     assert!(matches!(dial(&mesh, "192.0.2.9:443"), Answer::Present(..)));
     // A name is no address: it would have to be resolved.

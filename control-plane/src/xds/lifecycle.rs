@@ -218,13 +218,7 @@ mod tests {
     use super::*;
 
     fn node(ip: &str) -> Node {
-        Node {
-            ip: ip.parse().expect("an address"),
-            namespace: "default".to_owned(),
-            account: "users".to_owned(),
-            client: Client::Leno,
-            labels: BTreeMap::new(),
-        }
+        Node::sidecar(ip, "users")
     }
 
     #[tokio::test(start_paused = true)]

@@ -119,18 +119,11 @@ impl Drop for Seat<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mesh::Client;
     use crate::mesh::service::Workload;
     use crate::mesh::workload::Index;
 
     fn node() -> Node {
-        Node {
-            ip: "10.0.0.1".parse().expect("an address"),
-            namespace: "default".to_owned(),
-            account: "users".to_owned(),
-            client: Client::Leno,
-            labels: BTreeMap::new(),
-        }
+        Node::sidecar("10.0.0.1", "users")
     }
 
     /// A mesh whose registry describes the node.

@@ -177,3 +177,27 @@ impl Endpoint {
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_is_surely_open_for_half_as_long_as_the_shortest_that_was_closed() {
+        let endpoint = Endpoint::plain(([127, 0, 0, 1], 1).into(), 1);
+        let ms = Duration::from_millis;
+        let open = |idle: u64| endpoint.surely_open_after(ms(idle));
+        assert!(open(3_600_000), "nothing was closed yet");
+        endpoint.closed_after(ms(100));
+        assert!(open(49) && !open(50));
+        endpoint.closed_after(ms(300));
+        assert!(open(49) && !open(50), "the shortest counts");
+        endpoint.closed_after(ms(1));
+        assert!(!open(1));
+        endpoint.open_after(ms(200));
+        assert!(
+            open(99) && !open(100),
+            "what it did before, it does no more"
+        );
+    }
+}

@@ -124,7 +124,7 @@ pub async fn run(bootstrap: Bootstrap) -> Result<Bound> {
         .map_err(|error| anyhow!("CA: {error}"))?;
     let bound_monitoring = monitoring.local_addr()?;
     let source = Source::new(Options {
-        directory: bootstrap.config,
+        paths: vec![bootstrap.config],
         last_good: Some(bootstrap.state.join("last-good.yaml")),
         settings: bootstrap.settings,
         limits: bootstrap.limits,
@@ -192,6 +192,7 @@ async fn count_configuration(
         let failed = now.problems.iter().filter(is_new).count();
         metrics.failed.inc_by(failed as u64);
         let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        metrics.set_rejected(&now.rejected);
         metrics.services.set(number(now.mesh.services.len()));
         let routes = new.keys().filter(|key| key.kind == "VirtualService");
         metrics.virtual_services.set(number(routes.count()));

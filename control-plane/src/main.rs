@@ -20,7 +20,7 @@ async fn main() -> ExitCode {
         Command::Inject(args) => inject::run(args)
             .map(|()| true)
             .map_err(|error| format!("{error:#}")),
-        Command::Validate(args) => Ok(validate::run(args)),
+        Command::Validate(args) => validate::run(args).await,
         Command::Token(args) => token::run(args).map(|()| true),
         Command::Status(args) => status::run(args).await,
     };

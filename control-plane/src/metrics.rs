@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
+use std::time::UNIX_EPOCH;
 
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
@@ -9,8 +10,13 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+use crate::source::Rejected;
+
 /// Istio's buckets of a push, in seconds.
 const PUSH: [f64; 9] = [0.01, 0.1, 0.3, 0.5, 1.0, 3.0, 5.0, 10.0, 20.0];
+
+/// Bytes of a label that explains.
+const MAX_LABEL: usize = 256;
 
 /// Every metric of the process.
 #[derive(Debug)]
@@ -29,6 +35,8 @@ pub struct Metrics {
     pub connected: IntGaugeVec,
     /// Objects that hold a workload closed because its labels aren't known, by node.
     held_closed: IntGaugeVec,
+    /// Objects whose text is not in force, by the moment since when.
+    rejected: IntGaugeVec,
     /// The streams of such workloads, each with its node.
     held: Mutex<BTreeMap<u64, String>>,
     /// Certificates that were asked for.
@@ -88,9 +96,9 @@ impl Makes<'_> {
         &self,
         name: &str,
         help: &str,
-        label: &str,
+        labels: &[&str],
     ) -> Result<IntGaugeVec, prometheus::Error> {
-        let gauges = IntGaugeVec::new(Opts::new(name, help), &[label])?;
+        let gauges = IntGaugeVec::new(Opts::new(name, help), labels)?;
         self.0.register(Box::new(gauges.clone()))?;
         Ok(gauges)
     }
@@ -121,7 +129,13 @@ fn build() -> Result<IntGauge, prometheus::Error> {
 fn held_closed(makes: &Makes<'_>) -> Result<IntGaugeVec, prometheus::Error> {
     let help =
         "Objects that may be for a workload, whose labels are not known, and hold it closed.";
-    makes.gauges("leno_workload_labels_unknown", help, "node")
+    makes.gauges("leno_workload_labels_unknown", help, &["node"])
+}
+
+fn rejected(makes: &Makes<'_>) -> Result<IntGaugeVec, prometheus::Error> {
+    let help = "Since when the text of an object is not in force, in seconds since 1970; what runs instead, and why.";
+    let labels = ["kind", "namespace", "name", "runs", "closes", "reason"];
+    makes.gauges("leno_config_rejected_since_seconds", help, &labels)
 }
 
 fn rejects(makes: &Makes<'_>) -> Result<IntCounterVec, prometheus::Error> {
@@ -195,7 +209,8 @@ impl Metrics {
                 .with_label_values(&[] as &[&str]),
             held_closed: held_closed(&makes)?,
             held: Mutex::default(),
-            connected: makes.gauges("pilot_xds", "Proxies that are connected.", "version")?,
+            rejected: rejected(&makes)?,
+            connected: makes.gauges("pilot_xds", "Proxies that are connected.", &["version"])?,
             registry,
         })
     }
@@ -223,6 +238,26 @@ impl Metrics {
         }
     }
 
+    /// Sets the objects whose text is not in force.
+    pub fn set_rejected(&self, rejected: &[Rejected]) {
+        self.rejected.reset();
+        for one in rejected {
+            let since = one.since.duration_since(UNIX_EPOCH).unwrap_or_default();
+            let (key, closes) = (&one.key, one.closes().unwrap_or_default());
+            let (closes, reason) = (cut(&closes), cut(&one.reason));
+            let labels = [
+                &key.kind,
+                &key.namespace,
+                &key.name,
+                one.runs.name(),
+                closes,
+                reason,
+            ];
+            let gauge = self.rejected.with_label_values(&labels);
+            gauge.set(i64::try_from(since.as_secs()).unwrap_or(i64::MAX));
+        }
+    }
+
     /// Everything in Prometheus' text format.
     pub fn render(&self) -> String {
         let mut out = Vec::new();
@@ -231,4 +266,9 @@ impl Metrics {
             Err(error) => format!("# {error}\n"),
         }
     }
+}
+
+/// A text as a label has it: not longer than a line.
+fn cut(text: &str) -> &str {
+    &text[..text.floor_char_boundary(MAX_LABEL)]
 }

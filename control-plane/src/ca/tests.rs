@@ -77,7 +77,8 @@ fn a_life_is_what_was_asked_for_within_bounds() {
             .not_after
             .duration_since(SystemTime::now())
             .unwrap_or_default();
-        assert!(left.as_secs().abs_diff(granted) <= 1, "{asked}: {left:?}");
+        // Certificates count whole seconds, and some time has passed.
+        assert!(left.as_secs().abs_diff(granted) <= 2, "{asked}: {left:?}");
     }
 }
 

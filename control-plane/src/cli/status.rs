@@ -25,15 +25,18 @@ pub struct Args {
 /// # Errors
 /// When the control plane can't be asked.
 pub async fn run(args: Args) -> Result<bool, String> {
-    let address = args.monitoring_address;
-    let asked = timeout(Duration::from_secs(5), ask(address)).await;
-    let failed = |error: String| format!("no answer from the control plane at {address}: {error}");
-    let answer = asked.map_err(|_| failed("it took too long".to_owned()))?;
-    let status: Value = answer.map_err(failed)?;
+    let status = ask(args.monitoring_address).await?;
     Ok(print(&status))
 }
 
-async fn ask(address: SocketAddr) -> Result<Value, String> {
+/// Asks the control plane at `address` for its status.
+pub(super) async fn ask(address: SocketAddr) -> Result<Value, String> {
+    let asked = timeout(Duration::from_secs(5), get(address)).await;
+    let answer = asked.unwrap_or_else(|_| Err("it took too long".to_owned()));
+    answer.map_err(|error| format!("no answer from the control plane at {address}: {error}"))
+}
+
+async fn get(address: SocketAddr) -> Result<Value, String> {
     let mut tcp = TcpStream::connect(address)
         .await
         .map_err(|error| error.to_string())?;
@@ -83,12 +86,29 @@ fn print(status: &Value) -> bool {
             });
         println!("  {}", text(held, "why"));
     }
+    good &= print_rejected(status);
+    println!("{}", text(status, "read"));
     for problem in list("problems") {
         let problem = problem.as_str().unwrap_or_default();
         good &= !problem.contains(": error: ");
         println!("{problem}");
     }
     good
+}
+
+/// Prints the objects whose text is not in force; true when there are none.
+pub(super) fn print_rejected(status: &Value) -> bool {
+    let rejected = status["rejected"].as_array();
+    let text = |value: &Value, name: &str| value[name].as_str().unwrap_or_default().to_owned();
+    for one in rejected.into_iter().flatten() {
+        println!(
+            "{}: {}: {}",
+            text(one, "place"),
+            text(one, "object"),
+            text(one, "standing")
+        );
+    }
+    rejected.is_none_or(Vec::is_empty)
 }
 
 /// A proxy's node id, with the objects that hold its workload closed because its labels aren't known, if any do.

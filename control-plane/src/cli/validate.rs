@@ -1,7 +1,9 @@
-//! `leno validate`: what is wrong with YAML, without a control plane.
+//! `leno validate`: what is wrong with YAML, without a control plane; and what a control plane that runs makes of its own.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use super::status;
 use crate::istio::{Limits, Severity};
 use crate::source::compile::Settings;
 use crate::source::file::{Options, Source};
@@ -9,9 +11,15 @@ use crate::source::file::{Options, Source};
 /// Flags of `validate`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Files, or directories of YAML.
-    #[arg(required = true)]
+    /// Files, or directories of YAML as `leno serve` reads them; together they are one configuration.
+    #[arg(required_unless_present = "control_plane")]
     pub paths: Vec<PathBuf>,
+    /// Fail on warnings and notices as well: on kinds and files that aren't used, and on what hardly does what was meant.
+    #[arg(long, env = "LENO_STRICT")]
+    pub strict: bool,
+    /// Monitoring address of a control plane that runs: tells which of its objects are not in force, and what runs instead.
+    #[arg(long, env = "LENO_CONTROL_PLANE")]
+    pub control_plane: Option<SocketAddr>,
     /// Trust domain of the mesh.
     #[arg(long, env = "LENO_TRUST_DOMAIN", default_value = "cluster.local")]
     pub trust_domain: String,
@@ -21,24 +29,44 @@ pub struct Args {
 }
 
 /// Prints what is wrong; true when nothing is.
-pub fn run(args: Args) -> bool {
+///
+/// # Errors
+/// When the control plane can't be asked.
+pub async fn run(args: Args) -> Result<bool, String> {
     let mut good = true;
-    for directory in args.paths {
-        let settings = Settings {
-            trust_domain: args.trust_domain.clone(),
-            root_namespace: args.root_namespace.clone(),
-            outbound_traffic_policy: crate::mesh::OutboundTrafficPolicy::default(),
-        };
-        let source = Source::new(Options {
-            directory,
-            last_good: None,
-            settings,
-            limits: Limits::default(),
-        });
-        for problem in source.read_once().problems.iter() {
-            println!("{problem}");
-            good &= problem.severity != Severity::Error;
-        }
+    if let Some(address) = args.control_plane {
+        let status = status::ask(address).await?;
+        good &= status::print_rejected(&status);
     }
-    good
+    if args.paths.is_empty() {
+        return Ok(good);
+    }
+    let source = Source::new(Options {
+        paths: args.paths,
+        last_good: None,
+        settings: Settings {
+            trust_domain: args.trust_domain,
+            root_namespace: args.root_namespace,
+            outbound_traffic_policy: crate::mesh::OutboundTrafficPolicy::default(),
+        },
+        limits: Limits::default(),
+    });
+    let state = source.read_once();
+    for problem in state.problems.iter() {
+        println!("{problem}");
+        good &= problem.severity != Severity::Error && !args.strict;
+    }
+    for closed in state
+        .rejected
+        .iter()
+        .filter_map(|one| Some((one, one.closes()?)))
+    {
+        let (one, how) = closed;
+        println!(
+            "{}: closed: {}: {how} until this can be read",
+            one.place, one.key
+        );
+    }
+    eprintln!("{}", state.counts);
+    Ok(good)
 }

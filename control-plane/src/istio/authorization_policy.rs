@@ -18,7 +18,11 @@ pub struct AuthorizationPolicy {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(
+    rename = "AuthorizationPolicy",
+    rename_all = "camelCase",
+    deny_unknown_fields
+)]
 struct Said {
     #[serde(default)]
     selector: Option<Selector>,
@@ -87,7 +91,7 @@ pub struct Source {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename = "Source", rename_all = "camelCase", deny_unknown_fields)]
 struct SaidSource {
     #[serde(default, deserialize_with = "not_empty")]
     principals: Vec<Principal>,
@@ -128,7 +132,7 @@ pub struct Operation {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename = "Operation", rename_all = "camelCase", deny_unknown_fields)]
 struct SaidOperation {
     #[serde(default, deserialize_with = "not_empty")]
     methods: Vec<Method>,

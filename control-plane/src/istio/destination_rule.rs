@@ -56,7 +56,11 @@ pub struct TrafficPolicy {
 
 /// How an endpoint is picked.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(
+    rename = "LoadBalancerSettings",
+    rename_all = "camelCase",
+    deny_unknown_fields
+)]
 pub struct LoadBalancer {
     /// By one of the simple ways.
     #[serde(default)]
@@ -65,7 +69,7 @@ pub struct LoadBalancer {
 
 /// Simple ways to pick an endpoint.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+#[serde(rename = "SimpleLB", rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum SimpleLb {
     /// The fewest requests in flight. `LEAST_CONN` is its old name.
     #[default]
@@ -91,7 +95,7 @@ pub struct ConnectionPool {
 
 /// Limits of connections.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename = "TCPSettings", rename_all = "camelCase", deny_unknown_fields)]
 pub struct TcpSettings {
     /// Connections at once.
     #[serde(default)]
@@ -121,7 +125,7 @@ pub struct TcpKeepalive {
 
 /// Limits of requests.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename = "HTTPSettings", rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpSettings {
     /// Requests that wait for a connection.
     #[serde(default, rename = "http1MaxPendingRequests")]

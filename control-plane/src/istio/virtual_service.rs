@@ -19,7 +19,7 @@ pub struct VirtualService {
 
 /// One rule.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename = "HTTPRoute", rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpRoute {
     /// Its name, for people.
     #[serde(default)]
@@ -40,7 +40,7 @@ pub struct HttpRoute {
 
 /// When a request is sent again. Without `attempts`, never.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename = "HTTPRetry", rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpRetry {
     /// How often, after the first time.
     #[serde(default)]
@@ -112,7 +112,11 @@ impl TryFrom<String> for RetryOn {
 
 /// What requests a rule takes: all of it must hold.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(
+    rename = "HTTPMatchRequest",
+    rename_all = "camelCase",
+    deny_unknown_fields
+)]
 pub struct HttpMatch {
     /// Its name, for people.
     #[serde(default)]
@@ -169,7 +173,11 @@ impl TryFrom<OneOf> for StringMatch {
 
 /// A destination with its share.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(
+    rename = "HTTPRouteDestination",
+    rename_all = "camelCase",
+    deny_unknown_fields
+)]
 pub struct RouteDestination {
     /// Where.
     pub destination: Destination,

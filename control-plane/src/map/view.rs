@@ -302,6 +302,16 @@ fn objects(state: &State) -> Vec<Value> {
         });
         messages.push(problem.to_string());
     }
+    for one in state.rejected.iter() {
+        let key = (
+            one.key.kind.clone(),
+            one.key.namespace.clone(),
+            one.key.name.clone(),
+        );
+        let (_, worst, messages) = all.entry(key).or_default();
+        (*worst) = 2;
+        messages.insert(0, one.standing());
+    }
     let mut all: Vec<_> = all.into_iter().collect();
     all.sort_by_key(|(_, (_, worst, _))| std::cmp::Reverse(*worst));
     let shown = all

@@ -156,16 +156,51 @@ impl Mesh {
         let shorts = self.services.keys();
         let near = shorts
             .map(|known| {
-                (
-                    distance(host, known).min(distance(host, first_label(known))),
-                    known,
-                )
+                let whole = strsim::levenshtein(host, known);
+                let first = strsim::levenshtein(host, first_label(known));
+                (whole.min(first), known)
             })
             .min();
         Found::Nothing(
             near.filter(|(d, _)| *d <= host.len() / 3 + 1)
                 .map(|(_, n)| n.as_str()),
         )
+    }
+
+    /// The workloads of the registry that an object of `namespace` may be for that selects `labels`: at most `most` of them
+    /// by name.
+    pub fn names(
+        &self,
+        namespace: &str,
+        labels: &BTreeMap<String, String>,
+        most: usize,
+    ) -> Vec<String> {
+        let is_all = namespace.is_empty() || namespace == self.root_namespace;
+        let fits = |own: &str, has: &BTreeMap<String, String>| {
+            (is_all || own == namespace) && (has.is_empty() || selects(labels, has))
+        };
+        let lists = self
+            .services
+            .values()
+            .map(|service| match &service.endpoints {
+                Endpoints::Static(list) => list.as_slice(),
+                Endpoints::Dns(_) => &[],
+            });
+        let endpoints = lists.flatten().filter(|e| fits(&e.namespace, &e.labels));
+        let mut names: BTreeSet<String> = endpoints
+            .map(|e| format!("{}/{}", e.namespace, e.workload))
+            .collect();
+        let workloads = self
+            .workloads
+            .iter()
+            .filter(|w| fits(&w.namespace, &w.labels));
+        names.extend(workloads.map(|w| w.object.trim_end_matches(" WorkloadEntry").to_owned()));
+        let more = names.len().saturating_sub(most);
+        let mut names: Vec<String> = names.into_iter().take(most).collect();
+        if more > 0 {
+            names.push(format!("and {more} more"));
+        }
+        names
     }
 
     /// The service whose canonical host is `host`.
@@ -391,22 +426,6 @@ fn candidates(host: &str, namespace: &str) -> Vec<String> {
 
 fn first_label(host: &str) -> &str {
     host.split('.').next().unwrap_or(host)
-}
-
-/// Levenshtein's distance.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let substituted = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]

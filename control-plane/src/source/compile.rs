@@ -8,7 +8,7 @@ use crate::istio::destination_rule as dr;
 use crate::istio::service::TargetPort;
 use crate::istio::service_entry::{Location, Resolution};
 use crate::istio::virtual_service as vs;
-use crate::istio::{self, Key, Object, Problem, Severity, Spec};
+use crate::istio::{self, Key, Object, Pods, Problem, Severity, Spec};
 use crate::mesh::route::{DestinationRule, Routing, Subset, Target};
 use crate::mesh::service::{Endpoint, Endpoints, Name, Port, Protocol, Service, Workload};
 use crate::mesh::workload::Index;
@@ -25,11 +25,13 @@ pub struct Settings {
     pub outbound_traffic_policy: OutboundTrafficPolicy,
 }
 
-/// Compiles `objects`. `broken` are security objects without any good form: they fail closed.
+/// Compiles `objects`. `broken` are security objects without any good form: they fail closed. Selectors are judged by
+/// `pods` as well.
 pub fn compile(
     settings: &Settings,
     objects: &[Arc<Object>],
     broken: &[Problem],
+    pods: &[Pods],
 ) -> (Mesh, Vec<Problem>) {
     let mut compiler = Compiler {
         settings,
@@ -46,6 +48,7 @@ pub fn compile(
     compiler.notice_descriptions(objects);
     compiler.rules(objects);
     compiler.security(objects, broken);
+    compiler.warn_of_selectors(objects, pods);
     let services = compiler.services.into_iter();
     compiler.mesh.services = services
         .map(|(host, service)| (host, Arc::new(service)))
@@ -97,7 +100,7 @@ impl Compiler<'_> {
         self.problems.push(Problem {
             place: object.place.clone(),
             key: Some(object.key.clone()),
-            selector: None,
+            closes: None,
             severity,
             message,
         });

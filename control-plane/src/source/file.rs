@@ -1,24 +1,28 @@
-//! A directory of YAML: watched, read after a moment of quiet, whole each time.
+//! Directories of YAML: watched, read after a moment of quiet, whole each time.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::compile::Settings;
+use super::directory::{self, Files, Large};
 use super::dns::Addresses;
-use super::last_good::{LastGood, Reading};
-use super::{Known, State};
-use crate::istio::{self, Limits, Object, Place, Problem, Severity};
+use super::last_good::{Applied, Good, LastGood, Reading};
+use super::{Counts, Known, Rejected, State};
+use crate::istio::{self, Contents, Limits, Place, Problem, Severity};
 use crate::mesh::{Draining, Mesh};
 
 /// Stands before each last good form, with the file that it came from.
 const FROM: &str = "# from: ";
+/// The time at which it was taken, in seconds since 1970.
+const TAKEN: &str = "# taken: ";
+/// The time since which the file holds another text, if it does.
+const STALE: &str = "# stale since: ";
 /// A change is read after so much quiet: an editor's save is several events.
 const QUIET: Duration = Duration::from_millis(100);
 /// Changes that never end are read after this all the same.
@@ -31,8 +35,8 @@ const REREAD: Duration = Duration::from_secs(30);
 /// Where the YAML is, and what bounds it.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The directory.
-    pub directory: PathBuf,
+    /// Directories, or files; together they are one configuration.
+    pub paths: Vec<PathBuf>,
     /// Where last good forms are kept, if anywhere.
     pub last_good: Option<PathBuf>,
     /// What holds for the whole mesh.
@@ -50,11 +54,14 @@ pub struct Source {
     /// Files that hold nothing now and held something before, with since when.
     emptied: HashMap<PathBuf, Instant>,
     held: BTreeMap<PathBuf, bool>,
+    large: Large,
     complete: bool,
     /// The mesh without addresses.
     mesh: Mesh,
     problems: Arc<Vec<Problem>>,
     objects: Arc<Vec<Known>>,
+    rejected: Arc<Vec<Rejected>>,
+    counts: Counts,
 }
 
 impl Source {
@@ -70,10 +77,13 @@ impl Source {
             saved: String::new(),
             emptied: HashMap::new(),
             held: BTreeMap::new(),
+            large: Large::new(),
             complete: false,
             mesh: Mesh::default(),
             problems: Arc::default(),
             objects: Arc::default(),
+            rejected: Arc::default(),
+            counts: Counts::default(),
         }
     }
 
@@ -88,7 +98,7 @@ impl Source {
         mut draining: watch::Receiver<Arc<Draining>>,
     ) -> Result<(), String> {
         let (events, mut changed) = mpsc::unbounded_channel();
-        let _watcher = watch_directory(&self.options.directory, events)?;
+        let _watcher = watch_all(&self.options.paths, events)?;
         self.read();
         self.publish(&publish, &mut addresses, &mut draining);
         loop {
@@ -123,69 +133,112 @@ impl Source {
     /// Reads everything once, without watching.
     pub fn read_once(mut self) -> State {
         self.read();
+        self.state(self.mesh.clone())
+    }
+
+    fn state(&self, mesh: Mesh) -> State {
         State {
-            mesh: Arc::new(self.mesh),
-            problems: self.problems,
-            objects: self.objects,
+            mesh: Arc::new(mesh),
+            problems: Arc::clone(&self.problems),
+            objects: Arc::clone(&self.objects),
+            rejected: Arc::clone(&self.rejected),
+            counts: self.counts,
             complete: self.complete,
         }
     }
 
     fn read(&mut self) {
-        let reading = match self.read_directory() {
-            Ok(reading) => reading,
+        let (reading, skipped) = match self.read_all() {
+            Ok(read) => read,
             Err(error) => {
                 // What ran goes on running.
                 self.emptied.clear();
-                let directory = self.options.directory.clone();
-                let message = format!("cannot be read: {error}");
-                self.problems = Arc::new(vec![at_file(Arc::new(directory), message)]);
+                tracing::error!("{error}");
+                self.problems = Arc::new(vec![error]);
                 return;
             }
         };
-        let read = reading
-            .values()
-            .flatten()
-            .filter_map(|read| read.as_ref().ok());
+        let read = reading.iter().flat_map(|(_, contents)| &contents.objects);
         let objects = read.map(|object| Known {
             key: object.key.clone(),
             place: object.place.clone(),
             text: Arc::clone(&object.text),
         });
         self.objects = Arc::new(objects.collect());
-        let (mesh, problems) = self.last.apply(&self.options.settings, reading);
+        let applied = self
+            .last
+            .apply(&self.options.settings, reading, SystemTime::now());
+        self.take(applied, skipped);
+        self.save();
+    }
+
+    /// Takes what runs after a reading, and tells what is new about it.
+    fn take(&mut self, applied: Applied, skipped: usize) {
+        let Applied {
+            mesh,
+            problems,
+            rejected,
+            mut counts,
+        } = applied;
+        counts.skipped = skipped;
         for problem in problems
             .iter()
             .filter(|problem| !self.problems.contains(problem))
         {
             match problem.severity {
                 Severity::Error => tracing::error!("{problem}"),
+                Severity::Warning => tracing::warn!("{problem}"),
                 Severity::Notice => tracing::info!("{problem}"),
             }
         }
+        for one in rejected.iter().filter(|one| !self.rejected.contains(one)) {
+            tracing::error!("{}: {}: {}", one.place, one.key, one.standing());
+        }
+        let is_news = |one: &&Rejected| !rejected.iter().any(|now| now.key == one.key);
+        for one in self.rejected.iter().filter(is_news) {
+            tracing::info!("{}: in force again, or gone", one.key);
+        }
+        if counts != self.counts || !self.complete {
+            tracing::info!("{counts}");
+        }
         self.mesh = mesh;
         self.problems = Arc::new(problems);
+        self.rejected = Arc::new(rejected);
+        self.counts = counts;
         self.complete = true;
-        self.save();
     }
 
-    fn read_directory(&mut self) -> io::Result<Reading> {
-        let mut reading = Reading::new();
-        let mut held = BTreeMap::new();
-        for path in yaml_files(&self.options.directory)? {
+    /// What there is, and how many files were left out.
+    fn read_all(&mut self) -> Result<(Reading, usize), Problem> {
+        let mut files = Files::default();
+        for path in &self.options.paths {
+            let failed =
+                |error| at_file(Arc::new(path.clone()), format!("cannot be read: {error}"));
+            files.add(directory::walk(path).map_err(failed)?);
+        }
+        let (mut reading, mut held) = (Reading::new(), BTreeMap::new());
+        for (path, severity, message) in files.unread {
+            let mut problem = at_file(Arc::new(path.clone()), message);
+            problem.severity = severity;
+            let contents: &mut Contents = reading.entry(Arc::new(path)).or_default();
+            contents.is_torn |= severity == Severity::Error;
+            contents.problems.push(problem);
+        }
+        for path in files.read {
             let file = Arc::new(path.clone());
-            let documents = match read_file(&path, self.options.limits.bytes) {
+            let contents = match directory::read(&path, &self.options.limits, &mut self.large) {
                 Ok(text) => self.read_text(&file, &text, &mut held),
-                Err(message) => {
+                Err(error) => {
                     held.insert(path, true);
-                    vec![Err(at_file(Arc::clone(&file), message))]
+                    istio::unreadable(&file, &error.message, error.hidden)
                 }
             };
-            reading.insert(file, documents);
+            reading.insert(file, contents);
         }
         self.emptied.retain(|path, _| held.contains_key(path));
+        self.large.retain(|path, _| held.contains_key(path));
         self.held = held;
-        Ok(reading)
+        Ok((reading, files.skipped))
     }
 
     fn read_text(
@@ -193,7 +246,7 @@ impl Source {
         file: &Arc<PathBuf>,
         text: &str,
         held: &mut BTreeMap<PathBuf, bool>,
-    ) -> Vec<Result<Object, Problem>> {
+    ) -> Contents {
         let path = file.to_path_buf();
         if !text.trim().is_empty() {
             self.emptied.remove(&path);
@@ -207,12 +260,12 @@ impl Source {
             .or_insert_with(Instant::now);
         if held_something && since.elapsed() < EMPTY {
             held.insert(path, true);
-            let message = "is empty; what it held runs on for a moment".to_owned();
-            return vec![Err(at_file(Arc::clone(file), message))];
+            let message = "is empty; what it held runs on for a moment";
+            return istio::unreadable(file, message, Vec::new());
         }
         self.emptied.remove(&path);
         held.insert(path, false);
-        Vec::new()
+        Contents::default()
     }
 
     fn publish(
@@ -224,16 +277,13 @@ impl Source {
         let mut mesh = self.mesh.clone();
         mesh.resolved = Arc::clone(&addresses.borrow_and_update());
         mesh.draining = Arc::clone(&draining.borrow_and_update());
-        let state = State {
-            mesh: Arc::new(mesh),
-            problems: Arc::clone(&self.problems),
-            objects: Arc::clone(&self.objects),
-            complete: self.complete,
-        };
+        let state = self.state(mesh);
         publish.send_if_modified(|before| {
             let changed = *before.mesh != *state.mesh
                 || before.problems != state.problems
                 || before.objects != state.objects
+                || before.rejected != state.rejected
+                || before.counts != state.counts
                 || before.complete != state.complete;
             *before = state;
             changed
@@ -245,10 +295,18 @@ impl Source {
         let Some(path) = &self.options.last_good else {
             return;
         };
-        let document = |object: &Arc<Object>| {
-            format!("{FROM}{}\n{}", object.place.file.display(), object.text)
+        let document = |good: &Good| {
+            let (file, text) = (good.object.place.file.display(), &good.object.text);
+            let taken = seconds(good.taken);
+            let stale = good
+                .stale
+                .map(|since| format!("{STALE}{}\n", seconds(since)));
+            format!(
+                "{FROM}{file}\n{TAKEN}{taken}\n{}{text}",
+                stale.unwrap_or_default()
+            )
         };
-        let documents: Vec<String> = self.last.objects().map(document).collect();
+        let documents: Vec<String> = self.last.forms().map(document).collect();
         let text = documents.join("\n---\n");
         if text == self.saved {
             return;
@@ -264,41 +322,64 @@ impl Source {
     }
 }
 
-fn restore(path: &Path, limits: &Limits) -> Vec<Object> {
+/// The forms that were good before a restart. Each says which file it came from: what that file holds later is held against it.
+fn restore(path: &Path, limits: &Limits) -> Vec<Good> {
     let Ok(text) = std::fs::read_to_string(path) else {
         return Vec::new();
     };
+    let saved = std::fs::metadata(path).and_then(|about| about.modified());
+    let saved = saved.unwrap_or(UNIX_EPOCH);
     let everything = Limits {
         bytes: usize::MAX,
         ..*limits
     };
     let read = |document: &str| {
-        // Each says which file it came from: what that file holds later is held against it.
-        let from = document.lines().find_map(|line| line.strip_prefix(FROM));
-        let file = Arc::new(from.map_or_else(|| path.to_owned(), PathBuf::from));
-        istio::read(&file, document, &everything)
+        let said = |name: &str| document.lines().find_map(|line| line.strip_prefix(name));
+        let time = |name: &str| {
+            let seconds = said(name)?.parse().ok()?;
+            UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
+        };
+        let file = Arc::new(said(FROM).map_or_else(|| path.to_owned(), PathBuf::from));
+        let (taken, stale) = (time(TAKEN).unwrap_or(saved), time(STALE));
+        let objects = istio::read(&file, document, &everything).objects;
+        let good = objects.into_iter().map(move |object| Good {
+            object: Arc::new(object),
+            taken,
+            stale,
+        });
+        good.collect::<Vec<_>>()
     };
-    text.split("\n---\n")
-        .flat_map(read)
-        .filter_map(Result::ok)
-        .collect()
+    text.split("\n---\n").flat_map(read).collect()
 }
 
-fn watch_directory(
-    directory: &Path,
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
+}
+
+fn watch_all(
+    paths: &[PathBuf],
     events: mpsc::UnboundedSender<()>,
 ) -> Result<RecommendedWatcher, String> {
-    let failed = |error: notify::Error| format!("cannot watch {}: {error}", directory.display());
-    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+    let take = move |event: notify::Result<notify::Event>| {
         // Reading a file is an event too; answering it by reading would never end.
         if event.is_ok_and(|event| !event.kind.is_access()) {
             let _ = events.send(());
         }
-    })
-    .map_err(failed)?;
-    watcher
-        .watch(directory, RecursiveMode::NonRecursive)
-        .map_err(failed)?;
+    };
+    let failed =
+        |path: &Path, error: notify::Error| format!("cannot watch {}: {error}", path.display());
+    // Links lead to places of the directory itself; those that lead out of it aren't read.
+    let options = notify::Config::default().with_follow_symlinks(false);
+    let mut watcher =
+        RecommendedWatcher::new(take, options).map_err(|e| failed(Path::new(""), e))?;
+    for path in paths {
+        // What is to be watched is what a link leads to.
+        let real = path.canonicalize().unwrap_or_else(|_| path.clone());
+        let watched = watcher.watch(&real, RecursiveMode::Recursive);
+        watched.map_err(|error| failed(path, error))?;
+    }
     Ok(watcher)
 }
 
@@ -306,39 +387,6 @@ fn watch_directory(
 async fn settle(changed: &mut mpsc::UnboundedReceiver<()>) {
     let quiet = async { while timeout(QUIET, changed.recv()).await.is_ok() {} };
     let _ = timeout(MAX_QUIET, quiet).await;
-}
-
-/// The YAML files directly in a directory; a path that is a file is that file.
-fn yaml_files(path: &Path) -> io::Result<Vec<PathBuf>> {
-    if path.is_file() {
-        return Ok(vec![path.to_owned()]);
-    }
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(path)? {
-        files.push(entry?.path());
-    }
-    files.retain(|file| is_yaml(file));
-    Ok(files)
-}
-
-/// Hidden files are editors' and ConfigMaps' own.
-fn is_yaml(path: &Path) -> bool {
-    let name = path
-        .file_name()
-        .and_then(|name| name.to_str())
-        .unwrap_or_default();
-    let extension = path.extension().and_then(|extension| extension.to_str());
-    !name.starts_with('.') && matches!(extension, Some("yaml" | "yml")) && path.is_file()
-}
-
-fn read_file(path: &Path, limit: usize) -> Result<String, String> {
-    let size = std::fs::metadata(path)
-        .map_err(|error| error.to_string())?
-        .len();
-    if size > limit as u64 {
-        return Err(format!("{size} bytes; at most {limit} are read"));
-    }
-    std::fs::read_to_string(path).map_err(|error| error.to_string())
 }
 
 fn at_file(file: Arc<PathBuf>, message: String) -> Problem {
@@ -349,7 +397,7 @@ fn at_file(file: Arc<PathBuf>, message: String) -> Problem {
             column: 1,
         },
         key: None,
-        selector: None,
+        closes: None,
         severity: Severity::Error,
         message,
     }

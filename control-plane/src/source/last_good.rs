@@ -4,73 +4,112 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::compile::{Settings, compile};
-use crate::istio::{Key, Object, Problem, Severity};
+use super::{Counts, Rejected, Runs};
+use crate::istio::{Contents, Key, Object, Pods, Problem, Severity};
 use crate::mesh::Mesh;
 
-/// What a reading of the source gave, file by file.
-pub type Reading = BTreeMap<Arc<PathBuf>, Vec<Result<Object, Problem>>>;
+/// What a reading of the source gave, file by file. A directory that can't be read stands for all below it.
+pub type Reading = BTreeMap<Arc<PathBuf>, Contents>;
+
+/// Workloads that are named where an object holds them closed.
+const MAX_NAMED: usize = 20;
+
+/// The last good form of an object.
+#[derive(Debug, Clone)]
+pub struct Good {
+    /// The form.
+    pub object: Arc<Object>,
+    /// When it was taken.
+    pub taken: SystemTime,
+    /// Since when the text is another one, if it is.
+    pub stale: Option<SystemTime>,
+}
 
 /// The last good form of every object.
 #[derive(Debug, Default)]
 pub struct LastGood {
-    good: BTreeMap<Key, Arc<Object>>,
+    good: BTreeMap<Key, Good>,
+    rejected: Vec<Rejected>,
+}
+
+/// What runs after a reading.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// What is meant.
+    pub mesh: Mesh,
+    /// What is wrong, or worth a word.
+    pub problems: Vec<Problem>,
+    /// Objects whose text is not in force.
+    pub rejected: Vec<Rejected>,
+    /// What was read.
+    pub counts: Counts,
 }
 
 impl LastGood {
     /// Begins with what was good before a restart.
-    pub fn restore(objects: impl IntoIterator<Item = Object>) -> LastGood {
-        let keyed = objects
+    pub fn restore(forms: impl IntoIterator<Item = Good>) -> LastGood {
+        let keyed = forms
             .into_iter()
-            .map(|object| (object.key.clone(), Arc::new(object)));
+            .map(|good| (good.object.key.clone(), good));
         LastGood {
             good: keyed.collect(),
+            rejected: Vec::new(),
         }
     }
 
     /// Every object's last good form.
-    pub fn objects(&self) -> impl Iterator<Item = &Arc<Object>> {
+    pub fn forms(&self) -> impl Iterator<Item = &Good> {
         self.good.values()
     }
 
-    /// What runs after a reading.
-    pub fn apply(&mut self, settings: &Settings, reading: Reading) -> (Mesh, Vec<Problem>) {
-        let mut now = Now::default();
-        for (file, documents) in reading {
-            now.take_file(&file, documents, &self.good);
+    /// What runs after a reading that was made `now`.
+    pub fn apply(&mut self, settings: &Settings, reading: Reading, now: SystemTime) -> Applied {
+        let mut read = Read::default();
+        read.counts.files = reading.len();
+        for (file, contents) in reading {
+            read.take_file(&file, contents, &self.good);
         }
-        let mut used: Vec<Arc<Object>> = now.objects.into_values().collect();
+        let mut used: Vec<Arc<Object>> = read.objects.values().cloned().collect();
         // What runs comes first: where two objects claim the same thing, the newcomer is the one that is wrong.
         used.sort_by_key(|object| !self.runs(object));
-        let (mut mesh, mut problems) = compile(settings, &used, &now.broken);
+        let (mut mesh, mut problems) = compile(settings, &used, &read.broken, &read.pods);
         let failed: BTreeMap<Key, Problem> = (problems.iter())
             .filter(|problem| problem.severity == Severity::Error)
             .filter_map(|problem| Some((problem.key.clone()?, problem.clone())))
             .collect();
         if !failed.is_empty() {
             // What contradicts itself only when it is put together falls back as well, once.
-            used = used
-                .iter()
+            used = (used.iter())
                 .filter_map(|object| self.fallback(object, &failed))
                 .collect();
-            let (again, more) = compile(settings, &used, &now.broken);
+            let (again, more) = compile(settings, &used, &read.broken, &read.pods);
             mesh = again;
             let known = problems.clone();
             problems.extend(more.into_iter().filter(|problem| !known.contains(problem)));
         }
-        self.good = used
-            .into_iter()
-            .map(|object| (object.key.clone(), object))
-            .collect();
-        now.problems.extend(problems);
-        now.problems.sort_by(|a, b| a.place.cmp(&b.place));
-        (mesh, now.problems)
+        read.stale.extend(failed);
+        let rejected = self.rejected(&read, &used, &mesh, now);
+        self.keep(used, &rejected, now);
+        read.problems.extend(problems);
+        read.problems.sort_by(|a, b| a.place.cmp(&b.place));
+        let is_stale = |key: &Key| rejected.iter().any(|r| r.key == *key);
+        read.counts.objects = self.good.keys().filter(|key| !is_stale(key)).count();
+        read.counts.rejected = rejected.len();
+        self.rejected.clone_from(&rejected);
+        Applied {
+            mesh,
+            problems: read.problems,
+            rejected,
+            counts: read.counts,
+        }
     }
 
     fn runs(&self, object: &Object) -> bool {
         let good = self.good.get(&object.key);
-        good.is_some_and(|good| good.spec == object.spec)
+        good.is_some_and(|good| good.object.spec == object.spec)
     }
 
     fn fallback(
@@ -81,78 +120,159 @@ impl LastGood {
         if !failed.contains_key(&object.key) {
             return Some(Arc::clone(object));
         }
-        let good = self.good.get(&object.key)?;
+        let good = &self.good.get(&object.key)?.object;
         (good.spec != object.spec).then(|| Arc::clone(good))
+    }
+
+    /// The objects whose text is not in force after a reading of which `used` runs.
+    fn rejected(
+        &self,
+        read: &Read,
+        used: &[Arc<Object>],
+        mesh: &Mesh,
+        now: SystemTime,
+    ) -> Vec<Rejected> {
+        let since = |key: &Key| {
+            let before = self.rejected.iter().find(|before| before.key == *key);
+            let stale = || self.good.get(key).and_then(|good| good.stale);
+            before
+                .map(|before| before.since)
+                .or_else(stale)
+                .unwrap_or(now)
+        };
+        let running: BTreeSet<&Key> = used.iter().map(|object| &object.key).collect();
+        let of = |key: &Key, problem: &Problem, runs: Runs| Rejected {
+            since: since(key),
+            key: key.clone(),
+            place: problem.place.clone(),
+            reason: problem.message.clone(),
+            runs,
+        };
+        let stale = read.stale.iter().map(|(key, problem)| {
+            let good = self.good.get(key).filter(|_| running.contains(key));
+            of(
+                key,
+                problem,
+                good.map_or(Runs::Nothing, |good| Runs::LastGood(good.taken)),
+            )
+        });
+        let broken = read.broken.iter().filter_map(|problem| {
+            let key = problem.key.as_ref()?;
+            let runs = match &problem.closes {
+                None => Runs::Nothing,
+                Some(closes) => Runs::Closed {
+                    closes: closes.clone(),
+                    workloads: mesh.names(&key.namespace, &closes.selector, MAX_NAMED),
+                },
+            };
+            Some(of(key, problem, runs))
+        });
+        stale.chain(broken).collect()
+    }
+
+    fn keep(&mut self, used: Vec<Arc<Object>>, rejected: &[Rejected], now: SystemTime) {
+        let stale: BTreeMap<&Key, SystemTime> =
+            rejected.iter().map(|r| (&r.key, r.since)).collect();
+        let keep = |object: Arc<Object>| {
+            let before = self.good.get(&object.key);
+            let same = before.filter(|before| before.object.spec == object.spec);
+            let good = Good {
+                taken: same.map_or(now, |same| same.taken),
+                stale: stale.get(&object.key).copied(),
+                object,
+            };
+            (good.object.key.clone(), good)
+        };
+        self.good = used.into_iter().map(keep).collect();
     }
 }
 
 /// A reading, as it is put together.
 #[derive(Default)]
-struct Now {
+struct Read {
     objects: BTreeMap<Key, Arc<Object>>,
+    /// Problems of objects without a good form, the first of each.
     broken: Vec<Problem>,
+    /// Problems of objects whose good form runs on, the first of each.
+    stale: BTreeMap<Key, Problem>,
     problems: Vec<Problem>,
+    pods: Vec<Pods>,
+    counts: Counts,
 }
 
-impl Now {
-    fn take_file(
-        &mut self,
-        file: &Arc<PathBuf>,
-        documents: Vec<Result<Object, Problem>>,
-        good: &BTreeMap<Key, Arc<Object>>,
-    ) {
+impl Read {
+    fn take_file(&mut self, file: &Arc<PathBuf>, contents: Contents, good: &BTreeMap<Key, Good>) {
         let mut named = BTreeSet::new();
-        let mut unnamed = false;
-        for document in documents {
-            match document {
-                Ok(object) => {
-                    named.insert(object.key.clone());
-                    self.take(object);
-                }
-                Err(problem) => {
-                    match &problem.key {
-                        Some(key) => {
-                            named.insert(key.clone());
-                            self.keep(key, &problem, good);
-                            // It may be what this file held under another name, or under one that was guessed wrongly.
-                            let is_new = !good.contains_key(key);
-                            unnamed |= is_new && problem.severity == Severity::Error;
-                        }
-                        // Nobody knows what it was: whatever this file held and holds no more may be it.
-                        None => unnamed |= problem.severity == Severity::Error,
-                    }
-                    self.problems.push(problem);
-                }
-            }
+        // Nobody knows what was there: whatever this file held and holds no more may be it.
+        let mut unnamed = contents.is_torn;
+        let mut why = None;
+        for object in contents.objects {
+            named.insert(object.key.clone());
+            self.take(object);
         }
-        if unnamed {
-            let held = good.values().filter(|object| object.place.file == *file);
-            for object in held.filter(|object| !named.contains(&object.key)) {
-                self.objects
-                    .entry(object.key.clone())
-                    .or_insert_with(|| Arc::clone(object));
+        for problem in contents.problems {
+            match (&problem.key, problem.severity) {
+                (Some(key), Severity::Error) => {
+                    named.insert(key.clone());
+                    self.keep(key, &problem, good);
+                    // It may be what this file held under another name, or under one that was guessed wrongly.
+                    unnamed |= !good.contains_key(key);
+                }
+                (None, Severity::Error) => unnamed = true,
+                (_, Severity::Notice) => self.counts.unused += 1,
+                _ => {}
+            }
+            if problem.severity == Severity::Error {
+                why.get_or_insert_with(|| problem.clone());
+            }
+            self.problems.push(problem);
+        }
+        self.pods.extend(contents.pods);
+        let Some(why) = why.filter(|_| unnamed) else {
+            return;
+        };
+        let held = good.values().map(|good| &good.object);
+        let held = held.filter(|object| object.place.file.starts_with(&**file));
+        for object in held.filter(|object| !named.contains(&object.key)) {
+            if !self.objects.contains_key(&object.key) {
+                self.objects.insert(object.key.clone(), Arc::clone(object));
+                self.stale.insert(object.key.clone(), why.clone());
             }
         }
     }
 
     fn take(&mut self, object: Object) {
-        if let Some(first) = self.objects.get(&object.key) {
+        // A good form that a broken text left in place gives way to a good text elsewhere.
+        let first = self
+            .objects
+            .get(&object.key)
+            .filter(|_| !self.stale.contains_key(&object.key));
+        if let Some(first) = first {
             self.problems.push(Problem {
                 message: format!("stands at {} as well; that one is used", first.place),
                 place: object.place,
                 key: Some(object.key),
-                selector: None,
+                closes: None,
                 severity: Severity::Error,
             });
             return;
         }
+        self.stale.remove(&object.key);
         self.objects.insert(object.key.clone(), Arc::new(object));
     }
 
-    fn keep(&mut self, key: &Key, problem: &Problem, good: &BTreeMap<Key, Arc<Object>>) {
+    fn keep(&mut self, key: &Key, problem: &Problem, good: &BTreeMap<Key, Good>) {
+        let is_known =
+            |known: &Problem| known.key.as_ref() == Some(key) && known.closes == problem.closes;
         match good.get(key) {
-            _ if problem.severity == Severity::Notice => {}
-            Some(object) => drop(self.objects.insert(key.clone(), Arc::clone(object))),
+            _ if self.objects.contains_key(key) => {}
+            Some(good) => {
+                self.objects.insert(key.clone(), Arc::clone(&good.object));
+                self.stale
+                    .entry(key.clone())
+                    .or_insert_with(|| problem.clone());
+            }
+            None if self.broken.iter().any(is_known) => {}
             None => self.broken.push(problem.clone()),
         }
     }
@@ -160,6 +280,8 @@ impl Now {
 
 #[cfg(test)]
 mod tests {
+    use std::time::UNIX_EPOCH;
+
     use super::*;
     use crate::istio::{Limits, read};
     use crate::mesh::Node;
@@ -175,13 +297,18 @@ mod tests {
     }
 
     fn apply(last: &mut LastGood, files: &[(&str, &str)]) -> (Mesh, Vec<String>) {
+        let applied = apply_at(last, files, UNIX_EPOCH);
+        let problems = applied.problems.iter().map(ToString::to_string);
+        (applied.mesh, problems.collect())
+    }
+
+    fn apply_at(last: &mut LastGood, files: &[(&str, &str)], now: SystemTime) -> Applied {
         let reading = files.iter().map(|(name, text)| {
             let file = Arc::new(PathBuf::from(name));
-            let documents = read(&file, text, &Limits::default());
-            (file, documents)
+            let contents = read(&file, text, &Limits::default());
+            (file, contents)
         });
-        let (mesh, problems) = last.apply(&settings(), reading.collect());
-        (mesh, problems.iter().map(ToString::to_string).collect())
+        last.apply(&settings(), reading.collect(), now)
     }
 
     const SERVICE: &str =
@@ -313,8 +440,8 @@ mod tests {
             &mut last,
             &[("p.yaml", &STRICT.replace("STRICT", "DISABLE"))],
         );
-        let objects: Vec<Object> = last.objects().map(|object| (**object).clone()).collect();
-        let mut restarted = LastGood::restore(objects);
+        let forms: Vec<Good> = last.forms().cloned().collect();
+        let mut restarted = LastGood::restore(forms);
         let (mesh, problems) = apply(
             &mut restarted,
             &[("p.yaml", &STRICT.replace("STRICT", "?"))],
@@ -366,7 +493,8 @@ mod tests {
             (policy("a", ""), ""),
         ] {
             let (mesh, problems) = apply(&mut LastGood::default(), &[("o.yaml", &yaml)]);
-            assert!(problems.is_empty(), "{problems:?}");
+            let is_other = |problem: &String| !problem.contains("were not judged");
+            assert!(!problems.iter().any(is_other), "{problems:?}");
             let by = mesh.held_by(&node, &mesh.describe(&node));
             let names: Vec<&str> = by.iter().map(|o| &o["default/".len()..][..1]).collect();
             assert_eq!(names.concat(), held, "{yaml}");

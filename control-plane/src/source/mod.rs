@@ -2,14 +2,21 @@
 
 pub mod compile;
 mod convert;
+mod directory;
 pub mod dns;
 pub mod file;
 pub mod last_good;
 mod security;
+mod selectors;
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
-use crate::istio::{Key, Place, Problem};
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::istio::{Closed, Closes, Key, Place, Problem};
 use crate::mesh::Mesh;
 
 /// An object that could be read.
@@ -32,6 +39,144 @@ pub struct State {
     pub problems: Arc<Vec<Problem>>,
     /// Objects that could be read.
     pub objects: Arc<Vec<Known>>,
+    /// Objects whose text is not in force.
+    pub rejected: Arc<Vec<Rejected>>,
+    /// What was read.
+    pub counts: Counts,
     /// Whether the source has been read whole at least once: until then nothing is said to be gone.
     pub complete: bool,
+}
+
+/// An object whose text is not in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rejected {
+    /// Which it is, as far as that can be told.
+    pub key: Key,
+    /// Where the text stands.
+    pub place: Place,
+    /// Why it is not in force.
+    pub reason: String,
+    /// When this was seen first.
+    pub since: SystemTime,
+    /// What runs instead.
+    pub runs: Runs,
+}
+
+/// What runs instead of a text that is not in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Runs {
+    /// Nothing.
+    Nothing,
+    /// The form that was in force before, taken at this time.
+    LastGood(SystemTime),
+    /// A form that closes, for these of the workloads that are known.
+    Closed {
+        /// How, and for whom.
+        closes: Closes,
+        /// Workloads that it is for.
+        workloads: Vec<String>,
+    },
+}
+
+impl Rejected {
+    /// What the object does to its workloads until it can be read, for a person; none unless it closes.
+    pub fn closes(&self) -> Option<String> {
+        let Runs::Closed { closes, workloads } = &self.runs else {
+            return None;
+        };
+        let how = match closes.how {
+            Closed::Strict => "requires mutual TLS of",
+            Closed::Deny => "denies every request to",
+        };
+        let known = match workloads.is_empty() {
+            true => String::new(),
+            false => format!(" ({})", workloads.join(", ")),
+        };
+        Some(format!("{how} {}{known}", whom(&self.key, closes)))
+    }
+
+    /// What runs instead, since when, and why, for a person.
+    pub fn standing(&self) -> String {
+        let runs = match &self.runs {
+            Runs::LastGood(taken) => format!("runs the form of {}", rfc3339(*taken)),
+            _ => self.closes().unwrap_or_else(|| "not in force".to_owned()),
+        };
+        format!("{runs}, since {}: {}", rfc3339(self.since), self.reason)
+    }
+
+    /// The same for programs.
+    pub fn json(&self) -> Value {
+        let taken = match &self.runs {
+            Runs::LastGood(taken) => Some(rfc3339(*taken)),
+            _ => None,
+        };
+        json!({
+            "object": self.key.to_string(), "place": self.place.to_string(), "reason": self.reason,
+            "since": rfc3339(self.since), "runs": self.runs.name(), "form_of": taken,
+            "closes": self.closes(), "standing": self.standing(),
+        })
+    }
+}
+
+impl Runs {
+    /// Its name, in JSON and metrics.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Runs::Nothing => "nothing",
+            Runs::LastGood(_) => "last_good",
+            Runs::Closed { .. } => "closed",
+        }
+    }
+}
+
+/// The workloads that an object holds closed, for a person.
+fn whom(key: &Key, closes: &Closes) -> String {
+    let labels: Vec<String> = (closes.selector.iter())
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
+    let whose = match key.namespace.is_empty() {
+        true => "the whole mesh".to_owned(),
+        false => format!("namespace {}", key.namespace),
+    };
+    match labels.is_empty() {
+        true => whose,
+        false => format!("{} in {whose}", labels.join(",")),
+    }
+}
+
+/// A time to the second, as RFC 3339 has it.
+pub fn rfc3339(time: SystemTime) -> String {
+    let time = OffsetDateTime::from(time).truncate_to_second();
+    time.format(&Rfc3339).unwrap_or_default()
+}
+
+/// What a reading found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Files that were read.
+    pub files: usize,
+    /// Files that were left out: nothing in their names says that they are YAML.
+    pub skipped: usize,
+    /// Objects whose text is in force.
+    pub objects: usize,
+    /// Objects whose text is not.
+    pub rejected: usize,
+    /// Documents of kinds that aren't used.
+    pub unused: usize,
+}
+
+impl std::fmt::Display for Counts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Counts {
+            files,
+            skipped,
+            objects,
+            rejected,
+            unused,
+        } = self;
+        write!(
+            f,
+            "{files} files read, {skipped} left out; {objects} objects in force, {rejected} not in force, {unused} documents not used"
+        )
+    }
 }

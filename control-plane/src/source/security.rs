@@ -9,12 +9,11 @@ use super::convert::{foreign_domain, mode, namespace_match, principal, wildcard}
 use crate::istio::authorization_policy as authz;
 use crate::istio::peer_authentication::Mtls;
 use crate::istio::service_entry::{Location, Resolution};
-use crate::istio::{self, Key, Object, Problem, Severity, Spec};
+use crate::istio::{self, Closed, Closes, Key, Object, Problem, Severity, Spec};
 use crate::mesh::policy::{
     AuthorizationPolicy, Mode, Operation, PeerAuthentication, PolicyRule, Source,
 };
 use crate::mesh::selects;
-use crate::mesh::service::Endpoints;
 
 impl Compiler<'_> {
     pub(super) fn security(&mut self, objects: &[Arc<Object>], broken: &[Problem]) {
@@ -22,6 +21,10 @@ impl Compiler<'_> {
         for object in objects {
             match &object.spec {
                 Spec::PeerAuthentication(said) => peers.push(peer_authentication(object, said)),
+                Spec::AuthorizationPolicy(_) if object.dry_run => {
+                    let text = "dry run: not judged yet by this version of Leno, and not enforced";
+                    self.problem(object, Severity::Notice, text.to_owned());
+                }
                 Spec::AuthorizationPolicy(said) => {
                     self.notice_foreign(object, said);
                     policies.push(self.authorization_policy(object, said));
@@ -31,19 +34,17 @@ impl Compiler<'_> {
         }
         self.notice_rivals(objects, &peers);
         for problem in broken {
-            let Some(key) = &problem.key else { continue };
+            let (Some(key), Some(closes)) = (&problem.key, &problem.closes) else {
+                continue;
+            };
             let mut key = key.clone();
             if key.namespace.is_empty() {
                 // Nobody knows whose it is: it closes the mesh.
                 key.namespace.clone_from(&self.settings.root_namespace);
             }
-            let key = &key;
-            match key.kind.as_str() {
-                "PeerAuthentication" => peers.push(strict(key, problem)),
-                "AuthorizationPolicy" | "RequestAuthentication" => {
-                    policies.push(deny_all(key, problem));
-                }
-                _ => {}
+            match closes.how {
+                Closed::Strict => peers.push(strict(&key, closes)),
+                Closed::Deny => policies.push(deny_all(&key, closes)),
             }
         }
         self.mesh.peer_authentications = Arc::new(peers);
@@ -166,29 +167,6 @@ impl Compiler<'_> {
             self.problem(object, Severity::Notice, text);
         }
     }
-
-    /// The labels that workloads of the registry have, by namespace.
-    fn described(&self) -> BTreeMap<String, BTreeSet<BTreeMap<String, String>>> {
-        let lists = self
-            .services
-            .values()
-            .map(|service| match &service.endpoints {
-                Endpoints::Static(list) => list.as_slice(),
-                Endpoints::Dns(_) => &[],
-            });
-        let endpoints = lists.flatten().map(|one| (&one.namespace, &one.labels));
-        let workloads = self
-            .mesh
-            .workloads
-            .iter()
-            .map(|one| (&one.namespace, &one.labels));
-        let mut described: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
-        for (namespace, labels) in endpoints.chain(workloads) {
-            let here = described.entry(namespace.clone()).or_default();
-            here.insert(labels.clone());
-        }
-        described
-    }
 }
 
 /// An entry of the registry: an object's words on the workload at an address.
@@ -303,22 +281,22 @@ fn labels(selector: Option<&istio::Selector>) -> Option<BTreeMap<String, String>
 }
 
 /// A security object without a good form fails closed: for whom it selects, or for its namespace.
-fn strict(key: &Key, problem: &Problem) -> PeerAuthentication {
+fn strict(key: &Key, closes: &Closes) -> PeerAuthentication {
     PeerAuthentication {
         object: format!("{key} (broken: STRICT until it can be read)"),
         broken: true,
         namespace: key.namespace.clone(),
-        selector: problem.selector.clone().filter(|labels| !labels.is_empty()),
+        selector: Some(closes.selector.clone()).filter(|labels| !labels.is_empty()),
         mode: Mode::Strict,
         ports: BTreeMap::new(),
     }
 }
 
-fn deny_all(key: &Key, problem: &Problem) -> AuthorizationPolicy {
+fn deny_all(key: &Key, closes: &Closes) -> AuthorizationPolicy {
     AuthorizationPolicy {
         namespace: key.namespace.clone(),
         name: format!("{} (broken: denies until it can be read)", key.name),
-        selector: problem.selector.clone().filter(|labels| !labels.is_empty()),
+        selector: Some(closes.selector.clone()).filter(|labels| !labels.is_empty()),
         denies: true,
         rules: vec![PolicyRule::default()],
     }

@@ -72,7 +72,8 @@ fn mesh(yaml: &str) -> (Mesh, Vec<String>) {
     let file = Arc::new(PathBuf::from("mesh.yaml"));
     let documents = read(&file, yaml, &Limits::default());
     let reading = Reading::from([(file, documents)]);
-    let (mesh, problems) = LastGood::default().apply(&settings, reading);
+    let applied = LastGood::default().apply(&settings, reading, std::time::UNIX_EPOCH);
+    let (mesh, problems) = (applied.mesh, applied.problems);
     (mesh, problems.iter().map(ToString::to_string).collect())
 }
 

@@ -1,0 +1,239 @@
+//! A file's text cut into documents, and what seems to stand in one that can't be parsed.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
+
+use regex::Regex;
+
+use super::header::{closes, header};
+use super::kinds::{Class, Closed, SECURITY, classify, closed_near};
+use super::yaml::Tree;
+use super::{Closes, Key, Limits};
+
+/// The text with one kind of line break and without byte order marks: what files made on Windows or put together from
+/// several bring along. Lines stay where they are.
+pub(super) fn normalise(text: &str) -> Cow<'_, str> {
+    const MARK: char = '\u{feff}';
+    if !text.contains(['\r', MARK]) {
+        return Cow::Borrowed(text);
+    }
+    let text = text.replace("\r\n", "\n").replace('\r', "\n");
+    let lines = text.split_inclusive('\n');
+    Cow::Owned(lines.map(|line| line.trim_start_matches(MARK)).collect())
+}
+
+/// The documents of a file that hold something, each with the number of lines before it.
+pub fn documents(text: &str) -> impl Iterator<Item = (u64, &str)> {
+    let mut out = Vec::new();
+    let (mut start, mut start_line, mut at) = (0, 0, 0);
+    for (number, line) in (0_u64..).zip(text.split_inclusive('\n')) {
+        let marker = ["---", "..."].into_iter().find(|marker| {
+            let rest = line.strip_prefix(marker);
+            rest.is_some_and(|rest| rest.trim_end().is_empty() || rest.starts_with([' ', '\t']))
+        });
+        if let Some(marker) = marker {
+            out.push((start_line, &text[start..at]));
+            // A document may begin on the line of its marker.
+            let begins_here = marker == "---" && !is_blank(&line[3..]);
+            let begin = if begins_here { 3 } else { line.len() };
+            (start, start_line) = (at + begin, number + u64::from(!begins_here));
+        }
+        at += line.len();
+    }
+    out.push((start_line, &text[start..]));
+    out.into_iter().filter(|(_, document)| !is_blank(document))
+}
+
+/// True for text of empty lines, comments and directives.
+fn is_blank(document: &str) -> bool {
+    let mut lines = document.lines().map(str::trim);
+    lines.all(|line| line.is_empty() || line.starts_with(['#', '%']))
+}
+
+/// A security object that seems to stand in a text that isn't YAML.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hidden {
+    /// As far as it can be told. The namespace is empty where it can't: the object then closes the whole mesh.
+    pub key: Key,
+    /// For whom it holds closed.
+    pub closes: Closes,
+}
+
+/// The security objects that seem to stand in `text`, which isn't YAML as a whole: it must not open what it closes just
+/// because a bracket is missing, or because another object's is.
+pub fn hidden(text: &str, limits: &Limits) -> Vec<Hidden> {
+    let mut found: Vec<Hidden> = Vec::new();
+    for fragment in documents(text).flat_map(|(_, document)| fragments(document)) {
+        let one = match Tree::parse(fragment, limits) {
+            Ok(tree) if header(&tree, tree.root).is_object() => read(&tree),
+            _ => guess(fragment),
+        };
+        found.extend(one.filter(|one| !found.contains(one)));
+    }
+    found
+}
+
+/// The text as if `---` stood before each object: where one of its headers would stand twice.
+fn fragments(document: &str) -> Vec<&str> {
+    let column = |line: &str| line.len() - line.trim_start().len();
+    let mut content = document.lines().filter(|line| !is_blank(line));
+    let top = content.next().map_or(0, column);
+    let (mut out, mut seen, mut start, mut at) = (Vec::new(), BTreeSet::new(), 0, 0);
+    for line in document.split_inclusive('\n') {
+        let words = line.trim_start();
+        let item = words.strip_prefix("- ");
+        let words = item.unwrap_or(words).trim_start_matches(['"', '\'']);
+        let key = ["apiVersion", "kind"].into_iter().find(|key| {
+            let rest = words.strip_prefix(key);
+            rest.is_some_and(|rest| rest.trim_start_matches(['"', '\'']).starts_with(':'))
+        });
+        let is_header = column(line) <= top || item.is_some();
+        if let Some(key) = key.filter(|_| is_header)
+            && !seen.insert(key)
+        {
+            out.push(&document[start..at]);
+            (seen, start) = (BTreeSet::from([key]), at);
+        }
+        at += line.len();
+    }
+    out.push(&document[start..]);
+    out.retain(|fragment| !is_blank(fragment));
+    out
+}
+
+/// The security object of a fragment that is YAML.
+fn read(tree: &Tree<'_>) -> Option<Hidden> {
+    let header = header(tree, tree.root);
+    let kind = header.kind.unwrap_or_default();
+    let closed = match classify(header.api_version, header.kind) {
+        Class::Read(_) => Closed::by(kind),
+        Class::Unread { closed, .. } => closed,
+        Class::List => return None,
+    };
+    Some(Hidden {
+        key: header.key(),
+        closes: closes(tree, tree.root, closed?),
+    })
+}
+
+/// The security object that a text seems to be.
+fn guess(text: &str) -> Option<Hidden> {
+    let lines = text
+        .lines()
+        .filter(|line| !line.trim_start().starts_with('#'));
+    let lines = lines.map(|line| line.split(" #").next().unwrap_or_default());
+    let text = lines.collect::<Vec<_>>().join("\n");
+    let kinds = [
+        "PeerAuthentication",
+        "AuthorizationPolicy",
+        "RequestAuthentication",
+    ];
+    let named = kinds.into_iter().find(|kind| text.contains(kind));
+    if named.is_none() && !text.contains(SECURITY) {
+        return None;
+    }
+    let values = |name: &str| -> BTreeSet<String> {
+        let all = VALUE.captures_iter(&text);
+        all.filter(|found| &found[1] == name)
+            .map(|found| found[2].to_owned())
+            .collect()
+    };
+    let only = |name: &str| values(name).pop_first().filter(|_| values(name).len() == 1);
+    let kind = named.map(str::to_owned).or_else(|| only("kind"));
+    let kind = kind.unwrap_or_else(|| "AuthorizationPolicy".to_owned());
+    Some(Hidden {
+        closes: Closes {
+            how: closed_near(&kind),
+            selector: BTreeMap::new(),
+        },
+        key: Key {
+            kind,
+            namespace: only("namespace").unwrap_or_default(),
+            name: only("name").unwrap_or_default(),
+        },
+    })
+}
+
+/// `name: value` as block, flow and JSON have it.
+static VALUE: LazyLock<Regex> = LazyLock::new(|| {
+    let pattern =
+        r#"(?m)(?:^|[\s{,"'])(kind|namespace|name)["']?[ \t]*:[ \t]*["']?([A-Za-z0-9._-]+)"#;
+    Regex::new(pattern).expect("a pattern that a test compiles")
+});
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn documents_are_cut_at_every_marker() {
+        let cut = |text: &str| -> Vec<(u64, String)> {
+            let text = normalise(text).into_owned();
+            let all = documents(&text).map(|(line, text)| (line, text.trim().to_owned()));
+            all.collect()
+        };
+        let of = |all: &[(u64, &str)]| -> Vec<(u64, String)> {
+            all.iter()
+                .map(|(line, text)| (*line, (*text).to_owned()))
+                .collect()
+        };
+        for (text, documents) in [
+            ("a: 1\n---\nb: 2\n", &[(0, "a: 1"), (2, "b: 2")][..]),
+            ("--- # first\na: 1\n---\n# nothing\n", &[(1, "a: 1")]),
+            (
+                "a: 1\n--- {b: 2}\n---\tc: 3\n",
+                &[(0, "a: 1"), (1, "{b: 2}"), (2, "c: 3")],
+            ),
+            ("a: 1\n...\nb: 2\n", &[(0, "a: 1"), (2, "b: 2")]),
+            ("%YAML 1.2\n---\na: 1\n", &[(2, "a: 1")]),
+            ("a: 1\r\n---\r\nb: 2\r\n", &[(0, "a: 1"), (2, "b: 2")]),
+            ("a: 1\r---\rb: 2", &[(0, "a: 1"), (2, "b: 2")]),
+            (
+                "\u{feff}a: 1\n\u{feff}---\nb: 2\n",
+                &[(0, "a: 1"), (2, "b: 2")],
+            ),
+            ("a: |\n  --- no\n----\n", &[(0, "a: |\n  --- no\n----")]),
+        ] {
+            assert_eq!(cut(text), of(documents), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn what_protects_is_found_in_what_is_not_yaml() {
+        let deploy = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a\n";
+        let peer = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: p, namespace: shop}\nspec: {selector: {matchLabels: {app: x}}}\n";
+        let policy = "kind: AuthorizationPolicy\napiVersion: security.istio.io/v1\nmetadata: {name: q}\nspec: [\n";
+        let of = |text: &str| -> Vec<String> {
+            let all = hidden(text, &Limits::default());
+            all.iter()
+                .map(|one| format!("{} {:?} {:?}", one.key, one.closes.how, one.closes.selector))
+                .collect()
+        };
+        for (text, found) in [
+            (deploy.to_owned(), vec![]),
+            (format!("# see PeerAuthentication\n{deploy}"), vec![]),
+            (
+                format!("{deploy}{peer}{policy}"),
+                vec![
+                    r#"shop/p PeerAuthentication Strict {"app": "x"}"#,
+                    "/q AuthorizationPolicy Deny {}",
+                ],
+            ),
+            (
+                r#"{"apiVersion": "security.istio.io/v1", "kind": "Fence", "metadata": {"namespace": "a""#.to_owned(),
+                vec!["a/ Fence Deny {}"],
+            ),
+            (
+                "kind: PeerAuthentication\n namespace: a\n  namespace: b\n".to_owned(),
+                vec!["/ PeerAuthentication Strict {}"],
+            ),
+            (
+                "apiVersion: v1\nkind: List\nitems:\n- apiVersion: security.istio.io/v1\n  kind: PeerAuthentication\n  metadata:\n    namespace: a\n- apiVersion: v1\n  kind: [\n".to_owned(),
+                vec!["a/ PeerAuthentication Strict {}"],
+            ),
+        ] {
+            assert_eq!(of(&text), found, "{text}");
+        }
+    }
+}

@@ -1,0 +1,671 @@
+//! Kinds, and what becomes of those that aren't read: what may protect is an error, what has no effect on who gets in or
+//! where a request goes is a notice.
+
+use super::Severity;
+
+/// Group of routing objects.
+const NETWORKING: &str = "networking.istio.io";
+/// Group of security objects.
+pub(super) const SECURITY: &str = "security.istio.io";
+
+/// A kind that is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub(super) enum Kind {
+    Service,
+    ServiceEntry,
+    WorkloadEntry,
+    VirtualService,
+    DestinationRule,
+    PeerAuthentication,
+    AuthorizationPolicy,
+}
+
+/// What an object without a good form does for its workloads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Closed {
+    /// Mutual TLS is required.
+    Strict,
+    /// Every request is denied.
+    Deny,
+}
+
+impl Closed {
+    /// What an object of `kind` that isn't in force does: none for one that restricts nobody.
+    pub(super) fn by(kind: &str) -> Option<Closed> {
+        match kind {
+            "PeerAuthentication" => Some(Closed::Strict),
+            "AuthorizationPolicy" | "RequestAuthentication" => Some(Closed::Deny),
+            _ => None,
+        }
+    }
+}
+
+/// What is made of an object, by its `apiVersion` and `kind`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Class {
+    /// It is read.
+    Read(Kind),
+    /// A `List`: its items are.
+    List,
+    /// It isn't.
+    Unread {
+        severity: Severity,
+        message: String,
+        /// What it does until it can be read.
+        closed: Option<Closed>,
+    },
+}
+
+/// Kinds of a group that Leno reads, which Leno doesn't read: what is said of each.
+const UNREAD: [(&str, &str, Severity, &str); 14] = [
+    (
+        SECURITY,
+        "RequestAuthentication",
+        Severity::Error,
+        "RequestAuthentication is Istio's, and not supported yet by this version of Leno",
+    ),
+    (
+        NETWORKING,
+        "EnvoyFilter",
+        Severity::Error,
+        "EnvoyFilter is not supported: what it adds to Envoy's configuration, authorization among it, is not in force; use an \
+         AuthorizationPolicy, a VirtualService or a DestinationRule",
+    ),
+    (
+        "extensions.istio.io",
+        "WasmPlugin",
+        Severity::Error,
+        "WasmPlugin is not supported: what the plugin would check is not checked; use an AuthorizationPolicy",
+    ),
+    (
+        "extensions.istio.io",
+        "TrafficExtension",
+        Severity::Error,
+        "TrafficExtension is not supported: what the extension would check is not checked; use an AuthorizationPolicy",
+    ),
+    (
+        NETWORKING,
+        "Gateway",
+        Severity::Notice,
+        "Gateway is Istio's, and not supported yet by this version of Leno",
+    ),
+    (
+        NETWORKING,
+        "ProxyConfig",
+        Severity::Notice,
+        "ProxyConfig is Istio's, and not used: a sidecar is set by its own flags",
+    ),
+    (
+        NETWORKING,
+        "Sidecar",
+        Severity::Notice,
+        "Sidecar is Istio's, and not supported: a sidecar learns of a host when it is first called",
+    ),
+    (
+        NETWORKING,
+        "WorkloadGroup",
+        Severity::Notice,
+        "WorkloadGroup is Istio's, and not supported yet: name each workload by a WorkloadEntry",
+    ),
+    (
+        "telemetry.istio.io",
+        "Telemetry",
+        Severity::Notice,
+        "Telemetry is Istio's, and not supported yet: a sidecar is set by its own flags",
+    ),
+    (
+        "rbac.istio.io",
+        "ServiceRole",
+        Severity::Error,
+        "Istio itself reads it no more: use an AuthorizationPolicy of security.istio.io/v1",
+    ),
+    (
+        "rbac.istio.io",
+        "ServiceRoleBinding",
+        Severity::Error,
+        "Istio itself reads it no more: use an AuthorizationPolicy of security.istio.io/v1",
+    ),
+    (
+        "rbac.istio.io",
+        "ClusterRbacConfig",
+        Severity::Error,
+        "Istio itself reads it no more: use an AuthorizationPolicy of security.istio.io/v1",
+    ),
+    (
+        "authentication.istio.io",
+        "Policy",
+        Severity::Error,
+        "Istio itself reads it no more: use a PeerAuthentication of security.istio.io/v1",
+    ),
+    (
+        "authentication.istio.io",
+        "MeshPolicy",
+        Severity::Error,
+        "Istio itself reads it no more: use a PeerAuthentication of security.istio.io/v1",
+    ),
+];
+
+/// Kinds of Kubernetes' core group, of which `Service` is read.
+const CORE: [&str; 18] = [
+    "Binding",
+    "ComponentStatus",
+    "ConfigMap",
+    "Endpoints",
+    "Event",
+    "LimitRange",
+    "List",
+    "Namespace",
+    "Node",
+    "PersistentVolume",
+    "PersistentVolumeClaim",
+    "Pod",
+    "PodTemplate",
+    "ReplicationController",
+    "ResourceQuota",
+    "Secret",
+    "Service",
+    "ServiceAccount",
+];
+
+/// The kinds that are read, each with its group and its versions.
+const READ: [(&str, &str, &[&str], Kind); 7] = [
+    ("", "Service", &["v1"], Kind::Service),
+    (NETWORKING, "ServiceEntry", &V1, Kind::ServiceEntry),
+    (NETWORKING, "WorkloadEntry", &V1, Kind::WorkloadEntry),
+    (NETWORKING, "VirtualService", &V1, Kind::VirtualService),
+    (NETWORKING, "DestinationRule", &V1, Kind::DestinationRule),
+    (
+        SECURITY,
+        "PeerAuthentication",
+        &V1BETA1,
+        Kind::PeerAuthentication,
+    ),
+    (
+        SECURITY,
+        "AuthorizationPolicy",
+        &V1BETA1,
+        Kind::AuthorizationPolicy,
+    ),
+];
+const V1: [&str; 3] = ["v1", "v1beta1", "v1alpha3"];
+const V1BETA1: [&str; 2] = ["v1", "v1beta1"];
+
+/// What is made of an object that says it is a `kind` of `api_version`; either may be missing.
+pub(super) fn classify(api_version: Option<&str>, kind: Option<&str>) -> Class {
+    let error = |message: String, closed: Option<Closed>| Class::Unread {
+        severity: Severity::Error,
+        message,
+        closed,
+    };
+    let (api_version, kind) = match (api_version, kind) {
+        (Some(version), Some(kind)) => (version, kind),
+        (version, kind) => return half(version, kind),
+    };
+    let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
+    if let Some((_, _, versions, known)) =
+        (READ.iter()).find(|(g, k, ..)| (*g, *k) == (group, kind))
+    {
+        if versions.contains(&version) {
+            return Class::Read(*known);
+        }
+        return error(not_read(api_version, kind), Closed::by(kind));
+    }
+    // `kubectl get -o yaml` writes a List; the API's own lists are named after their kind.
+    let listed = kind.strip_suffix("List");
+    if (api_version, kind) == ("v1", "List")
+        || listed.is_some_and(|kind| READ.iter().any(|(g, k, ..)| (*g, *k) == (group, kind)))
+        || listed.is_some_and(|kind| UNREAD.iter().any(|(g, k, ..)| (*g, *k) == (group, kind)))
+    {
+        return Class::List;
+    }
+    if let Some((_, _, severity, text)) =
+        (UNREAD.iter()).find(|(g, k, ..)| (*g, *k) == (group, kind))
+    {
+        return Class::Unread {
+            severity: *severity,
+            message: (*text).to_owned(),
+            closed: Closed::by(kind).filter(|_| group == SECURITY),
+        };
+    }
+    unknown(api_version, group, kind)
+}
+
+/// What is made of a document with half a header: a chart's description and its values have one, too.
+fn half(api_version: Option<&str>, kind: Option<&str>) -> Class {
+    let group = api_version.map(|version| version.rsplit_once('/').map_or("", |(group, _)| group));
+    let groups = READ
+        .iter()
+        .map(|(g, ..)| *g)
+        .chain(UNREAD.iter().map(|(g, ..)| *g));
+    let is_group = group.is_some_and(|group| !group.is_empty() && nearest(group, groups).is_some());
+    let kinds = READ
+        .iter()
+        .map(|(_, k, ..)| *k)
+        .chain(UNREAD.iter().map(|(_, k, ..)| *k));
+    let near = kind.and_then(|kind| nearest(kind, kinds));
+    let closed = match (near, group) {
+        (Some(kind), _) => Closed::by(kind),
+        (_, Some(group)) => {
+            (nearest(group, [SECURITY].into_iter()).is_some()).then_some(Closed::Deny)
+        }
+        _ => None,
+    };
+    let missing = if api_version.is_none() {
+        "apiVersion"
+    } else {
+        "kind"
+    };
+    Class::Unread {
+        severity: match is_group || near.is_some() {
+            true => Severity::Error,
+            false => Severity::Notice,
+        },
+        message: format!("this is no object: {missing} is required"),
+        closed,
+    }
+}
+
+/// What is made of a kind that its group doesn't have, as far as Leno knows.
+fn unknown(api_version: &str, group: &str, kind: &str) -> Class {
+    let error = |message: String, closed: Option<Closed>| Class::Unread {
+        severity: Severity::Error,
+        message,
+        closed,
+    };
+    if group.is_empty() && api_version != "v1" {
+        return error(not_read(api_version, kind), Closed::by(kind));
+    }
+    if group.is_empty() && CORE.contains(&kind) && kind != "List" {
+        return not_used(api_version, kind);
+    }
+    let groups = READ
+        .iter()
+        .map(|(g, ..)| *g)
+        .chain(UNREAD.iter().map(|(g, ..)| *g));
+    let groups: Vec<&str> = groups.collect();
+    if !groups.contains(&group) {
+        // A slip in the group hides an object as well as one in its kind does.
+        let near = nearest(group, groups.iter().copied().filter(|g| !g.is_empty()));
+        return match near {
+            Some(near) => {
+                let closed = (near == SECURITY).then(|| closed_near(kind));
+                error(
+                    format!("no such group {group}; the nearest is {near}"),
+                    closed,
+                )
+            }
+            None => not_used(api_version, kind),
+        };
+    }
+    if READ.iter().any(|(g, k, ..)| *g != group && *k == kind) {
+        return error(not_read(api_version, kind), Closed::by(kind));
+    }
+    let own = (READ.iter().map(|(g, k, ..)| (*g, *k)))
+        .chain(UNREAD.iter().map(|(g, k, ..)| (*g, *k)))
+        .chain(CORE.iter().map(|k| ("", *k)));
+    let own: Vec<&str> = own.filter(|(g, _)| *g == group).map(|(_, k)| k).collect();
+    let near = match nearest(kind, own.iter().copied()) {
+        Some(near) => format!("the nearest is {near}"),
+        None => format!("there are {}", own.join(", ")),
+    };
+    let closed = (group == SECURITY).then(|| closed_near(kind));
+    error(format!("{api_version} has no kind {kind}; {near}"), closed)
+}
+
+/// What a security object of a kind that there isn't does: what the kind that was meant would do.
+pub(super) fn closed_near(kind: &str) -> Closed {
+    let known = [
+        "PeerAuthentication",
+        "AuthorizationPolicy",
+        "RequestAuthentication",
+    ];
+    let near = nearest(kind, known.into_iter());
+    near.and_then(Closed::by).unwrap_or(Closed::Deny)
+}
+
+fn not_used(api_version: &str, kind: &str) -> Class {
+    Class::Unread {
+        severity: Severity::Notice,
+        message: format!("{api_version} {kind} is not used by Leno"),
+        closed: None,
+    }
+}
+
+fn not_read(api_version: &str, kind: &str) -> String {
+    let of = READ.iter().find(|(_, k, ..)| *k == kind);
+    let versions = of.map(|(group, _, versions, _)| {
+        let full = |version: &&str| match group.is_empty() {
+            true => (*version).to_owned(),
+            false => format!("{group}/{version}"),
+        };
+        versions.iter().map(full).collect::<Vec<_>>().join(", ")
+    });
+    match versions {
+        Some(versions) => format!("apiVersion {api_version:?} is not read; {versions} is"),
+        None => format!("apiVersion {api_version:?} is not read"),
+    }
+}
+
+/// Fields that Istio has and this version of Leno doesn't read, by the type that they are part of.
+const UNSUPPORTED: [(&str, &[&str]); 19] = [
+    ("VirtualService", &["gateways", "tls", "tcp", "exportTo"]),
+    (
+        "HTTPRoute",
+        &[
+            "redirect",
+            "directResponse",
+            "delegate",
+            "rewrite",
+            "fault",
+            "mirror",
+            "mirrors",
+            "mirrorPercent",
+            "mirrorPercentage",
+            "corsPolicy",
+            "headers",
+        ],
+    ),
+    (
+        "HTTPMatchRequest",
+        &[
+            "scheme",
+            "authority",
+            "port",
+            "sourceLabels",
+            "gateways",
+            "ignoreUriCase",
+            "withoutHeaders",
+            "sourceNamespace",
+            "statPrefix",
+        ],
+    ),
+    ("HTTPRouteDestination", &["headers"]),
+    ("DestinationRule", &["exportTo", "workloadSelector"]),
+    (
+        "TrafficPolicy",
+        &[
+            "tls",
+            "portLevelSettings",
+            "tunnel",
+            "proxyProtocol",
+            "retryBudget",
+        ],
+    ),
+    (
+        "LoadBalancerSettings",
+        &[
+            "consistentHash",
+            "localityLbSetting",
+            "warmup",
+            "warmupDurationSecs",
+        ],
+    ),
+    ("TCPSettings", &["maxConnectionDuration", "idleTimeout"]),
+    ("HTTPSettings", &["maxConcurrentStreams"]),
+    ("ServiceEntry", &["exportTo", "subjectAltNames"]),
+    ("WorkloadEntry", &["network", "locality"]),
+    (
+        "AuthorizationPolicy",
+        &["targetRef", "targetRefs", "provider"],
+    ),
+    ("Rule", &["when"]),
+    (
+        "Source",
+        &[
+            "notPrincipals",
+            "requestPrincipals",
+            "notRequestPrincipals",
+            "notNamespaces",
+            "ipBlocks",
+            "notIpBlocks",
+            "remoteIpBlocks",
+            "notRemoteIpBlocks",
+            "serviceAccounts",
+            "notServiceAccounts",
+        ],
+    ),
+    (
+        "Operation",
+        &[
+            "hosts",
+            "notHosts",
+            "ports",
+            "notPorts",
+            "notMethods",
+            "notPaths",
+        ],
+    ),
+    ("Action", &["AUDIT", "CUSTOM"]),
+    ("SimpleLB", &["PASSTHROUGH"]),
+    ("Resolution", &["DNS_ROUND_ROBIN", "DYNAMIC_DNS"]),
+    ("WorkloadSelector", &["matchLabels"]),
+];
+
+/// True for a field, or a value, that Istio's type `owner` has and this version of Leno doesn't read.
+pub(super) fn is_unsupported(owner: &str, name: &str) -> bool {
+    let of = UNSUPPORTED.iter().find(|(of, _)| *of == owner);
+    of.is_some_and(|(_, names)| names.contains(&name))
+}
+
+/// The one of `known` that is spelled most like `name`, if one is near.
+pub(super) fn nearest<'k>(name: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
+    let lower = name.to_lowercase();
+    let near = known.map(|known| (strsim::osa_distance(&lower, &known.to_lowercase()), known));
+    let most = |known: &str| (known.len().min(name.len()) / 3).clamp(1, 4);
+    near.min()
+        .filter(|(distance, known)| *distance <= most(known))
+        .map(|(_, known)| known)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_read_is_an_error_where_it_may_protect_and_a_notice_elsewhere() {
+        use Closed::{Deny, Strict};
+        use Severity::{Error, Notice};
+        for (api_version, kind, severity, closed, words) in [
+            (
+                "security.istio.io/v1",
+                "AuthorisationPolicy",
+                Error,
+                Some(Deny),
+                "nearest is AuthorizationPolicy",
+            ),
+            (
+                "security.istio.io/v1",
+                "Authorizationpolicy",
+                Error,
+                Some(Deny),
+                "nearest is AuthorizationPolicy",
+            ),
+            (
+                "security.istio.io/v1",
+                "PeerAuthenticaton",
+                Error,
+                Some(Strict),
+                "nearest is PeerAuthentication",
+            ),
+            (
+                "security.istio.io/v1",
+                "Fence",
+                Error,
+                Some(Deny),
+                "there are",
+            ),
+            (
+                "security.istio.io/v1",
+                "RequestAuthentication",
+                Error,
+                Some(Deny),
+                "not supported yet",
+            ),
+            (
+                "security.istio.io/v2",
+                "AuthorizationPolicy",
+                Error,
+                Some(Deny),
+                "security.istio.io/v1",
+            ),
+            (
+                "v1",
+                "AuthorizationPolicy",
+                Error,
+                Some(Deny),
+                "security.istio.io/v1",
+            ),
+            (
+                "v2",
+                "PeerAuthentication",
+                Error,
+                Some(Strict),
+                "security.istio.io/v1",
+            ),
+            (
+                "security.istio.oi/v1",
+                "AuthorizationPolicy",
+                Error,
+                Some(Deny),
+                "nearest is security.istio.io",
+            ),
+            (
+                "Security.istio.io/v1",
+                "PeerAuthentication",
+                Error,
+                Some(Strict),
+                "nearest is security.istio.io",
+            ),
+            (
+                "networking.istio.io/v1",
+                "AuthorizationPolicy",
+                Error,
+                Some(Deny),
+                "security.istio.io/v1",
+            ),
+            (
+                "networking.istio.io/v1",
+                "VirtualServices",
+                Error,
+                None,
+                "nearest is VirtualService",
+            ),
+            (
+                "networking.istio.io/v1",
+                "EnvoyFilter",
+                Error,
+                None,
+                "AuthorizationPolicy",
+            ),
+            (
+                "networking.istio.io/v1",
+                "Gateway",
+                Notice,
+                None,
+                "not supported yet",
+            ),
+            (
+                "networking.istio/v1",
+                "VirtualService",
+                Error,
+                None,
+                "nearest is networking.istio.io",
+            ),
+            (
+                "extensions.istio.io/v1alpha1",
+                "WasmPlugin",
+                Error,
+                None,
+                "AuthorizationPolicy",
+            ),
+            (
+                "telemetry.istio.io/v1",
+                "Telemetry",
+                Notice,
+                None,
+                "not supported yet",
+            ),
+            (
+                "rbac.istio.io/v1alpha1",
+                "ServiceRole",
+                Error,
+                None,
+                "AuthorizationPolicy",
+            ),
+            ("v1", "Servise", Error, None, "nearest is Service"),
+            ("v1", "ConfigMap", Notice, None, "not used"),
+            ("apps/v1", "Deployment", Notice, None, "not used"),
+            (
+                "serving.knative.dev/v1",
+                "Service",
+                Notice,
+                None,
+                "not used",
+            ),
+            (
+                "policy.linkerd.io/v1alpha1",
+                "AuthorizationPolicy",
+                Notice,
+                None,
+                "not used",
+            ),
+            (
+                "networking.k8s.io/v1",
+                "NetworkPolicy",
+                Notice,
+                None,
+                "not used",
+            ),
+            (
+                "gateway.networking.k8s.io/v1",
+                "HTTPRoute",
+                Notice,
+                None,
+                "not used",
+            ),
+        ] {
+            let Class::Unread {
+                severity: own,
+                message,
+                closed: own_closed,
+            } = classify(Some(api_version), Some(kind))
+            else {
+                panic!("{api_version} {kind} is read");
+            };
+            assert_eq!(
+                (own, own_closed),
+                (severity, closed),
+                "{api_version} {kind}"
+            );
+            assert!(message.contains(words), "{api_version} {kind}: {message}");
+        }
+        for (api_version, kind) in [
+            ("v1", "List"),
+            ("networking.istio.io/v1", "VirtualServiceList"),
+            ("security.istio.io/v1", "AuthorizationPolicyList"),
+            ("networking.istio.io/v1", "GatewayList"),
+        ] {
+            assert_eq!(
+                classify(Some(api_version), Some(kind)),
+                Class::List,
+                "{kind}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_nearest_name_is_near() {
+        let known = ["timeout", "retries", "route"];
+        for (name, near) in [
+            ("timeouts", Some("timeout")),
+            ("Timeout", Some("timeout")),
+            ("retrys", Some("retries")),
+            ("rout", Some("route")),
+            ("mirror", None),
+            ("x", None),
+        ] {
+            assert_eq!(nearest(name, known.into_iter()), near, "{name}");
+        }
+    }
+}

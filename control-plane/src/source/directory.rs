@@ -1,0 +1,442 @@
+//! The files of a directory: which are read, and a word on each that isn't.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use crate::istio::{Closed, Closes, Hidden, Key, Limits, Severity, hidden};
+
+/// Files that a directory may hold.
+const MAX_FILES: usize = 100_000;
+/// Directories below each other.
+const MAX_DEPTH: usize = 32;
+/// Files of one directory that are named where they are not read.
+const NAMED: usize = 5;
+/// Bytes that a text which shows a security object is looked for in.
+const MAX_LOOKED_AT: u64 = 1 << 30;
+/// Bytes of a file that is too large that are looked at for what it would hold.
+const MAX_KEPT: u64 = 64 << 20;
+/// Stands in every security object.
+const SECURITY: &[u8] = b"security.istio.io";
+
+/// The files of a directory.
+#[derive(Debug, Default)]
+pub(super) struct Files {
+    /// Those that are read, in their order.
+    pub(super) read: BTreeSet<PathBuf>,
+    /// What isn't, or can't be: the path, and why.
+    pub(super) unread: Vec<(PathBuf, Severity, String)>,
+    /// Files that aren't read since nothing in their names says that they are YAML.
+    pub(super) skipped: usize,
+}
+
+impl Files {
+    /// Adds the files of another directory.
+    pub(super) fn add(&mut self, other: Files) {
+        self.read.extend(other.read);
+        self.unread.extend(other.unread);
+        self.skipped += other.skipped;
+    }
+}
+
+/// Finds the files of `root`, and of the directories below it; a path that is a file is that file.
+///
+/// Names that begin with a dot are left out: editors' own, and those that a ConfigMap's volume keeps the same files under.
+/// Links are followed within the directory, and nothing is read twice.
+pub(super) fn walk(root: &Path) -> io::Result<Files> {
+    if std::fs::metadata(root)?.is_file() {
+        return Ok(Files {
+            read: BTreeSet::from([root.to_owned()]),
+            ..Files::default()
+        });
+    }
+    let mut walk = Walk {
+        root: root.canonicalize()?,
+        seen: BTreeSet::new(),
+        links: Vec::new(),
+        files: Files::default(),
+    };
+    walk.directory(root, &std::fs::canonicalize(root)?, 0)?;
+    // What stands there itself goes before what leads to it.
+    while let Some((link, depth)) = walk.links.pop() {
+        walk.link(&link, depth);
+    }
+    match walk.files.read.len() > MAX_FILES {
+        true => Err(io::Error::other(format!("more than {MAX_FILES} files"))),
+        false => Ok(walk.files),
+    }
+}
+
+struct Walk {
+    root: PathBuf,
+    /// Real paths of what was visited.
+    seen: BTreeSet<PathBuf>,
+    links: Vec<(PathBuf, usize)>,
+    files: Files,
+}
+
+impl Walk {
+    fn directory(&mut self, path: &Path, real: &Path, depth: usize) -> io::Result<()> {
+        if !self.seen.insert(real.to_owned()) {
+            return Ok(());
+        }
+        if depth > MAX_DEPTH {
+            let text = format!("more than {MAX_DEPTH} directories below each other: not read");
+            self.unread(path, Severity::Error, text);
+            return Ok(());
+        }
+        let mut entries = Vec::new();
+        for entry in std::fs::read_dir(path)? {
+            entries.push(entry?);
+        }
+        entries.sort_by_key(std::fs::DirEntry::file_name);
+        let mut skipped = Vec::new();
+        for entry in entries {
+            let (path, kind) = (entry.path(), entry.file_type()?);
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let real = real.join(entry.file_name());
+            match (name.starts_with('.'), is_yaml(&path)) {
+                (true, true) if kind.is_file() => skipped.push(name),
+                (true, _) => {}
+                _ if kind.is_symlink() => self.links.push((path, depth)),
+                _ if kind.is_dir() => {
+                    if let Err(error) = self.directory(&path, &real, depth + 1) {
+                        let text = format!("the directory cannot be read: {error}");
+                        self.unread(&path, Severity::Error, text);
+                    }
+                }
+                (_, true) if kind.is_file() => self.file(path, real),
+                (_, true) => self.unread(&path, Severity::Error, "is no file: not read".to_owned()),
+                (_, false) => skipped.push(name),
+            }
+        }
+        self.skip(path, &skipped);
+        Ok(())
+    }
+
+    fn file(&mut self, path: PathBuf, real: PathBuf) {
+        if self.seen.insert(real) {
+            self.files.read.insert(path);
+        }
+    }
+
+    fn link(&mut self, path: &Path, depth: usize) {
+        let real = match path.canonicalize() {
+            Ok(real) => real,
+            Err(_) if !is_yaml(path) => return,
+            Err(error) => {
+                let text = format!("the link leads nowhere: {error}");
+                return self.unread(path, Severity::Error, text);
+            }
+        };
+        let is_directory = real.is_dir();
+        if !is_directory && !is_yaml(path) {
+            return self.files.skipped += 1;
+        }
+        if !real.starts_with(&self.root) {
+            let text = format!(
+                "the link leads out of {}, to {}: not read",
+                self.root.display(),
+                real.display()
+            );
+            return self.unread(path, Severity::Error, text);
+        }
+        match is_directory {
+            true => {
+                if let Err(error) = self.directory(path, &real, depth + 1) {
+                    let text = format!("the directory cannot be read: {error}");
+                    self.unread(path, Severity::Error, text);
+                }
+            }
+            false => self.file(path.to_owned(), real),
+        }
+    }
+
+    fn unread(&mut self, path: &Path, severity: Severity, text: String) {
+        self.files.unread.push((path.to_owned(), severity, text));
+    }
+
+    /// Says which files of a directory aren't read, in one line.
+    fn skip(&mut self, path: &Path, names: &[String]) {
+        if names.is_empty() {
+            return;
+        }
+        self.files.skipped += names.len();
+        let named = names.iter().take(NAMED).map(String::as_str);
+        let mut text = format!(
+            "not read, since their names end in none of .yaml, .yml and .json or begin with a dot: {}",
+            named.collect::<Vec<_>>().join(", ")
+        );
+        if names.len() > NAMED {
+            text.push_str(&format!(" and {} more", names.len() - NAMED));
+        }
+        self.unread(path, Severity::Notice, text);
+    }
+}
+
+fn is_yaml(path: &Path) -> bool {
+    let extension = path.extension().and_then(|extension| extension.to_str());
+    let extension = extension.map(str::to_ascii_lowercase);
+    matches!(extension.as_deref(), Some("yaml" | "yml" | "json"))
+}
+
+/// A file that can't be read as text.
+#[derive(Debug, Clone)]
+pub(super) struct Unreadable {
+    /// Why.
+    pub(super) message: String,
+    /// The security objects that its bytes show.
+    pub(super) hidden: Vec<Hidden>,
+}
+
+/// Files that were looked at and are too large: what they are is read once, since they may be looked at for long.
+pub(super) type Large = BTreeMap<PathBuf, (u64, Option<SystemTime>, Unreadable)>;
+
+/// Reads a file of at most `limits.bytes`.
+pub(super) fn read(path: &Path, limits: &Limits, large: &mut Large) -> Result<String, Unreadable> {
+    let failed = |error: io::Error| Unreadable {
+        message: format!("cannot be read: {error}"),
+        hidden: Vec::new(),
+    };
+    let limit = limits.bytes;
+    let about = std::fs::metadata(path).map_err(failed)?;
+    let (size, modified) = (about.len(), about.modified().ok());
+    if size > limit as u64 {
+        if let Some((before, at, known)) = large.get(path)
+            && (*before, *at) == (size, modified)
+        {
+            return Err(known.clone());
+        }
+        let found = look_at(path).map_err(failed)?;
+        let found = Unreadable {
+            message: format!("{size} bytes; at most {limit} are read"),
+            hidden: found.map_or_else(Vec::new, |text| shown(&text, limits)),
+        };
+        large.insert(path.to_owned(), (size, modified, found.clone()));
+        return Err(found);
+    }
+    large.remove(path);
+    let bytes = std::fs::read(path).map_err(failed)?;
+    String::from_utf8(bytes).map_err(|error| {
+        let (at, bytes) = (error.utf8_error().valid_up_to(), error.as_bytes());
+        let line = bytes[..at].iter().filter(|byte| **byte == b'\n').count() + 1;
+        let message = match bytes {
+            [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => "is UTF-16: save it as UTF-8".to_owned(),
+            _ => format!("is not UTF-8: byte {at}, in line {line}"),
+        };
+        // UTF-16 is ASCII with zeros between.
+        let bytes: Vec<u8> = bytes.iter().copied().filter(|byte| *byte != 0).collect();
+        Unreadable {
+            message,
+            hidden: match shows_security(&bytes) {
+                true => shown(&String::from_utf8_lossy(&bytes), limits),
+                false => Vec::new(),
+            },
+        }
+    })
+}
+
+/// The text of a file that is too large, if it shows a security object.
+fn look_at(path: &Path) -> io::Result<Option<String>> {
+    let found = |bytes: &[u8]| Some(String::from_utf8_lossy(bytes).into_owned());
+    let mut file = std::fs::File::open(path)?;
+    let mut kept = Vec::new();
+    file.by_ref().take(MAX_KEPT).read_to_end(&mut kept)?;
+    if shows_security(&kept) {
+        return Ok(found(&kept));
+    }
+    let mut rest = file.take(MAX_LOOKED_AT);
+    let mut window: Vec<u8> = kept.split_off(kept.len() - SECURITY.len().min(kept.len()));
+    drop(kept);
+    let mut chunk = vec![0; 1 << 16];
+    loop {
+        let count = rest.read(&mut chunk)?;
+        if count == 0 {
+            break;
+        }
+        window.extend_from_slice(&chunk[..count]);
+        if shows_security(&window) {
+            return Ok(found(SECURITY));
+        }
+        window.drain(..window.len() - SECURITY.len().min(window.len()));
+    }
+    // Nobody knows what is behind the end of this.
+    Ok(match rest.limit() {
+        0 => found(SECURITY),
+        _ => None,
+    })
+}
+
+/// The security objects of a text that shows some: where nobody can tell them, one that closes the mesh.
+fn shown(text: &str, limits: &Limits) -> Vec<Hidden> {
+    let found = hidden(text, limits);
+    if !found.is_empty() {
+        return found;
+    }
+    let key = Key {
+        kind: "AuthorizationPolicy".to_owned(),
+        namespace: String::new(),
+        name: String::new(),
+    };
+    let closes = Closes {
+        how: Closed::Deny,
+        selector: BTreeMap::new(),
+    };
+    vec![Hidden { key, closes }]
+}
+
+fn shows_security(bytes: &[u8]) -> bool {
+    bytes
+        .windows(SECURITY.len())
+        .any(|window| window == SECURITY)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    /// A directory of its own, removed at the end.
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new(name: &str) -> Scratch {
+            let path = std::env::temp_dir().join(format!("leno-{name}-{}", std::process::id()));
+            std::fs::create_dir_all(&path).expect("made");
+            Scratch(path)
+        }
+
+        fn file(&self, name: &str, bytes: &[u8]) -> PathBuf {
+            let path = self.0.join(name);
+            std::fs::create_dir_all(path.parent().expect("below")).expect("made");
+            std::fs::write(&path, bytes).expect("written");
+            path
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn names(root: &Path, files: &Files) -> Vec<String> {
+        let short = |path: &PathBuf| {
+            path.strip_prefix(root)
+                .expect("below")
+                .display()
+                .to_string()
+        };
+        files.read.iter().map(short).collect()
+    }
+
+    #[test]
+    fn every_file_is_read_once_or_named() {
+        let at = Scratch::new("walk");
+        for name in [
+            "a.yaml",
+            "b/c.YML",
+            "b/d/e.Json",
+            "b/notes.txt",
+            ".hidden.yaml",
+            ".git/f.yaml",
+        ] {
+            at.file(name, b"");
+        }
+        symlink("../b", at.0.join("b/again")).expect("a loop");
+        symlink("b/c.YML", at.0.join("link.yaml")).expect("a link");
+        symlink(".git/f.yaml", at.0.join("f.yaml")).expect("a link");
+        symlink("nowhere", at.0.join("dangling.yaml")).expect("a link");
+        symlink("/", at.0.join("out")).expect("a link");
+        let files = walk(&at.0).expect("readable");
+        assert_eq!(
+            names(&at.0, &files),
+            ["a.yaml", "b/c.YML", "b/d/e.Json", "f.yaml"]
+        );
+        let mut unread: Vec<String> = (files.unread.iter())
+            .map(|(path, severity, text)| {
+                let name = path.strip_prefix(&at.0).expect("below").display();
+                format!("{name} {severity:?} {}", &text[..20])
+            })
+            .collect();
+        unread.sort();
+        assert_eq!(
+            unread,
+            [
+                " Notice not read, since thei",
+                "b Notice not read, since thei",
+                "dangling.yaml Error the link leads nowhe",
+                "out Error the link leads out o",
+            ]
+        );
+        assert_eq!(files.skipped, 2);
+        assert_eq!(
+            walk(&at.0.join("b/notes.txt")).expect("a file").read.len(),
+            1
+        );
+    }
+
+    #[test]
+    fn a_configmap_volume_is_read_once() {
+        let at = Scratch::new("configmap");
+        at.file("..2026_11_30/a.yaml", b"");
+        at.file("..2026_11_30/sub/b.yaml", b"");
+        symlink("..2026_11_30", at.0.join("..data")).expect("a link");
+        symlink("..data/a.yaml", at.0.join("a.yaml")).expect("a link");
+        symlink("..data/sub", at.0.join("sub")).expect("a link");
+        let files = walk(&at.0).expect("readable");
+        assert_eq!(names(&at.0, &files), ["a.yaml", "sub/b.yaml"]);
+        assert!(files.unread.is_empty(), "{:?}", files.unread);
+    }
+
+    #[test]
+    fn a_file_that_is_no_text_shows_whether_it_protects() {
+        let at = Scratch::new("unreadable");
+        let text = "kind: x\n# security.istio.io\n";
+        let utf16: Vec<u8> = (text.encode_utf16()).flat_map(u16::to_le_bytes).collect();
+        let large =
+            |before: usize, text: &str| [vec![b' '; before], text.as_bytes().to_vec()].concat();
+        for (name, bytes, words, protects) in [
+            ("ok.yaml", text.as_bytes().to_vec(), "", false),
+            (
+                "latin1.yaml",
+                b"a: 1\nb: \xe9 # security.istio.io".to_vec(),
+                "line 2",
+                true,
+            ),
+            ("harmless.yaml", b"a: \xe9".to_vec(), "line 1", false),
+            (
+                "utf16.yaml",
+                [vec![0xff, 0xfe], utf16].concat(),
+                "UTF-16",
+                true,
+            ),
+            ("large.yaml", large(100, text), "at most 100", true),
+            ("large-harmless.yaml", vec![b' '; 101], "at most 100", false),
+            (
+                "far.yaml",
+                large(usize::try_from(MAX_KEPT).expect("fits") - 7, text),
+                "at most 100",
+                true,
+            ),
+        ] {
+            let path = at.file(name, &bytes);
+            let limits = Limits {
+                bytes: 100,
+                ..Limits::default()
+            };
+            match read(&path, &limits, &mut Large::new()) {
+                Ok(_) => assert!(words.is_empty(), "{name}"),
+                Err(found) => {
+                    assert!(
+                        found.message.contains(words) && !words.is_empty(),
+                        "{name}: {found:?}"
+                    );
+                    assert_eq!(!found.hidden.is_empty(), protects, "{name}");
+                }
+            }
+        }
+    }
+}

@@ -192,7 +192,8 @@ async fn count_configuration(
         let failed = now.problems.iter().filter(is_new).count();
         metrics.failed.inc_by(failed as u64);
         let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-        metrics.set_rejected(&now.rejected);
+        let rejected = now.rejected.iter();
+        metrics.set_rejected(rejected.map(|one| (one.labels(), one.since)));
         metrics.services.set(number(now.mesh.services.len()));
         let routes = new.keys().filter(|key| key.kind == "VirtualService");
         metrics.virtual_services.set(number(routes.count()));

@@ -2,15 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
-use std::time::UNIX_EPOCH;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
-
-use crate::source::Rejected;
 
 /// Istio's buckets of a push, in seconds.
 const PUSH: [f64; 9] = [0.01, 0.1, 0.3, 0.5, 1.0, 3.0, 5.0, 10.0, 20.0];
@@ -34,11 +32,11 @@ pub struct Metrics {
     /// Proxies that are connected, by version.
     pub connected: IntGaugeVec,
     /// Objects that hold a workload closed because its labels aren't known, by node.
-    held_closed: IntGaugeVec,
+    held_closed: OfNodes,
+    /// Nodes that refuse a change of who gets in.
+    closed: OfNodes,
     /// Objects whose text is not in force, by the moment since when.
     rejected: IntGaugeVec,
-    /// The streams of such workloads, each with its node.
-    held: Mutex<BTreeMap<u64, String>>,
     /// Certificates that were asked for.
     pub asked: IntCounter,
     /// Certificates that were issued.
@@ -57,6 +55,37 @@ pub struct Metrics {
     pub passed: IntCounter,
     /// Objects that were not.
     pub failed: IntCounter,
+}
+
+/// A gauge of nodes, each set by the streams that it has open.
+#[derive(Debug)]
+struct OfNodes {
+    gauge: IntGaugeVec,
+    streams: Mutex<BTreeMap<u64, String>>,
+}
+
+impl OfNodes {
+    fn new(makes: &Makes<'_>, name: &str, help: &str) -> Result<OfNodes, prometheus::Error> {
+        Ok(OfNodes {
+            gauge: makes.gauges(name, help, &["node"])?,
+            streams: Mutex::default(),
+        })
+    }
+
+    /// Sets the number of the node at the end of a stream; none, when it has none or the stream ended.
+    fn set(&self, stream: u64, number: Option<(&str, usize)>) {
+        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = streams.remove(&stream);
+        if let Some((node, number)) = number {
+            streams.insert(stream, node.to_owned());
+            let number = i64::try_from(number).unwrap_or(i64::MAX);
+            self.gauge.with_label_values(&[node]).set(number);
+        }
+        if let Some(node) = before.filter(|node| !streams.values().any(|other| other == node)) {
+            // A node without a series is no error.
+            let _ = self.gauge.remove_label_values(&[node.as_str()]);
+        }
+    }
 }
 
 /// Registers metrics.
@@ -126,10 +155,15 @@ fn build() -> Result<IntGauge, prometheus::Error> {
     Ok(build)
 }
 
-fn held_closed(makes: &Makes<'_>) -> Result<IntGaugeVec, prometheus::Error> {
+fn held_closed(makes: &Makes<'_>) -> Result<OfNodes, prometheus::Error> {
     let help =
         "Objects that may be for a workload, whose labels are not known, and hold it closed.";
-    makes.gauges("leno_workload_labels_unknown", help, &["node"])
+    OfNodes::new(makes, "leno_workload_labels_unknown", help)
+}
+
+fn closed(makes: &Makes<'_>) -> Result<OfNodes, prometheus::Error> {
+    let help = "1 for a node that refuses a change of who gets in: its inbound is closed.";
+    OfNodes::new(makes, "leno_security_change_refused", help)
 }
 
 fn rejected(makes: &Makes<'_>) -> Result<IntGaugeVec, prometheus::Error> {
@@ -208,7 +242,7 @@ impl Metrics {
                 )?
                 .with_label_values(&[] as &[&str]),
             held_closed: held_closed(&makes)?,
-            held: Mutex::default(),
+            closed: closed(&makes)?,
             rejected: rejected(&makes)?,
             connected: makes.gauges("pilot_xds", "Proxies that are connected.", &["version"])?,
             registry,
@@ -225,35 +259,22 @@ impl Metrics {
 
     /// Sets the number of objects that hold the node at the end of a stream closed; none, when none do or the stream ended.
     pub fn set_held(&self, stream: u64, held: Option<(&str, usize)>) {
-        let mut streams = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = streams.remove(&stream);
-        if let Some((node, objects)) = held {
-            streams.insert(stream, node.to_owned());
-            let objects = i64::try_from(objects).unwrap_or(i64::MAX);
-            self.held_closed.with_label_values(&[node]).set(objects);
-        }
-        if let Some(node) = before.filter(|node| !streams.values().any(|other| other == node)) {
-            // A node without a series is no error.
-            let _ = self.held_closed.remove_label_values(&[node.as_str()]);
-        }
+        self.held_closed.set(stream, held);
     }
 
-    /// Sets the objects whose text is not in force.
-    pub fn set_rejected(&self, rejected: &[Rejected]) {
+    /// Sets the node at the end of a stream as one that refuses a change of who gets in; none, when it doesn't.
+    pub fn set_closed(&self, stream: u64, node: Option<&str>) {
+        self.closed.set(stream, node.map(|node| (node, 1)));
+    }
+
+    /// Sets the objects whose text is not in force: their labels, and since when.
+    pub fn set_rejected(&self, rejected: impl Iterator<Item = ([String; 6], SystemTime)>) {
         self.rejected.reset();
-        for one in rejected {
-            let since = one.since.duration_since(UNIX_EPOCH).unwrap_or_default();
-            let (key, closes) = (&one.key, one.closes().unwrap_or_default());
-            let (closes, reason) = (cut(&closes), cut(&one.reason));
-            let labels = [
-                &key.kind,
-                &key.namespace,
-                &key.name,
-                one.runs.name(),
-                closes,
-                reason,
-            ];
-            let gauge = self.rejected.with_label_values(&labels);
+        for (labels, since) in rejected {
+            let since = since.duration_since(UNIX_EPOCH).unwrap_or_default();
+            let gauge = self
+                .rejected
+                .with_label_values(&labels.each_ref().map(|label| cut(label)));
             gauge.set(i64::try_from(since.as_secs()).unwrap_or(i64::MAX));
         }
     }

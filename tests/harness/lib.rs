@@ -6,6 +6,7 @@ pub mod client;
 pub mod cluster;
 pub mod collector;
 pub mod dns;
+pub mod envoy;
 pub mod h2;
 pub mod mesh;
 pub mod pods;

@@ -1,12 +1,11 @@
 //! Envoy and gRPC's own xDS client on our control plane: the forms of configuration that aren't a sidecar's of ours.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
 
 use leno_tests::client::get;
 use leno_tests::mesh::{Mesh, PORT, mtls, service};
 use leno_tests::upstream::Upstream;
-use leno_tests::{Directory, fresh_ip, until};
+use leno_tests::{Directory, envoy, fresh_ip, until};
 use tokio::net::TcpStream;
 
 use crate::{Program, free};
@@ -14,50 +13,6 @@ use crate::{Program, free};
 /// Where our control plane puts Envoy's outbound Listener.
 const ENVOY: &str = "127.0.0.1:15001";
 const NODE: &str = "sidecar~127.0.0.1~web.default~default.svc.cluster.local";
-
-/// Envoy's bootstrap, over one variant of xDS.
-fn bootstrap(directory: &Path, xds: SocketAddr, variant: &str) -> String {
-    let (ip, port) = (xds.ip(), xds.port());
-    let (admin, at) = (free().port(), directory.display());
-    format!(
-        r#"
-node: {{id: "{NODE}", cluster: web}}
-admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {admin}}}}}}}
-dynamic_resources:
-  ads_config:
-    api_type: {variant}
-    transport_api_version: V3
-    grpc_services: [{{envoy_grpc: {{cluster_name: leno}}}}]
-  cds_config: {{ads: {{}}, resource_api_version: V3}}
-  lds_config: {{ads: {{}}, resource_api_version: V3}}
-static_resources:
-  secrets:
-  - name: default
-    tls_certificate: &certificate
-      certificate_chain: {{filename: {at}/cert.pem}}
-      private_key: {{filename: {at}/key.pem}}
-  clusters:
-  - name: leno
-    type: STATIC
-    typed_extension_protocol_options:
-      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
-        "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
-        explicit_http_config: {{http2_protocol_options: {{}}}}
-    load_assignment:
-      cluster_name: leno
-      endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: {ip}, port_value: {port}}}}}}}}}]}}]
-    transport_socket:
-      name: envoy.transport_sockets.tls
-      typed_config:
-        "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
-        common_tls_context:
-          alpn_protocols: [h2]
-          tls_params: {{tls_maximum_protocol_version: TLSv1_3}}
-          tls_certificates: [*certificate]
-          validation_context: {{trusted_ca: {{filename: {at}/root.pem}}}}
-"#
-    )
-}
 
 /// Envoy calls a service of the mesh, and follows a change of its routes.
 async fn envoy_calls(variant: &str) {
@@ -71,7 +26,7 @@ async fn envoy_calls(variant: &str) {
     let directory = Directory::new();
     let identity = "spiffe://cluster.local/ns/default/sa/web";
     mesh.ca().write(directory.path(), identity);
-    let config = bootstrap(directory.path(), mesh.xds, variant);
+    let config = envoy::bootstrap(directory.path(), mesh.xds, variant, NODE, free());
     std::fs::write(directory.path().join("envoy.yaml"), config).expect("written");
     let arguments = [
         "-c",
@@ -81,10 +36,10 @@ async fn envoy_calls(variant: &str) {
         "--use-dynamic-base-id",
     ];
     let _envoy = Program::start("envoy", &arguments, directory.path());
-    let envoy: SocketAddr = ENVOY.parse().expect("an address");
+    let at: SocketAddr = ENVOY.parse().expect("an address");
     until("Envoy serves the mesh", || async {
-        TcpStream::connect(envoy).await.ok()?;
-        let answer = get(envoy, "users", "/").await;
+        TcpStream::connect(at).await.ok()?;
+        let answer = get(at, "users", "/").await;
         (answer.status == 200 && answer.text() == "one").then_some(())
     })
     .await;
@@ -92,12 +47,12 @@ async fn envoy_calls(variant: &str) {
     let cert = seen.header("x-forwarded-client-cert").expect("XFCC");
     assert!(cert.ends_with(&format!("URI={identity}")), "{cert}");
     for name in ["users.default", "users.default.svc.cluster.local:80"] {
-        assert_eq!(get(envoy, name, "/").await.status, 200, "{name}");
+        assert_eq!(get(at, name, "/").await.status, 200, "{name}");
     }
-    assert_eq!(get(envoy, "nobody", "/").await.status, 404);
+    assert_eq!(get(at, "nobody", "/").await.status, 404);
     mesh.write("routes.yaml", &routes("v2"));
     until("Envoy follows", || async {
-        (get(envoy, "users", "/").await.text() == "two").then_some(())
+        (get(at, "users", "/").await.text() == "two").then_some(())
     })
     .await;
     let refused = until("the control plane shows it", || async {

@@ -2,6 +2,8 @@
 
 #[cfg(feature = "containers")]
 mod containers;
+#[cfg(feature = "programs")]
+mod envoy;
 mod events;
 mod interception;
 #[cfg(feature = "programs")]

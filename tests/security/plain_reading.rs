@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
 
 use fastrand::Rng;
 use leno_control_plane::istio::{Limits, read};
@@ -348,7 +349,7 @@ fn compile(last: &mut LastGood, objects: &[Object], entries: &[Entry], step: usi
             (file, documents)
         })
         .collect();
-    last.apply(&settings, reading).0
+    last.apply(&settings, reading, UNIX_EPOCH).mesh
 }
 
 /// The sidecar's plan for what the control plane sends it.

@@ -74,6 +74,15 @@ fn print(status: &Value) -> bool {
             );
         }
     }
+    for proxy in list("proxies") {
+        if let Some(why) = proxy["inbound_closed"].as_str() {
+            good = false;
+            println!(
+                "{}: refuses a change of who gets in, so its inbound is closed: {why}",
+                text(&proxy, "node")
+            );
+        }
+    }
     for (node, held) in list("proxies").iter().filter_map(held) {
         good = false;
         println!("{node}: its labels are not known, so it is held closed by what may be for it:");

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use super::Selector;
-use super::wildcard::{Method, Namespace, Path, Principal, not_empty};
+use super::wildcard::{Wildcard, not_empty};
 
 /// Who may do what.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -85,18 +85,18 @@ pub struct From {
 #[serde(try_from = "SaidSource")]
 pub struct Source {
     /// `cluster.local/ns/default/sa/name`.
-    pub principals: Vec<Principal>,
+    pub principals: Vec<Wildcard>,
     /// Namespaces.
-    pub namespaces: Vec<Namespace>,
+    pub namespaces: Vec<Wildcard>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename = "Source", rename_all = "camelCase", deny_unknown_fields)]
 struct SaidSource {
     #[serde(default, deserialize_with = "not_empty")]
-    principals: Vec<Principal>,
+    principals: Vec<Wildcard>,
     #[serde(default, deserialize_with = "not_empty")]
-    namespaces: Vec<Namespace>,
+    namespaces: Vec<Wildcard>,
 }
 
 impl TryFrom<SaidSource> for Source {
@@ -126,18 +126,18 @@ pub struct To {
 #[serde(try_from = "SaidOperation")]
 pub struct Operation {
     /// Methods.
-    pub methods: Vec<Method>,
+    pub methods: Vec<Wildcard>,
     /// Paths.
-    pub paths: Vec<Path>,
+    pub paths: Vec<Wildcard>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename = "Operation", rename_all = "camelCase", deny_unknown_fields)]
 struct SaidOperation {
     #[serde(default, deserialize_with = "not_empty")]
-    methods: Vec<Method>,
+    methods: Vec<Wildcard>,
     #[serde(default, deserialize_with = "not_empty")]
-    paths: Vec<Path>,
+    paths: Vec<Wildcard>,
 }
 
 impl TryFrom<SaidOperation> for Operation {

@@ -10,6 +10,7 @@ use super::de::{self, Mistake};
 use super::documents::{self, Hidden, documents, hidden};
 use super::header::{closes, header, labels_at};
 use super::kinds::{self, Class, Closed, Kind};
+use super::wildcard::{self, Flaw, Wildcard};
 use super::yaml::{Id, Mark, Tree};
 use super::{Closes, Contents, Key, Limits, Object, Place, Pods, Problem, Severity, Spec};
 
@@ -211,6 +212,9 @@ impl Reader<'_> {
             let message = "metadata.name is required".to_owned();
             self.problem(Severity::Error, mark, Some(key.clone()), message);
         }
+        if kind == Kind::AuthorizationPolicy {
+            self.strings(tree, root, &key);
+        }
         let spec = self.spec(tree, root, kind, &key);
         let own = self.out.problems[before..].iter_mut();
         let mut errors = own.filter(|p| p.severity == Severity::Error).peekable();
@@ -285,6 +289,48 @@ impl Reader<'_> {
                 None
             }
         }
+    }
+
+    /// Tells of strings in a policy's rules that can match nothing. In a DENY that is open; in an ALLOW it opens nothing.
+    fn strings(&mut self, tree: &Tree<'_>, root: Id, key: &Key) {
+        let list = |at: Id, path: &[&str]| {
+            let found = tree.find(at, path).and_then(|id| tree.elements(id));
+            found.unwrap_or_default().to_vec()
+        };
+        let action = tree.find(root, &["spec", "action"]);
+        let allows = !matches!(action.and_then(|id| tree.text(id)), Some("DENY"));
+        for rule in list(root, &["spec", "rules"]) {
+            for (side, part, fields) in [
+                ("from", "source", ["principals", "namespaces"]),
+                ("to", "operation", ["methods", "paths"]),
+            ] {
+                for one in list(rule, &[side]) {
+                    for field in fields {
+                        for id in list(one, &[part, field]) {
+                            self.string(tree, id, field, allows, key);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn string(&mut self, tree: &Tree<'_>, id: Id, field: &str, allows: bool, key: &Key) {
+        let text = tree.text(id).unwrap_or_default();
+        let read = Wildcard::try_from(text.to_owned()).ok();
+        let (severity, message) = match read.and_then(|read| wildcard::flaw(field, &read)) {
+            None => return,
+            Some(Flaw::Unsupported(why)) => (Severity::Error, format!("{text:?}: {why}")),
+            Some(Flaw::Never(why)) if allows => {
+                let message = format!("{text:?} matches nothing, and so allows nothing: {why}");
+                (Severity::Warning, message)
+            }
+            Some(Flaw::Never(why)) => (
+                Severity::Error,
+                format!("{text:?} matches nothing, and so denies nothing: {why}"),
+            ),
+        };
+        self.problem(severity, tree.mark(id), Some(key.clone()), message);
     }
 
     /// True when the object's annotation says that it is judged only.

@@ -532,3 +532,37 @@ fn aliases_and_merges_are_read_as_their_text() {
             .contains("more than 100000 values")
     );
 }
+
+#[test]
+fn a_string_that_matches_nothing_is_an_error_in_a_deny_and_a_warning_in_an_allow() {
+    let policy = |action: &str, rule: &str| {
+        read_text(&format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: a}}\nspec:\n  action: {action}\n  rules:\n  - {rule}\n"
+        ))
+    };
+    let from = |source: &str| format!("from: [{{source: {{{source}}}}}]");
+    let to = |operation: &str| format!("to: [{{operation: {{{operation}}}}}]");
+    for rule in [
+        from("principals: ['spiffe://cluster.local/ns/a/sa/b']"),
+        from("principals: [cluster.local/ns/a/sa/b, a*b]"),
+        from("namespaces: ['a/b']"),
+        to("methods: [get]"),
+        to("paths: ['users/*']"),
+        to("paths: ['/ok', '/a*b']"),
+    ] {
+        let denied = policy("DENY", &rule);
+        assert!(denied.objects.is_empty(), "{rule}");
+        assert_eq!(denied.problems.len(), 1, "{:?}", denied.problems);
+        let problem = &denied.problems[0];
+        assert_eq!((problem.severity, problem.place.line), (Severity::Error, 7));
+        assert!(
+            problem.place.column > 10 && problem.closes.is_some(),
+            "{problem}"
+        );
+        let allowed = policy("ALLOW", &rule);
+        assert_eq!(allowed.objects.len(), 1, "{:?}", allowed.problems);
+        assert_eq!(allowed.problems[0].severity, Severity::Warning, "{rule}");
+    }
+    let template = policy("ALLOW", &to("paths: ['/a/{*}']"));
+    assert_eq!(template.problems[0].severity, Severity::Error);
+}

@@ -10,7 +10,7 @@ use super::{Book, Counts, Edge, EdgeKey, WINDOW};
 use crate::istio::Severity;
 use crate::mesh::service::{Endpoint, Endpoints, Protocol, Service};
 use crate::mesh::{Mesh, Node, selects};
-use crate::source::{Known, State};
+use crate::source::{Known, Rejected, State};
 
 /// Everything, as it is now. `proxies` are the streams that are open, as the hub shows them.
 pub fn render(book: &Book, state: &State, proxies: &[Value], now: Instant) -> Value {
@@ -32,6 +32,17 @@ pub fn render(book: &Book, state: &State, proxies: &[Value], now: Instant) -> Va
         "proxies": sidecars(book, proxies, now),
         "objects": objects,
         "errors": failures(book),
+    })
+}
+
+/// What `leno status` shows: the proxies of the map `mesh`, and what became of the configuration.
+pub fn status(mesh: &Value, state: &State) -> Value {
+    let problems = state.problems.iter().map(ToString::to_string);
+    json!({
+        "proxies": mesh["proxies"],
+        "read": state.counts.to_string(),
+        "rejected": state.rejected.iter().map(Rejected::json).collect::<Vec<_>>(),
+        "problems": problems.collect::<Vec<_>>(),
     })
 }
 
@@ -268,6 +279,7 @@ fn sidecars(book: &Book, streams: &[Value], now: Instant) -> Vec<Value> {
             "address": parts.get(1), "client": if is_leno { json!("leno-proxy") } else { stream["client"].clone() },
             "version": told.map_or("", |proxy| &proxy.version),
             "names": stream["names"], "refused": stream["refused"], "held_closed": stream["held_closed"],
+            "inbound_closed": stream["inbound_closed"],
             "certificate_expires": expires,
             "certificate_days_left": expires.map(left),
             "config_age_seconds": health.map(|health| seconds(health.config_age_millis)),

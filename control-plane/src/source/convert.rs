@@ -247,13 +247,19 @@ pub(super) fn foreign_domain<'a>(said: &'a Wildcard, domain: &str) -> Option<&'a
     }
 }
 
-/// A namespace, as a match on the whole identity.
+/// A namespace, as a match on the whole identity. A star may stand anywhere in it, as with Istio.
 pub(super) fn namespace_match(said: &Wildcard, domain: &str) -> StringMatch {
     let domain = regex::escape(domain);
+    let inner = |text: &str| {
+        text.split('*')
+            .map(regex::escape)
+            .collect::<Vec<_>>()
+            .join("[^/]*")
+    };
     let part = match said {
-        Wildcard::Exact(text) => regex::escape(text),
-        Wildcard::Prefix(text) => format!("{}[^/]*", regex::escape(text)),
-        Wildcard::Suffix(text) => format!("[^/]*{}", regex::escape(text)),
+        Wildcard::Exact(text) => inner(text),
+        Wildcard::Prefix(text) => format!("{}[^/]*", inner(text)),
+        Wildcard::Suffix(text) => format!("[^/]*{}", inner(text)),
         Wildcard::Present => "[^/]+".to_owned(),
     };
     StringMatch::Regex(format!("spiffe://{domain}/ns/{part}/sa/[^/]+"))
@@ -262,6 +268,25 @@ pub(super) fn namespace_match(said: &Wildcard, domain: &str) -> StringMatch {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_star_in_a_namespace_stands_for_anything_in_it() {
+        for (said, matches, differs) in [
+            ("shop", "shop", "shops"),
+            ("sh*", "shop", "a-shop"),
+            ("s*p", "shop", "shops"),
+            ("*ho*", "shop", "hip"),
+        ] {
+            let said = Wildcard::try_from(said.to_owned()).expect("one");
+            let StringMatch::Regex(pattern) = namespace_match(&said, "corp") else {
+                panic!("{said:?}");
+            };
+            let pattern = regex::Regex::new(&format!("^(?:{pattern})$")).expect("a pattern");
+            let of =
+                |namespace: &str| pattern.is_match(&format!("spiffe://corp/ns/{namespace}/sa/a"));
+            assert!(of(matches) && !of(differs), "{said:?}");
+        }
+    }
 
     #[test]
     fn cluster_local_is_the_meshs_own_trust_domain() {

@@ -104,6 +104,20 @@ impl Rejected {
         format!("{runs}, since {}: {}", rfc3339(self.since), self.reason)
     }
 
+    /// The same as a metric has it: kind, namespace, name, what runs, whom it holds closed, why.
+    pub fn labels(&self) -> [String; 6] {
+        let Key {
+            kind,
+            namespace,
+            name,
+        } = self.key.clone();
+        let (runs, closes) = (
+            self.runs.name().to_owned(),
+            self.closes().unwrap_or_default(),
+        );
+        [kind, namespace, name, runs, closes, self.reason.clone()]
+    }
+
     /// The same for programs.
     pub fn json(&self) -> Value {
         let taken = match &self.runs {

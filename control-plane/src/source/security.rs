@@ -69,19 +69,15 @@ impl Compiler<'_> {
         let domain = &self.settings.trust_domain;
         let from = said.from.iter().map(|from| Source {
             principals: (from.source.principals.iter())
-                .map(|said| principal(&said.0, domain))
+                .map(|said| principal(said, domain))
                 .collect(),
             namespaces: (from.source.namespaces.iter())
-                .map(|said| namespace_match(&said.0, domain))
+                .map(|said| namespace_match(said, domain))
                 .collect(),
         });
         let to = said.to.iter().map(|to| Operation {
-            methods: (to.operation.methods.iter())
-                .map(|said| wildcard(&said.0))
-                .collect(),
-            paths: (to.operation.paths.iter())
-                .map(|said| wildcard(&said.0))
-                .collect(),
+            methods: (to.operation.methods.iter()).map(wildcard).collect(),
+            paths: (to.operation.paths.iter()).map(wildcard).collect(),
         });
         PolicyRule {
             from: from.collect(),
@@ -95,7 +91,7 @@ impl Compiler<'_> {
         let sources = said.rules.iter().flat_map(|rule| &rule.from);
         let principals = sources.flat_map(|from| &from.source.principals);
         let foreign: BTreeSet<&str> = principals
-            .filter_map(|said| foreign_domain(&said.0, &own))
+            .filter_map(|said| foreign_domain(said, &own))
             .collect();
         for domain in foreign {
             let text = format!(

@@ -73,6 +73,27 @@ pub(super) fn listener(world: World<'_>, node: &Node) -> Listener {
     }
 }
 
+/// The inbound Listener of a client that refuses the one it is meant to have: it lets nothing in.
+pub(super) fn closed(meant: Listener) -> Listener {
+    let filters = tcp_filters(&[policies::deny_all()], &passthrough());
+    Listener {
+        filter_chains: vec![FilterChain {
+            name: "closed".to_owned(),
+            filters,
+            ..FilterChain::default()
+        }],
+        ..meant
+    }
+}
+
+/// The inbound Listener without what only describes it: two that agree in this let in the same.
+pub(super) fn guard(mut listener: Listener) -> Listener {
+    for chain in &mut listener.filter_chains {
+        (chain.metadata, chain.name) = (None, String::new());
+    }
+    listener
+}
+
 /// The clusters that the inbound Listener names.
 pub(super) fn cluster_names(workload: &Described) -> BTreeSet<String> {
     let ports = workload.ports.keys();

@@ -9,6 +9,7 @@ mod policies;
 pub mod routes;
 mod wire;
 
+use leno_proto::pb::envoy::config::listener::v3::Listener;
 use leno_proto::pb::envoy::extensions::transport_sockets::tls::v3::{
     CertificateValidationContext, Secret, secret,
 };
@@ -84,10 +85,7 @@ pub fn cluster_name(port: u16, subset: Option<&str>, host: &str) -> String {
 /// The resource `name` of a type, for `node`.
 pub fn resource(world: World<'_>, node: &Node, type_url: &str, name: &str) -> Answer {
     match type_url {
-        LISTENER if name == INBOUND => match node.client {
-            Client::Envoy => present(type_url, &clients::envoy_inbound(world, node)),
-            Client::Leno | Client::Grpc => present(type_url, &inbound::listener(world, node)),
-        },
+        LISTENER if name == INBOUND => present(type_url, &inbound_listener(world, node)),
         LISTENER if is_envoys(node, name) => present(type_url, &clients::envoy_outbound()),
         ROUTE if is_envoys(node, name) => {
             present(type_url, &clients::envoy_routes(world.mesh, node))
@@ -100,6 +98,40 @@ pub fn resource(world: World<'_>, node: &Node, type_url: &str, name: &str) -> An
         ENDPOINTS => endpoints::assignment(world.mesh, node, name),
         SECRET if name == ROOTS => present(type_url, &roots(world.roots)),
         _ => Answer::Missing(format!("there is no {name}")),
+    }
+}
+
+fn inbound_listener(world: World<'_>, node: &Node) -> Listener {
+    match node.client {
+        Client::Envoy => clients::envoy_inbound(world, node),
+        Client::Leno | Client::Grpc => inbound::listener(world, node),
+    }
+}
+
+/// The inbound Listener as it is meant to be, and what a client gets that refuses it.
+#[derive(Debug)]
+pub struct Inbound {
+    /// As it is meant to be.
+    pub meant: Answer,
+    /// A version of what protects in it: it changes only when who gets in may.
+    pub guard: Answer,
+    listener: Listener,
+}
+
+impl Inbound {
+    /// The inbound Listener of `node`.
+    pub fn new(world: World<'_>, node: &Node) -> Inbound {
+        let listener = inbound_listener(world, node);
+        Inbound {
+            meant: present(LISTENER, &listener),
+            guard: present(LISTENER, &inbound::guard(listener.clone())),
+            listener,
+        }
+    }
+
+    /// A Listener that lets nothing in.
+    pub fn closed(self) -> Answer {
+        present(LISTENER, &inbound::closed(self.listener))
     }
 }
 

@@ -18,7 +18,8 @@ use crate::mesh::workload::Fit;
 pub(super) enum Carried {
     /// Requests.
     Http,
-    /// Bytes: as with Istio, what a DENY rule says of HTTP falls away; an ALLOW rule that says something of it meets none.
+    /// Bytes: as with Istio, what a DENY rule says of HTTP falls away, and an ALLOW rule that says something of it meets
+    /// none. It isn't sent: Envoy's network filter refuses rules that it can't ask about.
     Tcp,
 }
 
@@ -65,6 +66,23 @@ pub(super) fn filters<'a>(
     filters
 }
 
+/// The filter that denies everything: of a client that refuses its policies.
+pub(super) fn deny_all() -> Rbac {
+    let policy = Policy {
+        permissions: vec![any_permission()],
+        principals: vec![any_principal()],
+        ..Policy::default()
+    };
+    Rbac {
+        action: Action::Deny.into(),
+        policies: HashMap::from([(
+            "closed: this client refuses its policies".to_owned(),
+            policy,
+        )]),
+        ..Rbac::default()
+    }
+}
+
 fn rbac(action: Action, policies: &[(Fit, &AuthorizationPolicy)], carried: Carried) -> Rbac {
     let mut rules = HashMap::new();
     for (fit, policy) in policies {
@@ -74,7 +92,12 @@ fn rbac(action: Action, policies: &[(Fit, &AuthorizationPolicy)], carried: Carri
                 "ns[{}]-policy[{}]-rule[{i}]{fit}",
                 policy.namespace, policy.name
             );
-            let is_any = rule.to.is_empty() || (policy.denies && carried == Carried::Tcp);
+            // All that an operation can name is of HTTP.
+            let is_of_http = !rule.to.is_empty();
+            if is_of_http && carried == Carried::Tcp && !policy.denies {
+                continue;
+            }
+            let is_any = !is_of_http || carried == Carried::Tcp;
             let permissions = match is_any {
                 true => vec![any_permission()],
                 false => rule.to.iter().map(permission).collect(),

@@ -19,7 +19,6 @@ use tokio_stream::{Stream, StreamExt};
 
 use crate::map::{Book, view};
 use crate::metrics::Metrics;
-use crate::source::Rejected;
 use crate::xds::hub::Hub;
 
 /// Pages that are looked at at once.
@@ -103,12 +102,7 @@ async fn ready(Extract(shown): Extract<Arc<Shown>>) -> (StatusCode, &'static str
 async fn status(Extract(shown): Extract<Arc<Shown>>) -> axum::Json<Value> {
     let mesh = shown.mesh();
     let state = shown.hub.state().borrow().clone();
-    let problems = state.problems.iter().map(ToString::to_string);
-    axum::Json(json!({
-        "proxies": mesh["proxies"], "read": state.counts.to_string(),
-        "rejected": state.rejected.iter().map(Rejected::json).collect::<Vec<_>>(),
-        "problems": problems.collect::<Vec<_>>(),
-    }))
+    axum::Json(view::status(&mesh, &state))
 }
 
 /// Somebody who looks at the map, counted until dropped.

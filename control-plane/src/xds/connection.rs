@@ -208,8 +208,8 @@ impl Connection {
             .iter()
             .filter_map(|any| leno_proto::unpack(any).ok())
             .collect();
-        if request.error_detail.is_some() && refused.is_empty() {
-            return self.take_blunt_refusal(sent);
+        if let Some(status) = request.error_detail.as_ref().filter(|_| refused.is_empty()) {
+            return self.take_blunt_refusal(sent, status);
         }
         for (type_url, name, version) in sent {
             let key = (type_url.to_owned(), name.clone());
@@ -231,13 +231,16 @@ impl Connection {
 
     /// A NACK that doesn't say what it is about, as Envoy's: each resource is sent again alone, and the one that is
     /// refused alone is the one.
-    fn take_blunt_refusal(&mut self, sent: Vec<(&'static str, String, String)>) {
+    fn take_blunt_refusal(&mut self, sent: Vec<(&'static str, String, String)>, status: &Status) {
         if let [(type_url, name, version)] = sent.as_slice() {
             let refusal = Refused {
                 r#type: (*type_url).to_owned(),
                 name: name.clone(),
                 version: version.clone(),
-                reason: "refused without a reason".to_owned(),
+                reason: match status.message.is_empty() {
+                    true => "refused without a reason".to_owned(),
+                    false => status.message.clone(),
+                },
                 ..Refused::default()
             };
             self.refused

@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use leno_proto::pb::envoy::config::core::v3::Node as NodeMessage;
 use leno_proto::pb::google::protobuf::value::Kind;
+use leno_proto::type_url::LISTENER;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::guard::Guard;
 use super::lifecycle::Drains;
 use super::workloads::{Seat, Workloads};
 use super::{Dialog, Lookup};
@@ -17,7 +19,7 @@ use crate::mesh::workload::Described;
 use crate::mesh::{Client, Mesh, Node, Touched};
 use crate::source::State;
 use crate::source::dns::Demand;
-use crate::translate::{Answer, World, chain, everything, host_of, resource};
+use crate::translate::{Answer, INBOUND, Inbound, World, chain, everything, host_of, resource};
 
 /// What every stream looks at.
 #[derive(Debug)]
@@ -93,6 +95,7 @@ impl Hub {
         let shown = json!({
             "node": proxy.name, "client": format!("{:?}", proxy.node.client), "names": connection.names(),
             "refused": refused, "held_closed": proxy.held.as_ref().map(Held::json),
+            "inbound_closed": proxy.guard.closed(),
         });
         let held = connection.held();
         self.proxies
@@ -140,6 +143,7 @@ impl Hub {
             mesh,
             node: &proxy.node,
             workload: &proxy.workload,
+            guard: &proxy.guard,
             touched,
         }
     }
@@ -157,6 +161,8 @@ pub(super) struct Proxy<'a> {
     workload: Arc<Described>,
     /// The objects that may be for it and hold it closed.
     pub(super) held: Option<Held>,
+    /// Its inbound Listener.
+    pub(super) guard: Guard,
 }
 
 /// The objects that may be for a workload and hold it closed, and why its labels don't tell.
@@ -183,6 +189,7 @@ impl<'a> Proxy<'a> {
             node,
             workload: Arc::default(),
             held: None,
+            guard: Guard::default(),
         }
     }
 
@@ -225,6 +232,7 @@ pub(super) struct View<'a> {
     mesh: &'a Mesh,
     node: &'a Node,
     workload: &'a Described,
+    guard: &'a Guard,
     touched: Option<&'a Touched>,
 }
 
@@ -234,6 +242,20 @@ impl View<'_> {
             mesh: self.mesh,
             workload: self.workload,
             roots: &self.hub.roots,
+        }
+    }
+}
+
+impl View<'_> {
+    fn inbound(&self) -> Answer {
+        let inbound = Inbound::new(self.world(), self.node);
+        match (&inbound.meant, &inbound.guard) {
+            (Answer::Present(_, version), Answer::Present(_, guard))
+                if self.guard.is_refused(version, guard) =>
+            {
+                inbound.closed()
+            }
+            _ => inbound.meant,
         }
     }
 }
@@ -248,6 +270,9 @@ impl Lookup for View<'_> {
     }
 
     fn resource(&self, type_url: &str, name: &str) -> Answer {
+        if (type_url, name) == (LISTENER, INBOUND) {
+            return self.inbound();
+        }
         let answer = resource(self.world(), self.node, type_url, name);
         if let Answer::Pending(names) = &answer {
             for name in names.iter().collect::<BTreeSet<_>>() {

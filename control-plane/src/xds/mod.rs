@@ -1,6 +1,7 @@
 //! xDS towards the proxies: the two variants of a stream without IO, and the service that pumps between them and the wire.
 
 pub mod connection;
+mod guard;
 pub mod hub;
 pub mod lifecycle;
 pub mod reports;

@@ -124,6 +124,7 @@ impl<D: Dialog> Pump<D> {
         }
         self.hub.forget(self.number);
         self.metrics.set_held(self.number, None);
+        self.metrics.set_closed(self.number, None);
         connected.dec();
     }
 
@@ -155,7 +156,9 @@ impl<D: Dialog> Pump<D> {
                     None => return Ok(()),
                     Some(request) => {
                         self.count(&request);
-                        connection.request(&request, &self.hub.view(&mesh, &proxy, None))
+                        let mut responses = connection.request(&request, &self.hub.view(&mesh, &proxy, None));
+                        responses.extend(self.judge(&mut connection, &proxy, &mesh));
+                        responses
                     }
                 },
                 changed = state.changed() => {
@@ -211,6 +214,29 @@ impl<D: Dialog> Pump<D> {
             }
             None => tracing::info!(node, "not held closed for want of labels any more"),
         }
+    }
+
+    /// Closes the client's inbound where it refuses a change of who gets in.
+    fn judge(&self, connection: &mut D, proxy: &Proxy<'_>, mesh: &Mesh) -> Vec<D::Response> {
+        let is_new = proxy
+            .guard
+            .judge(&connection.refused(), connection.is_settled());
+        let closed = proxy.guard.closed();
+        self.metrics
+            .set_closed(self.number, closed.as_ref().map(|_| proxy.name));
+        if !is_new {
+            return Vec::new();
+        }
+        let reason = closed.unwrap_or_default();
+        let node = proxy.name;
+        tracing::error!(
+            node,
+            reason,
+            "refuses a change of who gets in: its inbound is closed until that changes"
+        );
+        // Nothing but what has no host of its own, as the inbound Listener.
+        let touched = Touched::default();
+        connection.changed(&self.hub.view(mesh, proxy, Some(&touched)))
     }
 
     fn push(

@@ -8,7 +8,10 @@ use leno_proto::pb::envoy::config::cluster::v3::{
     Cluster,
     cluster::{ClusterDiscoveryType, DiscoveryType, LbPolicy},
 };
-use leno_proto::pb::envoy::config::core::v3::{Metadata, TrafficDirection};
+use leno_proto::pb::envoy::config::core::v3::socket_address::PortSpecifier;
+use leno_proto::pb::envoy::config::core::v3::{
+    BindConfig, ExtraSourceAddress, Metadata, SocketAddress, TrafficDirection,
+};
 use leno_proto::pb::envoy::config::listener::v3::{
     Filter, FilterChain, FilterChainMatch, Listener,
 };
@@ -127,10 +130,32 @@ pub(super) fn cluster(workload: &Described, node: &Node, name: &str) -> Answer {
     let protocol = known
         .and_then(|known| known.protocol)
         .unwrap_or(Protocol::Auto);
+    let cluster = dialled(node, name, &policy, protocol, "the local app");
     present(
         CLUSTER,
-        &dialled(node, name, &policy, protocol, "the local app"),
+        &Cluster {
+            upstream_bind_config: (node.client == Client::Envoy).then(from_the_sidecar),
+            ..cluster
+        },
     )
+}
+
+/// The addresses that a sidecar calls its app from, Istio's: of these nothing is taken over, so it doesn't call itself. A
+/// sidecar of ours knows them by itself.
+fn from_the_sidecar() -> BindConfig {
+    let source = |address: &str| SocketAddress {
+        address: address.to_owned(),
+        port_specifier: Some(PortSpecifier::PortValue(0)),
+        ..SocketAddress::default()
+    };
+    BindConfig {
+        source_address: Some(source("127.0.0.6")),
+        extra_source_addresses: vec![ExtraSourceAddress {
+            address: Some(source("::6")),
+            ..ExtraSourceAddress::default()
+        }],
+        ..BindConfig::default()
+    }
 }
 
 /// The cluster of connections that go where they were dialled.

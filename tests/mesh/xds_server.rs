@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use leno_proto::leno::Refused;
+use leno_proto::pb::envoy::config::listener::v3::Listener;
 use leno_proto::pb::google::rpc::Status;
 use leno_proto::tonic::Code;
 use leno_proto::type_url::{CLUSTER, LISTENER, SECRET, short};
@@ -134,6 +135,75 @@ async fn a_refused_version_is_shown_and_not_sent_again_until_it_changes() {
     let response = stream.response().await.expect("endpoints");
     assert_eq!(short(&response.type_url), "ClusterLoadAssignment");
     assert!(stream.is_quiet(QUIET).await);
+}
+
+/// The next response of a Listener, everything before it acknowledged; the nonce and the resource.
+async fn listener(stream: &mut ClientStream) -> (String, Listener) {
+    loop {
+        let response = stream.response().await.expect("a response");
+        if response.type_url == LISTENER {
+            let any = response.resources[0].resource.clone().expect("a resource");
+            return (
+                response.nonce,
+                leno_proto::unpack(&any).expect("a Listener"),
+            );
+        }
+        answer(stream, &response.type_url, &response.nonce, "").await;
+    }
+}
+
+/// Acknowledges a response, or refuses it in words alone, as Envoy does.
+async fn answer(stream: &ClientStream, type_url: &str, nonce: &str, refusal: &str) {
+    let mut request = subscribe(type_url, &[], None);
+    nonce.clone_into(&mut request.response_nonce);
+    request.error_detail = (!refusal.is_empty()).then(|| Status {
+        code: 13,
+        message: refusal.to_owned(),
+        details: Vec::new(),
+    });
+    stream.send(request).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_refuses_a_change_of_who_gets_in_is_closed() {
+    let mesh = Mesh::start(&service("users", &[(fresh_ip(), "v1")])).await;
+    let mut stream = open(&mesh, &["virtualInbound"]).await;
+    let (nonce, before) = listener(&mut stream).await;
+    answer(&stream, LISTENER, &nonce, "").await;
+    mesh.write(
+        "policy.yaml",
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: deny}\n\
+         spec: {action: DENY, rules: [{to: [{operation: {methods: [POST]}}]}]}\n",
+    );
+    let (nonce, meant) = listener(&mut stream).await;
+    assert!(meant.filter_chains.len() > 1);
+    answer(&stream, LISTENER, &nonce, "no such filter").await;
+    let (nonce, closed) = listener(&mut stream).await;
+    let chains: Vec<&str> = closed
+        .filter_chains
+        .iter()
+        .map(|chain| chain.name.as_str())
+        .collect();
+    assert_eq!(chains, ["closed"]);
+    answer(&stream, LISTENER, &nonce, "").await;
+    let monitoring = (mesh.xds.ip(), 15014).into();
+    let page = |path: &'static str| leno_tests::client::get(monitoring, "monitoring", path);
+    let told = r#""inbound_closed":"no such filter""#;
+    let status = page("/debug/status").await.text();
+    assert!(status.contains(told), "{status}");
+    let metrics = page("/metrics").await.text();
+    let series = "leno_security_change_refused{node=\"sidecar~";
+    assert!(metrics.contains(series), "{metrics}");
+    assert!(stream.is_quiet(QUIET).await);
+    // What it is meant to have changes, and is tried.
+    mesh.write("policy.yaml", "# nothing\n");
+    let (nonce, after) = listener(&mut stream).await;
+    assert_eq!(after, before);
+    answer(&stream, LISTENER, &nonce, "").await;
+    leno_tests::until("it is told no more", || async {
+        (!page("/metrics").await.text().contains(series)).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -140,6 +140,11 @@ impl Mesh {
         self.bootstrap.monitoring
     }
 
+    /// The directory of its configuration.
+    pub fn config(&self) -> &std::path::Path {
+        &self.bootstrap.config
+    }
+
     /// The control plane's state directory.
     pub fn state(&self) -> &std::path::Path {
         &self.bootstrap.state

@@ -147,25 +147,43 @@ pub async fn wrapped(mesh: &Mesh, account: &str, app: &[&str]) -> Command {
 /// Builds leno-proxy, once, and says where it is.
 pub(crate) async fn program() -> &'static PathBuf {
     static PROGRAM: OnceCell<PathBuf> = OnceCell::const_new();
-    let build = || async {
-        // Beside the directory of this test's own program, in its profile.
-        let own = std::env::current_exe().expect("a program");
-        let directory = own.ancestors().nth(2).expect("a directory").to_owned();
-        let profile = match directory.file_name().and_then(|name| name.to_str()) {
-            Some("debug") | None => "dev",
-            Some(name) => name,
-        };
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let mut command = Command::new(cargo);
-        command.args(["build", "--quiet", "--profile", profile]);
-        command.args(["--package", "leno-proxy", "--bin", "leno-proxy"]);
-        assert!(
-            command.status().await.expect("cargo").success(),
-            "leno-proxy builds"
-        );
-        directory.join("leno-proxy")
+    PROGRAM
+        .get_or_init(|| build("leno-proxy", "leno-proxy"))
+        .await
+}
+
+/// Runs `leno` with these words to its end: whether it was content, and what it printed.
+///
+/// # Panics
+/// When it can't be started.
+pub async fn leno(words: &[&str]) -> (bool, String) {
+    static PROGRAM: OnceCell<PathBuf> = OnceCell::const_new();
+    let program = PROGRAM.get_or_init(|| build("leno-control-plane", "leno"));
+    let mut command = Command::new(program.await);
+    let done = command.args(words).output().await.expect("it starts");
+    let printed = [done.stdout, done.stderr].concat();
+    let printed = String::from_utf8_lossy(&printed).into_owned();
+    assert!(done.status.code().is_some_and(|code| code < 2), "{printed}");
+    (done.status.success(), printed)
+}
+
+/// Builds a program beside the directory of this test's own, in its profile.
+async fn build(package: &str, name: &str) -> PathBuf {
+    let own = std::env::current_exe().expect("a program");
+    let directory = own.ancestors().nth(2).expect("a directory").to_owned();
+    let profile = match directory.file_name().and_then(|name| name.to_str()) {
+        Some("debug") | None => "dev",
+        Some(name) => name,
     };
-    PROGRAM.get_or_init(build).await
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.args(["build", "--quiet", "--profile", profile]);
+    command.args(["--package", package, "--bin", name]);
+    assert!(
+        command.status().await.expect("cargo").success(),
+        "{name} builds"
+    );
+    directory.join(name)
 }
 
 /// The demo; flags may follow.

@@ -2,5 +2,6 @@
 #![allow(clippy::too_many_lines)]
 
 mod closed;
+mod named;
 mod plain_reading;
 mod selection;

@@ -133,13 +133,19 @@ fn guess(text: &str) -> Option<Hidden> {
     if named.is_none() && !text.contains(SECURITY) {
         return None;
     }
-    let values = |name: &str| -> BTreeSet<String> {
-        let all = VALUE.captures_iter(&text);
-        all.filter(|found| &found[1] == name)
-            .map(|found| found[2].to_owned())
-            .collect()
+    let mut values: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for found in VALUE.captures_iter(&text) {
+        if let (Some(name), Some(value)) = (found.get(1), found.get(2)) {
+            values
+                .entry(name.as_str())
+                .or_default()
+                .insert(value.as_str());
+        }
+    }
+    let only = |name: &str| {
+        let values = values.get(name).filter(|values| values.len() == 1)?;
+        values.first().map(|value| (*value).to_owned())
     };
-    let only = |name: &str| values(name).pop_first().filter(|_| values(name).len() == 1);
     let kind = named.map(str::to_owned).or_else(|| only("kind"));
     let kind = kind.unwrap_or_else(|| "AuthorizationPolicy".to_owned());
     Some(Hidden {

@@ -287,9 +287,7 @@ fn shown(text: &str, limits: &Limits) -> Vec<Hidden> {
 }
 
 fn shows_security(bytes: &[u8]) -> bool {
-    bytes
-        .windows(SECURITY.len())
-        .any(|window| window == SECURITY)
+    memchr::memmem::find(bytes, SECURITY).is_some()
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 #![allow(clippy::too_many_lines)]
 
 mod closed;
+mod directories;
 mod named;
 mod plain_reading;
 mod selection;

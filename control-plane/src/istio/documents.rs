@@ -6,9 +6,9 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
-use super::header::{closes, header};
-use super::kinds::{Class, Closed, SECURITY, classify, closed_near};
-use super::yaml::Tree;
+use super::header::{closes, header, items, parts};
+use super::kinds::{Class, Closed, PROTECTING, SECURITY, classify, closed_near, nearest};
+use super::yaml::{Id, Tree};
 use super::{Closes, Key, Limits};
 
 /// The text with one kind of line break and without byte order marks: what files made on Windows or put together from
@@ -63,34 +63,50 @@ pub struct Hidden {
 /// The security objects that seem to stand in `text`, which isn't YAML as a whole: it must not open what it closes just
 /// because a bracket is missing, or because another object's is.
 pub fn hidden(text: &str, limits: &Limits) -> Vec<Hidden> {
-    let mut found: Vec<Hidden> = Vec::new();
-    for fragment in documents(text).flat_map(|(_, document)| fragments(document)) {
-        let one = match Tree::parse(fragment, limits) {
-            Ok(tree) if header(&tree, tree.root).is_object() => read(&tree),
-            _ => guess(fragment),
-        };
-        found.extend(one.filter(|one| !found.contains(one)));
+    let (text, mut found) = (normalise(text), Vec::new());
+    for fragment in documents(&text).flat_map(|(_, document)| fragments(document)) {
+        match Tree::parse(fragment, limits) {
+            Ok(mut tree) if header(&tree, tree.root).is_object() => {
+                let root = tree.root;
+                read(&mut tree, root, &mut found);
+            }
+            _ => found.extend(guess(fragment)),
+        }
     }
-    found
+    // One that stands there twice closes once.
+    let mut once: Vec<Hidden> = Vec::new();
+    for one in found {
+        if !once.contains(&one) {
+            once.push(one);
+        }
+    }
+    once
 }
 
-/// The text as if `---` stood before each object: where one of its headers would stand twice.
+/// The text as if `---` stood before each object: where one of its headers would stand twice, or an item of a list begins.
 fn fragments(document: &str) -> Vec<&str> {
     let column = |line: &str| line.len() - line.trim_start().len();
     let mut content = document.lines().filter(|line| !is_blank(line));
     let top = content.next().map_or(0, column);
     let (mut out, mut seen, mut start, mut at) = (Vec::new(), BTreeSet::new(), 0, 0);
+    // The column of a list's items: of the first one behind `items:`.
+    let (mut is_list, mut items) = (false, None);
     for line in document.split_inclusive('\n') {
+        let is_top = column(line) <= top;
         let words = line.trim_start();
+        is_list |= is_top && words.starts_with("items:");
         let item = words.strip_prefix("- ");
+        if is_list && item.is_some() {
+            items.get_or_insert(column(line));
+        }
+        let is_item = item.is_some() && (is_top || items == Some(column(line)));
         let words = item.unwrap_or(words).trim_start_matches(['"', '\'']);
         let key = ["apiVersion", "kind"].into_iter().find(|key| {
             let rest = words.strip_prefix(key);
             rest.is_some_and(|rest| rest.trim_start_matches(['"', '\'']).starts_with(':'))
         });
-        let is_header = column(line) <= top || item.is_some();
-        if let Some(key) = key.filter(|_| is_header)
-            && !seen.insert(key)
+        if let Some(key) = key.filter(|_| is_top || is_item)
+            && (is_item || !seen.insert(key))
         {
             out.push(&document[start..at]);
             (seen, start) = (BTreeSet::from([key]), at);
@@ -102,19 +118,29 @@ fn fragments(document: &str) -> Vec<&str> {
     out
 }
 
-/// The security object of a fragment that is YAML.
-fn read(tree: &Tree<'_>) -> Option<Hidden> {
-    let header = header(tree, tree.root);
-    let kind = header.kind.unwrap_or_default();
+/// Finds the security objects of a fragment that is YAML.
+fn read(tree: &mut Tree<'_>, root: Id, found: &mut Vec<Hidden>) {
+    let parts = parts(tree, root);
+    if parts.len() > 1 {
+        for entries in parts {
+            let part = tree.part(&entries);
+            read(tree, part, found);
+        }
+        return;
+    }
+    for item in items(tree, root).unwrap_or_default() {
+        read(tree, item, found);
+    }
+    let header = header(tree, root);
     let closed = match classify(header.api_version, header.kind) {
-        Class::Read(_) => Closed::by(kind),
+        Class::Read(_) => header.kind.and_then(Closed::by),
         Class::Unread { closed, .. } => closed,
-        Class::List => return None,
+        Class::List => None,
     };
-    Some(Hidden {
+    found.extend(closed.map(|how| Hidden {
         key: header.key(),
-        closes: closes(tree, tree.root, closed?),
-    })
+        closes: closes(tree, root, how),
+    }));
 }
 
 /// The security object that a text seems to be.
@@ -124,30 +150,38 @@ fn guess(text: &str) -> Option<Hidden> {
         .filter(|line| !line.trim_start().starts_with('#'));
     let lines = lines.map(|line| line.split(" #").next().unwrap_or_default());
     let text = lines.collect::<Vec<_>>().join("\n");
-    let kinds = [
-        "PeerAuthentication",
-        "AuthorizationPolicy",
-        "RequestAuthentication",
-    ];
-    let named = kinds.into_iter().find(|kind| text.contains(kind));
-    if named.is_none() && !text.contains(SECURITY) {
-        return None;
-    }
-    let mut values: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    let mut values: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for found in VALUE.captures_iter(&text) {
         if let (Some(name), Some(value)) = (found.get(1), found.get(2)) {
             values
                 .entry(name.as_str())
                 .or_default()
-                .insert(value.as_str());
+                .push(value.as_str());
         }
     }
+    let lower = text.to_ascii_lowercase();
+    let said = values.get("kind").into_iter().flatten().copied();
+    let near = said.filter_map(|kind| nearest(kind, PROTECTING.into_iter()));
+    let near: Vec<&str> = near.collect();
+    let mut kinds: BTreeSet<&str> = near.iter().copied().collect();
+    kinds
+        .extend((PROTECTING.into_iter()).filter(|kind| lower.contains(&kind.to_ascii_lowercase())));
+    if kinds.is_empty() && !lower.contains(SECURITY) {
+        return None;
+    }
     let only = |name: &str| {
-        let values = values.get(name).filter(|values| values.len() == 1)?;
-        values.first().map(|value| (*value).to_owned())
+        // Of two objects nobody knows which says it.
+        let values = values.get(name).filter(|_| near.len() < 2)?;
+        let first = values.first()?;
+        values
+            .iter()
+            .all(|value| value == first)
+            .then(|| (*first).to_owned())
     };
-    let kind = named.map(str::to_owned).or_else(|| only("kind"));
-    let kind = kind.unwrap_or_else(|| "AuthorizationPolicy".to_owned());
+    // Of several, the one that closes more.
+    let kind = kinds.first().map(|kind| (*kind).to_owned());
+    let kind = kind.or_else(|| only("kind"));
+    let kind = kind.unwrap_or_else(|| PROTECTING[0].to_owned());
     Some(Hidden {
         closes: Closes {
             how: closed_near(&kind),

@@ -8,6 +8,13 @@ const NETWORKING: &str = "networking.istio.io";
 /// Group of security objects.
 pub(super) const SECURITY: &str = "security.istio.io";
 
+/// Kinds that protect.
+pub(super) const PROTECTING: [&str; 3] = [
+    "AuthorizationPolicy",
+    "PeerAuthentication",
+    "RequestAuthentication",
+];
+
 /// A kind that is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -315,12 +322,7 @@ fn unknown(api_version: &str, group: &str, kind: &str) -> Class {
 
 /// What a security object of a kind that there isn't does: what the kind that was meant would do.
 pub(super) fn closed_near(kind: &str) -> Closed {
-    let known = [
-        "PeerAuthentication",
-        "AuthorizationPolicy",
-        "RequestAuthentication",
-    ];
-    let near = nearest(kind, known.into_iter());
+    let near = nearest(kind, PROTECTING.into_iter());
     near.and_then(Closed::by).unwrap_or(Closed::Deny)
 }
 

@@ -107,6 +107,21 @@ pub struct Object {
     pub text: Arc<str>,
 }
 
+impl Object {
+    /// What it does when it can't be used after all, if it protects.
+    fn closes(&self) -> Option<Closes> {
+        let selector = match &self.spec {
+            Spec::PeerAuthentication(said) => &said.selector,
+            Spec::AuthorizationPolicy(said) => &said.selector,
+            _ => return None,
+        };
+        Some(Closes {
+            how: Closed::by(&self.key.kind)?,
+            selector: selector.clone().unwrap_or_default().match_labels,
+        })
+    }
+}
+
 /// The pods that an object of Kubernetes makes: selectors are judged by their labels.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pods {

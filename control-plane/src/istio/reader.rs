@@ -1,14 +1,15 @@
 //! A file's documents as objects, and as problems whatever can't be one.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use super::de::{self, Mistake};
 use super::documents::{self, Hidden, documents, hidden};
-use super::header::{closes, header, labels_at};
+use super::header::{METADATA, closes, header, items, labels_at, parts};
 use super::kinds::{self, Class, Closed, Kind};
 use super::wildcard::{self, Flaw, Wildcard};
 use super::yaml::{Id, Mark, Tree};
@@ -19,15 +20,53 @@ use super::{Closes, Contents, Key, Limits, Object, Place, Pods, Problem, Severit
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Framed<S> {
     #[allow(dead_code)]
-    api_version: serde::de::IgnoredAny,
+    api_version: IgnoredAny,
     #[allow(dead_code)]
-    kind: serde::de::IgnoredAny,
+    kind: IgnoredAny,
     #[allow(dead_code)]
-    metadata: serde::de::IgnoredAny,
+    metadata: Metadata,
     spec: Option<S>,
     #[serde(default)]
     #[allow(dead_code)]
-    status: Option<serde::de::IgnoredAny>,
+    status: Option<IgnoredAny>,
+}
+
+/// An object's metadata, of which no field is unknown. What it says is read apart.
+#[derive(Debug)]
+struct Metadata;
+
+impl<'de> Deserialize<'de> for Metadata {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Metadata, D::Error> {
+        struct Fields;
+        impl<'de> Visitor<'de> for Fields {
+            type Value = Metadata;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("metadata")
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Metadata, M::Error> {
+                while map.next_key::<Field>()?.is_some() {
+                    map.next_value::<IgnoredAny>()?;
+                }
+                Ok(Metadata)
+            }
+        }
+        deserializer.deserialize_struct("ObjectMeta", &METADATA, Fields)
+    }
+}
+
+/// The name of a field of metadata.
+struct Field;
+
+impl<'de> Deserialize<'de> for Field {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Field, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        match METADATA.contains(&name.as_str()) {
+            true => Ok(Field),
+            false => Err(serde::de::Error::unknown_field(&name, &METADATA)),
+        }
+    }
 }
 
 /// Reads every document of a file.
@@ -140,38 +179,28 @@ impl Reader<'_> {
                 0 => second,
                 _ => tree.mark(entries[0].0),
             };
-            self.run_together(number > 0, mark, tree, part, found);
+            let key = header(tree, part).key();
+            self.run_together(number > 0, mark, key, found);
         }
     }
 
     /// Takes what stands in one document with another object: `---` is missing, and none of it is used.
-    fn run_together(
-        &mut self,
-        is_later: bool,
-        mark: Mark,
-        tree: &Tree<'_>,
-        part: Id,
-        found: Contents,
-    ) {
+    fn run_together(&mut self, is_later: bool, mark: Mark, key: Key, found: Contents) {
         let message = match is_later {
             true => "a line with `---` is missing before this object",
             false => "another object begins here: a line with `---` is missing before it",
         };
-        let said = |problem: &Problem| problem.severity == Severity::Error;
-        let known = found.problems.iter().find(|p| said(p));
-        let key = known.and_then(|p| p.key.clone());
-        let closes = known.and_then(|p| p.closes.clone());
-        let object = found.objects.first();
-        let closes =
-            closes.or_else(|| Some(self::closes(tree, part, Closed::by(&object?.key.kind)?)));
-        let is_used = object.is_some() || known.is_some();
-        if is_used || is_later {
-            let key = key.or_else(|| object.map(|object| object.key.clone()));
-            let key =
-                key.or_else(|| Some(header(tree, part).key()).filter(|key| !key.kind.is_empty()));
-            self.problem(Severity::Error, mark, key, message.to_owned());
-            self.close(closes);
+        for object in &found.objects {
+            let key = object.key.clone();
+            self.problem(Severity::Error, mark, Some(key), message.to_owned());
+            self.close(object.closes());
         }
+        let has_errors = (found.problems.iter()).any(|p| p.severity == Severity::Error);
+        if found.objects.is_empty() && (is_later || has_errors) {
+            let key = Some(key).filter(|key| !key.kind.is_empty());
+            self.problem(Severity::Error, mark, key, message.to_owned());
+        }
+        self.out.is_torn |= found.is_torn;
         self.out.problems.extend(found.problems);
         self.out.pods.extend(found.pods);
     }
@@ -182,6 +211,7 @@ impl Reader<'_> {
         if !header.is_object() {
             return self.no_object(tree, root, text);
         }
+        let is_list = items(tree, root).is_some();
         let (key, mark) = (header.key(), tree.mark(root));
         match kinds::classify(header.api_version, header.kind) {
             Class::List => self.list(tree, root, text),
@@ -195,6 +225,10 @@ impl Reader<'_> {
                     Some(message) => (Severity::Error, message),
                     None => (severity, message),
                 };
+                if is_list && !hidden(text, self.limits).is_empty() {
+                    // A list that is cut off, or whose kind has a slip.
+                    return self.unreadable(mark, &message, text);
+                }
                 self.out.pods.extend(pods(tree, root, &key));
                 let is_named = closed.is_some() || !key.kind.is_empty();
                 self.problem(severity, mark, is_named.then_some(key), message);
@@ -358,10 +392,7 @@ impl Reader<'_> {
 
     /// Reads the items of a list, each as an object of its own.
     fn list(&mut self, tree: &mut Tree<'_>, root: Id, text: &str) {
-        let items = tree
-            .get(root, "items")
-            .and_then(|items| tree.elements(items));
-        let Some(items) = items.map(<[Id]>::to_vec) else {
+        let Some(items) = items(tree, root) else {
             let key = Some(header(tree, root).key());
             return self.unknown_items(tree.mark(root), key, text);
         };
@@ -385,7 +416,8 @@ impl Reader<'_> {
     /// object of a group that Leno reads is an error.
     fn no_object(&mut self, tree: &Tree<'_>, root: Id, text: &str) {
         let mark = tree.mark(root);
-        let Some(entries) = tree.entries(root) else {
+        let entries = tree.entries(root).filter(|_| items(tree, root).is_none());
+        let Some(entries) = entries else {
             let is_meant = !hidden(text, self.limits).is_empty();
             let message = "this is no object: it has no apiVersion and no kind";
             return match is_meant {
@@ -417,27 +449,6 @@ impl Reader<'_> {
             }
         }
     }
-}
-
-/// A mapping's entries, cut where one of an object's headers stands there again.
-fn parts(tree: &Tree<'_>, root: Id) -> Vec<Vec<(Id, Id)>> {
-    let mut parts: Vec<Vec<(Id, Id)>> = Vec::new();
-    let mut seen: Vec<&str> = Vec::new();
-    for entry in tree.entries(root).unwrap_or_default() {
-        let name = tree.text(entry.0).unwrap_or_default();
-        let is_header = name == "apiVersion" || name == "kind";
-        if parts.is_empty() || is_header && seen.contains(&name) {
-            parts.push(Vec::new());
-            seen.clear();
-        }
-        if is_header {
-            seen.push(name);
-        }
-        if let Some(part) = parts.last_mut() {
-            part.push(*entry);
-        }
-    }
-    parts
 }
 
 /// What a `Sidecar` object keeps its workloads from, where it does: Leno would let them.

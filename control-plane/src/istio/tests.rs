@@ -324,8 +324,8 @@ fn what_stands_behind_a_missing_separator_is_named_and_closes() {
             format!("{DENY}kind: PeerAuthentication\n"),
             vec![
                 format!("5 {deny}"),
-                "5 Error default/ PeerAuthentication Strict {}".to_owned(),
-                "5 Error default/ PeerAuthentication Strict {}".to_owned(),
+                "5 Error / PeerAuthentication ".to_owned(),
+                "5 Error / PeerAuthentication Strict {}".to_owned(),
             ],
         ),
         (
@@ -335,11 +335,11 @@ fn what_stands_behind_a_missing_separator_is_named_and_closes() {
         (
             r#"{"kind": "List", "apiVersion": "v1", "items": [{"apiVersion": "v1", "kind": "Service", "kind": "AuthorizationPolicy"}]}"#.to_owned(),
             vec![
-                "1 Error default/ Service ".to_owned(),
-                "1 Error default/ Service ".to_owned(),
-                "1 Error default/ Service ".to_owned(),
-                "1 Error default/ AuthorizationPolicy Deny {}".to_owned(),
-                "1 Error default/ AuthorizationPolicy Deny {}".to_owned(),
+                "1 Error / Service ".to_owned(),
+                "1 Error / Service ".to_owned(),
+                "1 Error / Service ".to_owned(),
+                "1 Error / AuthorizationPolicy ".to_owned(),
+                "1 Error / AuthorizationPolicy Deny {}".to_owned(),
             ],
         ),
     ] {
@@ -382,7 +382,7 @@ fn the_items_of_a_list_are_objects_with_places_of_their_own() {
     assert_eq!(places, [6, 6], "{problems:?}");
     assert_eq!(
         closings("apiVersion: v1\nkind: List\n"),
-        ["1 Error default/ List "]
+        ["1 Error / List "]
     );
     assert!(closings("apiVersion: v1\nkind: List\nitems: []\n").is_empty());
 }
@@ -426,10 +426,7 @@ fn what_is_no_object_is_a_notice_unless_it_is_meant_as_one() {
     for (text, problems) in [
         ("name: chart\nversion: 1\n", &["1 Notice  "][..]),
         ("apiVersion: v2\nname: chart\n", &["1 Notice  "]),
-        (
-            "kind: DaemonSet\nimage: a\n",
-            &["1 Notice default/ DaemonSet "],
-        ),
+        ("kind: DaemonSet\nimage: a\n", &["1 Notice / DaemonSet "]),
         ("- a\n- b\n", &["1 Notice  "]),
         (
             "extra:\n- apiVersion: security.istio.io/v1\n  kind: PeerAuthentication\n",
@@ -437,11 +434,11 @@ fn what_is_no_object_is_a_notice_unless_it_is_meant_as_one() {
         ),
         (
             "kind: AuthorizationPolicy\n",
-            &["1 Error default/ AuthorizationPolicy Deny {}"],
+            &["1 Error / AuthorizationPolicy Deny {}"],
         ),
         (
             "apiVersion: security.istio.io/v1\n",
-            &["1 Error default/  Deny {}"],
+            &["1 Error /  Deny {}"],
         ),
         (
             "apiversion: security.istio.io/v1\nKind: PeerAuthentication\n",
@@ -454,6 +451,34 @@ fn what_is_no_object_is_a_notice_unless_it_is_meant_as_one() {
     ] {
         assert_eq!(closings(text), problems, "{text}");
     }
+}
+
+#[test]
+fn a_namespace_that_may_have_been_meant_closes_the_mesh() {
+    for (metadata, namespace) in [
+        ("{name: a}", "default"),
+        ("{name: a, namespace: shop}", "shop"),
+        ("{name: a, namepsace: shop}", ""),
+        ("{name: a, Namespace: shop}", ""),
+        ("{name: a, namespace: shop, namespace: other}", ""),
+        ("{name: a}\nmetdata: {namespace: shop}", "default"),
+        ("{name: a}\nmetadata: {namespace: shop}", "shop"),
+    ] {
+        let text = format!(
+            "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {metadata}\nspec: {{mtls: {{mode: STRICKT}}}}\n"
+        );
+        for problem in read_text(&text).problems {
+            let key = problem.key.as_ref().expect("known");
+            assert_eq!(key.namespace, namespace, "{text}");
+            assert!(problem.closes.is_some(), "{text}");
+        }
+    }
+    let problem = only("apiVersion: v1\nkind: Service\nmetadata: {name: a, label: {}}\n");
+    let problem = problem.expect_err("no such field").to_string();
+    assert!(
+        problem.contains("no such field `label`; the nearest is `labels`"),
+        "{problem}"
+    );
 }
 
 #[test]

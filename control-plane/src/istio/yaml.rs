@@ -129,12 +129,16 @@ impl<'t> Tree<'t> {
         }
     }
 
+    /// The values under `key`: one, but where it stands twice.
+    pub(super) fn all<'a>(&'a self, id: Id, key: &'a str) -> impl Iterator<Item = Id> + 'a {
+        let entries = self.entries(id).unwrap_or_default().iter();
+        let own = entries.filter(move |(name, _)| self.text(*name) == Some(key));
+        own.map(|(_, value)| *value)
+    }
+
     /// The value that stands first under `key`.
     pub(super) fn get(&self, id: Id, key: &str) -> Option<Id> {
-        let mut entries = self.entries(id)?.iter();
-        entries
-            .find(|(name, _)| self.text(*name) == Some(key))
-            .map(|(_, value)| *value)
+        self.all(id, key).next()
     }
 
     /// The value under a path of keys.

@@ -212,8 +212,8 @@ pub(super) fn wildcard(said: &Wildcard) -> StringMatch {
 /// Istio's word for the mesh's own trust domain, whatever that is called.
 const OWN_DOMAIN: &str = "cluster.local";
 
-/// A principal as a match on the whole SPIFFE ID. A suffix has too few parts to reach into `spiffe://`. As with Istio,
-/// `cluster.local` is the mesh's own trust domain where all five parts are named.
+/// A principal as a match on the whole SPIFFE ID, of which `spiffe://` is no part that a suffix may reach into. As with
+/// Istio, `cluster.local` is the mesh's own trust domain where all five parts are named.
 pub(super) fn principal(said: &Wildcard, domain: &str) -> StringMatch {
     let own = |text: &str| match text.split_once('/') {
         Some((OWN_DOMAIN, rest)) if rest.matches('/').count() == 3 => format!("{domain}/{rest}"),
@@ -223,7 +223,11 @@ pub(super) fn principal(said: &Wildcard, domain: &str) -> StringMatch {
         Wildcard::Present => StringMatch::Present,
         Wildcard::Exact(text) => StringMatch::Exact(format!("spiffe://{}", own(text))),
         Wildcard::Prefix(text) => StringMatch::Prefix(format!("spiffe://{}", own(text))),
-        Wildcard::Suffix(text) => StringMatch::Suffix(text.clone()),
+        // With five parts and nothing before them it ends within the trust domain.
+        Wildcard::Suffix(text) if text.matches('/').count() <= 4 => {
+            StringMatch::Suffix(text.clone())
+        }
+        Wildcard::Suffix(text) => StringMatch::Regex(format!("spiffe://.*{}", regex::escape(text))),
     }
 }
 
@@ -285,6 +289,29 @@ mod tests {
             let of =
                 |namespace: &str| pattern.is_match(&format!("spiffe://corp/ns/{namespace}/sa/a"));
             assert!(of(matches) && !of(differs), "{said:?}");
+        }
+    }
+
+    #[test]
+    fn a_suffix_does_not_reach_into_the_scheme() {
+        let of = |text: &str| principal(&Wildcard::try_from(text.to_owned()).expect("one"), "corp");
+        let id = "spiffe://corp/ns/a/sa/b";
+        for (text, matches) in [
+            ("*/sa/b", true),
+            ("*orp/ns/a/sa/b", true),
+            ("*/corp/ns/a/sa/b", false),
+            ("*//corp/ns/a/sa/b", false),
+            ("*spiffe://corp/ns/a/sa/b", false),
+        ] {
+            let is_match = match of(text) {
+                StringMatch::Suffix(suffix) => id.ends_with(&suffix),
+                StringMatch::Regex(pattern) => {
+                    let pattern = format!("^(?:{pattern})$");
+                    regex::Regex::new(&pattern).expect("a pattern").is_match(id)
+                }
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(is_match, matches, "{text}");
         }
     }
 

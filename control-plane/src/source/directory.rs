@@ -17,8 +17,15 @@ const NAMED: usize = 5;
 const MAX_LOOKED_AT: u64 = 1 << 30;
 /// Bytes of a file that is too large that are looked at for what it would hold.
 const MAX_KEPT: u64 = 64 << 20;
-/// Stands in every security object.
-const SECURITY: &[u8] = b"security.istio.io";
+/// Stand in security objects, at least one of them in each; compared without case.
+const SECURITY: [&[u8]; 4] = [
+    b"security.istio.io",
+    b"authorizationpolicy",
+    b"peerauthentication",
+    b"requestauthentication",
+];
+/// Bytes of the longest of them.
+const LONGEST: usize = 21;
 
 /// The files of a directory.
 #[derive(Debug, Default)]
@@ -221,33 +228,47 @@ pub(super) fn read(path: &Path, limits: &Limits, large: &mut Large) -> Result<St
     String::from_utf8(bytes).map_err(|error| {
         let (at, bytes) = (error.utf8_error().valid_up_to(), error.as_bytes());
         let line = bytes[..at].iter().filter(|byte| **byte == b'\n').count() + 1;
-        let message = match bytes {
-            [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => "is UTF-16: save it as UTF-8".to_owned(),
-            _ => format!("is not UTF-8: byte {at}, in line {line}"),
+        let message = match is_utf16(bytes) {
+            true => "is UTF-16: save it as UTF-8".to_owned(),
+            false => format!("is not UTF-8: byte {at}, in line {line}"),
         };
-        // UTF-16 is ASCII with zeros between.
-        let bytes: Vec<u8> = bytes.iter().copied().filter(|byte| *byte != 0).collect();
-        Unreadable {
-            message,
-            hidden: match shows_security(&bytes) {
-                true => shown(&String::from_utf8_lossy(&bytes), limits),
-                false => Vec::new(),
-            },
-        }
+        let hidden = shown_text(bytes).map_or_else(Vec::new, |text| shown(&text, limits));
+        Unreadable { message, hidden }
     })
+}
+
+fn is_utf16(bytes: &[u8]) -> bool {
+    matches!(bytes, [0xff, 0xfe, ..] | [0xfe, 0xff, ..])
+}
+
+/// The text of bytes that aren't UTF-8, as far as it is one, if it shows a security object.
+fn shown_text(bytes: &[u8]) -> Option<String> {
+    let text = match bytes {
+        [0xff, 0xfe, ..] => utf16(bytes, u16::from_le_bytes),
+        [0xfe, 0xff, ..] => utf16(bytes, u16::from_be_bytes),
+        _ => String::from_utf8_lossy(bytes).replace('\0', ""),
+    };
+    shows_security(text.as_bytes()).then_some(text)
+}
+
+fn utf16(bytes: &[u8], unit: fn([u8; 2]) -> u16) -> String {
+    let units = bytes.chunks_exact(2).map(|pair| unit([pair[0], pair[1]]));
+    char::decode_utf16(units)
+        .map(|char| char.unwrap_or(char::REPLACEMENT_CHARACTER))
+        .collect()
 }
 
 /// The text of a file that is too large, if it shows a security object.
 fn look_at(path: &Path) -> io::Result<Option<String>> {
-    let found = |bytes: &[u8]| Some(String::from_utf8_lossy(bytes).into_owned());
+    let found = || Some(String::from_utf8_lossy(SECURITY[0]).into_owned());
     let mut file = std::fs::File::open(path)?;
     let mut kept = Vec::new();
     file.by_ref().take(MAX_KEPT).read_to_end(&mut kept)?;
-    if shows_security(&kept) {
-        return Ok(found(&kept));
+    if let Some(text) = shown_text(&kept) {
+        return Ok(Some(text));
     }
     let mut rest = file.take(MAX_LOOKED_AT);
-    let mut window: Vec<u8> = kept.split_off(kept.len() - SECURITY.len().min(kept.len()));
+    let mut window: Vec<u8> = kept.split_off(kept.len() - LONGEST.min(kept.len()));
     drop(kept);
     let mut chunk = vec![0; 1 << 16];
     loop {
@@ -255,15 +276,15 @@ fn look_at(path: &Path) -> io::Result<Option<String>> {
         if count == 0 {
             break;
         }
-        window.extend_from_slice(&chunk[..count]);
+        window.extend(chunk[..count].iter().filter(|byte| **byte != 0));
         if shows_security(&window) {
-            return Ok(found(SECURITY));
+            return Ok(found());
         }
-        window.drain(..window.len() - SECURITY.len().min(window.len()));
+        window.drain(..window.len() - LONGEST.min(window.len()));
     }
     // Nobody knows what is behind the end of this.
     Ok(match rest.limit() {
-        0 => found(SECURITY),
+        0 => found(),
         _ => None,
     })
 }
@@ -287,7 +308,9 @@ fn shown(text: &str, limits: &Limits) -> Vec<Hidden> {
 }
 
 fn shows_security(bytes: &[u8]) -> bool {
-    memchr::memmem::find(bytes, SECURITY).is_some()
+    let lower = bytes.to_ascii_lowercase();
+    let mut all = SECURITY.iter();
+    all.any(|word| memchr::memmem::find(&lower, word).is_some())
 }
 
 #[cfg(test)]

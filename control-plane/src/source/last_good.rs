@@ -262,17 +262,21 @@ impl Read {
     }
 
     fn keep(&mut self, key: &Key, problem: &Problem, good: &BTreeMap<Key, Good>) {
-        let is_known =
-            |known: &Problem| known.key.as_ref() == Some(key) && known.closes == problem.closes;
-        match good.get(key) {
-            _ if self.objects.contains_key(key) => {}
-            Some(good) => {
-                self.objects.insert(key.clone(), Arc::clone(&good.object));
-                self.stale
-                    .entry(key.clone())
-                    .or_insert_with(|| problem.clone());
-            }
-            None if self.broken.iter().any(is_known) => {}
+        if self.objects.contains_key(key) {
+            return;
+        }
+        if let Some(good) = good.get(key) {
+            self.objects.insert(key.clone(), Arc::clone(&good.object));
+            self.stale.insert(key.clone(), problem.clone());
+            return;
+        }
+        let own = self.broken.iter_mut().find(|known| {
+            let says_more = known.closes.is_some() && problem.closes.is_some();
+            known.key.as_ref() == Some(key) && (known.closes == problem.closes || !says_more)
+        });
+        match own {
+            Some(known) if known.closes.is_none() => known.closes.clone_from(&problem.closes),
+            Some(_) => {}
             None => self.broken.push(problem.clone()),
         }
     }

@@ -613,7 +613,7 @@ async fn of_two_modes_of_one_level_the_stricter_counts_and_it_is_said() {
             assert!(
                 problems
                     .iter()
-                    .any(|p| p.contains(": notice: ") && p.contains(&said)),
+                    .any(|p| p.contains(": warning: ") && p.contains(&said)),
                 "{problems:?}"
             );
             mesh.write("mode.yaml", "# nothing\n");

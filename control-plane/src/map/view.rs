@@ -307,10 +307,10 @@ fn objects(state: &State) -> Vec<Value> {
         place.get_or_insert_with(|| {
             format!("{}:{}", file_name(&problem.place.file), problem.place.line)
         });
-        *worst = (*worst).max(if problem.severity == Severity::Error {
-            2
-        } else {
-            1
+        *worst = (*worst).max(match problem.severity {
+            Severity::Notice => 0,
+            Severity::Warning => 1,
+            Severity::Error => 2,
         });
         messages.push(problem.to_string());
     }
@@ -321,7 +321,7 @@ fn objects(state: &State) -> Vec<Value> {
             one.key.name.clone(),
         );
         let (_, worst, messages) = all.entry(key).or_default();
-        (*worst) = 2;
+        *worst = 2;
         messages.insert(0, one.standing());
     }
     let mut all: Vec<_> = all.into_iter().collect();

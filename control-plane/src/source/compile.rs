@@ -307,7 +307,7 @@ impl Compiler<'_> {
                 .to_ascii_lowercase();
             if word == "udp" {
                 let text = format!("port {name}: UDP is not carried");
-                self.problem(object, Severity::Notice, text);
+                self.problem(object, Severity::Warning, text);
             }
         }
     }
@@ -367,7 +367,7 @@ impl Compiler<'_> {
         match self.services.get_mut(&host) {
             None => {
                 let text = format!("host {host} is no service of the mesh: the rule has no effect");
-                self.problem(object, Severity::Notice, text);
+                self.problem(object, Severity::Warning, text);
             }
             Some(service) => match service.rules.get(&object.key.namespace) {
                 Some(other) => {
@@ -397,7 +397,7 @@ impl Compiler<'_> {
             match self.services.get_mut(&host) {
                 None => {
                     let text = format!("host {host} is no service of the mesh: it is not routed");
-                    self.problem(object, Severity::Notice, text);
+                    self.problem(object, Severity::Warning, text);
                 }
                 Some(service) if service.routing.is_some() => {
                     let text = format!("host {host} has a VirtualService already");

@@ -97,7 +97,7 @@ impl Compiler<'_> {
             let text = format!(
                 "no caller is of trust domain {domain}: the mesh's is {own}, and no other is trusted"
             );
-            self.problem(object, Severity::Notice, text);
+            self.problem(object, Severity::Warning, text);
         }
     }
 
@@ -116,7 +116,7 @@ impl Compiler<'_> {
         for (object, other) in rivals {
             let text =
                 format!("{other} is for the same workloads: of two modes the stricter counts");
-            self.problem(object, Severity::Notice, text);
+            self.problem(object, Severity::Warning, text);
         }
     }
 
@@ -160,7 +160,7 @@ impl Compiler<'_> {
             }
         }
         for (object, text) in notices {
-            self.problem(object, Severity::Notice, text);
+            self.problem(object, Severity::Warning, text);
         }
     }
 }

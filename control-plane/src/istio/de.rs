@@ -12,7 +12,7 @@ use serde::forward_to_deserialize_any;
 use super::yaml::{Content, Id, Tree, integer, is_null};
 
 /// The mistakes of one object that are told in one reading.
-const MAX_FAULTS: usize = 20;
+pub(super) const MAX_FAULTS: usize = 20;
 
 /// A mistake, and the node that it is in.
 #[derive(Debug)]

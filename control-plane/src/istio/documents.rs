@@ -51,6 +51,9 @@ fn is_blank(document: &str) -> bool {
     lines.all(|line| line.is_empty() || line.starts_with(['#', '%']))
 }
 
+/// Objects of a text that are told apart.
+const MAX_HIDDEN: usize = 1000;
+
 /// A security object that seems to stand in a text that isn't YAML.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hidden {
@@ -58,6 +61,23 @@ pub struct Hidden {
     pub key: Key,
     /// For whom it holds closed.
     pub closes: Closes,
+}
+
+impl Hidden {
+    /// One of which nothing is known but that it protects.
+    pub fn of_the_mesh() -> Hidden {
+        Hidden {
+            key: Key {
+                kind: PROTECTING[0].to_owned(),
+                namespace: String::new(),
+                name: String::new(),
+            },
+            closes: Closes {
+                how: Closed::Deny,
+                selector: BTreeMap::new(),
+            },
+        }
+    }
 }
 
 /// The security objects that seem to stand in `text`, which isn't YAML as a whole: it must not open what it closes just
@@ -71,6 +91,10 @@ pub fn hidden(text: &str, limits: &Limits) -> Vec<Hidden> {
                 read(&mut tree, root, &mut found);
             }
             _ => found.extend(guess(fragment)),
+        }
+        if found.len() > MAX_HIDDEN {
+            // More than anyone writes: no list of them helps.
+            return vec![Hidden::of_the_mesh()];
         }
     }
     // One that stands there twice closes once.

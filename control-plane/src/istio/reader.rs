@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use super::de::{self, Mistake};
+use super::de::{self, MAX_FAULTS, Mistake};
 use super::documents::{self, Hidden, documents, hidden};
 use super::header::{METADATA, closes, header, items, labels_at, parts};
 use super::kinds::{self, Class, Closed, Kind};
@@ -280,7 +280,7 @@ impl Reader<'_> {
 
     /// The spec of an object of a known kind; its mistakes are told.
     fn spec(&mut self, tree: &mut Tree<'_>, root: Id, kind: Kind, key: &Key) -> Option<Spec> {
-        for (again, first) in tree.duplicates(root) {
+        for (again, first) in tree.duplicates(root).into_iter().take(MAX_FAULTS) {
             let name = tree.text(again).unwrap_or_default();
             let line = self.line + tree.mark(first).line;
             let message = format!("duplicate key `{name}`: it stands in line {line} already");

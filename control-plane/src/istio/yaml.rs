@@ -4,7 +4,7 @@
 //! can't do. Everything is bounded: depth, aliases, nodes with aliases expanded.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use granit_parser::{Event, Options, Parser, ScalarStyle, Span};
 
@@ -239,15 +239,12 @@ impl<'t> Tree<'t> {
             }
             let (merges, mut own): (Vec<_>, Vec<_>) =
                 entries.iter().partition(|(key, _)| is_merge(key));
+            let mut names: HashSet<_> = own.iter().map(|(key, _)| self.key_name(*key)).collect();
             for (_, value) in merges {
                 let sources = self.elements(value).map_or(vec![value], <[Id]>::to_vec);
                 for source in sources {
-                    for entry in self.entries(source).unwrap_or_default() {
-                        let name = self.key_name(entry.0);
-                        if !own.iter().any(|(key, _)| self.key_name(*key) == name) {
-                            own.push(*entry);
-                        }
-                    }
+                    let entries = self.entries(source).unwrap_or_default().iter();
+                    own.extend(entries.filter(|(key, _)| names.insert(self.key_name(*key))));
                 }
             }
             self.nodes[at].content = Content::Mapping(own);

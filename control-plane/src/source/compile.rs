@@ -47,8 +47,9 @@ pub fn compile(
     compiler.services(objects);
     compiler.notice_descriptions(objects);
     compiler.rules(objects);
-    compiler.security(objects, broken);
-    compiler.warn_of_selectors(objects, pods);
+    let described = compiler.described();
+    compiler.security(objects, broken, &described);
+    compiler.warn_of_selectors(objects, &described, pods);
     let services = compiler.services.into_iter();
     compiler.mesh.services = services
         .map(|(host, service)| (host, Arc::new(service)))

@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use crate::istio::{Closed, Closes, Hidden, Key, Limits, Severity, hidden};
+use crate::istio::{Hidden, Limits, Severity, hidden};
 
 /// Files that a directory may hold.
 const MAX_FILES: usize = 100_000;
@@ -295,16 +295,7 @@ fn shown(text: &str, limits: &Limits) -> Vec<Hidden> {
     if !found.is_empty() {
         return found;
     }
-    let key = Key {
-        kind: "AuthorizationPolicy".to_owned(),
-        namespace: String::new(),
-        name: String::new(),
-    };
-    let closes = Closes {
-        how: Closed::Deny,
-        selector: BTreeMap::new(),
-    };
-    vec![Hidden { key, closes }]
+    vec![Hidden::of_the_mesh()]
 }
 
 fn shows_security(bytes: &[u8]) -> bool {

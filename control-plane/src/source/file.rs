@@ -158,7 +158,7 @@ impl Source {
                 return;
             }
         };
-        let read = reading.iter().flat_map(|(_, contents)| &contents.objects);
+        let read = reading.values().flat_map(|contents| &contents.objects);
         let objects = read.map(|object| Known {
             key: object.key.clone(),
             place: object.place.clone(),

@@ -555,7 +555,7 @@ mod tests {
                 "" => assert!(problems.is_empty(), "{problems:?}"),
                 named => assert!(
                     problems.len() == 1
-                        && problems[0].contains(": notice: ")
+                        && problems[0].contains(": warning: ")
                         && problems[0].contains(named),
                     "{named}: {problems:?}"
                 ),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::compile::{Compiler, labels_of};
 use super::convert::{foreign_domain, mode, namespace_match, principal, wildcard};
+use super::selectors::Workloads;
 use crate::istio::authorization_policy as authz;
 use crate::istio::peer_authentication::Mtls;
 use crate::istio::service_entry::{Location, Resolution};
@@ -16,7 +17,12 @@ use crate::mesh::policy::{
 use crate::mesh::selects;
 
 impl Compiler<'_> {
-    pub(super) fn security(&mut self, objects: &[Arc<Object>], broken: &[Problem]) {
+    pub(super) fn security(
+        &mut self,
+        objects: &[Arc<Object>],
+        broken: &[Problem],
+        described: &Workloads,
+    ) {
         let (mut peers, mut policies) = (Vec::new(), Vec::new());
         for object in objects {
             match &object.spec {
@@ -32,7 +38,7 @@ impl Compiler<'_> {
                 _ => {}
             }
         }
-        self.notice_rivals(objects, &peers);
+        self.notice_rivals(objects, &peers, described);
         for problem in broken {
             let (Some(key), Some(closes)) = (&problem.key, &problem.closes) else {
                 continue;
@@ -102,8 +108,13 @@ impl Compiler<'_> {
     }
 
     /// Notices PeerAuthentications that are for the same workloads. Istio takes the oldest of them; here the stricter counts.
-    fn notice_rivals(&mut self, objects: &[Arc<Object>], peers: &[PeerAuthentication]) {
-        let (described, none) = (self.described(), BTreeSet::new());
+    fn notice_rivals(
+        &mut self,
+        objects: &[Arc<Object>],
+        peers: &[PeerAuthentication],
+        described: &Workloads,
+    ) {
+        let none = BTreeSet::new();
         let mut rivals = Vec::new();
         let said = (objects.iter()).filter(|o| matches!(o.spec, Spec::PeerAuthentication(_)));
         for (at, (object, own)) in said.zip(peers).enumerate() {

@@ -1,6 +1,6 @@
 //! Selectors that select nobody: a slip in a label leaves a workload as open as no object at all.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::compile::Compiler;
@@ -29,12 +29,20 @@ impl Compiler<'_> {
         described
     }
 
-    /// Warns of selectors that no workload fits: of the registry, or of `pods` that stand beside it.
-    pub(super) fn warn_of_selectors(&mut self, objects: &[Arc<Object>], pods: &[Pods]) {
-        let mut workloads = self.described();
+    /// Warns of selectors that no workload fits: none of the registry's, which are `described`, nor of `pods` beside it.
+    pub(super) fn warn_of_selectors(
+        &mut self,
+        objects: &[Arc<Object>],
+        described: &Workloads,
+        pods: &[Pods],
+    ) {
+        let mut workloads = Index::default();
+        for (namespace, all) in described {
+            all.iter()
+                .for_each(|labels| workloads.add(namespace, labels));
+        }
         for pods in pods {
-            let here = workloads.entry(pods.key.namespace.clone()).or_default();
-            here.insert(pods.labels.clone());
+            workloads.add(&pods.key.namespace, &pods.labels);
         }
         let selecting = objects
             .iter()
@@ -42,7 +50,7 @@ impl Compiler<'_> {
         let selecting: Vec<_> = selecting
             .filter(|(_, selector)| !selector.is_empty())
             .collect();
-        if workloads.is_empty() {
+        if workloads.namespaces.is_empty() {
             let mut security = selecting.iter().filter(|(object, _)| is_security(object));
             let Some((first, _)) = security.next() else {
                 return;
@@ -54,24 +62,52 @@ impl Compiler<'_> {
             return self.problem(first, Severity::Notice, text);
         }
         for (object, selector) in selecting {
-            let is_root =
-                object.key.namespace == self.settings.root_namespace && is_security(object);
-            let mut own = (workloads.iter())
-                .filter(|(namespace, _)| is_root || **namespace == object.key.namespace);
-            if own.any(|(_, labels)| labels.iter().any(|labels| selects(selector, labels))) {
+            let own = &object.key.namespace;
+            let is_root = *own == self.settings.root_namespace && is_security(object);
+            let mut namespaces = workloads.namespaces.iter();
+            if namespaces.any(|(name, here)| (is_root || *name == own) && here.has(selector)) {
                 continue;
             }
-            let labels: Vec<String> = selector
-                .iter()
+            let labels: Vec<String> = (selector.iter())
                 .map(|(name, value)| format!("{name}={value}"))
                 .collect();
             let whose = match is_root {
                 true => "that stands here".to_owned(),
-                false => format!("of namespace {} that stands here", object.key.namespace),
+                false => format!("of namespace {own} that stands here"),
             };
             let text = format!("selects no workload {whose}: none has {}", labels.join(","));
             self.problem(object, Severity::Warning, text);
         }
+    }
+}
+
+/// The labels of workloads by namespace, to be found by any of them.
+#[derive(Default)]
+struct Index<'a> {
+    namespaces: BTreeMap<&'a String, Here<'a>>,
+}
+
+/// The labels of a namespace's workloads, by each name and value.
+#[derive(Default)]
+struct Here<'a>(HashMap<(&'a String, &'a String), Vec<&'a BTreeMap<String, String>>>);
+
+impl<'a> Index<'a> {
+    fn add(&mut self, namespace: &'a String, labels: &'a BTreeMap<String, String>) {
+        let here = self.namespaces.entry(namespace).or_default();
+        for label in labels {
+            here.0.entry(label).or_default().push(labels);
+        }
+    }
+}
+
+impl Here<'_> {
+    /// True when some workload fits: of those that have the label that the fewest have.
+    fn has(&self, selector: &BTreeMap<String, String>) -> bool {
+        let having = selector
+            .iter()
+            .map(|label| self.0.get(&label).map_or(&[][..], Vec::as_slice));
+        let fewest = having.min_by_key(|having| having.len()).unwrap_or_default();
+        fewest.iter().any(|labels| selects(selector, labels))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Our HTTP/1 reader, and requests to hold against others'.
 
 use leno_proxy::http::h1::{Before, Decoder, Limits, parse_request, request_length};
-use leno_proxy::http::head::Head;
+use leno_proxy::http::head::{Head, Version};
 use proptest::prelude::*;
 
 /// A request, as a reader understood it.
@@ -41,7 +41,9 @@ pub(crate) fn ours(mut bytes: &[u8]) -> (Vec<Understood>, bool) {
         if !decoder.is_done() {
             break;
         }
-        let closes = head.connection_has("close");
+        // A request of HTTP/1.0 is the last one unless it says otherwise.
+        let is_last = head.version() == Version::Http10 && !head.connection_has("keep-alive");
+        let closes = is_last || head.connection_has("close");
         all.push(Understood {
             method: head.method().to_vec(),
             target: String::from_utf8_lossy(head.target()).into_owned(),

@@ -410,7 +410,7 @@ async fn an_istio_callers_offers_are_taken_for_http_where_nobody_declared_the_po
 }
 
 /// A mesh of two apps, `users` and `shop`, with the addresses of their sidecars.
-async fn users_and_shop() -> (Mesh, [Ipv4Addr; 2], [Proxy; 2]) {
+pub(crate) async fn users_and_shop() -> (Mesh, [Ipv4Addr; 2], [Proxy; 2]) {
     let (ips, app) = ([fresh_ip(), fresh_ip()], App::start().await);
     let services = format!(
         "{}{}",

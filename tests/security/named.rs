@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 
 use leno_control_plane::istio::Limits;
 use leno_tests::client::get;
-use leno_tests::mesh::{Mesh, PORT, Proxy, service};
+use leno_tests::mesh::{Mesh, PORT, service};
 use leno_tests::probe::{Answer, App, Way, ask, gets_in};
 use leno_tests::process::leno;
 use leno_tests::{fresh_ip, until};
+
+use crate::closed::users_and_shop;
 
 /// What becomes of callers of `users`; those of `shop` get in, but where the whole mesh or namespace is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -447,20 +449,6 @@ fn unread() -> Vec<Case> {
             &[&["error", "at most"]],
         ),
     ]
-}
-
-/// A mesh with `users` and `shop`, and a mark by which one sees that something was read.
-async fn users_and_shop() -> (Mesh, [Ipv4Addr; 2], [Proxy; 2]) {
-    let (ips, app) = ([fresh_ip(), fresh_ip()], App::start().await);
-    let services = format!(
-        "{}{}",
-        service("users", &[(ips[0], "v1")]),
-        service("shop", &[(ips[1], "v1")])
-    );
-    let mesh = Mesh::start(&services).await;
-    let users = mesh.workload("users", ips[0], app.address).await;
-    let shop = mesh.workload("shop", ips[1], app.address).await;
-    (mesh, ips, [users, shop])
 }
 
 /// True when callers fare as they should.

@@ -1,6 +1,6 @@
 //! Wiring: bind, start the source, the CA and the services, say where they listen.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicUsize;
@@ -186,9 +186,9 @@ async fn count_configuration(
         for key in old.keys().filter(|key| !new.contains_key(key)) {
             count(&key.kind, "delete");
         }
-        let is_new = |problem: &&Problem| {
-            problem.severity == Severity::Error && !before.problems.contains(problem)
-        };
+        let known: HashSet<&Problem> = before.problems.iter().collect();
+        let is_new =
+            |problem: &&Problem| problem.severity == Severity::Error && !known.contains(problem);
         let failed = now.problems.iter().filter(is_new).count();
         metrics.failed.inc_by(failed as u64);
         let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);

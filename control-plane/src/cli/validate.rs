@@ -62,10 +62,7 @@ pub async fn run(args: Args) -> Result<bool, String> {
         .filter_map(|one| Some((one, one.closes()?)))
     {
         let (one, how) = closed;
-        println!(
-            "{}: closed: {}: {how} until this can be read",
-            one.place, one.key
-        );
+        println!("{}: closed: {}: {how}", one.place, one.key);
     }
     eprintln!("{}", state.counts);
     Ok(good)

@@ -147,7 +147,7 @@ pub(super) fn read<T: DeserializeOwned>(
             break;
         }
     }
-    found.sort_by_key(|(node, _)| tree.range(*node).start);
+    found.sort_by_key(|(node, _)| tree.mark(*node));
     Err(found)
 }
 

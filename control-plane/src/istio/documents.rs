@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
-use super::header::{closes, header, items, parts};
+use super::header::{closes, header, is_namespace, items, parts};
 use super::kinds::{Class, Closed, PROTECTING, SECURITY, classify, closed_near, nearest};
 use super::yaml::{Id, Tree};
 use super::{Closes, Key, Limits};
@@ -85,10 +85,19 @@ impl Hidden {
 pub fn hidden(text: &str, limits: &Limits) -> Vec<Hidden> {
     let (text, mut found) = (normalise(text), Vec::new());
     for fragment in documents(&text).flat_map(|(_, document)| fragments(document)) {
-        match Tree::parse(fragment, limits) {
-            Ok(mut tree) if header(&tree, tree.root).is_object() => {
-                let root = tree.root;
-                read(&mut tree, root, &mut found);
+        let mut tree = Tree::parse(fragment, limits).ok();
+        // A fragment may be an item of a list.
+        let objects = tree.as_ref().map(|tree| {
+            let root = tree.root;
+            let all = tree.elements(root).map_or(vec![root], <[Id]>::to_vec);
+            let are = |id: &Id| header(tree, *id).is_object();
+            all.iter().all(are).then_some(all)
+        });
+        match (&mut tree, objects.flatten()) {
+            (Some(tree), Some(objects)) => {
+                for object in objects {
+                    read(tree, object, &mut found);
+                }
             }
             _ => found.extend(guess(fragment)),
         }
@@ -172,7 +181,6 @@ fn guess(text: &str) -> Option<Hidden> {
     let lines = text
         .lines()
         .filter(|line| !line.trim_start().starts_with('#'));
-    let lines = lines.map(|line| line.split(" #").next().unwrap_or_default());
     let text = lines.collect::<Vec<_>>().join("\n");
     let mut values: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for found in VALUE.captures_iter(&text) {
@@ -193,15 +201,14 @@ fn guess(text: &str) -> Option<Hidden> {
     if kinds.is_empty() && !lower.contains(SECURITY) {
         return None;
     }
-    let only = |name: &str| {
-        // Of two objects nobody knows which says it.
-        let values = values.get(name).filter(|_| near.len() < 2)?;
-        let first = values.first()?;
-        values
-            .iter()
-            .all(|value| value == first)
-            .then(|| (*first).to_owned())
+    // Of two objects nobody knows which says it.
+    let is_one = values.get("kind").is_none_or(|kinds| kinds.len() < 2);
+    let only = |name: &str| match values.get(name).map(Vec::as_slice) {
+        Some([value]) if is_one => Some((*value).to_owned()),
+        _ => None,
     };
+    let namespace =
+        only("namespace").filter(|namespace| is_namespace(namespace) && is_of_metadata(&text));
     // Of several, the one that closes more.
     let kind = kinds.first().map(|kind| (*kind).to_owned());
     let kind = kind.or_else(|| only("kind"));
@@ -213,16 +220,52 @@ fn guess(text: &str) -> Option<Hidden> {
         },
         key: Key {
             kind,
-            namespace: only("namespace").unwrap_or_default(),
+            namespace: namespace.unwrap_or_default(),
             name: only("name").unwrap_or_default(),
         },
     })
 }
 
+/// True when the `namespace` of a text stands in its metadata, as far as that can be told: below it, or behind it with nothing
+/// between that has names of its own.
+fn is_of_metadata(text: &str) -> bool {
+    let Some(at) = text.find("namespace") else {
+        return false;
+    };
+    let column = |line: &str| line.len() - line.trim_start().len();
+    let start = text[..at].rfind('\n').map_or(0, |at| at + 1);
+    let line = &text[start..];
+    if line
+        .trim_start()
+        .trim_start_matches(['"', '\''])
+        .starts_with("namespace")
+    {
+        let own = column(line);
+        let mut above = text[..start].lines().rev();
+        let parent = above.find(|line| !is_blank(line) && column(line) < own);
+        let parent = parent.unwrap_or_default().trim_start();
+        return parent
+            .trim_start_matches("- ")
+            .trim_start_matches(['"', '\''])
+            .starts_with("metadata");
+    }
+    let before = text[..at].rfind("metadata").map(|from| &text[from..at]);
+    before.is_some_and(|before| {
+        !["labels", "annotations", "spec"]
+            .iter()
+            .any(|word| before.contains(word))
+    })
+}
+
+/// The security object that a text seems to hold, whatever else it is.
+pub(super) fn suspected(text: &str) -> Option<Hidden> {
+    guess(text)
+}
+
 /// `name: value` as block, flow and JSON have it.
 static VALUE: LazyLock<Regex> = LazyLock::new(|| {
     let pattern =
-        r#"(?m)(?:^|[\s{,"'])(kind|namespace|name)["']?[ \t]*:[ \t]*["']?([A-Za-z0-9._-]+)"#;
+        r#"(?m)(?:^|[\s{,"'])(kind|namespace|name)["']?[ \t]*:[ \t]*["']?([A-Za-z0-9._-]+:?)"#;
     Regex::new(pattern).expect("a pattern that a test compiles")
 });
 
@@ -281,20 +324,20 @@ mod tests {
                 format!("{deploy}{peer}{policy}"),
                 vec![
                     r#"shop/p PeerAuthentication Strict {"app": "x"}"#,
-                    "/q AuthorizationPolicy Deny {}",
+                    "?/q AuthorizationPolicy Deny {}",
                 ],
             ),
             (
                 r#"{"apiVersion": "security.istio.io/v1", "kind": "Fence", "metadata": {"namespace": "a""#.to_owned(),
-                vec!["a/ Fence Deny {}"],
+                vec!["a/? Fence Deny {}"],
             ),
             (
                 "kind: PeerAuthentication\n namespace: a\n  namespace: b\n".to_owned(),
-                vec!["/ PeerAuthentication Strict {}"],
+                vec!["?/? PeerAuthentication Strict {}"],
             ),
             (
                 "apiVersion: v1\nkind: List\nitems:\n- apiVersion: security.istio.io/v1\n  kind: PeerAuthentication\n  metadata:\n    namespace: a\n- apiVersion: v1\n  kind: [\n".to_owned(),
-                vec!["a/ PeerAuthentication Strict {}"],
+                vec!["a/? PeerAuthentication Strict {}"],
             ),
         ] {
             assert_eq!(of(&text), found, "{text}");

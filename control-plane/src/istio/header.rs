@@ -1,9 +1,9 @@
 //! What an object says of itself and of the workloads that it is for, whatever its kind.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::de;
-use super::kinds::Closed;
+use super::kinds::{Closed, nearest};
 use super::yaml::{Id, Tree};
 use super::{Closes, Key, Selector};
 
@@ -34,7 +34,7 @@ pub(super) struct Header<'a> {
     pub(super) api_version: Option<&'a str>,
     pub(super) kind: Option<&'a str>,
     name: Option<&'a str>,
-    /// None where it says two, or says something that may be meant as one.
+    /// None where that can't be told.
     namespace: Option<&'a str>,
 }
 
@@ -56,41 +56,72 @@ impl Header<'_> {
 pub(super) fn header<'a>(tree: &'a Tree<'_>, root: Id) -> Header<'a> {
     let said = |at: Id| tree.text(at).filter(|text| !text.is_empty());
     let text = |key: &str| tree.all(root, key).find_map(said);
-    let metadata = |key: &'static str| {
-        let all = tree
-            .all(root, "metadata")
-            .flat_map(move |at| tree.all(at, key));
-        all.filter_map(said).collect::<BTreeSet<&str>>()
-    };
-    let mut namespaces = metadata("namespace");
-    let mut fields = tree
+    let names = tree
         .all(root, "metadata")
-        .flat_map(|at| tree.entries(at).unwrap_or_default());
-    let is_known = |key: &str| METADATA.contains(&key);
-    let is_clear = tree.get(root, "metadata").is_some()
-        && fields.all(|(key, _)| tree.text(*key).is_some_and(is_known));
-    let is_torn = |text: &&str| text.contains(TORN);
-    let mut keys = tree
-        .entries(root)
-        .unwrap_or_default()
-        .iter()
-        .filter_map(|(key, _)| tree.text(*key));
-    let is_clear = is_clear && !keys.any(|key| is_torn(&key));
-    let is_torn = namespaces.iter().any(is_torn);
-    if is_torn || (namespaces.is_empty() && !is_clear) {
-        // Two that differ are as good as none.
-        namespaces.extend(["", TORN]);
-    }
+        .flat_map(|at| tree.all(at, "name"));
     Header {
         api_version: text("apiVersion"),
         kind: text("kind"),
-        name: metadata("name").pop_first(),
-        namespace: match namespaces.len() {
-            0 => Some("default"),
-            1 => namespaces.first().copied(),
-            _ => None,
-        },
+        name: names.filter_map(said).next(),
+        namespace: namespace(tree, root),
     }
+}
+
+/// The namespace that an object says it is in; none where it says two, or none that there may be, or where another word may
+/// have been meant to say it.
+fn namespace<'a>(tree: &'a Tree<'_>, root: Id) -> Option<&'a str> {
+    let metadata: Vec<Id> = tree.all(root, "metadata").collect();
+    let said = metadata.iter().flat_map(|at| tree.all(*at, "namespace"));
+    let mut said: Vec<Option<&str>> = said
+        .filter(|at| !is_nothing(tree, *at))
+        .map(|at| tree.text(at))
+        .collect();
+    said.dedup();
+    match said[..] {
+        [] => is_clear(tree, root, &metadata).then_some("default"),
+        [namespace] => namespace.filter(|namespace| is_namespace(namespace)),
+        _ => None,
+    }
+}
+
+/// True for what stands for nothing: null, and an empty text.
+fn is_nothing(tree: &Tree<'_>, at: Id) -> bool {
+    match tree.text(at) {
+        Some(text) => text.is_empty(),
+        None => tree.entries(at).is_none() && tree.elements(at).is_none(),
+    }
+}
+
+/// True when an object that says no namespace means none: nothing else in it may be one.
+fn is_clear(tree: &Tree<'_>, root: Id, metadata: &[Id]) -> bool {
+    let keys = |at: Id| {
+        tree.entries(at)
+            .unwrap_or_default()
+            .iter()
+            .map(|(key, _)| tree.text(*key).unwrap_or(TORN))
+    };
+    let may_be = |key: &str| {
+        let meant = ["metadata", "namespace"];
+        key.contains(TORN) || (key != "metadata" && nearest(key, meant.into_iter()).is_some())
+    };
+    let is_known =
+        |at: &Id| tree.entries(*at).is_some() && keys(*at).all(|key| METADATA.contains(&key));
+    let spec = tree.all(root, "spec").flat_map(keys);
+    !metadata.is_empty()
+        && metadata.iter().all(is_known)
+        && !keys(root).any(may_be)
+        && !spec.into_iter().any(|key| key == "namespace")
+}
+
+/// True for the name of a namespace: a label of DNS.
+pub(super) fn is_namespace(name: &str) -> bool {
+    let is_edge = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let is_inner = |b: &u8| is_edge(b) || *b == b'-';
+    let bytes = name.as_bytes();
+    bytes.len() <= 63
+        && bytes.iter().all(is_inner)
+        && bytes.first().is_some_and(is_edge)
+        && bytes.last().is_some_and(is_edge)
 }
 
 /// Labels that a security object selects; none when it is for its namespace, or when they can't be read, as when it says
@@ -151,8 +182,9 @@ pub(super) fn parts(tree: &Tree<'_>, root: Id) -> Vec<Vec<(Id, Id)>> {
     parts
 }
 
-/// The items of a list.
+/// The items of a list, wherever it names some.
 pub(super) fn items(tree: &Tree<'_>, root: Id) -> Option<Vec<Id>> {
-    let items = tree.get(root, "items")?;
-    tree.elements(items).map(<[Id]>::to_vec)
+    let all = tree.all(root, "items").filter_map(|id| tree.elements(id));
+    let all: Vec<&[Id]> = all.collect();
+    (!all.is_empty()).then(|| all.concat())
 }

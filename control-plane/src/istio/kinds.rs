@@ -29,7 +29,7 @@ pub(super) enum Kind {
 }
 
 /// What an object without a good form does for its workloads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Closed {
     /// Mutual TLS is required.
     Strict,
@@ -302,6 +302,13 @@ fn unknown(api_version: &str, group: &str, kind: &str) -> Class {
                     closed,
                 )
             }
+            None if is_lost(group, kind) => {
+                error(not_read(api_version, kind), Some(closed_near(kind)))
+            }
+            None if group == "config.istio.io" => {
+                let text = "Istio itself reads it no more: use an AuthorizationPolicy of security.istio.io/v1";
+                error(text.to_owned(), None)
+            }
             None => not_used(api_version, kind),
         };
     }
@@ -318,6 +325,12 @@ fn unknown(api_version: &str, group: &str, kind: &str) -> Class {
     };
     let closed = (group == SECURITY).then(|| closed_near(kind));
     error(format!("{api_version} has no kind {kind}; {near}"), closed)
+}
+
+/// True for a kind that protects, in what is no group of anybody else's.
+fn is_lost(group: &str, kind: &str) -> bool {
+    let is_foreign = group.contains('.') && !group.contains("istio.io");
+    !is_foreign && nearest(kind, PROTECTING.into_iter()).is_some()
 }
 
 /// What a security object of a kind that there isn't does: what the kind that was meant would do.
@@ -489,6 +502,11 @@ v1 ConfigMap notice - not used
 apps/v1 Deployment notice - not used
 serving.knative.dev/v1 Service notice - not used
 policy.linkerd.io/v1alpha1 AuthorizationPolicy notice - not used
+istio.io/v1 AuthorizationPolicy error deny security.istio.io/v1
+security/v1 PeerAuthentication error strict security.istio.io/v1
+v1/security.istio.io AuthorizationPolicy error deny security.istio.io/v1
+config.istio.io/v1alpha2 rule error - AuthorizationPolicy
+example.com/v1 Sidecar notice - not used
 networking.k8s.io/v1 NetworkPolicy notice - not used
 gateway.networking.k8s.io/v1 HTTPRoute notice - not used
 ";

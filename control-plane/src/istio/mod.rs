@@ -14,6 +14,7 @@ mod reader;
 pub mod scalar;
 pub mod service;
 pub mod service_entry;
+mod unread;
 pub mod virtual_service;
 pub mod wildcard;
 mod yaml;
@@ -86,7 +87,10 @@ pub struct Key {
 
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{} {}", self.namespace, self.name, self.kind)
+        let or_unknown = |text: &'_ str| if text.is_empty() { "?" } else { text }.to_owned();
+        let [namespace, name, kind] =
+            [&self.namespace, &self.name, &self.kind].map(|text| or_unknown(text));
+        write!(f, "{namespace}/{name} {kind}")
     }
 }
 
@@ -108,6 +112,11 @@ pub struct Object {
 }
 
 impl Object {
+    /// True for another form that does the same.
+    pub fn is_as(&self, other: &Object) -> bool {
+        self.spec == other.spec && self.dry_run == other.dry_run
+    }
+
     /// What it does when it can't be used after all, if it protects.
     fn closes(&self) -> Option<Closes> {
         let selector = match &self.spec {
@@ -145,7 +154,7 @@ pub enum Spec {
 }
 
 /// Something that is wrong, or worth a word.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Problem {
     /// Where.
     pub place: Place,
@@ -160,7 +169,7 @@ pub struct Problem {
 }
 
 /// What a security object that isn't in force does until it is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Closes {
     /// What it does.
     pub how: Closed,
@@ -169,7 +178,7 @@ pub struct Closes {
 }
 
 /// How bad a problem is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Severity {
     /// It is as it should be, and should be known.
     Notice,

@@ -1,5 +1,6 @@
 //! A file's documents as objects, and as problems whatever can't be one.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,11 +10,12 @@ use serde::{Deserialize, Deserializer};
 
 use super::de::{self, MAX_FAULTS, Mistake};
 use super::documents::{self, Hidden, documents, hidden};
-use super::header::{METADATA, closes, header, items, labels_at, parts};
-use super::kinds::{self, Class, Closed, Kind};
+use super::header::{METADATA, closes, header, is_namespace, items, labels_at, parts};
+use super::kinds::{self, Class, Closed, Kind, PROTECTING};
+use super::unread::{fence, pods};
 use super::wildcard::{self, Flaw, Wildcard};
 use super::yaml::{Id, Mark, Tree};
-use super::{Closes, Contents, Key, Limits, Object, Place, Pods, Problem, Severity, Spec};
+use super::{Closes, Contents, Key, Limits, Object, Place, Problem, Severity, Spec};
 
 /// An object's frame around its spec.
 #[derive(Debug, Deserialize)]
@@ -31,7 +33,7 @@ struct Framed<S> {
     status: Option<IgnoredAny>,
 }
 
-/// An object's metadata, of which no field is unknown. What it says is read apart.
+/// An object's metadata, of which no field is unknown, and none of another type. What it says is read apart.
 #[derive(Debug)]
 struct Metadata;
 
@@ -46,8 +48,19 @@ impl<'de> Deserialize<'de> for Metadata {
             }
 
             fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Metadata, M::Error> {
-                while map.next_key::<Field>()?.is_some() {
-                    map.next_value::<IgnoredAny>()?;
+                while let Some(Field(name)) = map.next_key()? {
+                    match name.as_str() {
+                        "name" => drop(map.next_value::<Option<String>>()?),
+                        "namespace" => {
+                            map.next_value::<Option<Namespace>>()?;
+                        }
+                        "labels" | "annotations" => {
+                            drop(map.next_value::<Option<BTreeMap<String, Option<String>>>>()?);
+                        }
+                        _ => {
+                            map.next_value::<IgnoredAny>()?;
+                        }
+                    }
                 }
                 Ok(Metadata)
             }
@@ -57,14 +70,32 @@ impl<'de> Deserialize<'de> for Metadata {
 }
 
 /// The name of a field of metadata.
-struct Field;
+struct Field(String);
 
 impl<'de> Deserialize<'de> for Field {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Field, D::Error> {
         let name = String::deserialize(deserializer)?;
         match METADATA.contains(&name.as_str()) {
-            true => Ok(Field),
+            true => Ok(Field(name)),
             false => Err(serde::de::Error::unknown_field(&name, &METADATA)),
+        }
+    }
+}
+
+/// The name of a namespace.
+#[derive(Deserialize)]
+#[serde(try_from = "String")]
+struct Namespace;
+
+impl TryFrom<String> for Namespace {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Namespace, String> {
+        match name.is_empty() || is_namespace(&name) {
+            true => Ok(Namespace),
+            false => Err(format!(
+                "{name:?} is no name of a namespace: small letters, digits and - within"
+            )),
         }
     }
 }
@@ -75,6 +106,7 @@ pub fn read(file: &Arc<PathBuf>, text: &str, limits: &Limits) -> Contents {
         file,
         limits,
         line: 0,
+        hidden: None,
         out: Contents::default(),
     };
     if text.len() > limits.bytes {
@@ -85,8 +117,10 @@ pub fn read(file: &Arc<PathBuf>, text: &str, limits: &Limits) -> Contents {
     let text = documents::normalise(text);
     for (line, document) in documents(&text) {
         reader.line = line;
+        reader.hidden = None;
         reader.document(document);
     }
+    reader.few_notices();
     reader.out
 }
 
@@ -96,11 +130,18 @@ pub fn unreadable(file: &Arc<PathBuf>, message: &str, hidden: Vec<Hidden>) -> Co
         file,
         limits: &Limits::default(),
         line: 0,
+        hidden: None,
         out: Contents::default(),
     };
     reader.hide(Mark { line: 1, column: 1 }, message, hidden);
     reader.out
 }
+
+/// The fields of an object.
+const OBJECT: [&str; 5] = ["apiVersion", "kind", "metadata", "spec", "status"];
+
+/// Notices of one file that are told.
+const MAX_NOTICES: usize = 1000;
 
 /// A file as it is read.
 struct Reader<'a> {
@@ -108,6 +149,8 @@ struct Reader<'a> {
     limits: &'a Limits,
     /// Lines before the document.
     line: u64,
+    /// The security objects that seem to stand in the document, once somebody asked.
+    hidden: Option<Vec<Hidden>>,
     out: Contents,
 }
 
@@ -131,9 +174,30 @@ impl Reader<'_> {
         });
     }
 
+    /// Keeps the first notices of a file with too many to be looked at.
+    fn few_notices(&mut self) {
+        let mut count = 0;
+        self.out.problems.retain(|problem| {
+            count += usize::from(problem.severity == Severity::Notice);
+            problem.severity != Severity::Notice || count <= MAX_NOTICES
+        });
+        if count > MAX_NOTICES {
+            let message = format!("and {} more notices", count - MAX_NOTICES);
+            self.line = 0;
+            self.problem(Severity::Notice, Mark { line: 1, column: 1 }, None, message);
+        }
+    }
+
+    /// The security objects that seem to stand in the document whose text is `text`.
+    fn hidden(&mut self, text: &str) -> Vec<Hidden> {
+        let found = self.hidden.get_or_insert_with(|| hidden(text, self.limits));
+        found.clone()
+    }
+
     /// Tells of `text` that isn't YAML, once for each security object that it seems to hold.
     fn unreadable(&mut self, mark: Mark, message: &str, text: &str) {
-        self.hide(mark, message, hidden(text, self.limits));
+        let found = self.hidden(text);
+        self.hide(mark, message, found);
     }
 
     fn hide(&mut self, mark: Mark, message: &str, found: Vec<Hidden>) {
@@ -211,8 +275,7 @@ impl Reader<'_> {
         if !header.is_object() {
             return self.no_object(tree, root, text);
         }
-        let is_list = items(tree, root).is_some();
-        let (key, mark) = (header.key(), tree.mark(root));
+        let key = header.key();
         match kinds::classify(header.api_version, header.kind) {
             Class::List => self.list(tree, root, text),
             Class::Read(kind) => self.known(tree, root, text, kind, key),
@@ -221,27 +284,60 @@ impl Reader<'_> {
                 message,
                 closed,
             } => {
-                let (severity, message) = match fence(tree, root, &key.kind) {
-                    Some(message) => (Severity::Error, message),
-                    None => (severity, message),
-                };
-                if is_list && !hidden(text, self.limits).is_empty() {
-                    // A list that is cut off, or whose kind has a slip.
-                    return self.unreadable(mark, &message, text);
-                }
-                self.out.pods.extend(pods(tree, root, &key));
-                let is_named = closed.is_some() || !key.kind.is_empty();
-                self.problem(severity, mark, is_named.then_some(key), message);
-                self.close(closed.map(|how| closes(tree, root, how)));
+                let is_sidecar = message.starts_with("Sidecar ");
+                let fence = fence(tree, root).filter(|_| is_sidecar);
+                let is_half = header.api_version.is_none() || header.kind.is_none();
+                let severity =
+                    match is_half && tree.get(root, "metadata").is_some() || fence.is_some() {
+                        true => Severity::Error,
+                        false => severity,
+                    };
+                self.unread(tree, root, text, severity, fence.unwrap_or(message), closed);
             }
         }
+    }
+
+    /// Tells of an object of a kind that isn't read.
+    fn unread(
+        &mut self,
+        tree: &Tree<'_>,
+        root: Id,
+        text: &str,
+        severity: Severity,
+        message: String,
+        closed: Option<Closed>,
+    ) {
+        let (key, mark) = (header(tree, root).key(), tree.mark(root));
+        let items = items(tree, root);
+        if items.is_some() && !self.hidden(text).is_empty() {
+            // A list that is cut off, or whose kind has a slip.
+            let message = format!("{message}; this stands among its items");
+            return self.unreadable(mark, &message, text);
+        }
+        let mut names: Vec<&str> = Vec::new();
+        for (name, _) in tree.entries(root).unwrap_or_default() {
+            let said = tree.text(*name).unwrap_or_default();
+            if names.contains(&said) {
+                let message =
+                    format!("duplicate key `{said}`: is a line with `---` missing before it?");
+                let suspected = documents::suspected(text);
+                return self.hide(tree.mark(*name), &message, suspected.into_iter().collect());
+            }
+            // Those of an object are few, and those of others don't matter.
+            names.extend(OBJECT.contains(&said).then_some(said));
+        }
+        self.out.pods.extend(pods(tree, root, &key));
+        let is_named = closed.is_some() || !key.kind.is_empty();
+        self.problem(severity, mark, is_named.then_some(key), message);
+        self.close(closed.map(|how| closes(tree, root, how)));
     }
 
     /// Reads an object of a kind that is read.
     fn known(&mut self, tree: &mut Tree<'_>, root: Id, text: &str, kind: Kind, key: Key) {
         let (before, mark) = (self.out.problems.len(), tree.mark(root));
         let closes = Closed::by(&key.kind).map(|how| closes(tree, root, how));
-        let dry_run = self.dry_run(tree, root, &key);
+        // One that says something twice may not mean it.
+        let dry_run = self.dry_run(tree, root, &key) && tree.duplicates(root).is_empty();
         if key.name.is_empty() {
             let message = "metadata.name is required".to_owned();
             self.problem(Severity::Error, mark, Some(key.clone()), message);
@@ -256,12 +352,8 @@ impl Reader<'_> {
             Some(spec) => {
                 let text = match root == tree.root {
                     true => text.into(),
-                    false => {
-                        // Spaces keep the columns of an item, and so its shape.
-                        let column = usize::try_from(mark.column).unwrap_or(1);
-                        let item = text[tree.range(root)].trim_end();
-                        format!("{}{item}", " ".repeat(column - 1)).into()
-                    }
+                    // By itself, whatever its anchors are elsewhere.
+                    false => tree.flow(root).into(),
                 };
                 self.out.objects.push(Object {
                     place: self.place(mark),
@@ -392,23 +484,45 @@ impl Reader<'_> {
 
     /// Reads the items of a list, each as an object of its own.
     fn list(&mut self, tree: &mut Tree<'_>, root: Id, text: &str) {
-        let Some(items) = items(tree, root) else {
-            let key = Some(header(tree, root).key());
-            return self.unknown_items(tree.mark(root), key, text);
-        };
-        for item in items {
-            match tree.entries(item) {
-                Some(_) => self.objects(tree, item, text),
-                None => self.unknown_items(tree.mark(item), None, text),
+        let own = ["apiVersion", "kind", "metadata", "items"];
+        let mut seen: Vec<&str> = Vec::new();
+        for (name, _) in tree.entries(root).unwrap_or_default() {
+            let said = tree.text(*name).unwrap_or_default();
+            if !own.contains(&said) || seen.contains(&said) {
+                let message = format!("a list has `items`, once, and no `{said}` beside them");
+                return self.unreadable(tree.mark(*name), &message, text);
             }
+            seen.push(said);
         }
-    }
-
-    fn unknown_items(&mut self, mark: Mark, key: Option<Key>, text: &str) {
         let message = "a list has `items`, which are objects";
-        match hidden(text, self.limits).is_empty() {
-            true => self.problem(Severity::Error, mark, key, message.to_owned()),
-            false => self.unreadable(mark, message, text),
+        let Some(items) = items(tree, root) else {
+            return self.unreadable(tree.mark(root), message, text);
+        };
+        let kind = header(tree, root)
+            .kind
+            .and_then(|kind| kind.strip_suffix("List"));
+        let closed = kind.and_then(Closed::by);
+        for item in items {
+            if tree.entries(item).is_none() {
+                return self.unreadable(tree.mark(item), message, text);
+            }
+            if header(tree, item).is_object() {
+                self.objects(tree, item, text);
+                continue;
+            }
+            let message = "this item is no object: apiVersion and kind are required".to_owned();
+            self.problem(Severity::Error, tree.mark(item), None, message);
+            if let (Some(last), Some(how)) = (self.out.problems.last_mut(), closed) {
+                let kind = PROTECTING
+                    .into_iter()
+                    .find(|kind| Closed::by(kind) == Some(how));
+                let kind = kind.unwrap_or_default().to_owned();
+                last.key = Some(Key {
+                    kind,
+                    ..header(tree, item).key()
+                });
+                last.closes = Some(closes(tree, item, how));
+            }
         }
     }
 
@@ -416,86 +530,36 @@ impl Reader<'_> {
     /// object of a group that Leno reads is an error.
     fn no_object(&mut self, tree: &Tree<'_>, root: Id, text: &str) {
         let mark = tree.mark(root);
+        let message = "this is no object: it has no apiVersion and no kind";
         let entries = tree.entries(root).filter(|_| items(tree, root).is_none());
         let Some(entries) = entries else {
-            let is_meant = !hidden(text, self.limits).is_empty();
-            let message = "this is no object: it has no apiVersion and no kind";
-            return match is_meant {
-                true => self.unreadable(mark, message, text),
-                false => self.problem(Severity::Notice, mark, None, message.to_owned()),
+            return match self.hidden(text).is_empty() {
+                true => self.problem(Severity::Notice, mark, None, message.to_owned()),
+                false => self.unreadable(mark, message, text),
             };
         };
-        let near = entries.iter().find_map(|(name, value)| {
-            let near = kinds::nearest(tree.text(*name)?, ["apiVersion", "kind"].into_iter())?;
+        let meant = entries.iter().find_map(|(name, value)| {
             let value = tree.text(*value)?;
-            let is_ours = value.contains(".istio.io")
-                || !matches!(
-                    kinds::classify(Some("security.istio.io/v1"), Some(value)),
-                    Class::Unread { .. }
-                );
-            is_ours.then_some((*name, near))
+            let is_kind = kinds::nearest(value, PROTECTING.into_iter()).is_some();
+            let header = ["apiVersion", "kind"].into_iter();
+            let near = tree
+                .text(*name)
+                .and_then(|name| kinds::nearest(name, header));
+            let is_header = near.is_some() && value.contains("istio.io");
+            (is_kind || is_header || value.contains(kinds::SECURITY)).then_some((*name, near))
         });
-        match near {
+        match meant {
+            None => self.problem(Severity::Notice, mark, None, message.to_owned()),
             Some((name, near)) => {
-                let message = format!(
-                    "no such field `{}`; the nearest is `{near}`",
-                    tree.text(name).unwrap_or_default()
-                );
+                let said = tree.text(name).unwrap_or_default();
+                let message = match near {
+                    Some(near) => format!("no such field `{said}`; the nearest is `{near}`"),
+                    None => format!("{message}, though `{said}` says what one would"),
+                };
                 self.unreadable(tree.mark(name), &message, text);
-            }
-            None => {
-                let message = "this is no object: it has no apiVersion and no kind";
-                self.problem(Severity::Notice, mark, None, message.to_owned());
             }
         }
     }
-}
-
-/// What a `Sidecar` object keeps its workloads from, where it does: Leno would let them.
-fn fence(tree: &Tree<'_>, root: Id, kind: &str) -> Option<String> {
-    if kind != "Sidecar" {
-        return None;
-    }
-    let mode = tree.find(root, &["spec", "outboundTrafficPolicy", "mode"]);
-    let is_only = mode.and_then(|mode| tree.text(mode)) == Some("REGISTRY_ONLY");
-    let egress = tree
-        .find(root, &["spec", "egress"])
-        .and_then(|egress| tree.elements(egress));
-    let has_hosts = egress
-        .unwrap_or_default()
-        .iter()
-        .any(|listener| tree.get(*listener, "hosts").is_some());
-    match (is_only, has_hosts) {
-        (false, false) => None,
-        (true, _) => Some("Sidecar is not supported: its REGISTRY_ONLY is not in force; use `leno serve --outbound-traffic-policy REGISTRY_ONLY`".to_owned()),
-        (false, true) => Some("Sidecar is not supported: its egress hosts fence nobody in; say who may call in an AuthorizationPolicy of the callee".to_owned()),
-    }
-}
-
-/// The pods that an object makes.
-fn pods(tree: &Tree<'_>, root: Id, key: &Key) -> Option<Pods> {
-    let path: &[&str] = match key.kind.as_str() {
-        "Pod" => &["metadata", "labels"],
-        "Deployment"
-        | "StatefulSet"
-        | "DaemonSet"
-        | "ReplicaSet"
-        | "ReplicationController"
-        | "Job" => &["spec", "template", "metadata", "labels"],
-        "CronJob" => &[
-            "spec",
-            "jobTemplate",
-            "spec",
-            "template",
-            "metadata",
-            "labels",
-        ],
-        _ => return None,
-    };
-    Some(Pods {
-        key: key.clone(),
-        labels: labels_at(tree, root, path),
-    })
 }
 
 /// A mistake, for a person.

@@ -324,22 +324,22 @@ fn what_stands_behind_a_missing_separator_is_named_and_closes() {
             format!("{DENY}kind: PeerAuthentication\n"),
             vec![
                 format!("5 {deny}"),
-                "5 Error / PeerAuthentication ".to_owned(),
-                "5 Error / PeerAuthentication Strict {}".to_owned(),
+                "5 Error ?/? PeerAuthentication ".to_owned(),
+                "5 Error ?/? PeerAuthentication Strict {}".to_owned(),
             ],
         ),
         (
             format!("{DEPLOYMENT}{}", DENY.replace("[{}]", "[{}")),
-            vec!["8 Error /q AuthorizationPolicy Deny {}".to_owned()],
+            vec!["8 Error ?/q AuthorizationPolicy Deny {}".to_owned()],
         ),
         (
             r#"{"kind": "List", "apiVersion": "v1", "items": [{"apiVersion": "v1", "kind": "Service", "kind": "AuthorizationPolicy"}]}"#.to_owned(),
             vec![
-                "1 Error / Service ".to_owned(),
-                "1 Error / Service ".to_owned(),
-                "1 Error / Service ".to_owned(),
-                "1 Error / AuthorizationPolicy ".to_owned(),
-                "1 Error / AuthorizationPolicy Deny {}".to_owned(),
+                "1 Error ?/? Service ".to_owned(),
+                "1 Error ?/? Service ".to_owned(),
+                "1 Error ?/? Service ".to_owned(),
+                "1 Error ?/? AuthorizationPolicy ".to_owned(),
+                "1 Error ?/? AuthorizationPolicy Deny {}".to_owned(),
             ],
         ),
     ] {
@@ -380,10 +380,7 @@ fn the_items_of_a_list_are_objects_with_places_of_their_own() {
     );
     let places: Vec<u64> = problems.iter().map(|p| p.place.line).collect();
     assert_eq!(places, [6, 6], "{problems:?}");
-    assert_eq!(
-        closings("apiVersion: v1\nkind: List\n"),
-        ["1 Error / List "]
-    );
+    assert_eq!(closings("apiVersion: v1\nkind: List\n"), ["1 Error  "]);
     assert!(closings("apiVersion: v1\nkind: List\nitems: []\n").is_empty());
 }
 
@@ -426,7 +423,7 @@ fn what_is_no_object_is_a_notice_unless_it_is_meant_as_one() {
     for (text, problems) in [
         ("name: chart\nversion: 1\n", &["1 Notice  "][..]),
         ("apiVersion: v2\nname: chart\n", &["1 Notice  "]),
-        ("kind: DaemonSet\nimage: a\n", &["1 Notice / DaemonSet "]),
+        ("kind: DaemonSet\nimage: a\n", &["1 Notice ?/? DaemonSet "]),
         ("- a\n- b\n", &["1 Notice  "]),
         (
             "extra:\n- apiVersion: security.istio.io/v1\n  kind: PeerAuthentication\n",
@@ -434,19 +431,19 @@ fn what_is_no_object_is_a_notice_unless_it_is_meant_as_one() {
         ),
         (
             "kind: AuthorizationPolicy\n",
-            &["1 Error / AuthorizationPolicy Deny {}"],
+            &["1 Error ?/? AuthorizationPolicy Deny {}"],
         ),
         (
             "apiVersion: security.istio.io/v1\n",
-            &["1 Error /  Deny {}"],
+            &["1 Error ?/? ? Deny {}"],
         ),
         (
             "apiversion: security.istio.io/v1\nKind: PeerAuthentication\n",
-            &["1 Error / PeerAuthentication Strict {}"],
+            &["1 Error ?/? PeerAuthentication Strict {}"],
         ),
         (
             "- apiVersion: security.istio.io/v1\n  kind: PeerAuthentication\n",
-            &["1 Error / PeerAuthentication Strict {}"],
+            &["1 Error ?/? PeerAuthentication Strict {}"],
         ),
     ] {
         assert_eq!(closings(text), problems, "{text}");
@@ -461,7 +458,13 @@ fn a_namespace_that_may_have_been_meant_closes_the_mesh() {
         ("{name: a, namepsace: shop}", ""),
         ("{name: a, Namespace: shop}", ""),
         ("{name: a, namespace: shop, namespace: other}", ""),
-        ("{name: a}\nmetdata: {namespace: shop}", "default"),
+        ("{name: a}\nmetdata: {namespace: shop}", ""),
+        ("{name: a}\nnamespace: shop", ""),
+        ("\nname: a\nnamespace: shop", ""),
+        ("{name: a, namespace: '${NAMESPACE}'}", ""),
+        ("{name: a, namespace: [shop]}", ""),
+        ("{name: a, namespace: Shop}", ""),
+        ("{name: a, namespace: }", "default"),
         ("{name: a}\nmetadata: {namespace: shop}", "shop"),
     ] {
         let text = format!(
@@ -590,4 +593,80 @@ fn a_string_that_matches_nothing_is_an_error_in_a_deny_and_a_warning_in_an_allow
     }
     let template = policy("ALLOW", &to("paths: ['/a/{*}']"));
     assert_eq!(template.problems[0].severity, Severity::Error);
+}
+
+#[test]
+fn what_only_seems_to_be_read_is_an_error() {
+    let policy = |metadata: &str, spec: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {metadata}\nspec: {spec}\n"
+        )
+    };
+    let deny = policy("{name: p}", "{action: DENY, rules: [{}]}");
+    let item = format!("- {}", deny.trim_end().replace('\n', "\n  "));
+    let mesh = "Error ?/p AuthorizationPolicy Deny {}";
+    let own = "Error default/p AuthorizationPolicy Deny {}";
+    for (text, closes) in [
+        // Lists that say more than their items, or say them twice.
+        (format!("apiVersion: v1\nkind: List\nitems: []\nitems:\n{item}\n"), own),
+        (format!("apiVersion: v1\nkind: List\nitems: []\nItems:\n{item}\n"), "Error"),
+        ("apiVersion: v1\nkind: List\nitems: []\nspec: {action: DENY, rules: [{}]}\n".to_owned(), "Error"),
+        ("apiVersion: security.istio.io/v1\nkind: AuthorizationPolicyList\nitems:\n- metadata: {name: p}\n  spec: {action: DENY}\n".to_owned(), own),
+        ("apiVersion: v1\nkind: List\nitems:\n- metadata: {name: p}\n".to_owned(), "Error"),
+        // Merge keys that merge nothing.
+        (policy("{name: p}", "{<<: '*strict'}"), "Deny"),
+        (policy("{name: p}", "{action: ALLOW, rules: [{<<: '*only-admin'}]}"), "Deny"),
+        (policy("{name: p}", "{<<: }"), "Deny"),
+        (policy("{name: p}", "{<<: {action: DENY}, <<: {action: ALLOW}}"), "Deny"),
+        // Namespaces that there can't be, or that stand where none is read.
+        (policy("{name: p, namespace: {{ .Values.namespace }}}", "{}"), mesh),
+        (policy("{name: p, namespace: '${NAMESPACE}'}", "{}"), mesh),
+        (policy("{name: p, namespace: Prod}", "{}"), mesh),
+        (policy("{name: p, namespace: |\n    prod\n  }", "{}"), "Deny"),
+        (deny.replace("{name: p}\n", "\n  name: p\nnamespace: prod\n"), mesh),
+        (deny.replace("{name: p}\n", "\nname: p\nnamespace: prod\n"), "Error ?/? AuthorizationPolicy Deny {}"),
+        // Texts that are torn.
+        (r#"{"metadata":{"name":"p","annotations":{"a":"ticket #12"}},"kind":"AuthorizationPolicy","apiVersion":"security.istio.io/v1","spec":{}"#.to_owned(), mesh),
+        (format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: c, namespace: a}}\n  {}", deny.replace('\n', "\n  ")), "Error ?/? AuthorizationPolicy Deny {}"),
+        ("kind: AuthorizationPolicy\nmetadata: {name: p, labels: {namespace: a}\n".to_owned(), mesh),
+        // Said twice, once as a dry run.
+        (policy("{name: p, annotations: {istio.io/dry-run: 'true', istio.io/dry-run: 'false'}}", "{}"), own),
+        // Half a header.
+        ("Kind: RequestAuthentication\nmetadata: {name: p}\n".to_owned(), "Deny"),
+        ("version: security.istio.io/v1\ntype: AuthorizationPolicy\n".to_owned(), "Deny"),
+        ("apiVersion: v1\nmetadata: {name: p}\nspec: {ports: [{port: 80}]}\n".to_owned(), "Error"),
+        (format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: c}}\n{}", deny.replace("kind", "Kind").replace("apiVersion", "apiversion")), "Deny"),
+        // What a Sidecar would fence, or lead elsewhere.
+        ("apiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {name: p}\nspec: {outboundTrafficPolicy: {}}\n".to_owned(), "Error"),
+        ("apiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {name: p}\nspec: {ingress: [{port: {number: 1}}]}\n".to_owned(), "Error"),
+    ] {
+        let told = closings(&text);
+        assert!(told.iter().any(|told| told.contains(closes)), "{text}\n{told:#?}");
+        assert!(read_text(&text).objects.is_empty(), "{text}");
+    }
+    let harmless = "apiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {name: p}\nspec: {egress: [{hosts: ['*/*']}]}\n";
+    assert_eq!(closings(harmless), ["1 Notice default/p Sidecar "]);
+}
+
+#[test]
+fn what_would_be_looked_at_again_for_each_of_its_parts_is_not() {
+    // Each of these would take minutes.
+    let list = |item: &str| {
+        format!(
+            "apiVersion: v1\nkind: List\nitems: [{}]\n",
+            [item].repeat(8000).join(", ")
+        )
+    };
+    let twice = format!("{STRICT}x:\n{}", "  a: 1\n".repeat(8000));
+    let torn = format!("[\n{}", "kind: PeerAuthentication\n".repeat(8000));
+    for (text, most) in [
+        (list("1"), 1),
+        (list("{kind: PeerAuthentication}"), 8000),
+        (twice, 41),
+        (torn, 1),
+        ("a: 1\n---\n".repeat(5000), 1001),
+    ] {
+        let count = read_text(&text).problems.len();
+        assert!((1..=most).contains(&count), "{count} of {}", &text[..40]);
+    }
 }

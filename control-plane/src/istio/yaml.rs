@@ -17,7 +17,7 @@ const MAX_NODES: usize = 100_000;
 pub(super) type Id = usize;
 
 /// A place within a document: line and column count from 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Mark {
     pub(super) line: u64,
     pub(super) column: u64,
@@ -40,9 +40,6 @@ pub(super) struct Tree<'t> {
 #[derive(Debug)]
 struct Node<'t> {
     mark: Mark,
-    /// Bytes of the document, from its first to behind its last.
-    from: usize,
-    to: usize,
     content: Content<'t>,
 }
 
@@ -87,7 +84,7 @@ impl<'t> Tree<'t> {
             nodes: builder.nodes,
             root,
         };
-        tree.merge();
+        tree.merge()?;
         Ok(tree)
     }
 
@@ -97,11 +94,6 @@ impl<'t> Tree<'t> {
 
     pub(super) fn mark(&self, id: Id) -> Mark {
         self.nodes[id].mark
-    }
-
-    /// The bytes of the document that a node takes.
-    pub(super) fn range(&self, id: Id) -> std::ops::Range<usize> {
-        self.nodes[id].from..self.nodes[id].to
     }
 
     /// A node's entries, if it is a mapping.
@@ -149,11 +141,8 @@ impl<'t> Tree<'t> {
     /// Makes a mapping of some of a mapping's entries.
     pub(super) fn part(&mut self, entries: &[(Id, Id)]) -> Id {
         let first = entries.first().map_or(self.root, |(key, _)| *key);
-        let (mark, from) = (self.mark(first), self.nodes[first].from);
         self.nodes.push(Node {
-            mark,
-            from,
-            to: from,
+            mark: self.mark(first),
             content: Content::Mapping(entries.to_vec()),
         });
         self.nodes.len() - 1
@@ -211,7 +200,7 @@ impl<'t> Tree<'t> {
                 }
             }
         }
-        found.sort_unstable_by_key(|(key, _)| self.nodes[*key].from);
+        found.sort_unstable_by_key(|(key, _)| self.mark(*key));
         found
     }
 
@@ -228,7 +217,7 @@ impl<'t> Tree<'t> {
     }
 
     /// Expands merge keys (`<<`): what a mapping says itself counts.
-    fn merge(&mut self) {
+    fn merge(&mut self) -> Result<(), SyntaxError> {
         for at in 0..self.nodes.len() {
             let Some(entries) = self.entries(at) else {
                 continue;
@@ -239,15 +228,52 @@ impl<'t> Tree<'t> {
             }
             let (merges, mut own): (Vec<_>, Vec<_>) =
                 entries.iter().partition(|(key, _)| is_merge(key));
+            let fail = |at: Id, message: &str| SyntaxError {
+                mark: self.mark(at),
+                message: message.to_owned(),
+            };
+            if let Some((again, _)) = merges.get(1) {
+                return Err(fail(*again, "`<<` stands in this mapping already"));
+            }
             let mut names: HashSet<_> = own.iter().map(|(key, _)| self.key_name(*key)).collect();
             for (_, value) in merges {
                 let sources = self.elements(value).map_or(vec![value], <[Id]>::to_vec);
                 for source in sources {
-                    let entries = self.entries(source).unwrap_or_default().iter();
+                    let not = || fail(source, "`<<` takes a mapping, or a list of mappings");
+                    let entries = self.entries(source).ok_or_else(not)?.iter();
                     own.extend(entries.filter(|(key, _)| names.insert(self.key_name(*key))));
                 }
             }
             self.nodes[at].content = Content::Mapping(own);
+        }
+        Ok(())
+    }
+
+    /// A node's text by itself, in flow style, aliases expanded. A scalar stays of its type.
+    pub(super) fn flow(&self, id: Id) -> String {
+        let list = |texts: Vec<String>| texts.join(", ");
+        match self.content(id) {
+            Content::Sequence(elements) => {
+                format!(
+                    "[{}]",
+                    list(elements.iter().map(|id| self.flow(*id)).collect())
+                )
+            }
+            Content::Mapping(entries) => {
+                let entry =
+                    |(key, value): &(Id, Id)| format!("{}: {}", self.flow(*key), self.flow(*value));
+                format!("{{{}}}", list(entries.iter().map(entry).collect()))
+            }
+            Content::Scalar { text, plain } => {
+                // What could be another type stays plain; the rest is a text either way.
+                let is_word = text
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b"+-.~".contains(&b));
+                match *plain && is_word {
+                    true => text.to_string(),
+                    false => serde_json::Value::from(text.as_ref()).to_string(),
+                }
+            }
         }
     }
 }
@@ -305,7 +331,6 @@ impl<'t> Builder<'t, '_> {
                 let Some(open) = self.open.pop() else {
                     return Ok(());
                 };
-                self.nodes[open.id].to = byte(&span.end);
                 let whole = (open.id, self.size - open.before);
                 self.anchors.insert(open.anchor, whole);
                 self.place(open.id).map_err(fail)
@@ -332,8 +357,6 @@ impl<'t> Builder<'t, '_> {
         self.bound(span)?;
         self.nodes.push(Node {
             mark: mark(&span.start),
-            from: byte(&span.start),
-            to: byte(&span.end),
             content,
         });
         Ok(self.nodes.len() - 1)
@@ -422,8 +445,4 @@ fn mark(marker: &granit_parser::Marker) -> Mark {
         line: marker.line() as u64,
         column: marker.col() as u64 + 1,
     }
-}
-
-fn byte(marker: &granit_parser::Marker) -> usize {
-    marker.byte_offset().unwrap_or_default()
 }

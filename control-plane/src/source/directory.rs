@@ -104,7 +104,7 @@ impl Walk {
             let name = entry.file_name().to_string_lossy().into_owned();
             let real = real.join(entry.file_name());
             match (name.starts_with('.'), is_yaml(&path)) {
-                (true, true) if kind.is_file() => skipped.push(name),
+                (true, true) if !kind.is_dir() => skipped.push(name),
                 (true, _) => {}
                 _ if kind.is_symlink() => self.links.push((path, depth)),
                 _ if kind.is_dir() => {
@@ -131,15 +131,17 @@ impl Walk {
     fn link(&mut self, path: &Path, depth: usize) {
         let real = match path.canonicalize() {
             Ok(real) => real,
-            Err(_) if !is_yaml(path) => return,
             Err(error) => {
+                // It may have been a directory: what it held is not to be taken for gone.
                 let text = format!("the link leads nowhere: {error}");
                 return self.unread(path, Severity::Error, text);
             }
         };
         let is_directory = real.is_dir();
         if !is_directory && !is_yaml(path) {
-            return self.files.skipped += 1;
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let at = path.parent().unwrap_or(path).to_owned();
+            return self.skip(&at, &[name.into_owned()]);
         }
         if !real.starts_with(&self.root) {
             let text = format!(
@@ -156,7 +158,8 @@ impl Walk {
                     self.unread(path, Severity::Error, text);
                 }
             }
-            false => self.file(path.to_owned(), real),
+            false if real.is_file() => self.file(path.to_owned(), real),
+            false => self.unread(path, Severity::Error, "is no file: not read".to_owned()),
         }
     }
 
@@ -208,6 +211,10 @@ pub(super) fn read(path: &Path, limits: &Limits, large: &mut Large) -> Result<St
     };
     let limit = limits.bytes;
     let about = std::fs::metadata(path).map_err(failed)?;
+    if !about.is_file() {
+        // One that never ends would be read for ever.
+        return Err(failed(io::Error::other("it is no file")));
+    }
     let (size, modified) = (about.len(), about.modified().ok());
     if size > limit as u64 {
         if let Some((before, at, known)) = large.get(path)
@@ -225,20 +232,22 @@ pub(super) fn read(path: &Path, limits: &Limits, large: &mut Large) -> Result<St
     }
     large.remove(path);
     let bytes = std::fs::read(path).map_err(failed)?;
-    String::from_utf8(bytes).map_err(|error| {
-        let (at, bytes) = (error.utf8_error().valid_up_to(), error.as_bytes());
-        let line = bytes[..at].iter().filter(|byte| **byte == b'\n').count() + 1;
-        let message = match is_utf16(bytes) {
-            true => "is UTF-16: save it as UTF-8".to_owned(),
-            false => format!("is not UTF-8: byte {at}, in line {line}"),
-        };
-        let hidden = shown_text(bytes).map_or_else(Vec::new, |text| shown(&text, limits));
-        Unreadable { message, hidden }
-    })
-}
-
-fn is_utf16(bytes: &[u8]) -> bool {
-    matches!(bytes, [0xff, 0xfe, ..] | [0xfe, 0xff, ..])
+    let message = match std::str::from_utf8(&bytes) {
+        _ if matches!(bytes[..], [0xff, 0xfe, ..] | [0xfe, 0xff, ..]) => {
+            "is UTF-16: save it as UTF-8".to_owned()
+        }
+        Ok(text) if text.contains('\0') => {
+            "holds zeros, as UTF-16 does: save it as UTF-8".to_owned()
+        }
+        Ok(text) => return Ok(text.to_owned()),
+        Err(error) => {
+            let at = error.valid_up_to();
+            let line = bytes[..at].iter().filter(|byte| **byte == b'\n').count() + 1;
+            format!("is not UTF-8: byte {at}, in line {line}")
+        }
+    };
+    let hidden = shown_text(&bytes).map_or_else(Vec::new, |text| shown(&text, limits));
+    Err(Unreadable { message, hidden })
 }
 
 /// The text of bytes that aren't UTF-8, as far as it is one, if it shows a security object.
@@ -362,6 +371,12 @@ mod tests {
         symlink(".git/f.yaml", at.0.join("f.yaml")).expect("a link");
         symlink("nowhere", at.0.join("dangling.yaml")).expect("a link");
         symlink("/", at.0.join("out")).expect("a link");
+        symlink("gone", at.0.join("policies")).expect("a link");
+        let pipe = std::process::Command::new("mkfifo")
+            .arg(at.0.join("pipe"))
+            .status();
+        assert!(pipe.expect("mkfifo").success());
+        symlink("pipe", at.0.join("pipe.yaml")).expect("a link");
         let files = walk(&at.0).expect("readable");
         assert_eq!(
             names(&at.0, &files),
@@ -381,9 +396,11 @@ mod tests {
                 "b Notice not read, since thei",
                 "dangling.yaml Error the link leads nowhe",
                 "out Error the link leads out o",
+                "pipe.yaml Error is no file: not read",
+                "policies Error the link leads nowhe",
             ]
         );
-        assert_eq!(files.skipped, 2);
+        assert_eq!(files.skipped, 3);
         assert_eq!(
             walk(&at.0.join("b/notes.txt")).expect("a file").read.len(),
             1

@@ -1,6 +1,6 @@
 //! Directories of YAML: watched, read after a moment of quiet, whole each time.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -92,17 +92,17 @@ impl Source {
     /// # Errors
     /// When the directory can't be watched.
     pub async fn run(
-        mut self,
+        self,
         publish: watch::Sender<State>,
         mut addresses: watch::Receiver<Arc<Addresses>>,
         mut draining: watch::Receiver<Arc<Draining>>,
     ) -> Result<(), String> {
         let (events, mut changed) = mpsc::unbounded_channel();
         let _watcher = watch_all(&self.options.paths, events)?;
-        self.read();
-        self.publish(&publish, &mut addresses, &mut draining);
+        let mut source = self.read_aside().await?;
+        source.publish(&publish, &mut addresses, &mut draining);
         loop {
-            let pause = self.emptied.values().min().map_or(REREAD, |since| {
+            let pause = source.emptied.values().min().map_or(REREAD, |since| {
                 (*since + EMPTY).saturating_duration_since(Instant::now()) + QUIET / 10
             });
             tokio::select! {
@@ -111,9 +111,9 @@ impl Source {
                         return Err("the watch on the directory ended".to_owned());
                     }
                     settle(&mut changed).await;
-                    self.read();
+                    source = source.read_aside().await?;
                 }
-                () = sleep(pause) => self.read(),
+                () = sleep(pause) => source = source.read_aside().await?,
                 resolved = addresses.changed() => {
                     // Addresses skip the quiet: nothing about them is half written.
                     if resolved.is_err() {
@@ -126,8 +126,19 @@ impl Source {
                     }
                 }
             }
-            self.publish(&publish, &mut addresses, &mut draining);
+            source.publish(&publish, &mut addresses, &mut draining);
         }
+    }
+
+    /// Reads everything on a thread that may wait: for a slow disk, or a large directory.
+    async fn read_aside(mut self) -> Result<Source, String> {
+        let reading = tokio::task::spawn_blocking(move || {
+            self.read();
+            self
+        });
+        reading
+            .await
+            .map_err(|error| format!("the reading of the configuration ended: {error}"))
     }
 
     /// Reads everything once, without watching.
@@ -181,10 +192,8 @@ impl Source {
             mut counts,
         } = applied;
         counts.skipped = skipped;
-        for problem in problems
-            .iter()
-            .filter(|problem| !self.problems.contains(problem))
-        {
+        let known: HashSet<&Problem> = self.problems.iter().collect();
+        for problem in problems.iter().filter(|problem| !known.contains(problem)) {
             match problem.severity {
                 Severity::Error => tracing::error!("{problem}"),
                 Severity::Warning => tracing::warn!("{problem}"),

@@ -1,7 +1,7 @@
 //! What runs of what was read: a broken object keeps its last good form, and security objects without one fail closed.
 //! Pure; whoever reads the files feeds it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -75,7 +75,8 @@ impl LastGood {
         let mut used: Vec<Arc<Object>> = read.objects.values().cloned().collect();
         // What runs comes first: where two objects claim the same thing, the newcomer is the one that is wrong.
         used.sort_by_key(|object| !self.runs(object));
-        let (mut mesh, mut problems) = compile(settings, &used, &read.broken, &read.pods);
+        let broken: Vec<Problem> = read.broken.values().flatten().cloned().collect();
+        let (mut mesh, mut problems) = compile(settings, &used, &broken, &read.pods);
         let failed: BTreeMap<Key, Problem> = (problems.iter())
             .filter(|problem| problem.severity == Severity::Error)
             .filter_map(|problem| Some((problem.key.clone()?, problem.clone())))
@@ -85,9 +86,9 @@ impl LastGood {
             used = (used.iter())
                 .filter_map(|object| self.fallback(object, &failed))
                 .collect();
-            let (again, more) = compile(settings, &used, &read.broken, &read.pods);
+            let (again, more) = compile(settings, &used, &broken, &read.pods);
             mesh = again;
-            let known = problems.clone();
+            let known: HashSet<Problem> = problems.iter().cloned().collect();
             problems.extend(more.into_iter().filter(|problem| !known.contains(problem)));
         }
         read.stale.extend(failed);
@@ -95,8 +96,10 @@ impl LastGood {
         self.keep(used, &rejected, now);
         read.problems.extend(problems);
         read.problems.sort_by(|a, b| a.place.cmp(&b.place));
-        let is_stale = |key: &Key| rejected.iter().any(|r| r.key == *key);
-        read.counts.objects = self.good.keys().filter(|key| !is_stale(key)).count();
+        let stale: HashSet<&Key> = rejected.iter().map(|rejected| &rejected.key).collect();
+        let is_stale = |key: &Key| stale.contains(key);
+        let in_force = self.good.values().filter(|good| !good.object.dry_run);
+        read.counts.objects = in_force.filter(|good| !is_stale(&good.object.key)).count();
         read.counts.rejected = rejected.len();
         self.rejected.clone_from(&rejected);
         Applied {
@@ -109,7 +112,7 @@ impl LastGood {
 
     fn runs(&self, object: &Object) -> bool {
         let good = self.good.get(&object.key);
-        good.is_some_and(|good| good.object.spec == object.spec)
+        good.is_some_and(|good| good.object.is_as(object))
     }
 
     fn fallback(
@@ -121,7 +124,7 @@ impl LastGood {
             return Some(Arc::clone(object));
         }
         let good = &self.good.get(&object.key)?.object;
-        (good.spec != object.spec).then(|| Arc::clone(good))
+        (!good.is_as(object)).then(|| Arc::clone(good))
     }
 
     /// The objects whose text is not in force after a reading of which `used` runs.
@@ -132,8 +135,9 @@ impl LastGood {
         mesh: &Mesh,
         now: SystemTime,
     ) -> Vec<Rejected> {
+        let before: BTreeMap<&Key, &Rejected> = self.rejected.iter().map(|r| (&r.key, r)).collect();
         let since = |key: &Key| {
-            let before = self.rejected.iter().find(|before| before.key == *key);
+            let before = before.get(key);
             let stale = || self.good.get(key).and_then(|good| good.stale);
             before
                 .map(|before| before.since)
@@ -156,7 +160,7 @@ impl LastGood {
                 good.map_or(Runs::Nothing, |good| Runs::LastGood(good.taken)),
             )
         });
-        let broken = read.broken.iter().filter_map(|problem| {
+        let broken = read.broken.values().flatten().filter_map(|problem| {
             let key = problem.key.as_ref()?;
             let runs = match &problem.closes {
                 None => Runs::Nothing,
@@ -175,7 +179,7 @@ impl LastGood {
             rejected.iter().map(|r| (&r.key, r.since)).collect();
         let keep = |object: Arc<Object>| {
             let before = self.good.get(&object.key);
-            let same = before.filter(|before| before.object.spec == object.spec);
+            let same = before.filter(|before| before.object.is_as(&object));
             let good = Good {
                 taken: same.map_or(now, |same| same.taken),
                 stale: stale.get(&object.key).copied(),
@@ -191,8 +195,8 @@ impl LastGood {
 #[derive(Default)]
 struct Read {
     objects: BTreeMap<Key, Arc<Object>>,
-    /// Problems of objects without a good form, the first of each.
-    broken: Vec<Problem>,
+    /// Problems of objects without a good form, the first of each that closes for the same.
+    broken: BTreeMap<Key, Vec<Problem>>,
     /// Problems of objects whose good form runs on, the first of each.
     stale: BTreeMap<Key, Problem>,
     problems: Vec<Problem>,
@@ -242,49 +246,63 @@ impl Read {
     }
 
     fn take(&mut self, object: Object) {
-        // A good form that a broken text left in place gives way to a good text elsewhere.
-        let first = self
-            .objects
-            .get(&object.key)
-            .filter(|_| !self.stale.contains_key(&object.key));
-        if let Some(first) = first {
-            self.problems.push(Problem {
-                message: format!("stands at {} as well; that one is used", first.place),
-                place: object.place,
-                key: Some(object.key),
-                closes: None,
-                severity: Severity::Error,
-            });
-            return;
+        // A good form that a broken text left in place gives way to a good text elsewhere; what that text closes stays closed.
+        match (
+            self.stale.remove(&object.key),
+            self.objects.get(&object.key),
+        ) {
+            (Some(problem), _) => self.break_beside(problem),
+            (None, Some(first)) => {
+                self.problems.push(Problem {
+                    message: format!("stands at {} as well; that one is used", first.place),
+                    place: object.place,
+                    key: Some(object.key),
+                    closes: None,
+                    severity: Severity::Error,
+                });
+                return;
+            }
+            (None, None) => {}
         }
-        self.stale.remove(&object.key);
         self.objects.insert(object.key.clone(), Arc::new(object));
     }
 
     fn keep(&mut self, key: &Key, problem: &Problem, good: &BTreeMap<Key, Good>) {
-        if self.objects.contains_key(key) {
-            return;
+        match (self.objects.contains_key(key), good.get(key)) {
+            (true, _) if self.stale.contains_key(key) => {}
+            (true, _) => self.break_beside(problem.clone()),
+            (false, Some(good)) => {
+                self.objects.insert(key.clone(), Arc::clone(&good.object));
+                self.stale.insert(key.clone(), problem.clone());
+            }
+            (false, None) => self.break_new(key, problem),
         }
-        if let Some(good) = good.get(key) {
-            self.objects.insert(key.clone(), Arc::clone(&good.object));
-            self.stale.insert(key.clone(), problem.clone());
-            return;
+    }
+
+    /// Takes a broken text beside a good one of the same name: nobody knows which was meant, so what it closes is closed.
+    fn break_beside(&mut self, problem: Problem) {
+        if let Some(key) = problem.key.clone().filter(|_| problem.closes.is_some()) {
+            self.break_new(&key, &problem);
         }
-        let own = self.broken.iter_mut().find(|known| {
+    }
+
+    fn break_new(&mut self, key: &Key, problem: &Problem) {
+        let own = self.broken.entry(key.clone()).or_default();
+        let same = own.iter_mut().find(|known| {
             let says_more = known.closes.is_some() && problem.closes.is_some();
-            known.key.as_ref() == Some(key) && (known.closes == problem.closes || !says_more)
+            known.closes == problem.closes || !says_more
         });
-        match own {
+        match same {
             Some(known) if known.closes.is_none() => known.closes.clone_from(&problem.closes),
             Some(_) => {}
-            None => self.broken.push(problem.clone()),
+            None => own.push(problem.clone()),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::UNIX_EPOCH;
+    use std::time::{Duration, UNIX_EPOCH};
 
     use super::*;
     use crate::istio::{Limits, read};
@@ -394,6 +412,56 @@ mod tests {
         };
         assert_eq!((of("x"), of("y")), (1, 0));
         assert!(mesh.policies[0].denies);
+    }
+
+    #[test]
+    fn a_broken_text_beside_a_good_one_of_its_name_closes_in_either_order() {
+        let good = STRICT.replace("STRICT", "PERMISSIVE");
+        let broken = STRICT.replace("STRICT", "STRICKT");
+        for files in [
+            [("a.yaml", &good), ("b.yaml", &broken)],
+            [("a.yaml", &broken), ("b.yaml", &good)],
+        ] {
+            let files = files.map(|(name, text)| (name, text.as_str()));
+            let mut last = LastGood::default();
+            for _ in 0..2 {
+                let (mesh, _) = apply(&mut last, &files);
+                let mode = mesh.mode("default", &Labels::default(), None).0;
+                assert_eq!(mode, Mode::Strict, "{files:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_in_force_is_told_with_its_times() {
+        let at = |seconds: u64| UNIX_EPOCH + Duration::from_secs(seconds);
+        let mut last = LastGood::default();
+        let standing = |last: &mut LastGood, files: &[(&str, &str)], now: u64| -> Vec<String> {
+            let rejected = apply_at(last, files, at(now)).rejected;
+            rejected
+                .iter()
+                .map(|one| format!("{} {}", one.key, one.standing()))
+                .collect()
+        };
+        assert!(standing(&mut last, &[("p.yaml", STRICT)], 0).is_empty());
+        assert!(standing(&mut last, &[("p.yaml", STRICT)], 10).is_empty());
+        let broken = STRICT.replace("STRICT", "STRICKT");
+        for now in [20, 30] {
+            let told = standing(&mut last, &[("p.yaml", &broken)], now);
+            let of = "default/p PeerAuthentication runs the form of 1970-01-01T00:00:00Z, since 1970-01-01T00:00:20Z: ";
+            assert!(told.len() == 1 && told[0].starts_with(of), "{told:?}");
+        }
+        // Its file can't be read: what it held runs on, for that reason.
+        let told = standing(&mut last, &[("p.yaml", "a: [")], 40);
+        assert!(
+            told.len() == 1 && told[0].contains("since 1970-01-01T00:00:20Z: "),
+            "{told:?}"
+        );
+        assert!(standing(&mut last, &[("p.yaml", STRICT)], 50).is_empty());
+        // Without a good form it closes.
+        let told = standing(&mut LastGood::default(), &[("p.yaml", &broken)], 60);
+        let of = "default/p PeerAuthentication requires mutual TLS of namespace default, since 1970-01-01T00:01:00Z: ";
+        assert!(told.len() == 1 && told[0].starts_with(of), "{told:?}");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use leno_proto::type_url::{ALL, CLUSTER, LISTENER};
 
 use super::{Dialog, Lookup, MAX_NAME, MAX_NAMES};
 use crate::mesh::Client;
-use crate::translate::Answer;
+use crate::translate::{Answer, INBOUND};
 
 /// The name that asks for everything.
 const ANY: &str = "*";
@@ -42,6 +42,8 @@ pub struct Connection {
     /// Types of which the client asked for everything there is.
     wildcards: BTreeSet<&'static str>,
     refused: BTreeMap<(String, String), Refused>,
+    /// The version of the inbound Listener that the client took last, or says that it holds.
+    inbound: Option<String>,
     nonce: u64,
     /// What the last responses held, by nonce, until they are answered.
     sent: HashMap<String, Vec<(&'static str, String, String)>>,
@@ -88,7 +90,11 @@ impl Dialog for Connection {
             if names.len() >= MAX_NAMES || name.len() > MAX_NAME || name == ANY {
                 continue;
             }
-            names.insert(name.clone(), held(request, name));
+            let held = held(request, name);
+            if let (LISTENER, INBOUND, Said::Version(version)) = (type_url, name.as_str(), &held) {
+                self.inbound = Some(version.clone());
+            }
+            names.insert(name.clone(), held);
             fresh.insert((type_url, name.clone()));
         }
         let fresh = self.with_chains(fresh, lookup);
@@ -114,6 +120,10 @@ impl Dialog for Connection {
 
     fn refused(&self) -> Vec<&Refused> {
         self.refused.values().collect()
+    }
+
+    fn inbound(&self) -> Option<&str> {
+        self.inbound.as_deref()
     }
 
     fn is_settled(&self) -> bool {
@@ -224,7 +234,12 @@ impl Connection {
                     };
                     self.refused.insert(key, refusal);
                 }
-                None => drop(self.refused.remove(&key)),
+                None => {
+                    self.refused.remove(&key);
+                    if (type_url, name.as_str()) == (LISTENER, INBOUND) {
+                        self.inbound = Some(version);
+                    }
+                }
             }
         }
     }

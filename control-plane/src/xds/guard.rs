@@ -1,6 +1,7 @@
 //! What lets callers in at one client: the inbound Listener as it is meant, or, where the client refuses a change of who gets
 //! in, one that lets nothing in. A client that goes on with what it had would leave open what was just closed.
 
+use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use leno_proto::leno::Refused;
@@ -8,18 +9,45 @@ use leno_proto::type_url::LISTENER;
 
 use crate::translate::INBOUND;
 
+/// Versions of inbound Listeners that are remembered.
+const MAX_KNOWN: usize = 50_000;
+
+/// What protects in inbound Listeners, by their versions: of all clients, so that one which comes back is known by what it holds.
+#[derive(Debug, Default)]
+pub(super) struct Guards(Mutex<HashMap<String, String>>);
+
+impl Guards {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn insert(&self, version: &str, guard: &str) {
+        let mut known = self.lock();
+        if known.len() >= MAX_KNOWN {
+            known.clear();
+        }
+        if known.get(version).is_none_or(|known| known != guard) {
+            known.insert(version.to_owned(), guard.to_owned());
+        }
+    }
+
+    fn get(&self, version: &str) -> Option<String> {
+        self.lock().get(version).cloned()
+    }
+}
+
 /// The state of one client's inbound Listener.
 #[derive(Debug, Default)]
 pub(super) struct Guard(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// The Listener that is meant: its version, and that of what protects in it.
-    offered: Option<(String, String)>,
-    /// What protects in the last one that the client took.
-    taken: Option<String>,
-    /// The version that it refused, and why, while that is the one that is meant.
-    refused: Option<(String, String)>,
+    /// The version that is meant.
+    meant: Option<String>,
+    /// Why it refused that, while it is the one that is meant.
+    refused: Option<String>,
+    /// The version that lets nothing in, and why it refused that as well, if it did.
+    closed: Option<(String, Option<String>)>,
 }
 
 impl Guard {
@@ -29,41 +57,64 @@ impl Guard {
 
     /// Notes that the Listener is meant to be of this `version`, with this `guard` in it. True when the client refused that,
     /// and is to be closed.
-    pub(super) fn is_refused(&self, version: &str, guard: &str) -> bool {
+    pub(super) fn is_refused(&self, guards: &Guards, version: &str, guard: &str) -> bool {
+        guards.insert(version, guard);
         let mut state = self.state();
-        state.offered = Some((version.to_owned(), guard.to_owned()));
-        if state.refused.as_ref().is_some_and(|(of, _)| of != version) {
-            state.refused = None;
+        if state.meant.as_deref() != Some(version) {
+            *state = State {
+                meant: Some(version.to_owned()),
+                ..State::default()
+            };
         }
         state.refused.is_some()
     }
 
-    /// Looks at what the client refuses; `is_settled` when it has answered everything. True when it is to be closed from now on.
-    pub(super) fn judge(&self, refused: &[&Refused], is_settled: bool) -> bool {
+    /// Notes the version that lets nothing in.
+    pub(super) fn closes(&self, version: &str) {
         let mut state = self.state();
-        let Some((version, guard)) = state.offered.clone() else {
+        if state
+            .closed
+            .as_ref()
+            .is_none_or(|(known, _)| known != version)
+        {
+            state.closed = Some((version.to_owned(), None));
+        }
+    }
+
+    /// Looks at what the client refuses, and at the version that it `took` last. True when it is to be closed from now on.
+    pub(super) fn judge(&self, guards: &Guards, refused: &[&Refused], took: Option<&str>) -> bool {
+        let mut state = self.state();
+        let is_inbound = |r: &&&Refused| r.r#type == LISTENER && r.name == INBOUND;
+        let (Some(meant), Some(refused)) = (state.meant.clone(), refused.iter().find(is_inbound))
+        else {
             return false;
         };
-        let is_inbound = |r: &&&Refused| r.r#type == LISTENER && r.name == INBOUND;
-        let refused = refused.iter().find(is_inbound);
-        match refused.filter(|refused| refused.version == version) {
-            Some(_) if state.taken.as_ref() == Some(&guard) => false,
-            Some(refused) => {
-                let before = state.refused.replace((version, refused.reason.clone()));
-                before.is_none()
-            }
-            None => {
-                if is_settled && state.refused.is_none() {
-                    state.taken = Some(guard);
-                }
-                false
-            }
+        if let Some((closed, why)) = &mut state.closed
+            && *closed == refused.version
+        {
+            *why = Some(refused.reason.clone());
         }
+        let took = took.and_then(|version| guards.get(version));
+        // What protects in what it has is what is meant: it goes on with that.
+        let is_same = took.is_some() && took == guards.get(&meant);
+        if refused.version != meant || is_same {
+            return false;
+        }
+        state.refused.replace(refused.reason.clone()).is_none()
     }
 
     /// Why the client is closed, if it is.
     pub(super) fn closed(&self) -> Option<String> {
-        self.state().refused.as_ref().map(|(_, why)| why.clone())
+        let state = self.state();
+        let why = state.refused.as_ref()?;
+        Some(match &state.closed {
+            Some((_, Some(again))) => {
+                format!(
+                    "{why}; AND IT REFUSES TO BE CLOSED, so it goes on with what it had: {again}"
+                )
+            }
+            _ => why.clone(),
+        })
     }
 }
 
@@ -83,33 +134,60 @@ mod tests {
 
     #[test]
     fn a_client_that_refuses_who_gets_in_is_closed_until_that_changes() {
-        let guard = Guard::default();
-        let meant = |version: &str, guards: &str| guard.is_refused(version, guards);
+        let (guards, guard) = (Guards::default(), Guard::default());
+        let meant = |version: &str, own: &str| guard.is_refused(&guards, version, own);
+        let judge = |refused: &[&Refused], took| guard.judge(&guards, refused, took);
         assert!(!meant("1", "open"));
-        assert!(!guard.judge(&[], true), "it takes the first");
+        assert!(!judge(&[], Some("1")), "it takes the first");
         // What protects stays as it is: the client goes on with what it has.
         assert!(!meant("2", "open"));
-        assert!(!guard.judge(&[&refuses("2")], true) && guard.closed().is_none());
+        assert!(!judge(&[&refuses("2")], Some("1")) && guard.closed().is_none());
         assert!(!meant("3", "deny"));
         assert!(
-            guard.judge(&[&refuses("3")], true),
+            judge(&[&refuses("3")], Some("1")),
             "a change of who gets in"
         );
-        assert!(!guard.judge(&[&refuses("3")], true), "once");
+        assert!(!judge(&[&refuses("3")], Some("1")), "once");
         assert!(meant("3", "deny"), "it is closed");
+        guard.closes("closed");
         assert_eq!(guard.closed().as_deref(), Some("no"));
         // An answer to the closed form is no word on the one that is meant.
-        assert!(!guard.judge(&[], true));
+        assert!(!judge(&[], Some("closed")));
         assert!(meant("3", "deny"));
-        assert!(!meant("4", "deny"), "another one is tried");
-        assert!(!guard.judge(&[], true) && guard.closed().is_none());
+        assert!(!meant("4", "open"), "another one is tried");
+        assert!(!judge(&[], Some("closed")) && guard.closed().is_none());
+        // It is refused as well, while the client lets nothing in: it stays so, and that is told.
+        assert!(judge(&[&refuses("4")], Some("closed")));
+        assert!(meant("4", "open"));
     }
 
     #[test]
-    fn a_client_that_never_took_one_is_closed_as_well() {
-        let guard = Guard::default();
-        assert!(!guard.judge(&[], true), "nothing was asked for");
-        assert!(!guard.is_refused("1", "deny"));
-        assert!(guard.judge(&[&refuses("1")], false));
+    fn a_client_that_never_took_one_is_closed_and_one_that_comes_back_is_known() {
+        let guards = Guards::default();
+        let fresh = Guard::default();
+        assert!(!fresh.judge(&guards, &[], None), "nothing was asked for");
+        assert!(!fresh.is_refused(&guards, "1", "deny"));
+        assert!(fresh.judge(&guards, &[&refuses("1")], None));
+        let back = Guard::default();
+        assert!(!back.is_refused(&guards, "2", "deny"));
+        assert!(
+            !back.judge(&guards, &[&refuses("2")], Some("1")),
+            "it holds as much"
+        );
+    }
+
+    #[test]
+    fn a_client_that_refuses_to_be_closed_is_not_said_to_be() {
+        let (guards, guard) = (Guards::default(), Guard::default());
+        assert!(!guard.is_refused(&guards, "1", "deny"));
+        assert!(guard.judge(&guards, &[&refuses("1")], None));
+        guard.closes("closed");
+        assert!(!guard.judge(&guards, &[&refuses("closed")], None));
+        assert!(
+            guard
+                .closed()
+                .expect("told")
+                .contains("REFUSES TO BE CLOSED")
+        );
     }
 }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::guard::Guard;
+use super::guard::{Guard, Guards};
 use super::lifecycle::Drains;
 use super::workloads::{Seat, Workloads};
 use super::{Dialog, Lookup};
@@ -32,6 +32,7 @@ pub struct Hub {
     taken: watch::Sender<BTreeMap<u64, (u64, String)>>,
     pub(super) drains: Drains,
     pub(super) workloads: Workloads,
+    pub(super) guards: Guards,
 }
 
 /// A stream that is open.
@@ -53,6 +54,7 @@ impl Hub {
             taken: watch::Sender::default(),
             drains,
             workloads: Workloads::default(),
+            guards: Guards::default(),
         }
     }
 
@@ -251,9 +253,13 @@ impl View<'_> {
         let inbound = Inbound::new(self.world(), self.node);
         match (&inbound.meant, &inbound.guard) {
             (Answer::Present(_, version), Answer::Present(_, guard))
-                if self.guard.is_refused(version, guard) =>
+                if self.guard.is_refused(&self.hub.guards, version, guard) =>
             {
-                inbound.closed()
+                let closed = inbound.closed();
+                if let Answer::Present(_, version) = &closed {
+                    self.guard.closes(version);
+                }
+                closed
             }
             _ => inbound.meant,
         }

@@ -58,6 +58,8 @@ pub trait Dialog: Default + Send + Sync {
     fn changed(&mut self, lookup: &dyn Lookup) -> Vec<Self::Response>;
     /// What the client refuses now.
     fn refused(&self) -> Vec<&Refused>;
+    /// The version of the inbound Listener that the client took last.
+    fn inbound(&self) -> Option<&str>;
     /// Whether the client has answered everything that it was sent.
     fn is_settled(&self) -> bool;
     /// What it was sent of what it asks for: type, name, version.

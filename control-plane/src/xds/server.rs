@@ -218,9 +218,8 @@ impl<D: Dialog> Pump<D> {
 
     /// Closes the client's inbound where it refuses a change of who gets in.
     fn judge(&self, connection: &mut D, proxy: &Proxy<'_>, mesh: &Mesh) -> Vec<D::Response> {
-        let is_new = proxy
-            .guard
-            .judge(&connection.refused(), connection.is_settled());
+        let (refused, took) = (connection.refused(), connection.inbound());
+        let is_new = proxy.guard.judge(&self.hub.guards, &refused, took);
         let closed = proxy.guard.closed();
         self.metrics
             .set_closed(self.number, closed.as_ref().map(|_| proxy.name));

@@ -14,7 +14,7 @@ use leno_proto::pb::google::rpc::Status;
 use leno_proto::type_url::{ALL, CLUSTER, LISTENER};
 
 use super::{Dialog, Lookup, MAX_NAME, MAX_NAMES};
-use crate::translate::Answer;
+use crate::translate::{Answer, INBOUND};
 
 /// Resources by name, with their versions.
 type Set = BTreeMap<String, (String, Any)>;
@@ -129,6 +129,14 @@ impl Dialog for StateOfTheWorld {
     fn refused(&self) -> Vec<&Refused> {
         let types = self.types.values();
         types.flat_map(|state| state.refused.values()).collect()
+    }
+
+    fn inbound(&self) -> Option<&str> {
+        let listeners = self.types.get(LISTENER)?;
+        listeners
+            .accepted
+            .get(INBOUND)
+            .map(|(version, _)| version.as_str())
     }
 
     fn is_settled(&self) -> bool {

@@ -1,0 +1,55 @@
+//! What counts of objects whose kinds aren't read: what a `Sidecar` object fences, and the pods that others make.
+
+use super::header::labels_at;
+use super::yaml::{Id, Tree};
+use super::{Key, Pods};
+
+/// What a `Sidecar` object of Istio's keeps its workloads from, or leads elsewhere, where it does: Leno doesn't.
+pub(super) fn fence(tree: &Tree<'_>, root: Id) -> Option<String> {
+    let list = |name: &str| {
+        let list = tree.find(root, &["spec", name]);
+        list.and_then(|list| tree.elements(list))
+            .unwrap_or_default()
+    };
+    let policy = tree.find(root, &["spec", "outboundTrafficPolicy"]);
+    // REGISTRY_ONLY is what a policy says that doesn't say its mode.
+    let mode = policy.map(|policy| tree.get(policy, "mode").and_then(|mode| tree.text(mode)));
+    if mode.is_some_and(|mode| mode != Some("ALLOW_ANY")) {
+        return Some("Sidecar is not supported: its REGISTRY_ONLY is not in force; use `leno serve --outbound-traffic-policy REGISTRY_ONLY`".to_owned());
+    }
+    let hosts = list("egress")
+        .iter()
+        .filter_map(|listener| tree.get(*listener, "hosts"));
+    let mut hosts = hosts.flat_map(|hosts| tree.elements(hosts).unwrap_or_default());
+    if hosts.any(|host| tree.text(*host) != Some("*/*")) {
+        return Some("Sidecar is not supported: its egress hosts fence nobody in; say who may call in an AuthorizationPolicy of the callee".to_owned());
+    }
+    let has_ingress = !list("ingress").is_empty();
+    has_ingress.then(|| "Sidecar is not supported: its ingress listeners are not in force; use `leno-proxy run --inbound`".to_owned())
+}
+
+/// The pods that an object makes.
+pub(super) fn pods(tree: &Tree<'_>, root: Id, key: &Key) -> Option<Pods> {
+    let path: &[&str] = match key.kind.as_str() {
+        "Pod" => &["metadata", "labels"],
+        "Deployment"
+        | "StatefulSet"
+        | "DaemonSet"
+        | "ReplicaSet"
+        | "ReplicationController"
+        | "Job" => &["spec", "template", "metadata", "labels"],
+        "CronJob" => &[
+            "spec",
+            "jobTemplate",
+            "spec",
+            "template",
+            "metadata",
+            "labels",
+        ],
+        _ => return None,
+    };
+    Some(Pods {
+        key: key.clone(),
+        labels: labels_at(tree, root, path),
+    })
+}

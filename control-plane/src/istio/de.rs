@@ -99,7 +99,7 @@ impl de::Error for Fault {
 
 /// Reads `root` as a `T`; otherwise every mistake in it, in the order of the text.
 ///
-/// Where a mistake is found, its node is taken out and the rest is read again. What is wrong only because something was
+/// The node of a mistake is taken out, and the rest is read again. What is wrong only because something was
 /// taken out is no mistake of its author.
 pub(super) fn read<T: DeserializeOwned>(
     tree: &mut Tree<'_>,

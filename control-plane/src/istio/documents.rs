@@ -95,9 +95,14 @@ pub fn hidden(text: &str, limits: &Limits) -> Vec<Hidden> {
         });
         match (&mut tree, objects.flatten()) {
             (Some(tree), Some(objects)) => {
+                let before = found.len();
                 for object in objects {
                     read(tree, object, &mut found);
                 }
+                // One may stand in another's fields. Labels of other objects name the group as well.
+                let guess =
+                    guess(fragment).filter(|_| found.len() == before && names_a_kind(fragment));
+                found.extend(guess);
             }
             _ => found.extend(guess(fragment)),
         }
@@ -224,6 +229,14 @@ fn guess(text: &str) -> Option<Hidden> {
             name: only("name").unwrap_or_default(),
         },
     })
+}
+
+/// True when a text names a kind that protects, outside comments.
+fn names_a_kind(text: &str) -> bool {
+    let mut lines = text
+        .lines()
+        .filter(|line| !line.trim_start().starts_with('#'));
+    lines.any(|line| PROTECTING.iter().any(|kind| line.contains(kind)))
 }
 
 /// True when the `namespace` of a text stands in its metadata, as far as that can be told: below it, or behind it with nothing

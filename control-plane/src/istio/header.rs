@@ -1,4 +1,4 @@
-//! What an object says of itself and of the workloads that it is for, whatever its kind.
+//! The header of an object of any kind, and the workloads that it is for.
 
 use std::collections::BTreeMap;
 
@@ -29,7 +29,7 @@ pub(super) const METADATA: [&str; 15] = [
     "selfLink",
 ];
 
-/// What every object says of itself, whatever its kind.
+/// The header of an object of any kind.
 pub(super) struct Header<'a> {
     pub(super) api_version: Option<&'a str>,
     pub(super) kind: Option<&'a str>,
@@ -138,7 +138,7 @@ fn selector(tree: &Tree<'_>, root: Id) -> BTreeMap<String, String> {
     }
 }
 
-/// What the security object at a node does until it can be read.
+/// The closing of the security object at a node, until it can be read.
 pub(super) fn closes(tree: &Tree<'_>, root: Id, how: Closed) -> Closes {
     let is_for_the_mesh = header(tree, root).namespace.is_none();
     Closes {

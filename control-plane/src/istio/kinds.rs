@@ -28,7 +28,7 @@ pub(super) enum Kind {
     AuthorizationPolicy,
 }
 
-/// What an object without a good form does for its workloads.
+/// The effect of a security object without a good form on its workloads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Closed {
     /// Mutual TLS is required.
@@ -38,7 +38,7 @@ pub enum Closed {
 }
 
 impl Closed {
-    /// What an object of `kind` that isn't in force does: none for one that restricts nobody.
+    /// The effect of an object of `kind` that isn't in force; none of one that restricts nobody.
     pub(super) fn by(kind: &str) -> Option<Closed> {
         match kind {
             "PeerAuthentication" => Some(Closed::Strict),
@@ -48,7 +48,7 @@ impl Closed {
     }
 }
 
-/// What is made of an object, by its `apiVersion` and `kind`.
+/// The use of an object, by its `apiVersion` and `kind`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Class {
     /// It is read.
@@ -59,7 +59,7 @@ pub(super) enum Class {
     Unread {
         severity: Severity,
         message: String,
-        /// What it does until it can be read.
+        /// Its effect until it can be read.
         closed: Option<Closed>,
     },
 }
@@ -198,7 +198,7 @@ const READ: [(&str, &str, &[&str], Kind); 7] = [
 const V1: [&str; 3] = ["v1", "v1beta1", "v1alpha3"];
 const V1BETA1: [&str; 2] = ["v1", "v1beta1"];
 
-/// What is made of an object that says it is a `kind` of `api_version`; either may be missing.
+/// Classifies an object that says it is a `kind` of `api_version`; either may be missing.
 pub(super) fn classify(api_version: Option<&str>, kind: Option<&str>) -> Class {
     let error = |message: String, closed: Option<Closed>| Class::Unread {
         severity: Severity::Error,
@@ -238,7 +238,7 @@ pub(super) fn classify(api_version: Option<&str>, kind: Option<&str>) -> Class {
     unknown(api_version, group, kind)
 }
 
-/// What is made of a document with half a header: a chart's description and its values have one, too.
+/// Classifies a document with half a header: a chart's description and its values have one, too.
 fn half(api_version: Option<&str>, kind: Option<&str>) -> Class {
     let group = api_version.map(|version| version.rsplit_once('/').map_or("", |(group, _)| group));
     let groups = READ
@@ -273,7 +273,7 @@ fn half(api_version: Option<&str>, kind: Option<&str>) -> Class {
     }
 }
 
-/// What is made of a kind that its group doesn't have, as far as Leno knows.
+/// Classifies a kind that its group doesn't have, as far as Leno knows.
 fn unknown(api_version: &str, group: &str, kind: &str) -> Class {
     let error = |message: String, closed: Option<Closed>| Class::Unread {
         severity: Severity::Error,
@@ -333,7 +333,7 @@ fn is_lost(group: &str, kind: &str) -> bool {
     !is_foreign && nearest(kind, PROTECTING.into_iter()).is_some()
 }
 
-/// What a security object of a kind that there isn't does: what the kind that was meant would do.
+/// The effect of a security object whose kind there isn't: that of the kind that was meant.
 pub(super) fn closed_near(kind: &str) -> Closed {
     let near = nearest(kind, PROTECTING.into_iter());
     near.and_then(Closed::by).unwrap_or(Closed::Deny)

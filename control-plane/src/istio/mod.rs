@@ -117,7 +117,7 @@ impl Object {
         self.spec == other.spec && self.dry_run == other.dry_run
     }
 
-    /// What it does when it can't be used after all, if it protects.
+    /// Its closing when it can't be used after all, if it protects.
     fn closes(&self) -> Option<Closes> {
         let selector = match &self.spec {
             Spec::PeerAuthentication(said) => &said.selector,
@@ -168,10 +168,10 @@ pub struct Problem {
     pub message: String,
 }
 
-/// What a security object that isn't in force does until it is.
+/// The closing of a security object that isn't in force, until it is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Closes {
-    /// What it does.
+    /// The effect.
     pub how: Closed,
     /// Labels that it selects; none stands for its whole namespace.
     pub selector: BTreeMap<String, String>,
@@ -235,12 +235,12 @@ impl TryFrom<SaidSelector> for Selector {
     }
 }
 
-/// What a file holds.
+/// The contents of a file.
 #[derive(Debug, Default)]
 pub struct Contents {
     /// Objects that can be read.
     pub objects: Vec<Object>,
-    /// What is wrong with the others, or worth a word.
+    /// Mistakes in the others, and what is worth a word.
     pub problems: Vec<Problem>,
     /// Pods that objects make which aren't read otherwise.
     pub pods: Vec<Pods>,

@@ -308,8 +308,7 @@ impl Reader<'_> {
         closed: Option<Closed>,
     ) {
         let (key, mark) = (header(tree, root).key(), tree.mark(root));
-        let items = items(tree, root);
-        if items.is_some() && !self.hidden(text).is_empty() {
+        if tree.get(root, "items").is_some() && !self.hidden(text).is_empty() {
             // A list that is cut off, or whose kind has a slip.
             let message = format!("{message}; this stands among its items");
             return self.unreadable(mark, &message, text);
@@ -531,7 +530,9 @@ impl Reader<'_> {
     fn no_object(&mut self, tree: &Tree<'_>, root: Id, text: &str) {
         let mark = tree.mark(root);
         let message = "this is no object: it has no apiVersion and no kind";
-        let entries = tree.entries(root).filter(|_| items(tree, root).is_none());
+        let entries = tree
+            .entries(root)
+            .filter(|_| tree.get(root, "items").is_none());
         let Some(entries) = entries else {
             return match self.hidden(text).is_empty() {
                 true => self.problem(Severity::Notice, mark, None, message.to_owned()),

@@ -613,6 +613,7 @@ fn what_only_seems_to_be_read_is_an_error() {
         ("apiVersion: v1\nkind: List\nitems: []\nspec: {action: DENY, rules: [{}]}\n".to_owned(), "Error"),
         ("apiVersion: security.istio.io/v1\nkind: AuthorizationPolicyList\nitems:\n- metadata: {name: p}\n  spec: {action: DENY}\n".to_owned(), own),
         ("apiVersion: v1\nkind: List\nitems:\n- metadata: {name: p}\n".to_owned(), "Error"),
+        (format!("apiVersion: v1\nitems:\n  {}\n", deny.trim_end().replace('\n', "\n  ")), "Deny"),
         // Merge keys that merge nothing.
         (policy("{name: p}", "{<<: '*strict'}"), "Deny"),
         (policy("{name: p}", "{action: ALLOW, rules: [{<<: '*only-admin'}]}"), "Deny"),

@@ -1,10 +1,10 @@
-//! What counts of objects whose kinds aren't read: what a `Sidecar` object fences, and the pods that others make.
+//! Objects of kinds that aren't read, as far as they count: a `Sidecar`'s fence, and the pods that others make.
 
 use super::header::labels_at;
 use super::yaml::{Id, Tree};
 use super::{Key, Pods};
 
-/// What a `Sidecar` object of Istio's keeps its workloads from, or leads elsewhere, where it does: Leno doesn't.
+/// The fence of a `Sidecar` object, or its detour, which Leno doesn't put up; none of one that has neither.
 pub(super) fn fence(tree: &Tree<'_>, root: Id) -> Option<String> {
     let list = |name: &str| {
         let list = tree.find(root, &["spec", name]);

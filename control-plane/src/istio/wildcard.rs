@@ -46,7 +46,7 @@ impl Wildcard {
     }
 }
 
-/// What is wrong with a string of a rule.
+/// A flaw of a string in a rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Flaw {
     /// It can match nothing.

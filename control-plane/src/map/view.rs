@@ -35,7 +35,7 @@ pub fn render(book: &Book, state: &State, proxies: &[Value], now: Instant) -> Va
     })
 }
 
-/// What `leno status` shows: the proxies of the map `mesh`, and what became of the configuration.
+/// The answer to `leno status`: the proxies of the map `mesh`, and what became of the configuration.
 pub fn status(mesh: &Value, state: &State) -> Value {
     let problems = state.problems.iter().map(ToString::to_string);
     json!({

@@ -32,7 +32,7 @@ const LONGEST: usize = 21;
 pub(super) struct Files {
     /// Those that are read, in their order.
     pub(super) read: BTreeSet<PathBuf>,
-    /// What isn't, or can't be: the path, and why.
+    /// Paths that aren't read, or can't be, each with the reason.
     pub(super) unread: Vec<(PathBuf, Severity, String)>,
     /// Files that aren't read since nothing in their names says that they are YAML.
     pub(super) skipped: usize,

@@ -217,7 +217,7 @@ impl Source {
         self.complete = true;
     }
 
-    /// What there is, and how many files were left out.
+    /// The contents of all files, and how many were left out.
     fn read_all(&mut self) -> Result<(Reading, usize), Problem> {
         let mut files = Files::default();
         for path in &self.options.paths {

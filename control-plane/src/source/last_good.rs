@@ -11,7 +11,7 @@ use super::{Counts, Rejected, Runs};
 use crate::istio::{Contents, Key, Object, Pods, Problem, Severity};
 use crate::mesh::Mesh;
 
-/// What a reading of the source gave, file by file. A directory that can't be read stands for all below it.
+/// The contents of each file. A directory that can't be read stands for all below it.
 pub type Reading = BTreeMap<Arc<PathBuf>, Contents>;
 
 /// Workloads that are named where an object holds them closed.
@@ -35,16 +35,16 @@ pub struct LastGood {
     rejected: Vec<Rejected>,
 }
 
-/// What runs after a reading.
+/// The outcome of a reading.
 #[derive(Debug, Default)]
 pub struct Applied {
-    /// What is meant.
+    /// The mesh that is meant.
     pub mesh: Mesh,
-    /// What is wrong, or worth a word.
+    /// Mistakes, and what is worth a word.
     pub problems: Vec<Problem>,
     /// Objects whose text is not in force.
     pub rejected: Vec<Rejected>,
-    /// What was read.
+    /// Counts of what was read.
     pub counts: Counts,
 }
 
@@ -65,7 +65,7 @@ impl LastGood {
         self.good.values()
     }
 
-    /// What runs after a reading that was made `now`.
+    /// Applies a reading that was made `now`.
     pub fn apply(&mut self, settings: &Settings, reading: Reading, now: SystemTime) -> Applied {
         let mut read = Read::default();
         read.counts.files = reading.len();

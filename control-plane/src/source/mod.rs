@@ -41,7 +41,7 @@ pub struct State {
     pub objects: Arc<Vec<Known>>,
     /// Objects whose text is not in force.
     pub rejected: Arc<Vec<Rejected>>,
-    /// What was read.
+    /// Counts of what was read.
     pub counts: Counts,
     /// Whether the source has been read whole at least once: until then nothing is said to be gone.
     pub complete: bool,
@@ -50,19 +50,19 @@ pub struct State {
 /// An object whose text is not in force.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rejected {
-    /// Which it is, as far as that can be told.
+    /// The object, as far as that can be told.
     pub key: Key,
-    /// Where the text stands.
+    /// The place of its text.
     pub place: Place,
     /// Why it is not in force.
     pub reason: String,
     /// When this was seen first.
     pub since: SystemTime,
-    /// What runs instead.
+    /// The form that runs instead.
     pub runs: Runs,
 }
 
-/// What runs instead of a text that is not in force.
+/// The form that runs instead of a text that is not in force.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Runs {
     /// Nothing.
@@ -71,7 +71,7 @@ pub enum Runs {
     LastGood(SystemTime),
     /// A form that closes, for these of the workloads that are known.
     Closed {
-        /// How, and for whom.
+        /// The closing.
         closes: Closes,
         /// Workloads that it is for.
         workloads: Vec<String>,
@@ -79,7 +79,7 @@ pub enum Runs {
 }
 
 impl Rejected {
-    /// What the object does to its workloads until it can be read, for a person; none unless it closes.
+    /// The object's effect on its workloads until it can be read, for a person; none unless it closes.
     pub fn closes(&self) -> Option<String> {
         let Runs::Closed { closes, workloads } = &self.runs else {
             return None;
@@ -95,7 +95,7 @@ impl Rejected {
         Some(format!("{how} {}{known}", whom(&self.key, closes)))
     }
 
-    /// What runs instead, since when, and why, for a person.
+    /// The form that runs instead, since when, and why, for a person.
     pub fn standing(&self) -> String {
         let runs = match &self.runs {
             Runs::LastGood(taken) => format!("runs the form of {}", rfc3339(*taken)),
@@ -164,7 +164,7 @@ pub fn rfc3339(time: SystemTime) -> String {
     time.format(&Rfc3339).unwrap_or_default()
 }
 
-/// What a reading found.
+/// Counts of a reading.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Files that were read.

@@ -1,4 +1,4 @@
-//! What lets callers in at one client: the inbound Listener as it is meant, or, where the client refuses a change of who gets
+//! The way in to one client: the inbound Listener as it is meant, or, where the client refuses a change of who gets
 //! in, one that lets nothing in. A client that goes on with what it had would leave open what was just closed.
 
 use std::collections::HashMap;
@@ -12,7 +12,7 @@ use crate::translate::INBOUND;
 /// Versions of inbound Listeners that are remembered.
 const MAX_KNOWN: usize = 50_000;
 
-/// What protects in inbound Listeners, by their versions: of all clients, so that one which comes back is known by what it holds.
+/// The guards of inbound Listeners, by their versions: of all clients, so that one which comes back is known by what it holds.
 #[derive(Debug, Default)]
 pub(super) struct Guards(Mutex<HashMap<String, String>>);
 

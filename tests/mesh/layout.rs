@@ -92,7 +92,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-fn sources(directory: &Path, out: &mut Vec<PathBuf>) {
+pub(crate) fn sources(directory: &Path, out: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(directory).expect("a directory") {
         let path = entry.expect("an entry").path();
         if path.is_dir() {
@@ -103,8 +103,13 @@ fn sources(directory: &Path, out: &mut Vec<PathBuf>) {
     }
 }
 
+/// True for a file of tests alone.
+pub(crate) fn is_tests(path: &Path) -> bool {
+    path.to_string_lossy().ends_with("tests.rs")
+}
+
 /// The code of a file before its tests.
-fn code(path: &Path) -> String {
+pub(crate) fn code(path: &Path) -> String {
     let text = std::fs::read_to_string(path).expect("a file");
     text.split("#[cfg(test)]")
         .next()
@@ -145,7 +150,7 @@ fn check(source: &str, table: &[(&str, &str)]) {
             .as_os_str()
             .to_string_lossy();
         let module = first.trim_end_matches(".rs").to_owned();
-        if relative.ends_with("tests.rs") {
+        if is_tests(&file) {
             continue;
         }
         let allowed = table.iter().find(|(name, _)| *name == module);

@@ -249,4 +249,6 @@ pub struct Contents {
 }
 
 #[cfg(test)]
+mod hiding_tests;
+#[cfg(test)]
 mod tests;

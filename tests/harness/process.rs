@@ -152,14 +152,35 @@ pub(crate) async fn program() -> &'static PathBuf {
         .await
 }
 
+/// Builds leno, once, and says where it is.
+async fn control_plane() -> &'static PathBuf {
+    static PROGRAM: OnceCell<PathBuf> = OnceCell::const_new();
+    PROGRAM
+        .get_or_init(|| build("leno-control-plane", "leno"))
+        .await
+}
+
+/// Runs `leno` or `leno-proxy` with these words to its end: its exit code.
+///
+/// # Panics
+/// When it can't be started, or ends by a signal.
+pub async fn exit_code(name: &str, words: &str) -> i32 {
+    let program = match name {
+        "leno" => control_plane().await,
+        _ => program().await,
+    };
+    let mut command = Command::new(program);
+    command.args(words.split_whitespace()).stdin(Stdio::null());
+    let done = command.output().await.expect("it starts");
+    done.status.code().expect("an exit")
+}
+
 /// Runs `leno` with these words to its end: whether it was content, and what it printed.
 ///
 /// # Panics
 /// When it can't be started.
 pub async fn leno(words: &[&str]) -> (bool, String) {
-    static PROGRAM: OnceCell<PathBuf> = OnceCell::const_new();
-    let program = PROGRAM.get_or_init(|| build("leno-control-plane", "leno"));
-    let mut command = Command::new(program.await);
+    let mut command = Command::new(control_plane().await);
     let done = command.args(words).output().await.expect("it starts");
     let printed = [done.stdout, done.stderr].concat();
     let printed = String::from_utf8_lossy(&printed).into_owned();

@@ -15,6 +15,7 @@ mod protocol;
 mod resilience;
 mod restart;
 mod routing;
+mod surface;
 mod wrapper;
 mod xds_client;
 mod xds_reload;

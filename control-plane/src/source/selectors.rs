@@ -137,3 +137,93 @@ fn selector(object: &Object) -> Option<&BTreeMap<String, String>> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::time::UNIX_EPOCH;
+
+    use super::super::compile::Settings;
+    use super::super::last_good::{LastGood, Reading};
+    use crate::istio::{Limits, read};
+
+    fn told(yaml: &str) -> Vec<String> {
+        let settings = Settings {
+            trust_domain: "cluster.local".to_owned(),
+            root_namespace: "istio-system".to_owned(),
+            outbound_traffic_policy: crate::mesh::OutboundTrafficPolicy::default(),
+        };
+        let file = std::sync::Arc::new(PathBuf::from("a.yaml"));
+        let contents = read(&file, yaml, &Limits::default());
+        let reading = Reading::from([(file, contents)]);
+        let applied = LastGood::default().apply(&settings, reading, UNIX_EPOCH);
+        let about = |problem: &String| problem.contains("select");
+        let problems = applied.problems.iter().map(ToString::to_string);
+        problems.filter(about).collect()
+    }
+
+    #[test]
+    fn a_selector_is_judged_by_all_workloads_that_stand_there() {
+        let policy = |namespace: &str, labels: &str| {
+            format!(
+                "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: p, namespace: {namespace}}}\n\
+                 spec: {{selector: {{matchLabels: {{{labels}}}}}}}\n"
+            )
+        };
+        let pods = |kind: &str, spec: &str| {
+            format!(
+                "---\napiVersion: apps/v1\nkind: {kind}\nmetadata: {{name: w, namespace: shop, labels: {{app: pod}}}}\nspec: {spec}\n"
+            )
+        };
+        let template = "{template: {metadata: {labels: {app: x, v: '1'}}}}";
+        let entry = "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: e, namespace: shop}\n\
+                     spec: {address: 10.0.0.1, labels: {app: y}}\n";
+        for (workloads, namespace, labels, words) in [
+            (
+                String::new(),
+                "shop",
+                "app: x",
+                "were not judged (of 1 policies)",
+            ),
+            (pods("Deployment", template), "shop", "app: x", ""),
+            (pods("Deployment", template), "shop", "app: x, v: '1'", ""),
+            (
+                pods("Deployment", template),
+                "shop",
+                "app: x, v: '2'",
+                "none has app=x,v=2",
+            ),
+            (
+                pods("Deployment", template),
+                "other",
+                "app: x",
+                "of namespace other",
+            ),
+            (pods("Deployment", template), "istio-system", "app: x", ""),
+            (
+                pods("Deployment", template),
+                "istio-system",
+                "app: z",
+                "selects no workload that stands here",
+            ),
+            (
+                pods("CronJob", &format!("{{jobTemplate: {{spec: {template}}}}}")),
+                "shop",
+                "app: x",
+                "",
+            ),
+            (pods("Pod", "{}"), "shop", "app: pod", ""),
+            (entry.to_owned(), "shop", "app: y", ""),
+            (entry.to_owned(), "shop", "app: x", "none has app=x"),
+        ] {
+            let told = told(&format!("{workloads}{}", policy(namespace, labels)));
+            match words {
+                "" => assert!(told.is_empty(), "{told:?}"),
+                words => assert!(
+                    told.len() == 1 && told[0].contains(words),
+                    "{words}: {told:?}"
+                ),
+            }
+        }
+    }
+}

@@ -155,7 +155,7 @@ impl<D: Dialog> Pump<D> {
                 request = requests.message() => match request? {
                     None => return Ok(()),
                     Some(request) => {
-                        self.count(&request);
+                        self.count(&request, proxy.name);
                         let mut responses = connection.request(&request, &self.hub.view(&mesh, &proxy, None));
                         responses.extend(self.judge(&mut connection, &proxy, &mesh));
                         responses
@@ -261,14 +261,10 @@ impl<D: Dialog> Pump<D> {
         responses
     }
 
-    fn count(&self, request: &D::Request) {
+    fn count(&self, request: &D::Request, node: &str) {
         if let Some(status) = D::error(request) {
             self.metrics.rejected(short(D::of(request)));
-            tracing::warn!(
-                peer = self.peer.id,
-                reason = status.message,
-                "a resource was refused"
-            );
+            tracing::warn!(node, reason = status.message, "a resource was refused");
         }
     }
 

@@ -181,8 +181,8 @@ fn read(tree: &mut Tree<'_>, root: Id, found: &mut Vec<Hidden>) {
     }));
 }
 
-/// The security object that a text seems to be.
-fn guess(text: &str) -> Option<Hidden> {
+/// The security object that a text seems to be, or to hold.
+pub(super) fn guess(text: &str) -> Option<Hidden> {
     let lines = text
         .lines()
         .filter(|line| !line.trim_start().starts_with('#'));
@@ -268,11 +268,6 @@ fn is_of_metadata(text: &str) -> bool {
             .iter()
             .any(|word| before.contains(word))
     })
-}
-
-/// The security object that a text seems to hold, whatever else it is.
-pub(super) fn suspected(text: &str) -> Option<Hidden> {
-    guess(text)
 }
 
 /// `name: value` as block, flow and JSON have it.

@@ -200,11 +200,6 @@ const V1BETA1: [&str; 2] = ["v1", "v1beta1"];
 
 /// Classifies an object that says it is a `kind` of `api_version`; either may be missing.
 pub(super) fn classify(api_version: Option<&str>, kind: Option<&str>) -> Class {
-    let error = |message: String, closed: Option<Closed>| Class::Unread {
-        severity: Severity::Error,
-        message,
-        closed,
-    };
     let (api_version, kind) = match (api_version, kind) {
         (Some(version), Some(kind)) => (version, kind),
         (version, kind) => return half(version, kind),
@@ -275,11 +270,6 @@ fn half(api_version: Option<&str>, kind: Option<&str>) -> Class {
 
 /// Classifies a kind that its group doesn't have, as far as Leno knows.
 fn unknown(api_version: &str, group: &str, kind: &str) -> Class {
-    let error = |message: String, closed: Option<Closed>| Class::Unread {
-        severity: Severity::Error,
-        message,
-        closed,
-    };
     if group.is_empty() && api_version != "v1" {
         return error(not_read(api_version, kind), Closed::by(kind));
     }
@@ -337,6 +327,14 @@ fn is_lost(group: &str, kind: &str) -> bool {
 pub(super) fn closed_near(kind: &str) -> Closed {
     let near = nearest(kind, PROTECTING.into_iter());
     near.and_then(Closed::by).unwrap_or(Closed::Deny)
+}
+
+fn error(message: String, closed: Option<Closed>) -> Class {
+    Class::Unread {
+        severity: Severity::Error,
+        message,
+        closed,
+    }
 }
 
 fn not_used(api_version: &str, kind: &str) -> Class {

@@ -319,7 +319,7 @@ impl Reader<'_> {
             if names.contains(&said) {
                 let message =
                     format!("duplicate key `{said}`: is a line with `---` missing before it?");
-                let suspected = documents::suspected(text);
+                let suspected = documents::guess(text);
                 return self.hide(tree.mark(*name), &message, suspected.into_iter().collect());
             }
             // Those of an object are few, and those of others don't matter.

@@ -176,6 +176,7 @@ mod tests {
             )
         };
         let template = "{template: {metadata: {labels: {app: x, v: '1'}}}}";
+        let deployment = || pods("Deployment", template);
         let entry = "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: e, namespace: shop}\n\
                      spec: {address: 10.0.0.1, labels: {app: y}}\n";
         for (workloads, namespace, labels, words) in [
@@ -185,23 +186,13 @@ mod tests {
                 "app: x",
                 "were not judged (of 1 policies)",
             ),
-            (pods("Deployment", template), "shop", "app: x", ""),
-            (pods("Deployment", template), "shop", "app: x, v: '1'", ""),
+            (deployment(), "shop", "app: x", ""),
+            (deployment(), "shop", "app: x, v: '1'", ""),
+            (deployment(), "shop", "app: x, v: '2'", "none has app=x,v=2"),
+            (deployment(), "other", "app: x", "of namespace other"),
+            (deployment(), "istio-system", "app: x", ""),
             (
-                pods("Deployment", template),
-                "shop",
-                "app: x, v: '2'",
-                "none has app=x,v=2",
-            ),
-            (
-                pods("Deployment", template),
-                "other",
-                "app: x",
-                "of namespace other",
-            ),
-            (pods("Deployment", template), "istio-system", "app: x", ""),
-            (
-                pods("Deployment", template),
+                deployment(),
                 "istio-system",
                 "app: z",
                 "selects no workload that stands here",

@@ -183,10 +183,7 @@ fn read(tree: &mut Tree<'_>, root: Id, found: &mut Vec<Hidden>) {
 
 /// The security object that a text seems to be, or to hold.
 pub(super) fn guess(text: &str) -> Option<Hidden> {
-    let lines = text
-        .lines()
-        .filter(|line| !line.trim_start().starts_with('#'));
-    let text = lines.collect::<Vec<_>>().join("\n");
+    let text = said(text).collect::<Vec<_>>().join("\n");
     let mut values: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for found in VALUE.captures_iter(&text) {
         if let (Some(name), Some(value)) = (found.get(1), found.get(2)) {
@@ -197,8 +194,8 @@ pub(super) fn guess(text: &str) -> Option<Hidden> {
         }
     }
     let lower = text.to_ascii_lowercase();
-    let said = values.get("kind").into_iter().flatten().copied();
-    let near = said.filter_map(|kind| nearest(kind, PROTECTING.into_iter()));
+    let named = values.get("kind").into_iter().flatten().copied();
+    let near = named.filter_map(|kind| nearest(kind, PROTECTING.into_iter()));
     let near: Vec<&str> = near.collect();
     let mut kinds: BTreeSet<&str> = near.iter().copied().collect();
     kinds
@@ -231,12 +228,15 @@ pub(super) fn guess(text: &str) -> Option<Hidden> {
     })
 }
 
+/// The lines of a text that aren't comments.
+fn said(text: &str) -> impl Iterator<Item = &str> {
+    let is_comment = |line: &&str| line.trim_start().starts_with('#');
+    text.lines().filter(move |line| !is_comment(line))
+}
+
 /// True when a text names a kind that protects, outside comments.
 fn names_a_kind(text: &str) -> bool {
-    let mut lines = text
-        .lines()
-        .filter(|line| !line.trim_start().starts_with('#'));
-    lines.any(|line| PROTECTING.iter().any(|kind| line.contains(kind)))
+    said(text).any(|line| PROTECTING.iter().any(|kind| line.contains(kind)))
 }
 
 /// True when the `namespace` of a text stands in its metadata, as far as that can be told: below it, or behind it with nothing

@@ -4,7 +4,7 @@
 use super::Severity;
 
 /// Group of routing objects.
-const NETWORKING: &str = "networking.istio.io";
+pub(super) const NETWORKING: &str = "networking.istio.io";
 /// Group of security objects.
 pub(super) const SECURITY: &str = "security.istio.io";
 
@@ -198,6 +198,12 @@ const READ: [(&str, &str, &[&str], Kind); 7] = [
 const V1: [&str; 3] = ["v1", "v1beta1", "v1alpha3"];
 const V1BETA1: [&str; 2] = ["v1", "v1beta1"];
 
+/// The groups and kinds that Leno knows of, read or not.
+fn known() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let read = READ.iter().map(|(group, kind, ..)| (*group, *kind));
+    read.chain(UNREAD.iter().map(|(group, kind, ..)| (*group, *kind)))
+}
+
 /// Classifies an object that says it is a `kind` of `api_version`; either may be missing.
 pub(super) fn classify(api_version: Option<&str>, kind: Option<&str>) -> Class {
     let (api_version, kind) = match (api_version, kind) {
@@ -216,8 +222,7 @@ pub(super) fn classify(api_version: Option<&str>, kind: Option<&str>) -> Class {
     // `kubectl get -o yaml` writes a List; the API's own lists are named after their kind.
     let listed = kind.strip_suffix("List");
     if (api_version, kind) == ("v1", "List")
-        || listed.is_some_and(|kind| READ.iter().any(|(g, k, ..)| (*g, *k) == (group, kind)))
-        || listed.is_some_and(|kind| UNREAD.iter().any(|(g, k, ..)| (*g, *k) == (group, kind)))
+        || listed.is_some_and(|kind| known().any(|known| known == (group, kind)))
     {
         return Class::List;
     }
@@ -236,16 +241,9 @@ pub(super) fn classify(api_version: Option<&str>, kind: Option<&str>) -> Class {
 /// Classifies a document with half a header: a chart's description and its values have one, too.
 fn half(api_version: Option<&str>, kind: Option<&str>) -> Class {
     let group = api_version.map(|version| version.rsplit_once('/').map_or("", |(group, _)| group));
-    let groups = READ
-        .iter()
-        .map(|(g, ..)| *g)
-        .chain(UNREAD.iter().map(|(g, ..)| *g));
+    let groups = known().map(|(group, _)| group);
     let is_group = group.is_some_and(|group| !group.is_empty() && nearest(group, groups).is_some());
-    let kinds = READ
-        .iter()
-        .map(|(_, k, ..)| *k)
-        .chain(UNREAD.iter().map(|(_, k, ..)| *k));
-    let near = kind.and_then(|kind| nearest(kind, kinds));
+    let near = kind.and_then(|kind| nearest(kind, known().map(|(_, kind)| kind)));
     let closed = match (near, group) {
         (Some(kind), _) => Closed::by(kind),
         (_, Some(group)) => {
@@ -276,11 +274,7 @@ fn unknown(api_version: &str, group: &str, kind: &str) -> Class {
     if group.is_empty() && CORE.contains(&kind) && kind != "List" {
         return not_used(api_version, kind);
     }
-    let groups = READ
-        .iter()
-        .map(|(g, ..)| *g)
-        .chain(UNREAD.iter().map(|(g, ..)| *g));
-    let groups: Vec<&str> = groups.collect();
+    let groups: Vec<&str> = known().map(|(group, _)| group).collect();
     if !groups.contains(&group) {
         // A slip in the group hides an object as well as one in its kind does.
         let near = nearest(group, groups.iter().copied().filter(|g| !g.is_empty()));
@@ -305,9 +299,7 @@ fn unknown(api_version: &str, group: &str, kind: &str) -> Class {
     if READ.iter().any(|(g, k, ..)| *g != group && *k == kind) {
         return error(not_read(api_version, kind), Closed::by(kind));
     }
-    let own = (READ.iter().map(|(g, k, ..)| (*g, *k)))
-        .chain(UNREAD.iter().map(|(g, k, ..)| (*g, *k)))
-        .chain(CORE.iter().map(|k| ("", *k)));
+    let own = known().chain(CORE.iter().map(|kind| ("", *kind)));
     let own: Vec<&str> = own.filter(|(g, _)| *g == group).map(|(_, k)| k).collect();
     let near = match nearest(kind, own.iter().copied()) {
         Some(near) => format!("the nearest is {near}"),

@@ -102,13 +102,7 @@ impl TryFrom<String> for Namespace {
 
 /// Reads every document of a file.
 pub fn read(file: &Arc<PathBuf>, text: &str, limits: &Limits) -> Contents {
-    let mut reader = Reader {
-        file,
-        limits,
-        line: 0,
-        hidden: None,
-        out: Contents::default(),
-    };
+    let mut reader = Reader::new(file, limits);
     if text.len() > limits.bytes {
         let message = format!("{} bytes; at most {} are read", text.len(), limits.bytes);
         reader.unreadable(Mark { line: 1, column: 1 }, &message, text);
@@ -126,13 +120,8 @@ pub fn read(file: &Arc<PathBuf>, text: &str, limits: &Limits) -> Contents {
 
 /// A file that can't be read, for the reason `message`, and in which `hidden` seem to stand: they hold closed.
 pub fn unreadable(file: &Arc<PathBuf>, message: &str, hidden: Vec<Hidden>) -> Contents {
-    let mut reader = Reader {
-        file,
-        limits: &Limits::default(),
-        line: 0,
-        hidden: None,
-        out: Contents::default(),
-    };
+    let limits = Limits::default();
+    let mut reader = Reader::new(file, &limits);
     reader.hide(Mark { line: 1, column: 1 }, message, hidden);
     reader.out
 }
@@ -154,7 +143,17 @@ struct Reader<'a> {
     out: Contents,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
+    fn new(file: &'a Arc<PathBuf>, limits: &'a Limits) -> Reader<'a> {
+        Reader {
+            file,
+            limits,
+            line: 0,
+            hidden: None,
+            out: Contents::default(),
+        }
+    }
+
     fn place(&self, mark: Mark) -> Place {
         Place {
             file: Arc::clone(self.file),
@@ -284,8 +283,7 @@ impl Reader<'_> {
                 message,
                 closed,
             } => {
-                let is_sidecar = message.starts_with("Sidecar ");
-                let fence = fence(tree, root).filter(|_| is_sidecar);
+                let fence = fence(tree, root);
                 let is_half = header.api_version.is_none() || header.kind.is_none();
                 let severity =
                     match is_half && tree.get(root, "metadata").is_some() || fence.is_some() {
@@ -497,9 +495,8 @@ impl Reader<'_> {
         let Some(items) = items(tree, root) else {
             return self.unreadable(tree.mark(root), message, text);
         };
-        let kind = header(tree, root)
-            .kind
-            .and_then(|kind| kind.strip_suffix("List"));
+        let list = header(tree, root).key().kind;
+        let kind = list.strip_suffix("List");
         let closed = kind.and_then(Closed::by);
         for item in items {
             if tree.entries(item).is_none() {
@@ -510,18 +507,13 @@ impl Reader<'_> {
                 continue;
             }
             let message = "this item is no object: apiVersion and kind are required".to_owned();
-            self.problem(Severity::Error, tree.mark(item), None, message);
-            if let (Some(last), Some(how)) = (self.out.problems.last_mut(), closed) {
-                let kind = PROTECTING
-                    .into_iter()
-                    .find(|kind| Closed::by(kind) == Some(how));
-                let kind = kind.unwrap_or_default().to_owned();
-                last.key = Some(Key {
-                    kind,
-                    ..header(tree, item).key()
-                });
-                last.closes = Some(closes(tree, item, how));
-            }
+            let key = kind.map(|kind| Key {
+                kind: kind.to_owned(),
+                ..header(tree, item).key()
+            });
+            let key = key.filter(|_| closed.is_some());
+            self.problem(Severity::Error, tree.mark(item), key, message);
+            self.close(closed.map(|how| closes(tree, item, how)));
         }
     }
 

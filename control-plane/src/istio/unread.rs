@@ -1,11 +1,17 @@
 //! Objects of kinds that aren't read, as far as they count: a `Sidecar`'s fence, and the pods that others make.
 
-use super::header::labels_at;
+use super::header::{header, labels_at};
+use super::kinds::NETWORKING;
 use super::yaml::{Id, Tree};
 use super::{Key, Pods};
 
 /// The fence of a `Sidecar` object, or its detour, which Leno doesn't put up; none of one that has neither.
 pub(super) fn fence(tree: &Tree<'_>, root: Id) -> Option<String> {
+    let header = header(tree, root);
+    let is_istios = |version: &str| version.split('/').next() == Some(NETWORKING);
+    if header.kind != Some("Sidecar") || !header.api_version.is_some_and(is_istios) {
+        return None;
+    }
     let list = |name: &str| {
         let list = tree.find(root, &["spec", name]);
         list.and_then(|list| tree.elements(list))

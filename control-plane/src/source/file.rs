@@ -14,7 +14,7 @@ use super::directory::{self, Files, Large};
 use super::dns::Addresses;
 use super::last_good::{Applied, Good, LastGood, Reading};
 use super::{Counts, Known, Rejected, State};
-use crate::istio::{self, Contents, Limits, Place, Problem, Severity};
+use crate::istio::{self, Contents, Key, Limits, Place, Problem, Severity};
 use crate::mesh::{Draining, Mesh};
 
 /// Stands before each last good form, with the file that it came from.
@@ -200,11 +200,12 @@ impl Source {
                 Severity::Notice => tracing::info!("{problem}"),
             }
         }
-        for one in rejected.iter().filter(|one| !self.rejected.contains(one)) {
+        let known: HashSet<&Rejected> = self.rejected.iter().collect();
+        for one in rejected.iter().filter(|one| !known.contains(one)) {
             tracing::error!("{}: {}: {}", one.place, one.key, one.standing());
         }
-        let is_news = |one: &&Rejected| !rejected.iter().any(|now| now.key == one.key);
-        for one in self.rejected.iter().filter(is_news) {
+        let still: HashSet<&Key> = rejected.iter().map(|one| &one.key).collect();
+        for one in self.rejected.iter().filter(|one| !still.contains(&one.key)) {
             tracing::info!("{}: in force again, or gone", one.key);
         }
         if counts != self.counts || !self.complete {

@@ -48,7 +48,7 @@ pub struct State {
 }
 
 /// An object whose text is not in force.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Rejected {
     /// The object, as far as that can be told.
     pub key: Key,
@@ -63,7 +63,7 @@ pub struct Rejected {
 }
 
 /// The form that runs instead of a text that is not in force.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Runs {
     /// Nothing.
     Nothing,

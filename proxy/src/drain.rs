@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -45,11 +45,13 @@ pub struct Signal {
 
 /// How far the end has come.
 #[derive(Debug, Clone, Default)]
-pub struct Now(Arc<Progress>);
+struct Now(Arc<Progress>);
 
 #[derive(Debug, Default)]
 struct Progress {
     phase: AtomicU8,
+    /// Set from [`Phase::Draining`] on: all that a connection's codec needs to know.
+    draining: Arc<AtomicBool>,
     /// Who waits for it to come further. They stay here until they wait no more, however often they are woken or asked:
     /// with each request all that is to be done is to look at the phase.
     waiting: Mutex<HashMap<u64, Waker>>,
@@ -65,11 +67,13 @@ impl Progress {
 impl Now {
     fn set(&self, phase: Phase) {
         self.0.phase.fetch_max(phase as u8, Ordering::Relaxed);
+        self.0
+            .draining
+            .store(self.has_reached(Phase::Draining), Ordering::Relaxed);
         self.0.waiting().values().for_each(Waker::wake_by_ref);
     }
 
-    /// Whether it has come so far, or whoever could say so is gone.
-    pub fn has_reached(&self, phase: Phase) -> bool {
+    fn has_reached(&self, phase: Phase) -> bool {
         self.0.phase.load(Ordering::Relaxed) >= phase as u8
     }
 }
@@ -207,9 +211,9 @@ impl Watch {
         self.now.has_reached(phase)
     }
 
-    /// How far it has come, for those that look at each request.
-    pub fn now(&self) -> Now {
-        self.now.clone()
+    /// Set from [`Phase::Draining`] on, for those that look at each request.
+    pub fn draining(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.now.0.draining)
     }
 
     /// Waits until nobody is at work.
@@ -259,7 +263,7 @@ mod tests {
         signal.reach(Phase::Draining);
         assert!(watch.has_reached(Phase::Closing));
         assert!(!watch.has_reached(Phase::Ending));
-        assert!(watch.now().has_reached(Phase::Closing));
+        assert!(watch.draining().load(Ordering::Relaxed));
     }
 
     #[tokio::test]

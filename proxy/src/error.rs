@@ -5,6 +5,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::http::h1::{Invalid, ReadError};
+
 /// A failure on the path of one connection or request.
 #[derive(Debug, Clone)]
 pub struct Error {
@@ -207,6 +209,25 @@ mod upstream {
     pub(super) const TERMINATED: &str = "upstream connect error or disconnect/reset before headers. reset reason: connection termination";
     pub(super) const OVERFLOW: &str =
         "upstream connect error or disconnect/reset before headers. reset reason: overflow";
+}
+
+impl From<Invalid> for Error {
+    fn from(invalid: Invalid) -> Error {
+        let kind = match invalid {
+            Invalid::TooLarge(_) | Invalid::TooMany(_) => Kind::HeadTooLarge,
+            Invalid::Syntax(_) => Kind::BadRequest,
+        };
+        Error::down(kind, invalid.to_string())
+    }
+}
+
+impl From<ReadError> for Error {
+    fn from(error: ReadError) -> Error {
+        match error {
+            ReadError::Invalid(invalid) => invalid.into(),
+            ReadError::HeadTimeout(_) => Error::down(Kind::HeadTimeout, error.to_string()),
+        }
+    }
 }
 
 impl fmt::Display for Error {

@@ -27,7 +27,7 @@ const PROXY: [(&str, &str); 36] = [
     ("deadline", ""),
     ("directory", "error snapshot"),
     ("drain", ""),
-    ("error", ""),
+    ("error", "http"),
     (
         "export",
         "ask bootstrap channel drain observe status stream tls",
@@ -36,7 +36,7 @@ const PROXY: [(&str, &str); 36] = [
         "forward",
         "balance clock config connect deadline error http observe stream tls worker",
     ),
-    ("http", "clock deadline drain error stream"),
+    ("http", "clock deadline stream"),
     ("identify", "http"),
     ("identity", "channel drain observe state tls"),
     (

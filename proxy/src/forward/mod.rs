@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::http::Outgoing;
-use crate::http::h1::{Timeouts, refused};
+use crate::http::h1::Timeouts;
 use crate::http::h2::{Arrived, Reason};
 use crate::http::half::Down;
 use crate::http::head::Head;
@@ -64,7 +64,7 @@ pub async fn serve_stream(
     let mut arrival = Arrival {
         down: Down::H2(stream),
         request: &mut arrived.head,
-        read: arrived.read.map_err(refused),
+        read: arrived.read.map_err(Error::from),
         response: &mut response,
         deadline: &mut deadline,
         at: arrived.at,

@@ -195,7 +195,7 @@ async fn serve_http(worker: Rc<Worker>, connection: Connection, stream: Stream) 
 async fn serve_h1(worker: &Worker, connection: &Connection, conn: Conn) {
     let shared = &worker.shared;
     let timeouts = &shared.timeouts;
-    let mut down = ServerHalf::new(conn).closing_on(shared.watch.now());
+    let mut down = ServerHalf::new(conn).closing_when(shared.watch.draining());
     let (mut request, mut response) = (Head::default(), Head::default());
     let mut deadline = Deadline::default();
     let mut serving = None;
@@ -224,7 +224,7 @@ async fn serve_h1(worker: &Worker, connection: &Connection, conn: Conn) {
         }
         let mut arrival = Arrival {
             down: Down::H1(&mut down),
-            read: read.map(drop),
+            read: read.map(drop).map_err(Error::from),
             request: &mut request,
             response: &mut response,
             deadline: &mut deadline,

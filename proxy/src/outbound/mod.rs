@@ -140,7 +140,7 @@ async fn serve_h1(worker: &Worker, mut down: ServerHalf, caller: &Caller) -> Opt
         }
         let mut arrival = Arrival {
             down: Down::H1(&mut down),
-            read: read.map(drop),
+            read: read.map(drop).map_err(Error::from),
             request: &mut request,
             response: &mut response,
             deadline: &mut deadline,

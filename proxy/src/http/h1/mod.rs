@@ -19,7 +19,7 @@ pub use parse::{
     Before, Invalid, check_request, is_text, is_token, is_token_method, parse_request,
     parse_response, parse_trailers, trimmed,
 };
-pub use server::{Read, ServerHalf, Timeouts, refused};
+pub use server::{Read, ReadError, ServerHalf, Timeouts};
 
 /// Reads a head from the front of its own buffer, knowing the one before; says where it ends, once all of it is there.
 type Parse = fn(&mut Head, &Limits, &mut Before) -> Result<Option<usize>, Invalid>;

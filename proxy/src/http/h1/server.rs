@@ -1,6 +1,8 @@
 //! The half that faces the peer that sends requests.
 
 use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -10,8 +12,6 @@ use super::conn::Conn;
 use super::parse::parse_request;
 use super::{Invalid, Length, request_length};
 use crate::deadline::Deadline;
-use crate::drain::{Now, Phase};
-use crate::error::{Error, Kind};
 use crate::http::head::{Head, Known, Version};
 use crate::http::{Broken, Outgoing};
 
@@ -22,6 +22,17 @@ pub enum Read {
     Request,
     /// The peer closed between requests, or was idle for too long.
     Closed,
+}
+
+/// A request that can't be served; the connection then takes no further one.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// Its head isn't acceptable.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// Its head was not complete in this time.
+    #[error("request head not complete after {0:?}")]
+    HeadTimeout(Duration),
 }
 
 /// How long a peer may take.
@@ -43,8 +54,8 @@ pub struct ServerHalf {
     version: Version,
     is_head: bool,
     length: Length,
-    /// Raised when the peer is to go elsewhere after what is under way.
-    closing: Option<Now>,
+    /// Set once the peer is to go elsewhere after what is under way.
+    draining: Option<Arc<AtomicBool>>,
 }
 
 impl ServerHalf {
@@ -56,14 +67,14 @@ impl ServerHalf {
             version: Version::Http11,
             is_head: false,
             length: Length::Empty,
-            closing: None,
+            draining: None,
         }
     }
 
-    /// Once the end has begun, each response is the connection's last.
+    /// Makes each response the connection's last once `draining` is set.
     #[must_use]
-    pub fn closing_on(mut self, now: Now) -> ServerHalf {
-        self.closing = Some(now);
+    pub fn closing_when(mut self, draining: Arc<AtomicBool>) -> ServerHalf {
+        self.draining = Some(draining);
         self
     }
 
@@ -100,14 +111,14 @@ impl ServerHalf {
     /// Waits for a request until `idle_until`, and reads its head into `head`.
     ///
     /// # Errors
-    /// When the head isn't acceptable, too large or too late; the connection then takes no further request.
+    /// [`ReadError`] when the head isn't acceptable, too large or too late.
     pub async fn read_request(
         &mut self,
         head: &mut Head,
         deadline: &mut Deadline,
         idle_until: Instant,
         head_timeout: Duration,
-    ) -> Result<Read, Error> {
+    ) -> Result<Read, ReadError> {
         // An answer to a head that can't be read is HTTP/1.1 and closes.
         self.version = Version::Http11;
         self.is_head = false;
@@ -123,7 +134,7 @@ impl ServerHalf {
         let mut late = None;
         loop {
             let taken = self.conn.take_head(head, parse_request);
-            if taken.map_err(refused)? {
+            if taken? {
                 break;
             }
             let fill = poll_fn(|cx| self.conn.poll_fill(cx));
@@ -131,13 +142,10 @@ impl ServerHalf {
             match deadline.limit(late, fill).await {
                 Some(Ok(count)) if count > 0 => {}
                 Some(_) => return Ok(Read::Closed),
-                None => {
-                    let text = format!("request head not complete after {head_timeout:?}");
-                    return Err(Error::down(Kind::HeadTimeout, text));
-                }
+                None => return Err(ReadError::HeadTimeout(head_timeout)),
             }
         }
-        self.accept(head, keep_alive).map_err(refused)?;
+        self.accept(head, keep_alive)?;
         Ok(Read::Request)
     }
 
@@ -169,8 +177,8 @@ impl ServerHalf {
     /// here.
     pub fn respond(&mut self, head: &mut Head, length: Length) {
         let length = self.frame(head, length);
-        let closing = self.closing.as_ref();
-        if closing.is_some_and(|now| now.has_reached(Phase::Draining)) {
+        let draining = self.draining.as_ref();
+        if draining.is_some_and(|draining| draining.load(Ordering::Relaxed)) {
             self.keep_alive = false;
         }
         match (self.keep_alive, self.version) {
@@ -248,13 +256,4 @@ impl ServerHalf {
         ready!(self.conn.poll_flush(cx))?;
         Poll::Ready(ready!(self.conn.poll_shutdown(cx)).map_err(Broken::Io))
     }
-}
-
-/// What a refused head is on the path.
-pub fn refused(invalid: Invalid) -> Error {
-    let kind = match invalid {
-        Invalid::TooLarge(_) | Invalid::TooMany(_) => Kind::HeadTooLarge,
-        Invalid::Syntax(_) => Kind::BadRequest,
-    };
-    Error::down(kind, invalid.to_string())
 }

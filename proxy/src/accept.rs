@@ -13,7 +13,7 @@ use tokio::time::sleep;
 
 use crate::drain::{Guard, Phase, Side, Watch};
 use crate::observe::metrics::Metrics;
-use crate::stream::tune;
+use leno_http::stream::tune;
 
 /// Connections that the kernel keeps until they are accepted.
 const BACKLOG: i32 = 1024;

@@ -21,7 +21,6 @@ use tokio::time::{Instant, timeout};
 use crate::accept::{self, Gate};
 use crate::admin::{Admin, Port};
 use crate::bootstrap::Bootstrap;
-use crate::clock;
 use crate::config::endpoints::Workload;
 use crate::connect::pool::Pool;
 use crate::directory::Directory;
@@ -29,7 +28,6 @@ use crate::drain::{self, Phase, Side, Watch};
 use crate::export::otlp::Exporter;
 use crate::export::report::Reporter;
 use crate::export::{self, Exports};
-use crate::http::{buffers, head};
 use crate::identity::{self, Renewal};
 use crate::lifecycle::Lifecycle;
 use crate::observe::Observer;
@@ -42,6 +40,8 @@ use crate::tls::Credentials;
 use crate::tls::server::Acceptor;
 use crate::worker::{Shared, Worker};
 use crate::{inbound, intercept, outbound, xds};
+use leno_http::clock;
+use leno_http::{buffers, head};
 
 /// How long a thread may take to end once everything has.
 const JOIN: Duration = Duration::from_secs(5);

@@ -12,12 +12,12 @@ use crate::channel::Target;
 use crate::directory;
 use crate::export::log::Sink;
 use crate::export::otlp::{Address, Protocol};
-use crate::http::h1::{Limits, Timeouts};
-use crate::http::upgrade::Upgrades;
 use crate::intercept::InitArgs;
 use crate::observe::access_log::{Format, TEXT};
 use crate::observe::metrics::MAX_SERIES;
 use crate::tls::SpiffeId;
+use leno_http::h1::{Limits, Timeouts};
+use leno_http::upgrade::Upgrades;
 
 /// Leno's data plane.
 #[derive(Debug, Parser)]

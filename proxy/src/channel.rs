@@ -17,9 +17,9 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 
-use crate::stream::connect_to;
 use crate::tls::client::Connector;
 use crate::tls::{Credentials, SpiffeId};
+use leno_http::stream::connect_to;
 
 /// How long a connection to the control plane may take, TLS included.
 const CONNECT: Duration = Duration::from_secs(5);

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::http::h1::{Invalid, ReadError};
+use leno_http::h1::{Invalid, ReadError};
 
 /// A failure on the path of one connection or request.
 #[derive(Debug, Clone)]

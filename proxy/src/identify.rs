@@ -8,9 +8,9 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
-use crate::http::h1::{Conn, Timeouts};
-use crate::http::h2::PREFACE;
-use crate::http::head::Version;
+use leno_http::h1::{Conn, Timeouts};
+use leno_http::h2::PREFACE;
+use leno_http::head::Version;
 
 /// First bytes that are looked at; a ClientHello with post-quantum keys takes about 2 KiB.
 const MAX_SNIFF: usize = 16 * 1024;

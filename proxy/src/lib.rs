@@ -11,18 +11,14 @@
 //! one swap in `directory` publishes them, and the path reads.
 
 pub mod accept;
-pub mod clock;
-pub mod deadline;
 pub mod drain;
 pub mod error;
 pub mod identify;
 pub mod inbound;
 pub mod intercept;
 pub mod outbound;
-pub mod stream;
 pub mod tls;
 
-pub mod http;
 pub mod policy;
 pub mod route;
 

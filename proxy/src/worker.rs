@@ -10,9 +10,6 @@ use crate::connect::pool::Pool;
 use crate::directory::Directory;
 use crate::drain::Watch;
 use crate::error::Error;
-use crate::http::h1::{Limits, Timeouts};
-use crate::http::head::Head;
-use crate::http::upgrade::Upgrades;
 use crate::observe::labels::Party;
 use crate::observe::metrics::Metrics;
 use crate::observe::standard::Series;
@@ -20,6 +17,9 @@ use crate::observe::{Observer, Outcome, Teller};
 use crate::snapshot::apps::Apps;
 use crate::tls::Credentials;
 use crate::tls::server::Acceptor;
+use leno_http::h1::{Limits, Timeouts};
+use leno_http::head::Head;
+use leno_http::upgrade::Upgrades;
 
 /// What all workers share.
 #[derive(Debug)]

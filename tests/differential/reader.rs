@@ -1,7 +1,7 @@
 //! Our HTTP/1 reader, and requests to hold against others'.
 
-use leno_proxy::http::h1::{Before, Decoder, Limits, parse_request, request_length};
-use leno_proxy::http::head::{Head, Version};
+use leno_http::h1::{Before, Decoder, Limits, parse_request, request_length};
+use leno_http::head::{Head, Version};
 use proptest::prelude::*;
 
 /// A request, as a reader understood it.

@@ -320,8 +320,8 @@ async fn a_method_in_another_case_is_refused_and_options_of_all_is_judged_as_a_p
 #[test]
 fn what_a_sidecar_refuses_in_another_case_no_rule_may_name_in_it() {
     use leno_control_plane::istio::{self, wildcard::METHODS};
-    use leno_proxy::http::h1::{Before, Limits, parse_request};
-    use leno_proxy::http::head::Head;
+    use leno_http::h1::{Before, Limits, parse_request};
+    use leno_http::head::Head;
     let denies = |method: &str| {
         let yaml = format!(
             "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: a}}\n\

@@ -23,8 +23,8 @@ use tokio_rustls::TlsConnector;
 use crate::ask::ask;
 use crate::channel::{Dialer, words};
 use crate::intercept::passing_to;
-use crate::stream::connect_from;
 use crate::tls::client::unverified;
+use leno_http::stream::connect_from;
 
 /// What each path asks of the app.
 #[derive(Debug, Clone, PartialEq)]

@@ -9,8 +9,8 @@ use tokio::time::timeout;
 
 use crate::config::endpoints::Workload;
 use crate::config::peer::{PREFACE, frame_length, read_frame};
-use crate::stream::Stream;
 use crate::tls::alpn;
+use leno_http::stream::Stream;
 
 /// Says `own`, a frame, and hears what the peer says, if both agreed to; nothing when it doesn't say who it is.
 ///

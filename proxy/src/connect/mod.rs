@@ -13,8 +13,8 @@ use tokio::time::{Duration, sleep, timeout};
 use crate::balance::{Cluster, Endpoint};
 use crate::config::cluster::Keepalive;
 use crate::error::{Error, Kind};
-use crate::stream::{Socket, Stream, connect_from, tune};
 use crate::tls::Peer;
+use leno_http::stream::{Socket, Stream, connect_from, tune};
 
 /// Between two tries to reach an app that may be starting.
 const AGAIN: Duration = Duration::from_millis(50);

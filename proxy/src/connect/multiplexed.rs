@@ -17,8 +17,8 @@ use super::pool::{BEFORE_EXPIRY, IdHasher, Upstream};
 use crate::balance::Endpoint;
 use crate::config::cluster::Connections;
 use crate::error::{Error, Kind};
-use crate::http::h2::Connection;
-use crate::http::half::Up;
+use leno_http::h2::Connection;
+use leno_http::peers::Up;
 
 /// A connection with what it may be used for.
 #[derive(Debug)]

@@ -16,10 +16,10 @@ use tokio::time::Instant;
 
 use super::multiplexed::Multiplexed;
 use crate::balance::Endpoint;
-use crate::clock;
 use crate::config::cluster::Connections;
-use crate::http::h1::Before;
-use crate::http::half::Up;
+use leno_http::clock;
+use leno_http::h1::Before;
+use leno_http::peers::Up;
 
 /// A connection is given up this long before a certificate that made it ends: the peer closes it then, and a request
 /// must not meet that.

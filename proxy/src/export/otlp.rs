@@ -29,7 +29,7 @@ use crate::drain::Watch;
 use crate::observe::Reporter;
 use crate::observe::queue::Queue;
 use crate::observe::trace::{Event, Span, Value};
-use crate::stream::connect_to;
+use leno_http::stream::connect_to;
 
 /// Spans are collected for so long.
 const COLLECT: Duration = Duration::from_millis(100);

@@ -1,13 +1,13 @@
 //! Answers that Leno gives itself: Envoy's status and text, and `proxy-status` (RFC 9209) with the cause in words.
 
 use super::headers;
-use crate::clock;
 use crate::error::{Error, Progress};
-use crate::http::Outgoing;
-use crate::http::h1::{Length, ServerHalf};
-use crate::http::half::Down;
-use crate::http::head::Head;
 use crate::observe::Outcome;
+use leno_http::Outgoing;
+use leno_http::clock;
+use leno_http::h1::{Length, ServerHalf};
+use leno_http::head::Head;
+use leno_http::peers::Down;
 
 /// Longest explanation that travels in a header.
 const MAX_DETAILS: usize = 1024;

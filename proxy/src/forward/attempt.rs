@@ -15,20 +15,20 @@ use super::wanted::{Wanted, is_of_http1};
 use crate::balance::limits::{Leave, Load};
 use crate::balance::outlier::Verdict;
 use crate::balance::{Ask, Cluster};
-use crate::clock;
 use crate::config::cluster::Protocol;
 use crate::config::peer;
 use crate::connect::pool::Upstream;
 use crate::connect::{Carries, dial};
-use crate::deadline::Deadline;
 use crate::error::{Error, Kind, Progress, Side};
-use crate::http::Incoming;
-use crate::http::h1::Length;
-use crate::http::half::Down;
-use crate::http::head::{Head, Known};
 use crate::observe::standard::Sizes;
 use crate::observe::{Outcome, Reached, Teller};
 use crate::worker::Worker;
+use leno_http::Incoming;
+use leno_http::clock;
+use leno_http::deadline::Deadline;
+use leno_http::h1::Length;
+use leno_http::head::{Head, Known};
+use leno_http::peers::Down;
 
 /// Why there is no other try when the policy allows no more.
 const USED_UP: &str = "attempts used up";

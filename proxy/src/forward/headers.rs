@@ -4,7 +4,7 @@ use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
-use crate::http::head::{Head, Known, Version};
+use leno_http::head::{Head, Known, Version};
 
 /// Longest request id that is taken from a caller.
 const MAX_ID: usize = 128;

@@ -12,13 +12,13 @@ use super::headers;
 use super::replay::Replay;
 
 use crate::error::{Error, Kind, Progress};
-use crate::http::h1::{Invalid, Length};
-use crate::http::h2::Reason;
-use crate::http::half::{Down, Up};
-use crate::http::head::{Head, Known, Version};
-use crate::http::upgrade::Upgrades;
-use crate::http::{Broken, Incoming, Outgoing};
 use crate::observe::grpc::Messages;
+use leno_http::h1::{Invalid, Length};
+use leno_http::h2::Reason;
+use leno_http::head::{Head, Known, Version};
+use leno_http::peers::{Down, Up};
+use leno_http::upgrade::Upgrades;
+use leno_http::{Broken, Incoming, Outgoing};
 
 /// Informational responses that one request may have; beyond, the app is broken.
 const MAX_INFORMATIONAL: usize = 20;

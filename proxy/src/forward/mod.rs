@@ -15,13 +15,13 @@ use std::future::poll_fn;
 
 use tokio::time::Instant;
 
-use crate::deadline::Deadline;
 use crate::error::Error;
-use crate::http::Outgoing;
-use crate::http::h1::Timeouts;
-use crate::http::h2::{Arrived, Reason};
-use crate::http::half::Down;
-use crate::http::head::Head;
+use leno_http::Outgoing;
+use leno_http::deadline::Deadline;
+use leno_http::h1::Timeouts;
+use leno_http::h2::{Arrived, Reason};
+use leno_http::head::Head;
+use leno_http::peers::Down;
 
 /// A request as it arrived, over any version of HTTP.
 #[derive(Debug)]

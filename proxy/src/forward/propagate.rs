@@ -2,10 +2,10 @@
 //! passed on in the form that it came in, always also as `traceparent`.
 
 use super::headers::hexadecimal;
-use crate::http::head::{Head, Known};
 use crate::observe::Outcome;
 use crate::observe::trace::{Context, Trace};
 use crate::worker::Worker;
+use leno_http::head::{Head, Known};
 
 /// Makes sure that the request carries a trace context, which it does if a sidecar of ours carries it; where it is sampled, that
 /// of a span of ours.

@@ -3,9 +3,9 @@
 
 use std::task::{Context, Poll};
 
-use crate::http::half::Down;
-use crate::http::head::Head;
-use crate::http::{Broken, Incoming};
+use leno_http::head::Head;
+use leno_http::peers::Down;
+use leno_http::{Broken, Incoming};
 
 /// Bytes of a body that are kept.
 const KEPT: usize = 1024 * 1024;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::config::route::{Retry, RetryOn};
 use crate::error::{Error, Kind, Progress, Side};
-use crate::http::head::Head;
+use leno_http::head::Head;
 
 /// What went wrong with a try.
 #[derive(Debug, Clone, Copy)]

@@ -18,11 +18,11 @@ use crate::config::peer;
 use crate::connect::introduce::exchange;
 use crate::connect::{Carries, dial};
 use crate::error::{Error, Kind, Progress, Side};
-use crate::http::head::Head;
 use crate::observe::standard::{Protocol, Series};
 use crate::observe::{Carried, Reached, Teller, Told};
-use crate::stream::Stream;
 use crate::worker::Worker;
+use leno_http::head::Head;
+use leno_http::stream::Stream;
 
 /// Endpoints that are tried before the connection is given up: nothing was sent to any of them.
 const TRIES: usize = 3;

@@ -12,11 +12,11 @@ use crate::balance::limits::Held;
 use crate::config::route::{Retry, RetryOn};
 use crate::connect::pool::Upstream;
 use crate::error::{Error, Kind, Progress, Side};
-use crate::http::h1::Length;
-use crate::http::half::{Down, Up};
-use crate::http::head::Head;
 use crate::observe::grpc::Messages;
 use crate::observe::standard::{Series, Way};
+use leno_http::h1::Length;
+use leno_http::head::Head;
+use leno_http::peers::{Down, Up};
 
 /// What the tries of one request share.
 #[derive(Debug)]

@@ -11,13 +11,13 @@ use crate::connect::multiplexed::Member;
 use crate::connect::pool::Upstream;
 use crate::connect::{Carries, dial};
 use crate::error::{Error, Kind};
-use crate::http::h1::{ClientHalf, Conn};
-use crate::http::h2::Connection;
-use crate::http::half::Up;
-use crate::http::head::{Head, Known, Version};
-use crate::stream::Stream;
 use crate::tls::{alpn, expiry};
 use crate::worker::{Shared, Worker};
+use leno_http::h1::{ClientHalf, Conn};
+use leno_http::h2::Connection;
+use leno_http::head::{Head, Known, Version};
+use leno_http::peers::Up;
+use leno_http::stream::Stream;
 
 /// How often a request waits for a connection that others wait for as well, before it gets one of its own.
 const TURNS: u32 = 3;

@@ -10,8 +10,8 @@ use crate::error::{Error, Kind};
 use crate::forward::tcp;
 use crate::policy::{Verdict, verdict_tcp};
 use crate::snapshot::InboundChain;
-use crate::stream::Stream;
 use crate::worker::Worker;
+use leno_http::stream::Stream;
 
 /// Carries what `stream` brings to the app, until it ends.
 pub(super) async fn carry(worker: &Worker, connection: Connection, mut stream: Stream) {

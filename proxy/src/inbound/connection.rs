@@ -12,7 +12,6 @@ use crate::config::peer;
 use crate::error::{Error, Kind};
 use crate::forward::answer::Audience;
 use crate::forward::headers;
-use crate::http::head::{Head, Known};
 use crate::identify::Protocol;
 use crate::observe::labels::Party;
 use crate::observe::standard::Series;
@@ -21,6 +20,7 @@ use crate::policy::Caller;
 use crate::snapshot::{InboundChain, InboundPlan};
 use crate::tls::Peer;
 use crate::worker::Worker;
+use leno_http::head::{Head, Known};
 
 /// A connection to the app, as far as it is known.
 #[derive(Debug)]

@@ -14,18 +14,12 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::balance::Cluster;
-use crate::clock;
-use crate::deadline::Deadline;
 use crate::drain::{ON_THE_WAY, Phase};
 use crate::error::{Error, Kind};
 use crate::forward::answer;
 use crate::forward::attempt::{Attempt, Limit};
 use crate::forward::tries::Policy;
 use crate::forward::{Arrival, Served, headers, http, propagate, serve_stream};
-use crate::http::h1::{Conn, Read, ServerHalf};
-use crate::http::h2;
-use crate::http::half::Down;
-use crate::http::head::{Head, Known, Version};
 use crate::identify::{http_version, identify};
 use crate::intercept::original_destination;
 use crate::observe::Outcome;
@@ -34,11 +28,17 @@ use crate::outbound::normalise;
 use crate::policy::{Verdict, verdict};
 use crate::route::matcher::RequestView;
 use crate::snapshot::{InboundChain, InboundPlan};
-use crate::stream::{Socket, Stream, unmapped};
 use crate::tls::alpn;
 use crate::worker::Worker;
 use bytes::{carry, carry_spoken, spoken_first};
 use connection::{Authenticated, Connection};
+use leno_http::clock;
+use leno_http::deadline::Deadline;
+use leno_http::h1::{Conn, Read, ServerHalf};
+use leno_http::h2;
+use leno_http::head::{Head, Known, Version};
+use leno_http::peers::Down;
+use leno_http::stream::{Socket, Stream, unmapped};
 
 /// Serves a connection that the rules of `init` took over, until it ends.
 pub async fn serve_taken_over(worker: Rc<Worker>, tcp: TcpStream, address: SocketAddr) {

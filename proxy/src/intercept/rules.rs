@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use crate::stream::PRIORITY;
+use leno_http::stream::PRIORITY;
 
 /// The address from which connections to the app are made: what comes from it is never taken over. Istio's, and the one of IPv6
 /// that goes with it.

@@ -13,7 +13,7 @@ use super::queue::Queue;
 use super::standard::Protocol;
 use super::{Share, Told};
 use crate::error::Kind;
-use crate::http::head::{Head, Known, Version};
+use leno_http::head::{Head, Known, Version};
 
 /// Lines that wait to be written.
 pub const WAITING: usize = 4096;

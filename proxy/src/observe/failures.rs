@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use super::{Reporter, Told};
-use crate::http::head::Known;
+use leno_http::head::Known;
 
 /// Failures that wait to be reported: a second's.
 pub const WAITING: usize = 256;

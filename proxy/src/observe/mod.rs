@@ -21,11 +21,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::clock;
 use crate::error::Error;
-use crate::http::head::{Head, Known};
 use failures::Failure;
 use labels::Labels;
+use leno_http::clock;
+use leno_http::head::{Head, Known};
 use queue::Queue;
 use standard::{Cell, Key, Protocol, Series, Sizes};
 use trace::{Context, Trace, Traces};

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use super::labels::UNKNOWN;
 use super::queue::Queue;
 use super::{Reporter, Share, Told};
-use crate::http::head::{Known, Version};
+use leno_http::head::{Known, Version};
 
 /// Spans that wait to be exported. One takes about 2 KiB, so that a collector that hangs costs about 1 MiB.
 pub const WAITING: usize = 512;

@@ -16,28 +16,28 @@ use std::sync::Arc;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use crate::clock;
-use crate::deadline::Deadline;
 use crate::error::{Error, Kind};
 use crate::forward::answer::{self, Audience};
 use crate::forward::attempt::{Attempt, Limit};
 use crate::forward::http::unless_gone;
 use crate::forward::tries::Policy;
 use crate::forward::{Arrival, Served, headers, http, propagate, serve_stream};
-use crate::http::Outgoing;
-use crate::http::h1::{Conn, Read, ServerHalf};
-use crate::http::h2::{self, Arrived};
-use crate::http::half::Down;
-use crate::http::head::{Head, Known, Version};
-use crate::http::path;
 use crate::identify::http_version;
 use crate::intercept::original_destination;
 use crate::observe::{Outcome, Reporter, Teller};
 use crate::route::NotFound;
 use crate::route::matcher::RequestView;
 use crate::snapshot::{OutboundKind, OutboundPlan, RoutePlan, Target};
-use crate::stream::{Socket, Stream, unmapped};
 use crate::worker::Worker;
+use leno_http::Outgoing;
+use leno_http::clock;
+use leno_http::deadline::Deadline;
+use leno_http::h1::{Conn, Read, ServerHalf};
+use leno_http::h2::{self, Arrived};
+use leno_http::head::{Head, Known, Version};
+use leno_http::path;
+use leno_http::peers::Down;
+use leno_http::stream::{Socket, Stream, unmapped};
 use tunnel::{Tunnel, connect, serve_taken_over, serve_tunnel};
 
 /// Serves a connection of the app until it ends.

@@ -15,16 +15,16 @@ use crate::balance::Cluster;
 use crate::error::{Error, Kind};
 use crate::forward::answer::{self, Audience};
 use crate::forward::tcp;
-use crate::http::h1::Conn;
-use crate::http::half::Down;
-use crate::http::head::{Head, Version};
 use crate::identify::{Protocol, sniff};
 use crate::intercept::is_probe;
 use crate::observe::{Outcome, Reporter, Teller};
 use crate::route::matcher::RequestView;
 use crate::snapshot::{OutboundKind, OutboundPlan};
-use crate::stream::{Socket, Stream};
 use crate::worker::Worker;
+use leno_http::h1::Conn;
+use leno_http::head::{Head, Version};
+use leno_http::peers::Down;
+use leno_http::stream::{Socket, Stream};
 
 /// A connection after its CONNECT was answered.
 #[derive(Debug)]

@@ -94,7 +94,7 @@ fn is(principal: &Principal, caller: Caller<'_>) -> bool {
 mod tests {
     use super::*;
     use crate::config::matching::{HeaderMatch, StringMatch, Subject};
-    use crate::http::head::Head;
+    use leno_http::head::Head;
 
     const ORDER: &str = "spiffe://cluster.local/ns/default/sa/order-service";
 

@@ -2,7 +2,7 @@
 
 use crate::config::matching::{HeaderMatch, StringMatch, Subject};
 use crate::config::route::RouteMatch;
-use crate::http::head::Head;
+use leno_http::head::Head;
 
 /// A request as matchers see it: the path and the query apart, split once.
 #[derive(Debug)]

@@ -4,7 +4,7 @@ pub mod matcher;
 pub mod split;
 
 use crate::config::route::{RouteConfig, RouteMatch};
-use crate::http::head::is_called;
+use leno_http::head::is_called;
 use matcher::{RequestView, matches};
 
 /// Routes with what each of them leads to.
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
     use crate::config::matching::StringMatch;
     use crate::config::route::{Route, VirtualHost};
-    use crate::http::head::Head;
+    use leno_http::head::Head;
 
     fn host(domains: &[&str], routes: &[(&str, &str)]) -> VirtualHost {
         let route = |(rule, prefix): &(&str, &str)| Route {

@@ -13,7 +13,7 @@ use webpki::KeyUsage;
 use super::verify::{Allowed, peer, signatures, verify};
 use super::{Credentials, Peer, SpiffeId, provider, server};
 use crate::error;
-use crate::stream::Stream;
+use leno_http::stream::Stream;
 
 /// TLS to a server that may be anybody, as the node's probes speak it to an app. It proves nothing.
 ///

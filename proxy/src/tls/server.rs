@@ -14,7 +14,7 @@ use webpki::KeyUsage;
 use super::verify::{Allowed, peer, signatures, verify};
 use super::{Credentials, Peer, Rejected, alpn, provider};
 use crate::error;
-use crate::stream::{Socket, Stream};
+use leno_http::stream::{Socket, Stream};
 
 /// Accepts mutual TLS.
 #[derive(Debug, Clone)]

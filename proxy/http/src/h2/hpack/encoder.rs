@@ -8,7 +8,7 @@ use std::mem;
 use std::ops::Range;
 
 use super::{Case, LINES, OVERHEAD, TABLE};
-use crate::http::head::{Known, Set};
+use crate::head::{Known, Set};
 
 /// Lines that are remembered, and how many of them share their places.
 const SEEN: usize = 128;

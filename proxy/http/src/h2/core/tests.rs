@@ -1,8 +1,8 @@
 //! Two ends without IO between them, and one end that is sent what it must not be.
 
 use super::*;
-use crate::http::h2::frame::{END_HEADERS, END_STREAM};
-use crate::http::h2::{GROWTH, LARGE_WINDOW, heads};
+use crate::h2::frame::{END_HEADERS, END_STREAM};
+use crate::h2::{GROWTH, LARGE_WINDOW, header_block};
 
 fn core(role: Role) -> Core {
     Core::new(role, Peer::Mesh, Limits::default(), Instant::now())
@@ -31,7 +31,7 @@ fn get(client: &mut Core, path: &str) -> Rc<Slot> {
     let mut head = Head::request("GET", path);
     head.add("host", b"shop");
     let opened = client.open(true, Instant::now(), |encoder, out| {
-        heads::write_request(encoder, out, &head, false);
+        header_block::write_request(encoder, out, &head, false);
     });
     opened.expect("open")
 }
@@ -39,7 +39,7 @@ fn get(client: &mut Core, path: &str) -> Rc<Slot> {
 fn respond(server: &mut Core, slot: &Slot, ends: bool) {
     let head = Head::response(200);
     server.write_head(slot, ends, |encoder, out| {
-        heads::write_response(encoder, out, &head);
+        header_block::write_response(encoder, out, &head);
     });
 }
 

@@ -3,7 +3,7 @@
 //! Chunked bodies are decoded and framed anew, so neither chunk sizes nor extensions of one peer reach the other.
 
 use super::{Invalid, Length, Limits, parse_trailers};
-use crate::http::head::Head;
+use crate::head::Head;
 
 /// Bytes of a chunk extension that are read over. Extensions have no use that a proxy should carry.
 const MAX_EXTENSION: usize = 256;

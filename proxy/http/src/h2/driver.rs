@@ -11,8 +11,8 @@ use tokio::io::AsyncWrite;
 use tokio::time::Instant;
 
 use super::core::{Core, Failure};
+use crate::buffers;
 use crate::clock;
-use crate::http::buffers;
 use crate::stream::Stream;
 
 /// A connection's IO.
@@ -158,11 +158,11 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
-    use crate::http::h1::Limits;
-    use crate::http::h2::PREFACE;
-    use crate::http::h2::core::Role;
-    use crate::http::h2::frame::{ACK, PING, SETTINGS, write_head};
-    use crate::http::h2::heads::Peer;
+    use crate::h1::Limits;
+    use crate::h2::PREFACE;
+    use crate::h2::core::Role;
+    use crate::h2::frame::{ACK, PING, SETTINGS, write_head};
+    use crate::h2::header_block::Peer;
 
     #[tokio::test]
     async fn what_was_not_read_for_want_of_room_is_read_when_there_is_some() {

@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use super::Limits;
-use crate::http::head::{Head, Known, Section, Span, Version};
-use crate::http::method;
+use crate::head::{Head, Known, Section, Span, Version};
+use crate::method;
 
 /// Why a head isn't accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

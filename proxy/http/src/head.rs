@@ -7,11 +7,11 @@ use std::cell::RefCell;
 use std::{iter, mem};
 
 pub use super::field::{Line, Section, Span, Stretch};
-pub use super::known::{Known, Set, is_called};
+pub use super::field_name::{Known, Set, is_called};
 
 use super::buffers;
 use super::field::Field;
-use super::known::HOP_BY_HOP;
+use super::field_name::HOP_BY_HOP;
 
 /// Fields that most messages have no more of.
 const USUAL: usize = 16;

@@ -9,9 +9,9 @@ use tokio::io::AsyncWrite;
 
 use super::body::{Decoder, Encoder};
 use super::{Before, Invalid, Length, Limits, Parse};
-use crate::http::head::Head;
-use crate::http::{Broken, Incoming, Outgoing, buffers};
+use crate::head::Head;
 use crate::stream::Stream;
+use crate::{Broken, Incoming, Outgoing, buffers};
 
 /// Above this much unsent data, reading from the other side stops.
 const HIGH_WATER: usize = 64 * 1024;

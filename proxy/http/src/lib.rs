@@ -1,15 +1,18 @@
 //! HTTP on the path: one [`head::Head`] for every version, and the two directions of an exchange as traits, so that
-//! HTTP/1 connections and HTTP/2 streams are joined by the same code ([`half`]), by static dispatch.
+//! HTTP/1 connections and HTTP/2 streams are joined by the same code ([`peers`]), by static dispatch.
 
 pub mod buffers;
+pub mod clock;
+pub mod deadline;
 mod field;
+mod field_name;
 pub mod h1;
 pub mod h2;
-pub mod half;
 pub mod head;
-mod known;
 mod method;
 pub mod path;
+pub mod peers;
+pub mod stream;
 pub mod upgrade;
 
 use std::io;

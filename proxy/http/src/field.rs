@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::known::{Known, Set};
+use super::field_name::{Known, Set};
 
 /// A range of the head's buffer. Heads are limited to far less than 4 GiB.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

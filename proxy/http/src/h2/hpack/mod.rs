@@ -6,8 +6,8 @@ mod huffman;
 
 use std::sync::LazyLock;
 
-use crate::http::h1;
-use crate::http::head::Known;
+use crate::h1;
+use crate::head::Known;
 
 pub(super) use decoder::{Decoder, indexed};
 pub(super) use encoder::{Encoder, VOLATILE};

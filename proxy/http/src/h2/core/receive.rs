@@ -5,15 +5,15 @@ use std::rc::Rc;
 use tokio::time::Instant;
 
 use super::{Block, Core, Failure, Phase, RESET_AT_ONCE, Role, Slot};
-use crate::http::buffers;
-use crate::http::h1::{Length, request_length};
-use crate::http::h2::frame::{
+use crate::buffers;
+use crate::h1::{Length, request_length};
+use crate::h2::frame::{
     self, FrameHead, HEADER, MAX_PAYLOAD, MAX_WINDOW, Reason, Violation, setting, write_goaway,
     write_head,
 };
-use crate::http::h2::heads::Bad;
-use crate::http::h2::{MAX_STREAMS, PREFACE, STREAM_WINDOW};
-use crate::http::head::Head;
+use crate::h2::header_block::Bad;
+use crate::h2::{MAX_STREAMS, PREFACE, STREAM_WINDOW};
+use crate::head::Head;
 
 /// Heads of one stream that wait for whoever handles it. It passes on fewer.
 const MAX_INFORMATIONAL: usize = 32;
@@ -21,7 +21,7 @@ const GARBLED: Violation = Violation(Reason::COMPRESSION_ERROR, "a head that can
 
 impl Core {
     /// Takes what is whole at the front of `bytes`, and says how much that is.
-    pub(in crate::http::h2) fn receive(&mut self, bytes: &[u8], now: Instant) -> usize {
+    pub(in crate::h2) fn receive(&mut self, bytes: &[u8], now: Instant) -> usize {
         let mut at = self.preface.min(bytes.len());
         if bytes[..at] != PREFACE[PREFACE.len() - self.preface..][..at] {
             self.violated(Violation(

@@ -1,18 +1,18 @@
 //! HTTP/2 (RFC 9113), Leno's own: the streams of a connection as the same two halves that HTTP/1 has.
 //!
-//! `core` is a connection without IO, `driver` its IO, `body` the two directions of a stream, and `heads` reads heads from
+//! `core` is a connection without IO, `driver` its IO, `body` the two directions of a stream, and `header_block` reads heads from
 //! `hpack`'s lines into the form that HTTP/1 has. Streams write into one buffer, which leaves in one piece when all of them
 //! have had their turn: that is what makes a connection that many requests share cheap.
 
-mod beginnings;
 mod body;
 mod client;
 mod core;
 mod driver;
 mod flood;
 mod frame;
-mod heads;
+mod header_block;
 mod hpack;
+mod prefix_cache;
 mod server;
 mod stream;
 mod tunnel;

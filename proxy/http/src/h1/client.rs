@@ -5,8 +5,8 @@ use std::task::{Context, Poll, ready};
 use super::conn::Conn;
 use super::parse::parse_response;
 use super::{Invalid, Length, response_length};
-use crate::http::Broken;
-use crate::http::head::{Head, Known, Version};
+use crate::Broken;
+use crate::head::{Head, Known, Version};
 
 /// A connection on which responses come.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::body::Body;
-use crate::http::{Broken, Incoming, Outgoing};
+use crate::{Broken, Incoming, Outgoing};
 
 /// A stream as bytes.
 #[derive(Debug)]

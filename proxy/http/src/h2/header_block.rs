@@ -4,10 +4,10 @@
 //! HTTP/2 has no upper-case names. Between two sidecars of ours names stand as they were written, and a private field, which
 //! the other one consumes, says that the message is one of HTTP/1: apps see what callers wrote, and the other way round.
 
-use super::beginnings::{Beginnings, Found};
 use super::hpack::{Case, Decoder, Encoder, Kind, Line, VOLATILE, indexed, number};
-use crate::http::h1::{self, Invalid, Limits};
-use crate::http::head::{self, Head, Known, Set, Span, Version};
+use super::prefix_cache::{Beginnings, Found};
+use crate::h1::{self, Invalid, Limits};
+use crate::head::{self, Head, Known, Set, Span, Version};
 
 /// Says that a request is one of HTTP/1, and what an HTTP/1 response gives as its reason if that is unusual.
 const HTTP1: &[u8] = b"x-leno-http1";

@@ -2,7 +2,7 @@
 //! is an error, never a guess.
 
 use super::Invalid;
-use crate::http::head::{Head, Known, Version};
+use crate::head::{Head, Known, Version};
 
 /// How the end of a body is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

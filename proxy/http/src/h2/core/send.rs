@@ -5,16 +5,16 @@ use std::rc::Rc;
 use tokio::time::Instant;
 
 use super::{Core, Failure, HIGH_WATER, QUANTUM, Role, Slot};
-use crate::http::h2::frame::{self, HEADER, MAX_PAYLOAD, Reason, write_head, write_number};
-use crate::http::h2::heads::{self, Peer};
-use crate::http::h2::hpack::Encoder;
-use crate::http::h2::{GROWTH, LARGE_WINDOW, STREAM_WINDOW};
-use crate::http::head::Head;
-use crate::http::{Broken, buffers};
+use crate::h2::frame::{self, HEADER, MAX_PAYLOAD, Reason, write_head, write_number};
+use crate::h2::header_block::{self, Peer};
+use crate::h2::hpack::Encoder;
+use crate::h2::{GROWTH, LARGE_WINDOW, STREAM_WINDOW};
+use crate::head::Head;
+use crate::{Broken, buffers};
 
 impl Core {
     /// Opens a stream with a request's head, which `encode` writes.
-    pub(in crate::http::h2) fn open(
+    pub(in crate::h2) fn open(
         &mut self,
         ends: bool,
         now: Instant,
@@ -36,7 +36,7 @@ impl Core {
     }
 
     /// Writes a head of a stream, which `encode` writes as a block, and ends it there if it `ends`.
-    pub(in crate::http::h2) fn write_head(
+    pub(in crate::h2) fn write_head(
         &mut self,
         slot: &Slot,
         ends: bool,
@@ -79,7 +79,7 @@ impl Core {
     }
 
     /// Writes as much of `body` as there is room for now, and says how much that was.
-    pub(in crate::http::h2) fn write_data(&mut self, slot: &Rc<Slot>, body: &[u8]) -> usize {
+    pub(in crate::h2) fn write_data(&mut self, slot: &Rc<Slot>, body: &[u8]) -> usize {
         let mut state = slot.state.borrow_mut();
         let mut written = 0;
         while written < body.len() && written < QUANTUM {
@@ -104,7 +104,7 @@ impl Core {
     }
 
     /// A stream waits for room: it is woken when it is its turn, or its own window opens.
-    pub(in crate::http::h2) fn wait(&mut self, slot: &Rc<Slot>) {
+    pub(in crate::h2) fn wait(&mut self, slot: &Rc<Slot>) {
         let mut state = slot.state.borrow_mut();
         if state.send_window > 0 && !std::mem::replace(&mut state.is_blocked, true) {
             self.blocked.push_back(Rc::clone(slot));
@@ -112,7 +112,7 @@ impl Core {
     }
 
     /// A stream waits for room no more.
-    pub(in crate::http::h2) fn leave(&mut self, slot: &Rc<Slot>) {
+    pub(in crate::h2) fn leave(&mut self, slot: &Rc<Slot>) {
         if std::mem::take(&mut slot.state.borrow_mut().is_blocked) {
             self.blocked.retain(|other| !Rc::ptr_eq(other, slot));
         }
@@ -125,7 +125,7 @@ impl Core {
     }
 
     /// Wakes as many streams that wait for room as there is room for.
-    pub(in crate::http::h2) fn unblock(&mut self) {
+    pub(in crate::h2) fn unblock(&mut self) {
         if self.blocked.is_empty() {
             return;
         }
@@ -143,7 +143,7 @@ impl Core {
     }
 
     /// Ends a body.
-    pub(in crate::http::h2) fn end_data(&mut self, slot: &Slot) {
+    pub(in crate::h2) fn end_data(&mut self, slot: &Slot) {
         match self.tail {
             Some((id, flags)) if id == slot.id => self.out[flags] |= frame::END_STREAM,
             _ => {
@@ -156,9 +156,9 @@ impl Core {
     }
 
     /// Ends a body with trailers.
-    pub(in crate::http::h2) fn write_trailers(&mut self, slot: &Slot, trailers: &Head) {
+    pub(in crate::h2) fn write_trailers(&mut self, slot: &Slot, trailers: &Head) {
         self.write_head(slot, true, |encoder, out| {
-            heads::write_trailers(encoder, out, trailers);
+            header_block::write_trailers(encoder, out, trailers);
         });
     }
 
@@ -174,7 +174,7 @@ impl Core {
     }
 
     /// Resets a stream, if it is still there.
-    pub(in crate::http::h2) fn reset(&mut self, slot: &Slot, reason: Reason) {
+    pub(in crate::h2) fn reset(&mut self, slot: &Slot, reason: Reason) {
         let is_over = {
             let state = slot.state.borrow();
             state.is_closed && state.has_ended
@@ -186,7 +186,7 @@ impl Core {
     }
 
     /// Resets a stream that is wrong, and whoever handles it finds it so.
-    pub(in crate::http::h2) fn reset_failing(&mut self, slot: &Slot, reason: Reason) {
+    pub(in crate::h2) fn reset_failing(&mut self, slot: &Slot, reason: Reason) {
         self.reset(slot, reason);
         slot.fail(&Failure::Reset(reason));
         let state = slot.state.borrow();
@@ -202,7 +202,7 @@ impl Core {
     }
 
     /// So much of a stream's body was consumed: its sender may send as much again.
-    pub(in crate::http::h2) fn consumed(&mut self, slot: &Slot, count: usize) {
+    pub(in crate::h2) fn consumed(&mut self, slot: &Slot, count: usize) {
         let mut state = slot.state.borrow_mut();
         state.consumed += u32::try_from(count).unwrap_or(0);
         if state.consumed >= state.window / 2 && !state.has_ended && state.failed.is_none() {
@@ -223,7 +223,7 @@ impl Core {
     }
 
     /// So many bytes of bodies were consumed, or are of no use.
-    pub(in crate::http::h2) fn release(&mut self, count: usize) {
+    pub(in crate::h2) fn release(&mut self, count: usize) {
         self.consumed += u32::try_from(count).unwrap_or(0);
         // Early, since what the peer isn't told of is missing to streams whose readers don't stop.
         if self.consumed >= STREAM_WINDOW / 2 && self.end.is_none() {
@@ -236,7 +236,7 @@ impl Core {
 
     /// What a peer is told whose stream nobody handles any more, though it hasn't ended: what was answered whole is not
     /// taken back, whatever is left of the request.
-    pub(in crate::http::h2) fn farewell(&self, is_sent: bool) -> Reason {
+    pub(in crate::h2) fn farewell(&self, is_sent: bool) -> Reason {
         match (self.role, is_sent) {
             (Role::Server, true) => Reason::NO_ERROR,
             _ => Reason::CANCEL,

@@ -20,12 +20,12 @@ use super::frame::{
     self, MAX_PAYLOAD, Reason, Violation, setting, write_goaway, write_head, write_number,
     write_settings,
 };
-use super::heads::{HeadDecoder, Peer};
+use super::header_block::{HeadDecoder, Peer};
 use super::hpack::Encoder;
 use super::{CONNECTION_WINDOW, MAX_STREAMS, PREFACE, STREAM_WINDOW};
-use crate::http::Broken;
-use crate::http::h1::{Invalid, Limits};
-use crate::http::head::Head;
+use crate::Broken;
+use crate::h1::{Invalid, Limits};
+use crate::head::Head;
 
 /// Bytes that wait to be written, above which bodies wait as well.
 const HIGH_WATER: usize = 128 * 1024;

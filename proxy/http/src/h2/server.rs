@@ -12,12 +12,12 @@ use tokio::time::{Instant, sleep_until};
 use super::core::{Core, Role, Slot};
 use super::driver::Driver;
 use super::frame::Reason;
-use super::heads::Peer;
+use super::header_block::Peer;
 use super::stream::{ServerStream, Streams};
 use super::{FAREWELL, MAX_STREAMS};
 use crate::clock;
-use crate::http::h1::{Invalid, Limits, Timeouts};
-use crate::http::head::Head;
+use crate::h1::{Invalid, Limits, Timeouts};
+use crate::head::Head;
 use crate::stream::Stream;
 
 /// Tasks that wait for a next request, so that most need none of their own made.

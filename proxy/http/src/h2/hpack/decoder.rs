@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 
 use super::{Case, Entry, Kind, LINES, Line, STATIC, TABLE, Why, huffman};
-use crate::http::h1::{is_text, trimmed};
-use crate::http::head::Known;
+use crate::h1::{is_text, trimmed};
+use crate::head::Known;
 
 /// One direction's table, and the reader of its blocks.
 #[derive(Debug)]

@@ -12,8 +12,8 @@ use super::conn::Conn;
 use super::parse::parse_request;
 use super::{Invalid, Length, request_length};
 use crate::deadline::Deadline;
-use crate::http::head::{Head, Known, Version};
-use crate::http::{Broken, Outgoing};
+use crate::head::{Head, Known, Version};
+use crate::{Broken, Outgoing};
 
 /// What waiting for a request gave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,7 +10,7 @@ mod framing;
 mod parse;
 mod server;
 
-use crate::http::head::Head;
+use crate::head::Head;
 pub use body::{Decoder, Encoder};
 pub use client::ClientHalf;
 pub use conn::Conn;

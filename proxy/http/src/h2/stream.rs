@@ -11,9 +11,9 @@ use super::core::{Core, Slot};
 use super::frame::Reason;
 use super::tunnel::Tunnel;
 use crate::clock;
-use crate::http::h1::{Invalid, Length, request_length};
-use crate::http::head::{Head, Known};
-use crate::http::{Broken, Incoming, Outgoing};
+use crate::h1::{Invalid, Length, request_length};
+use crate::head::{Head, Known};
+use crate::{Broken, Incoming, Outgoing};
 
 /// A request that came as a stream, and where its response goes.
 #[derive(Debug)]

@@ -8,8 +8,8 @@ use std::task::{Context, Poll};
 
 use super::core::{Core, Failure, Slot};
 use super::frame::Reason;
-use crate::http::head::Head;
-use crate::http::{Broken, Incoming, Outgoing, buffers};
+use crate::head::Head;
+use crate::{Broken, Incoming, Outgoing, buffers};
 
 /// Above this much unsent data, reading from the other side stops.
 const HIGH_WATER: usize = 64 * 1024;
@@ -92,7 +92,7 @@ impl Body {
         self.core
             .borrow_mut()
             .write_head(&self.slot, ends, |encoder, out| {
-                super::heads::write_response(encoder, out, head);
+                super::header_block::write_response(encoder, out, head);
             });
         if ends {
             self.end = End::Sent;

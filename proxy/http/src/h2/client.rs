@@ -12,12 +12,12 @@ use tokio::time::{Instant, sleep, timeout};
 use super::body::Body;
 use super::core::{Core, Failure, Role};
 use super::driver::Driver;
-use super::heads::{self, Peer};
+use super::header_block::{self, Peer};
 use crate::clock;
-use crate::http::h1::{Invalid, Length, Limits, response_length};
-use crate::http::head::{Head, Known};
-use crate::http::{Broken, Incoming, Outgoing};
+use crate::h1::{Invalid, Length, Limits, response_length};
+use crate::head::{Head, Known};
 use crate::stream::Stream;
+use crate::{Broken, Incoming, Outgoing};
 
 /// A peer that was heard within this is there; one that isn't heard for as long after a ping gets no new request.
 const PROOF: Duration = Duration::from_secs(3);
@@ -235,7 +235,7 @@ impl ClientStream {
         let core = &self.connection.core;
         let now = self.connection.pulse.heard.get();
         let opened = core.borrow_mut().open(is_ended, now, |encoder, out| {
-            heads::write_request(encoder, out, head, upgrades);
+            header_block::write_request(encoder, out, head, upgrades);
         });
         self.body = Some(Body::new(core, opened?, is_ended));
         let count = &self.connection.sent;

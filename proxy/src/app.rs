@@ -21,7 +21,6 @@ use tokio::time::{Instant, timeout};
 use crate::accept::{self, Gate};
 use crate::admin::{Admin, Port};
 use crate::bootstrap::Bootstrap;
-use crate::config::endpoints::Workload;
 use crate::connect::pool::Pool;
 use crate::directory::Directory;
 use crate::drain::{self, Phase, Side, Watch};
@@ -42,6 +41,7 @@ use crate::worker::{Shared, Worker};
 use crate::{inbound, intercept, outbound, xds};
 use leno_http::clock;
 use leno_http::{buffers, head};
+use leno_rules::config::endpoints::Workload;
 
 /// How long a thread may take to end once everything has.
 const JOIN: Duration = Duration::from_secs(5);

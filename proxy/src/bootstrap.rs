@@ -15,9 +15,9 @@ use crate::export::otlp::{Address, Protocol};
 use crate::intercept::InitArgs;
 use crate::observe::access_log::{Format, TEXT};
 use crate::observe::metrics::MAX_SERIES;
-use crate::tls::SpiffeId;
 use leno_http::h1::{Limits, Timeouts};
 use leno_http::upgrade::Upgrades;
+use leno_rules::spiffe::SpiffeId;
 
 /// Leno's data plane.
 #[derive(Debug, Parser)]

@@ -17,9 +17,10 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 
+use crate::tls::Credentials;
 use crate::tls::client::Connector;
-use crate::tls::{Credentials, SpiffeId};
 use leno_http::stream::connect_to;
+use leno_rules::spiffe::SpiffeId;
 
 /// How long a connection to the control plane may take, TLS included.
 const CONNECT: Duration = Duration::from_secs(5);

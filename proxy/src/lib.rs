@@ -19,9 +19,6 @@ pub mod intercept;
 pub mod outbound;
 pub mod tls;
 
-pub mod policy;
-pub mod route;
-
 pub mod balance;
 pub mod connect;
 pub mod forward;
@@ -29,7 +26,6 @@ pub mod lifecycle;
 pub mod observe;
 pub mod worker;
 
-pub mod config;
 pub mod directory;
 pub mod snapshot;
 pub mod xds;

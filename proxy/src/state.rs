@@ -12,7 +12,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::tls::SpiffeId;
+use leno_rules::spiffe::SpiffeId;
 
 /// The first words of every file: what it is, and the version of its form.
 const MAGIC: &str = "leno-proxy state 1";

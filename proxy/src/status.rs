@@ -8,11 +8,11 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::balance::Cluster;
-use crate::config::cluster;
 use crate::directory::Directory;
 use crate::observe::time::rfc3339;
 use crate::tls::Credentials;
 use crate::xds::store::Store;
+use leno_rules::config::cluster;
 
 /// What is shown; kept up to date by who changes it.
 #[derive(Debug, Default)]

@@ -10,9 +10,10 @@ use clap::{Command, CommandFactory};
 use leno_tests::process::exit_code;
 
 /// The directories whose texts users read.
-const SOURCES: [&str; 4] = [
+const SOURCES: [&str; 5] = [
     "proxy/src",
     "proxy/http/src",
+    "proxy/rules/src",
     "control-plane/src",
     "proto/src",
 ];

@@ -15,14 +15,14 @@ use leno_control_plane::source::last_good::{LastGood, Reading};
 use leno_control_plane::translate::{Answer, INBOUND, World, resource};
 use leno_http::head::Head;
 use leno_proto::type_url::LISTENER;
-use leno_proxy::config::decode;
-use leno_proxy::config::listener::{Filter, Listener};
 use leno_proxy::observe::labels::Party;
 use leno_proxy::observe::metrics::Metrics;
-use leno_proxy::policy::{Caller, Verdict, verdict, verdict_tcp};
-use leno_proxy::route::matcher::RequestView;
 use leno_proxy::snapshot::{Answer as Told, Builder, InboundPlan, Resources, Snapshot};
 use leno_proxy::tls::Credentials;
+use leno_rules::config::decode;
+use leno_rules::config::listener::{Filter, Listener};
+use leno_rules::policy::rbac::{Caller, Verdict, verdict, verdict_tcp};
+use leno_rules::route::matcher::RequestView;
 use tokio::time::Instant;
 
 type Labels = BTreeMap<&'static str, &'static str>;

@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::outlier::Health;
-use crate::config::endpoints::Workload;
 use crate::intercept::passing_to;
 use crate::observe::standard::Series;
 use crate::tls::client::Connector;
+use leno_rules::config::endpoints::Workload;
 
 /// Numbers endpoints, so that pools can name them.
 static NEXT: AtomicU64 = AtomicU64::new(0);

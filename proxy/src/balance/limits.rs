@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::config::cluster::Limits;
 use crate::error::{Error, Kind};
+use leno_rules::config::cluster::Limits;
 
 /// A retry budget: so much of the requests under way, but at least [`MIN_RETRIES`].
 const RETRY_PERCENT: u32 = 20;

@@ -15,10 +15,10 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::time::Instant;
 
-use crate::config;
-use crate::config::cluster::{Balance, Connections, Outlier};
 use crate::error::{Error, Kind};
 pub use endpoint::Endpoint;
+use leno_rules::config;
+use leno_rules::config::cluster::{Balance, Connections, Outlier};
 use limits::Load;
 use outlier::{Ejection, Fitness, Verdict};
 

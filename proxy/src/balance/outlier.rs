@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::config::cluster::Outlier;
+use leno_rules::config::cluster::Outlier;
 
 /// What an endpoint made of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

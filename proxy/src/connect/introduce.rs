@@ -7,10 +7,10 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
-use crate::config::endpoints::Workload;
-use crate::config::peer::{PREFACE, frame_length, read_frame};
 use crate::tls::alpn;
 use leno_http::stream::Stream;
+use leno_rules::config::endpoints::Workload;
+use leno_rules::config::peer::{PREFACE, frame_length, read_frame};
 
 /// Says `own`, a frame, and hears what the peer says, if both agreed to; nothing when it doesn't say who it is.
 ///

@@ -11,10 +11,10 @@ use tokio::net::TcpStream;
 use tokio::time::{Duration, sleep, timeout};
 
 use crate::balance::{Cluster, Endpoint};
-use crate::config::cluster::Keepalive;
 use crate::error::{Error, Kind};
 use crate::tls::Peer;
 use leno_http::stream::{Socket, Stream, connect_from, tune};
+use leno_rules::config::cluster::Keepalive;
 
 /// Between two tries to reach an app that may be starting.
 const AGAIN: Duration = Duration::from_millis(50);

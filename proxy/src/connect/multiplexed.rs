@@ -15,10 +15,10 @@ use tokio::time::Instant;
 
 use super::pool::{BEFORE_EXPIRY, IdHasher, Upstream};
 use crate::balance::Endpoint;
-use crate::config::cluster::Connections;
 use crate::error::{Error, Kind};
 use leno_http::h2::Connection;
 use leno_http::peers::Up;
+use leno_rules::config::cluster::Connections;
 
 /// A connection with what it may be used for.
 #[derive(Debug)]

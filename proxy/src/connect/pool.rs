@@ -16,10 +16,10 @@ use tokio::time::Instant;
 
 use super::multiplexed::Multiplexed;
 use crate::balance::Endpoint;
-use crate::config::cluster::Connections;
 use leno_http::clock;
 use leno_http::h1::Before;
 use leno_http::peers::Up;
+use leno_rules::config::cluster::Connections;
 
 /// A connection is given up this long before a certificate that made it ends: the peer closes it then, and a request
 /// must not meet that.

@@ -15,8 +15,6 @@ use super::wanted::{Wanted, is_of_http1};
 use crate::balance::limits::{Leave, Load};
 use crate::balance::outlier::Verdict;
 use crate::balance::{Ask, Cluster};
-use crate::config::cluster::Protocol;
-use crate::config::peer;
 use crate::connect::pool::Upstream;
 use crate::connect::{Carries, dial};
 use crate::error::{Error, Kind, Progress, Side};
@@ -29,6 +27,8 @@ use leno_http::deadline::Deadline;
 use leno_http::h1::Length;
 use leno_http::head::{Head, Known};
 use leno_http::peers::Down;
+use leno_rules::config::cluster::Protocol;
+use leno_rules::config::peer;
 
 /// Why there is no other try when the policy allows no more.
 const USED_UP: &str = "attempts used up";

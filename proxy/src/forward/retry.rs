@@ -5,9 +5,9 @@
 
 use std::time::Duration;
 
-use crate::config::route::{Retry, RetryOn};
 use crate::error::{Error, Kind, Progress, Side};
 use leno_http::head::Head;
+use leno_rules::config::route::{Retry, RetryOn};
 
 /// What went wrong with a try.
 #[derive(Debug, Clone, Copy)]

@@ -13,8 +13,6 @@ use tokio::time::{Duration, Instant, sleep};
 use crate::balance::limits::Leave;
 use crate::balance::outlier::Verdict;
 use crate::balance::{Ask, Cluster, Endpoint, Lease};
-use crate::config::endpoints::Workload;
-use crate::config::peer;
 use crate::connect::introduce::exchange;
 use crate::connect::{Carries, dial};
 use crate::error::{Error, Kind, Progress, Side};
@@ -23,6 +21,8 @@ use crate::observe::{Carried, Reached, Teller, Told};
 use crate::worker::Worker;
 use leno_http::head::Head;
 use leno_http::stream::Stream;
+use leno_rules::config::endpoints::Workload;
+use leno_rules::config::peer;
 
 /// Endpoints that are tried before the connection is given up: nothing was sent to any of them.
 const TRIES: usize = 3;

@@ -9,7 +9,6 @@ use super::replay::Replay;
 use super::retry::{self, Decision, Failure};
 use crate::balance::Lease;
 use crate::balance::limits::Held;
-use crate::config::route::{Retry, RetryOn};
 use crate::connect::pool::Upstream;
 use crate::error::{Error, Kind, Progress, Side};
 use crate::observe::grpc::Messages;
@@ -17,6 +16,7 @@ use crate::observe::standard::{Series, Way};
 use leno_http::h1::Length;
 use leno_http::head::Head;
 use leno_http::peers::{Down, Up};
+use leno_rules::config::route::{Retry, RetryOn};
 
 /// What the tries of one request share.
 #[derive(Debug)]

@@ -6,7 +6,8 @@ use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, SanType};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::sign::CertifiedKey;
 
-use crate::tls::{SpiffeId, provider};
+use crate::tls::provider;
+use leno_rules::spiffe::SpiffeId;
 
 /// A private key. It never leaves this process, but for the workload's own state directory.
 pub(super) struct Key(KeyPair);

@@ -15,7 +15,8 @@ use webpki::KeyUsage;
 
 use super::{Error, Options};
 use crate::tls::verify::{Allowed, signatures, verify};
-use crate::tls::{Credentials, SpiffeId, provider, server};
+use crate::tls::{Credentials, provider, server};
+use leno_rules::spiffe::SpiffeId;
 
 /// A token is far smaller.
 const MAX_FILE: u64 = 64 * 1024;

@@ -23,8 +23,9 @@ use crate::drain::Watch;
 use crate::observe::metrics::Metrics;
 use crate::state::State;
 use crate::tls::verify::{self, Allowed};
-use crate::tls::{Credentials, Identity, SpiffeId};
+use crate::tls::{Credentials, Identity};
 use first::FirstContact;
+use leno_rules::spiffe::SpiffeId;
 
 /// How long the CA may take.
 const CALL: Duration = Duration::from_secs(10);

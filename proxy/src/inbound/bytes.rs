@@ -8,10 +8,10 @@ use crate::balance::Cluster;
 use crate::connect::introduce::exchange;
 use crate::error::{Error, Kind};
 use crate::forward::tcp;
-use crate::policy::{Verdict, verdict_tcp};
 use crate::snapshot::InboundChain;
 use crate::worker::Worker;
 use leno_http::stream::Stream;
+use leno_rules::policy::rbac::{Verdict, verdict_tcp};
 
 /// Carries what `stream` brings to the app, until it ends.
 pub(super) async fn carry(worker: &Worker, connection: Connection, mut stream: Stream) {

@@ -7,8 +7,6 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use crate::balance::Cluster;
-use crate::config::endpoints::Workload;
-use crate::config::peer;
 use crate::error::{Error, Kind};
 use crate::forward::answer::Audience;
 use crate::forward::headers;
@@ -16,11 +14,13 @@ use crate::identify::Protocol;
 use crate::observe::labels::Party;
 use crate::observe::standard::Series;
 use crate::observe::{Reporter, Teller};
-use crate::policy::Caller;
 use crate::snapshot::{InboundChain, InboundPlan};
 use crate::tls::Peer;
 use crate::worker::Worker;
 use leno_http::head::{Head, Known};
+use leno_rules::config::endpoints::Workload;
+use leno_rules::config::peer;
+use leno_rules::policy::rbac::Caller;
 
 /// A connection to the app, as far as it is known.
 #[derive(Debug)]

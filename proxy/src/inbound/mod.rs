@@ -25,8 +25,6 @@ use crate::intercept::original_destination;
 use crate::observe::Outcome;
 use crate::observe::standard::Series;
 use crate::outbound::normalise;
-use crate::policy::{Verdict, verdict};
-use crate::route::matcher::RequestView;
 use crate::snapshot::{InboundChain, InboundPlan};
 use crate::tls::alpn;
 use crate::worker::Worker;
@@ -39,6 +37,8 @@ use leno_http::h2;
 use leno_http::head::{Head, Known, Version};
 use leno_http::peers::Down;
 use leno_http::stream::{Socket, Stream, unmapped};
+use leno_rules::policy::rbac::{Verdict, verdict};
+use leno_rules::route::matcher::RequestView;
 
 /// Serves a connection that the rules of `init` took over, until it ends.
 pub async fn serve_taken_over(worker: Rc<Worker>, tcp: TcpStream, address: SocketAddr) {

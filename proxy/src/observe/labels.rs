@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::config::endpoints::Workload;
+use leno_rules::config::endpoints::Workload;
 
 /// Labels that a series fixes, in the order of [`Labels`]' values.
 pub const FIXED: [&str; 21] = [

@@ -25,8 +25,6 @@ use crate::forward::{Arrival, Served, headers, http, propagate, serve_stream};
 use crate::identify::http_version;
 use crate::intercept::original_destination;
 use crate::observe::{Outcome, Reporter, Teller};
-use crate::route::NotFound;
-use crate::route::matcher::RequestView;
 use crate::snapshot::{OutboundKind, OutboundPlan, RoutePlan, Target};
 use crate::worker::Worker;
 use leno_http::Outgoing;
@@ -38,6 +36,8 @@ use leno_http::head::{Head, Known, Version};
 use leno_http::path;
 use leno_http::peers::Down;
 use leno_http::stream::{Socket, Stream, unmapped};
+use leno_rules::route::NotFound;
+use leno_rules::route::matcher::RequestView;
 use tunnel::{Tunnel, connect, serve_taken_over, serve_tunnel};
 
 /// Serves a connection of the app until it ends.

@@ -18,13 +18,13 @@ use crate::forward::tcp;
 use crate::identify::{Protocol, sniff};
 use crate::intercept::is_probe;
 use crate::observe::{Outcome, Reporter, Teller};
-use crate::route::matcher::RequestView;
 use crate::snapshot::{OutboundKind, OutboundPlan};
 use crate::worker::Worker;
 use leno_http::h1::Conn;
 use leno_http::head::{Head, Version};
 use leno_http::peers::Down;
 use leno_http::stream::{Socket, Stream};
+use leno_rules::route::matcher::RequestView;
 
 /// A connection after its CONNECT was answered.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use super::InboundPlan;
 use super::builder::app_cluster;
 use crate::balance::Cluster;
 use crate::balance::endpoint::Endpoint;
-use crate::config::cluster;
+use leno_rules::config::cluster;
 
 /// Apps by the address that they are reached at.
 #[derive(Debug, Default)]

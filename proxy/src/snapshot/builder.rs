@@ -15,18 +15,19 @@ use super::{
 };
 use crate::balance::Cluster;
 use crate::balance::endpoint::{Connectors, Endpoint};
-use crate::config::cluster::{self, Discovery};
-use crate::config::endpoints::{self, Assignment, Workload};
-use crate::config::listener::{Chain, Filter, Listener};
-use crate::config::peer;
-use crate::config::route::RouteConfig;
 use crate::error::Kind;
 use crate::observe::labels::{Labels, Party};
 use crate::observe::metrics::Metrics;
-use crate::route::Router;
-use crate::route::split::Split;
 use crate::tls::client::Connector;
-use crate::tls::{Credentials, SpiffeId, alpn};
+use crate::tls::{Credentials, alpn};
+use leno_rules::config::cluster::{self, Discovery};
+use leno_rules::config::endpoints::{self, Assignment, Workload};
+use leno_rules::config::listener::{Chain, Filter, Listener};
+use leno_rules::config::peer;
+use leno_rules::config::route::RouteConfig;
+use leno_rules::route::Router;
+use leno_rules::route::split::Split;
+use leno_rules::spiffe::SpiffeId;
 
 /// How long a plan waits for what it names.
 const WARMING: Duration = Duration::from_secs(5);

@@ -13,18 +13,18 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::balance::Cluster;
-use crate::config::cluster;
-use crate::config::endpoints::{Assignment, Workload};
-use crate::config::listener::{ChainMatch, Listener};
-use crate::config::rbac::Rbac;
-use crate::config::route::{Retry, RouteConfig};
 use crate::error::{Error, Kind};
 use crate::observe::labels::{Labels, Party};
 use crate::observe::standard::Series;
-use crate::route::Router;
-use crate::route::split::Split;
 use crate::tls::alpn::ACCEPTED;
 pub use builder::Builder;
+use leno_rules::config::cluster;
+use leno_rules::config::endpoints::{Assignment, Workload};
+use leno_rules::config::listener::{ChainMatch, Listener};
+use leno_rules::config::rbac::Rbac;
+use leno_rules::config::route::{Retry, RouteConfig};
+use leno_rules::route::Router;
+use leno_rules::route::split::Split;
 
 /// The name of the one inbound Listener.
 pub const INBOUND: &str = "virtualInbound";
@@ -121,7 +121,7 @@ pub struct Target {
 pub struct InboundPlan {
     /// What callees are told of this workload, as `x-envoy-peer-metadata`.
     pub peer_metadata: Vec<u8>,
-    /// The same before bytes, as [`peer::frame`](crate::config::peer::frame) makes it.
+    /// The same before bytes, as [`peer::frame`](leno_rules::config::peer::frame) makes it.
     pub peer_frame: Vec<u8>,
     /// How apps are spoken to, by their ports.
     app_configs: HashMap<u16, Arc<cluster::Cluster>>,

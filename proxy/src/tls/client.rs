@@ -11,9 +11,10 @@ use tokio::net::TcpStream;
 use webpki::KeyUsage;
 
 use super::verify::{Allowed, peer, signatures, verify};
-use super::{Credentials, Peer, SpiffeId, provider, server};
+use super::{Credentials, Peer, provider, server};
 use crate::error;
 use leno_http::stream::Stream;
+use leno_rules::spiffe::SpiffeId;
 
 /// TLS to a server that may be anybody, as the node's probes speak it to an app. It proves nothing.
 ///

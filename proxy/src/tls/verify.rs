@@ -8,7 +8,8 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::{Peer, SpiffeId, provider};
+use super::{Peer, provider};
+use leno_rules::spiffe::SpiffeId;
 
 /// What every verifier of ours does alike: the handshake's signatures, by the process's one cryptography. The methods
 /// stand in two traits of rustls that have them in common.

@@ -20,7 +20,6 @@ use tokio::time::{Instant, sleep_until};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::channel::Target;
-use crate::config::secret;
 use crate::directory::{Directory, Link};
 use crate::drain::Watch;
 use crate::observe::metrics::Metrics;
@@ -28,6 +27,7 @@ use crate::snapshot::{Builder, INBOUND};
 use crate::state::State;
 use crate::status::Status as Shown;
 use crate::tls::Credentials;
+use leno_rules::config::secret;
 use session::Session;
 use store::{Kept, Store};
 

@@ -13,12 +13,12 @@ use leno_proto::pb::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Reso
 use leno_proto::type_url::{CLUSTER, ENDPOINTS, LISTENER, ROUTE, SECRET};
 use serde::{Deserialize, Serialize};
 
-use crate::config::cluster::{Cluster, Discovery};
-use crate::config::listener::Filter;
-use crate::config::route::RouteConfig;
-use crate::config::secret::Roots;
-use crate::config::{Invalid, decode};
 use crate::snapshot::{Answer, Resources};
+use leno_rules::config::cluster::{Cluster, Discovery};
+use leno_rules::config::listener::Filter;
+use leno_rules::config::route::RouteConfig;
+use leno_rules::config::secret::Roots;
+use leno_rules::config::{Invalid, decode};
 
 /// Resources of a response that are looked at.
 const MAX_RESOURCES: usize = 20_000;

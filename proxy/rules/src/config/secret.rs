@@ -4,8 +4,8 @@ use leno_proto::pb::envoy::config::core::v3::data_source::Specifier;
 use leno_proto::pb::envoy::extensions::transport_sockets::tls::v3::{
     Secret as SecretMessage, secret,
 };
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 
 use super::{Invalid, Resource};
 

@@ -12,7 +12,7 @@ use leno_proto::pb::envoy::config::endpoint::v3::{
 use leno_proto::pb::google::protobuf::value::Kind;
 
 use super::{Invalid, Resource};
-use crate::tls::SpiffeId;
+use crate::spiffe::SpiffeId;
 
 /// Endpoints that one assignment may hold.
 const MAX_ENDPOINTS: usize = 20_000;

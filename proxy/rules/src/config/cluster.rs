@@ -18,10 +18,10 @@ use leno_proto::pb::envoy::extensions::upstreams::http::v3::{
 use leno_proto::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use leno_proto::pb::google::protobuf::{Duration as Period, UInt32Value, value::Kind};
 use leno_proto::prost::Name;
-use rustls::pki_types::ServerName;
+use rustls_pki_types::ServerName;
 
 use super::{Invalid, Resource};
-use crate::tls::SpiffeId;
+use crate::spiffe::SpiffeId;
 
 /// Envoy's connect timeout for a cluster that sets none.
 const DEFAULT_CONNECT: Duration = Duration::from_secs(5);

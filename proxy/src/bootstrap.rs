@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::admin::{AppMetrics, AppProbers};
-use crate::channel::Target;
+use crate::control::channel::Target;
 use crate::directory;
 use crate::export::log::Sink;
 use crate::export::otlp::{Address, Protocol};

@@ -22,7 +22,6 @@ pub mod tls;
 pub mod balance;
 pub mod connect;
 pub mod forward;
-pub mod lifecycle;
 pub mod observe;
 pub mod worker;
 
@@ -30,11 +29,9 @@ pub mod directory;
 pub mod snapshot;
 pub mod xds;
 
-pub mod ask;
-pub mod channel;
+pub mod control;
 pub mod export;
 pub mod identity;
-pub mod state;
 
 pub mod admin;
 pub mod app;

@@ -9,7 +9,7 @@ use hyper::body::Bytes;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::ask::{ask, body};
+use crate::control::http_client::{ask, body};
 
 /// How long the app may take.
 const PATIENCE: Duration = Duration::from_secs(5);

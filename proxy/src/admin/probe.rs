@@ -20,8 +20,8 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use crate::ask::ask;
-use crate::channel::{Dialer, words};
+use crate::control::channel::{Dialer, words};
+use crate::control::http_client::ask;
 use crate::intercept::passing_to;
 use crate::tls::client::unverified;
 use leno_http::stream::connect_from;

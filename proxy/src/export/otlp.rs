@@ -23,8 +23,8 @@ use opentelemetry_proto::tonic::trace::v1::{
 };
 use tokio::time::{sleep, timeout};
 
-use crate::ask::{ask, body};
-use crate::channel::{Dialer, words};
+use crate::control::channel::{Dialer, words};
+use crate::control::http_client::{ask, body};
 use crate::drain::Watch;
 use crate::observe::Reporter;
 use crate::observe::queue::Queue;

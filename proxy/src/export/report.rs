@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::time::{interval, sleep};
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::channel::{Target, words};
+use crate::control::channel::{Target, words};
 use crate::drain::Watch;
 use crate::observe::failures::{Failure, WAITING};
 use crate::observe::labels::Labels;

@@ -18,10 +18,10 @@ use rustls::pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
 use tokio::time::{sleep, timeout};
 
-use crate::channel::{self, Target};
+use crate::control::channel::{self, Target};
+use crate::control::state_dir::State;
 use crate::drain::Watch;
 use crate::observe::metrics::Metrics;
-use crate::state::State;
 use crate::tls::verify::{self, Allowed};
 use crate::tls::{Credentials, Identity};
 use first::FirstContact;

@@ -19,12 +19,12 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::channel::Target;
+use crate::control::channel::Target;
+use crate::control::state_dir::State;
 use crate::directory::{Directory, Link};
 use crate::drain::Watch;
 use crate::observe::metrics::Metrics;
 use crate::snapshot::{Builder, INBOUND};
-use crate::state::State;
 use crate::status::Status as Shown;
 use crate::tls::Credentials;
 use leno_rules::config::secret;
@@ -263,7 +263,7 @@ impl Client {
             .keep_alive_while_idle(true)
             .connect_with_connector(self.options.target.connector(&self.credentials)?)
             .await
-            .map_err(|error| crate::channel::words(&error))?;
+            .map_err(|error| crate::control::channel::words(&error))?;
         let mut client = AggregatedDiscoveryServiceClient::new(channel)
             .max_decoding_message_size(self.options.max_message);
         let (requests, receiver) = mpsc::channel(REQUESTS);

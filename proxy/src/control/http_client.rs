@@ -7,7 +7,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::channel::words;
+use super::channel::words;
 
 /// Asks on `io`; `take` makes of the answer what is wanted of it, and reads its body if that is.
 ///

@@ -10,7 +10,7 @@ use leno_proto::tonic::transport::Endpoint;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::channel::{Target, words};
+use super::channel::{Target, words};
 use crate::directory::Directory;
 use crate::drain::{ON_THE_WAY, Phase, Side, Signal};
 use crate::tls::Credentials;

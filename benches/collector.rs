@@ -1,5 +1,6 @@
-//! What a dead collector of traces costs a sidecar, compared with no export at all: user instructions per request under
-//! callgrind, and VmRSS after a minute of requests. The collector refuses connections, or accepts them and says nothing.
+//! Cost of a dead trace collector to a sidecar, compared with no export at all: user instructions per request under
+//! callgrind, and VmRSS after a minute of requests. The collector refuses connections, or accepts them and never
+//! answers.
 
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
@@ -23,7 +24,7 @@ struct Args {
     memory: u64,
 }
 
-/// Where nobody listens.
+/// An OTLP endpoint on which nothing listens.
 const REFUSING: &str = "http://127.0.7.9:4317";
 
 fn main() -> Result<()> {
@@ -40,7 +41,7 @@ fn main() -> Result<()> {
             .iter()
             .flat_map(|at| ["--otlp-endpoint", at])
             .collect();
-        // So many that a TLS handshake more or less, of some millions, isn't seen.
+        // So many requests that one TLS handshake more or less, some millions of instructions, doesn't show.
         let each = instructions(&programs, Side::A, &flags, [2000, 102_000], None)?;
         let resident = after_requests(&programs, &flags, args.seconds)?;
         println!("{name}: {each} user instructions per request, {resident} KiB");
@@ -59,7 +60,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// VmRSS of A after requests have been sent for so long, two thousand a second at most.
+/// VmRSS of A, in KiB, after 2,000 requests for each of `seconds`, at most 2,000 a second.
 fn after_requests(programs: &Programs, flags: &[&str], seconds: u64) -> Result<u64> {
     let lab = Lab::start(programs, None, flags)?;
     let (rounds, each) = (usize::try_from(seconds)? * 5, 400);
@@ -71,7 +72,7 @@ fn after_requests(programs: &Programs, flags: &[&str], seconds: u64) -> Result<u
     memory(lab.a.0.id(), "VmRSS:")
 }
 
-/// Accepts connections, and says nothing on them.
+/// A collector that accepts connections and never answers.
 struct Hanging(TcpListener);
 
 impl Hanging {

@@ -10,23 +10,23 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// By what leno-proxy is optimised.
+/// The PGO profile of leno-proxy, below the project's directory.
 pub const PROFILE: &str = "proxy/leno-proxy.profdata";
-/// The platform that a static build is for.
+/// Target triple of the static builds.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Addresses of this lab's own.
 const XDS: &str = "127.0.7.1:15012";
 const MONITORING: &str = "127.0.7.1:15014";
-/// Where A takes requests, and shows itself.
+/// A's outbound and admin addresses.
 pub const A: (&str, &str) = ("127.0.7.2:15001", "127.0.7.2:15000");
-/// Where B takes requests, and shows itself.
+/// B's outbound and admin addresses.
 pub const B: (&str, &str) = ("127.0.7.3:15001", "127.0.7.3:15000");
 
-/// What is sent on each.
+/// The request that is sent on each connection.
 const REQUEST: &str =
     "GET /users/1 HTTP/1.1\r\nHost: user-service\r\nUser-Agent: curl/8\r\nAccept: */*\r\n\r\n";
 
-/// A process, ended when it is dropped.
+/// A process, killed when it is dropped.
 #[derive(Debug)]
 pub struct Process(pub Child);
 
@@ -38,10 +38,10 @@ impl Drop for Process {
 }
 
 impl Process {
-    /// Asks it to end, and waits until it has.
+    /// Sends SIGTERM to it, and waits until it has ended.
     ///
     /// # Errors
-    /// When it can't be asked.
+    /// When it can't be signalled.
     pub fn end(mut self) -> Result<()> {
         let pid = self.0.id().to_string();
         ensure!(
@@ -67,7 +67,7 @@ pub struct Lab {
     _others: Vec<Process>,
 }
 
-/// Which sidecar runs under a tool.
+/// The sidecar that runs under a tool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Side {
@@ -75,7 +75,7 @@ pub enum Side {
     B,
 }
 
-/// Where the programs are.
+/// Paths of the built programs.
 #[derive(Debug)]
 pub struct Programs {
     /// The sidecar.
@@ -84,7 +84,7 @@ pub struct Programs {
     others: PathBuf,
 }
 
-/// Builds the programs as images have them: static, and leno-proxy as its profile says.
+/// Builds the programs as images have them: static, and leno-proxy optimised by its profile.
 ///
 /// # Errors
 /// When the build fails.
@@ -92,7 +92,7 @@ pub fn build() -> Result<Programs> {
     build_with(None)
 }
 
-/// Builds the programs; the linker writes what it put where in leno-proxy to `map`.
+/// Builds the programs; the linker writes its map of leno-proxy to `map`.
 ///
 /// # Errors
 /// When the build fails.
@@ -103,7 +103,7 @@ pub fn build_with(map: Option<&Path>) -> Result<Programs> {
     })
 }
 
-/// Builds the programs; leno-proxy writes how often it ran through what to the directory `data`.
+/// Builds the programs; leno-proxy writes its execution counts to the directory `data`.
 ///
 /// # Errors
 /// When the build fails.
@@ -115,19 +115,20 @@ pub fn build_for_training(data: &Path) -> Result<Programs> {
     })
 }
 
-/// The flag that has the profile used.
+/// The compiler's flag that applies the profile.
 fn used() -> Result<String> {
     let profile = fs::canonicalize(root().join(PROFILE)).context(PROFILE)?;
     Ok(format!("-C profile-use={}", profile.display()))
 }
 
-/// Builds what isn't leno-proxy, which is built on its own: what is built with it may change the features of its libraries, and so
-/// the names that the profile knows. Without the profile, since all that knows it is built anew when it changes.
+/// Builds the other programs. leno-proxy is built on its own: packages built with it may change the features of its
+/// libraries, and so the symbol names in the profile. Without the profile's flag, since everything built with it is
+/// rebuilt when the profile changes.
 fn others() -> Result<PathBuf> {
     cargo(&["leno-control-plane", "leno-examples"], "", None, "others")
 }
 
-/// Builds packages with more flags of the compiler, in a directory below the target directory; where.
+/// Builds packages with more flags of the compiler, in `below` the target directory; returns the programs' directory.
 fn cargo(packages: &[&str], flags: &str, map: Option<&Path>, below: &str) -> Result<PathBuf> {
     let target = target()?.join(below);
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -152,7 +153,7 @@ fn cargo(packages: &[&str], flags: &str, map: Option<&Path>, below: &str) -> Res
 /// The target directory.
 ///
 /// # Errors
-/// When this doesn't run from there.
+/// When the running program isn't inside one.
 pub fn target() -> Result<PathBuf> {
     let own = std::env::current_exe()?;
     let target = own.ancestors().nth(2).context("a target directory")?;
@@ -165,7 +166,7 @@ pub fn root() -> PathBuf {
 }
 
 impl Lab {
-    /// Starts the mesh, both sidecars with more `flags`; `tool` is put before the program of one side.
+    /// Starts the mesh, both sidecars with more `flags`; the command `tool` precedes the program of one side.
     ///
     /// # Errors
     /// When something doesn't start, or isn't ready in time.
@@ -212,19 +213,19 @@ impl Lab {
         })
     }
 
-    /// Sends `count` requests to user-service through both sidecars, on so many keep-alive `connections` in turns: a
-    /// request on each, then the answers.
+    /// Sends `count` requests to user-service through both sidecars in rounds: one request on each of the keep-alive
+    /// `connections`, then the responses.
     ///
     /// # Errors
-    /// When one of them isn't answered with 200.
+    /// When a response isn't a 200.
     pub fn send(&self, count: usize, connections: usize) -> Result<()> {
         self.send_this(REQUEST, count, connections)
     }
 
-    /// Sends requests with bodies, of a length that is told and of one that isn't.
+    /// Sends `count` requests with bodies of 20,000 bytes, half of them with a Content-Length and half chunked.
     ///
     /// # Errors
-    /// When one of them isn't answered with 200.
+    /// When a response isn't a 200.
     pub fn send_bodies(&self, count: usize, connections: usize) -> Result<()> {
         let body = "x".repeat(20_000);
         let head = REQUEST.trim_end();
@@ -257,10 +258,10 @@ impl Lab {
         Ok(())
     }
 
-    /// Ends both sidecars in good order.
+    /// Ends both sidecars gracefully, by SIGTERM.
     ///
     /// # Errors
-    /// When they can't be asked.
+    /// When they can't be signalled.
     pub fn end(&mut self) -> Result<()> {
         for sidecar in [&mut self.a, &mut self.b] {
             let none = Process(Command::new("true").spawn()?);
@@ -269,11 +270,11 @@ impl Lab {
         Ok(())
     }
 
-    /// Asserts that the app saw `count` requests with a trace context and both identities, and that both sidecars
+    /// Asserts that the app saw `count` requests with a trace context and the caller's identity, and that both sidecars
     /// counted as many.
     ///
     /// # Errors
-    /// What isn't so.
+    /// The first assertion that fails.
     pub fn check(&self, count: usize) -> Result<()> {
         let log = fs::read_to_string(self.directory.join("app.log"))?;
         let lines: Vec<&str> = log.lines().collect();
@@ -311,8 +312,8 @@ impl Lab {
     }
 }
 
-/// User instructions per request of `side`, whose sidecars have more `flags`: two runs under callgrind with different
-/// numbers of requests, whose difference leaves start-up and background work out. `keep` gets callgrind's files.
+/// User instructions per request of `side`; both sidecars get `flags`. The difference of two runs under callgrind with
+/// different numbers of requests leaves out start-up and background work. `keep` receives callgrind's files.
 ///
 /// # Errors
 /// When a request fails, or valgrind does.
@@ -344,7 +345,7 @@ fn collect(
     Ok(total.context("no totals")?.parse()?)
 }
 
-/// What callgrind, with the flags `more`, writes of `side` for `count` requests, from its start to its end.
+/// callgrind's output for `side` and `count` requests, from its start to its end; `more` are flags of callgrind.
 ///
 /// # Errors
 /// When a request fails, or valgrind does.
@@ -425,7 +426,7 @@ fn write_yaml(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Starts a sidecar of `account` behind the words of a tool, and waits until it is ready.
+/// Starts a sidecar of `account`, behind the command `tool` if any, and waits until it is ready.
 fn sidecar(
     programs: &Programs,
     directory: &Path,
@@ -462,7 +463,7 @@ fn sidecar(
     Ok(process)
 }
 
-/// Keeps of each registry entry only the endpoints of this lab.
+/// Keeps only this lab's endpoints of each registry entry.
 fn one_endpoint(text: &str) -> String {
     let (mut out, mut skipping) = (String::new(), false);
     for line in text.lines() {
@@ -495,7 +496,7 @@ fn page(address: &str, path: &str) -> Result<String> {
     Ok(answer)
 }
 
-/// Waits until `process` says that it is ready.
+/// Waits until the `/ready` page of `process` answers with 200, a minute at most.
 fn ready(process: &mut Process, address: &str) -> Result<()> {
     for _ in 0..1200 {
         if let Some(status) = process.0.try_wait()? {

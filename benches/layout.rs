@@ -1,8 +1,8 @@
 //! Orders the functions of leno-proxy: writes `proxy/layout.ld`, which its release build is linked by.
 //!
-//! A page of the program that is looked at is mapped with its fifteen neighbours, so that functions that are used, strewn
-//! among as many that aren't, bring nearly all of the program into memory. Which ones are used is seen under callgrind, from
-//! the start of both sidecars to a thousand requests.
+//! The kernel maps an accessed page of the program with its fifteen neighbours, so that used functions strewn among as
+//! many unused ones bring nearly all of the program into memory. The used ones are found under callgrind, from the
+//! start of both sidecars to some 1,200 requests.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -42,7 +42,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Instructions of each function itself, of callgrind's file.
+/// Self cost of each function, in instructions, from callgrind's file.
 fn self_costs(profile: &str) -> BTreeMap<String, i64> {
     let (mut names, mut costs) = (BTreeMap::new(), BTreeMap::new());
     let (mut current, mut is_call) = (String::new(), false);
@@ -52,7 +52,7 @@ fn self_costs(profile: &str) -> BTreeMap<String, i64> {
         {
             let (id, name) = name.split_once(' ').unwrap_or((name, ""));
             if !name.is_empty() {
-                // What calls itself is counted apart.
+                // callgrind lists levels of recursion apart, as `name'2`; their costs are added up.
                 let name = name.split('\'').next().unwrap_or(name);
                 names.insert(id.to_owned(), name.to_owned());
             }
@@ -80,7 +80,7 @@ fn self_costs(profile: &str) -> BTreeMap<String, i64> {
     costs
 }
 
-/// The input section that each symbol of the linker's map stands in, as a linker script names it.
+/// The input section of each symbol in the linker's map, as a linker script names it.
 fn sections(map: &str) -> BTreeMap<String, String> {
     let (mut sections, mut current) = (BTreeMap::new(), None);
     for line in map.lines() {
@@ -97,8 +97,8 @@ fn sections(map: &str) -> BTreeMap<String, String> {
     sections
 }
 
-/// How a linker script names a section. Functions of Rust have a hash at the end of their name, which is another in the
-/// next build; those of libc stand in a file each.
+/// Name of a section in a linker script. Rust's functions have a hash at the end of their name that differs in the next
+/// build; those of libc stand in a file each.
 fn input(file: &str, section: &str) -> String {
     let member = file
         .split_once("libc.a(")
@@ -106,7 +106,7 @@ fn input(file: &str, section: &str) -> String {
     if let Some(member) = member {
         return format!("*libc.a:{member}({section})");
     }
-    // What the profile calls hot or unlikely stands in a section of that name, and is the same function.
+    // A function that the profile marks as hot or unlikely stands in a section of that name, but is the same function.
     let name = [".text.hot", ".text.unlikely", ".text"]
         .into_iter()
         .find_map(|kind| section.strip_prefix(kind)?.strip_prefix('.'));
@@ -129,7 +129,7 @@ fn script(sections: &BTreeMap<String, String>, costs: &BTreeMap<String, i64>) ->
         let group = costs.iter().filter(|(_, cost)| (**cost > 0) == is_hot);
         let group: BTreeSet<&String> = group.filter_map(|(name, _)| sections.get(name)).collect();
         for input in group {
-            // A section of several functions, or that several names of a group stand for.
+            // Several functions may share a section, and several symbols a name in the script.
             if seen.insert(input) && input != "*(.text)" {
                 let _ = writeln!(out, "{input}");
             }

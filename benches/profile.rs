@@ -1,6 +1,6 @@
 //! Trains the compiler: writes `proxy/leno-proxy.profdata`, by which static release builds of leno-proxy are optimised.
 //!
-//! Both sidecars count how often they run through what, while they serve requests with and without bodies. Needs
+//! Both sidecars count the executions of each part of the code while they serve requests with and without bodies. Needs
 //! `llvm-profdata` of the compiler's own LLVM: `rustup component add llvm-tools`.
 
 use std::fs;
@@ -23,7 +23,7 @@ struct Args {
 fn main() -> Result<()> {
     let args = Args::parse();
     let tool = profdata()?;
-    // Always the same, so that the libraries needn't be built again; what an older run left there is no use.
+    // Always the same directory, so that the libraries needn't be rebuilt; an older run's counts are of no use.
     let data = target()?.join("training/counts");
     let _ = fs::remove_dir_all(&data);
     fs::create_dir_all(&data)?;
@@ -58,7 +58,7 @@ fn profdata() -> Result<PathBuf> {
     Ok(tool)
 }
 
-/// Merges what the sidecars wrote to `data`.
+/// Merges the sidecars' counts in `data` into the profile.
 fn merge(tool: &Path, data: &Path) -> Result<()> {
     let files = fs::read_dir(data)?.map(|entry| Ok(entry?.path()));
     let files = files.collect::<Result<Vec<_>>>()?;

@@ -1,6 +1,6 @@
-//! The shop's services, small: user-service answers for users, order-service asks it through its sidecar.
+//! The shop's services, small: user-service serves users, order-service requests them through its sidecar.
 //!
-//! Each request is a line of JSON in the app's own log, with what the app saw: nobody else writes there.
+//! Each request is a line of JSON in the app's own log, as the app saw it: no other program writes there.
 
 use std::convert::Infallible;
 use std::fs::{File, OpenOptions};
@@ -66,7 +66,7 @@ async fn main() -> Result<()> {
                 let app = Arc::clone(&app);
                 async move {
                     let (head, body) = request.into_parts();
-                    // What it is sent it reads, as apps do; it has no use for it.
+                    // Reads the body, as apps do, and drops it.
                     let _ = Limited::new(body, 1024 * 1024).collect().await;
                     let request = Request::from_parts(head, ());
                     Ok::<_, Infallible>(app.answer(request).await)
@@ -100,14 +100,14 @@ impl App {
             "x-envoy-attempt-count": header("x-envoy-attempt-count"),
         });
         if let Ok(mut log) = self.log.lock() {
-            // One write: lines of several requests never mix.
+            // One write: lines of concurrent requests never mix.
             let _ = log.write_all(format!("{line}\n").as_bytes());
         }
-        // An app that is slow, for as long as this file is there.
+        // Slow while this file exists.
         if self.args.log.with_extension("slow").exists() {
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
-        // An app that is broken, for as long as this file is there.
+        // Broken while this file exists.
         if self.args.log.with_extension("broken").exists() {
             return respond(
                 StatusCode::INTERNAL_SERVER_ERROR,
@@ -134,7 +134,7 @@ impl App {
         }
     }
 
-    /// An order is an order with its user, who is asked for through the mesh.
+    /// Answers with an order and its user, fetched through the mesh.
     async fn order(&self, id: &str, agent: &str) -> Response<Full<Bytes>> {
         match self.fetch_user(id, agent).await {
             Ok((status, user)) => {

@@ -1,4 +1,4 @@
-//! Wiring: bind, start the source, the CA and the services, say where they listen.
+//! Wiring: binds the ports, starts the source, the CA and the services, returns the bound addresses.
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
@@ -33,51 +33,51 @@ use crate::xds::lifecycle::{Drains, Lifecycle};
 use crate::xds::reports::Reports;
 use crate::xds::server::Ads;
 
-/// What the control plane is configured with.
+/// Configuration of the control plane.
 #[derive(Debug, Clone)]
 pub struct Bootstrap {
     /// The directory of YAML.
     pub config: PathBuf,
-    /// Where the CA and the last good forms are kept.
+    /// The state directory: the CA and the last good forms.
     pub state: PathBuf,
-    /// Where proxies connect.
+    /// Listening address of xDS and certificates.
     pub xds: SocketAddr,
-    /// Where metrics and debug pages are.
+    /// Listening address of metrics and debug pages.
     pub monitoring: SocketAddr,
-    /// What holds for the whole mesh.
+    /// Mesh-wide settings.
     pub settings: Settings,
-    /// The longest life of workload certificates.
+    /// Longest lifetime of workload certificates.
     pub max_ttl: Duration,
-    /// Whose service accounts get certificates for their tokens.
+    /// Key set and issuer of the cluster with the service accounts that get certificates for their tokens.
     pub service_accounts: Option<ServiceAccounts>,
     /// Bounds on YAML.
     pub limits: Limits,
-    /// Bytes of a message from a proxy.
+    /// Largest message from a proxy, in bytes.
     pub max_xds_message: usize,
-    /// The DNS server to ask, instead of the system's.
+    /// DNS server used instead of the system's.
     pub dns_server: Option<SocketAddr>,
 }
 
-/// A control plane that runs.
+/// A running control plane.
 #[derive(Debug)]
 pub struct Bound {
-    /// Where proxies connect.
+    /// Listening address of xDS and certificates.
     pub xds: SocketAddr,
-    /// Where metrics and debug pages are.
+    /// Listening address of metrics and debug pages.
     pub monitoring: SocketAddr,
     /// The certificate authority.
     pub ca: Arc<Ca>,
-    /// What the source says.
+    /// State of the configuration source.
     pub state: watch::Receiver<State>,
     ended: watch::Sender<bool>,
     tasks: JoinSet<Result<()>>,
 }
 
 impl Bound {
-    /// Waits until something ends that shouldn't.
+    /// Waits until a task ends, which none should.
     ///
     /// # Errors
-    /// What it was.
+    /// The task's error, or its panic.
     pub async fn failed(&mut self) -> Result<()> {
         match self.tasks.join_next().await {
             Some(Ok(outcome)) => outcome,
@@ -86,7 +86,7 @@ impl Bound {
         }
     }
 
-    /// Ends at once: proxies go on with what they have.
+    /// Stops every task at once: proxies go on with the resources that they hold.
     pub async fn shutdown(mut self) {
         let _ = self.ended.send(true);
         self.tasks.shutdown().await;
@@ -158,7 +158,7 @@ pub async fn run(bootstrap: Bootstrap) -> Result<Bound> {
     })
 }
 
-/// Counts what becomes of the configuration.
+/// Updates the metrics of the configuration: changes, valid and rejected objects, services.
 async fn count_configuration(
     mut state: watch::Receiver<State>,
     metrics: Arc<Metrics>,

@@ -1,4 +1,4 @@
-//! Who is at the other end of a connection on 15012: TLS with a client certificate, or without one yet.
+//! TLS on port 15012: connections with a client certificate, or without one before the first is issued.
 
 use std::io;
 use std::pin::Pin;
@@ -27,15 +27,15 @@ use webpki::{EndEntityCert, KeyUsage};
 
 use crate::ca::{Ca, Identity, provider};
 
-/// A handshake must be done within this.
+/// Timeout of a TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Handshakes that wait to be served.
+/// Connections that wait for tonic after their handshake.
 const BACKLOG: usize = 64;
 
-/// Who is at the other end.
+/// The peer of a connection.
 #[derive(Debug, Clone)]
 pub struct Peer {
-    /// Its verified identity; none when it showed no certificate.
+    /// Its verified identity; none when it presented no certificate.
     pub identity: Option<Identity>,
 }
 
@@ -82,10 +82,10 @@ impl AsyncWrite for Incoming {
     }
 }
 
-/// Accepts TLS for ever; each handshake in a task of its own.
+/// Accepts TLS connections until `ended`; each handshake runs in a task of its own.
 ///
 /// # Errors
-/// When the TLS library refuses its own configuration.
+/// When rustls rejects the configuration.
 pub fn accept(
     listener: TcpListener,
     ca: &Arc<Ca>,
@@ -137,7 +137,7 @@ fn tls(ca: &Arc<Ca>) -> Result<ServerConfig, Error> {
     Ok(config)
 }
 
-/// The control plane's certificate of the moment.
+/// The control plane's current certificate.
 #[derive(Debug)]
 struct Current(Arc<Ca>);
 
@@ -147,7 +147,7 @@ impl ResolvesServerCert for Current {
     }
 }
 
-/// Verifies a client's certificate when it shows one.
+/// Verifies a client's certificate, if it presents one, against the mesh's roots and trust domain.
 #[derive(Debug)]
 struct OfMesh {
     roots: RootCertStore,

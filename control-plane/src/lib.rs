@@ -1,7 +1,7 @@
 //! Leno's control plane and the operator's command line.
 //!
-//! Configuration's way: `source` reads, `istio` is what the YAML says, `mesh` is what it means, `translate` makes
-//! resources of it, `xds` streams them. Beside it stands `ca`: who may be whom.
+//! Configuration's way: `source` reads YAML, `istio` parses it, `mesh` is the model compiled from it, `translate` makes
+//! xDS resources of the model, `xds` streams them. Beside it stands `ca`: workload identities and their certificates.
 
 pub mod app;
 pub mod auth;

@@ -34,7 +34,7 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Logs go to stderr: text on a terminal, JSON otherwise. `LENO_LOG` sets the levels.
+/// Sets up logging to stderr: text on a terminal, JSON otherwise. `LENO_LOG` sets the levels.
 fn log() {
     let filter = EnvFilter::try_from_env("LENO_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let log = tracing_subscriber::fmt()

@@ -10,10 +10,10 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-/// Istio's buckets of a push, in seconds.
+/// Istio's histogram buckets of a push, in seconds.
 const PUSH: [f64; 9] = [0.01, 0.1, 0.3, 0.5, 1.0, 3.0, 5.0, 10.0, 20.0];
 
-/// Bytes of a label that explains.
+/// Longest label with an explanation, in bytes.
 const MAX_LABEL: usize = 256;
 
 /// Every metric of the process.
@@ -22,42 +22,42 @@ pub struct Metrics {
     registry: Registry,
     /// Responses that were sent, by type: `lds`, `rds`, `cds`, `eds`, `sds`.
     pub pushes: IntCounterVec,
-    /// How long it took to make what is sent, by type.
+    /// Seconds to build the responses of a push, by type.
     pub push_time: HistogramVec,
-    /// From a change to the client's word that it has taken it.
+    /// Seconds from a change until the client has answered (ACK or NACK) every response.
     pub convergence: Histogram,
-    /// Responses that proxies refused, by type.
+    /// Responses that proxies refused (NACK), by type.
     pub rejects: IntCounterVec,
     rejects_of: [(&'static str, IntGauge); 4],
-    /// Proxies that are connected, by version.
+    /// Open ADS streams, by the proxy's version, which is always `unknown`.
     pub connected: IntGaugeVec,
     /// Objects that hold a workload closed because its labels aren't known, by node.
     held_closed: OfNodes,
-    /// Nodes that refuse a change of who gets in.
+    /// Nodes that refuse a change of inbound access.
     closed: OfNodes,
-    /// Objects whose text is not in force, by the moment since when.
+    /// Objects with a text that is not in force; the value is the time since which that is so.
     rejected: IntGaugeVec,
-    /// Certificates that were asked for.
+    /// Certificate requests.
     pub asked: IntCounter,
     /// Certificates that were issued.
     pub issued: IntCounter,
-    /// Requests for one that were refused.
+    /// Certificate requests that were denied.
     pub denied: IntCounter,
-    /// When the root's certificate ends, in seconds since 1970.
+    /// Expiry of the root certificate, in seconds since 1970.
     pub root_expiry: IntGauge,
     /// Services.
     pub services: IntGauge,
     /// VirtualServices.
     pub virtual_services: IntGauge,
-    /// Objects that came, changed or went.
+    /// Objects that were added, updated or deleted, by kind.
     pub events: IntCounterVec,
-    /// Objects that were good.
+    /// Objects that were added or updated and are valid.
     pub passed: IntCounter,
-    /// Objects that were not.
+    /// Validation errors.
     pub failed: IntCounter,
 }
 
-/// A gauge of nodes, each set by the streams that it has open.
+/// A gauge by node, set by the node's open streams.
 #[derive(Debug)]
 struct OfNodes {
     gauge: IntGaugeVec,
@@ -72,7 +72,8 @@ impl OfNodes {
         })
     }
 
-    /// Sets the number of the node at the end of a stream; none, when it has none or the stream ended.
+    /// Sets the value for a stream's node; `None` when it has none or the stream ended. A node's series goes with its
+    /// last stream.
     fn set(&self, stream: u64, number: Option<(&str, usize)>) {
         let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
         let before = streams.remove(&stream);
@@ -139,13 +140,13 @@ impl Makes<'_> {
     }
 }
 
-/// What the process uses, and who it is.
+/// Registers the process collector and the build information.
 fn describe_process(registry: &Registry) -> Result<(), prometheus::Error> {
     registry.register(Box::new(ProcessCollector::for_self()))?;
     registry.register(Box::new(build()?))
 }
 
-/// Who this is, as Istio's components say it.
+/// Component and version, as Istio's components report them.
 fn build() -> Result<IntGauge, prometheus::Error> {
     let build = Opts::new("istio_build", "Component and version.")
         .const_label("component", "pilot")
@@ -249,7 +250,7 @@ impl Metrics {
         })
     }
 
-    /// A response of a type was refused.
+    /// Counts a response of a type that was refused (NACK).
     pub fn rejected(&self, kind: &str) {
         self.rejects.with_label_values(&[kind]).inc();
         for (_, gauge) in self.rejects_of.iter().filter(|(of, _)| *of == kind) {
@@ -257,17 +258,17 @@ impl Metrics {
         }
     }
 
-    /// Sets the number of objects that hold the node at the end of a stream closed; none, when none do or the stream ended.
+    /// Sets the number of objects that hold a stream's node closed; `None` when none do or the stream ended.
     pub fn set_held(&self, stream: u64, held: Option<(&str, usize)>) {
         self.held_closed.set(stream, held);
     }
 
-    /// Sets the node at the end of a stream as one that refuses a change of who gets in; none, when it doesn't.
+    /// Marks a stream's node as one that refuses a change of inbound access; `None` when it doesn't.
     pub fn set_closed(&self, stream: u64, node: Option<&str>) {
         self.closed.set(stream, node.map(|node| (node, 1)));
     }
 
-    /// Sets the objects whose text is not in force: their labels, and since when.
+    /// Sets the objects with a text that is not in force: their labels, and since when.
     pub fn set_rejected(&self, rejected: impl Iterator<Item = ([String; 6], SystemTime)>) {
         self.rejected.reset();
         for (labels, since) in rejected {
@@ -289,7 +290,7 @@ impl Metrics {
     }
 }
 
-/// A text as a label has it: not longer than a line.
+/// Cuts a text to [`MAX_LABEL`], at a character boundary.
 fn cut(text: &str) -> &str {
     &text[..text.floor_char_boundary(MAX_LABEL)]
 }

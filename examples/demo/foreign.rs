@@ -1,5 +1,5 @@
-//! A TLS client that nobody in the mesh knows: it shows a certificate of its own making, keeps what the server showed,
-//! and says whether it was let in.
+//! A TLS client outside the mesh: presents a certificate of its own making, keeps the server's, and reports the
+//! refusal, if any.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -17,19 +17,19 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-/// What came of a visit.
+/// Result of a TLS visit.
 #[derive(Debug)]
 pub(crate) struct Visit {
-    /// Serial number of the certificate that the server showed.
+    /// Serial number of the server's certificate.
     pub(crate) serial: String,
     /// The SPIFFE ID in it.
     pub(crate) identity: String,
-    /// Why we were not let in; `None` when we were answered.
+    /// Reason of the refusal; `None` when the request was answered.
     pub(crate) refusal: Option<String>,
 }
 
-/// Calls `address` by TLS with a certificate that claims to be order-service, and asks for a user. The certificate is
-/// self-made; with `stolen`, the directory of the mesh's CA, it is signed by the root.
+/// Connects to `address` by TLS with a certificate that claims to be order-service, and requests a user. The
+/// certificate is self-signed; with `stolen`, the directory of the mesh's CA, it is signed by the root.
 pub(crate) async fn visit(address: SocketAddr, stolen: Option<&Path>) -> Result<Visit> {
     let seen = Arc::new(Mutex::new(None));
     let connector = tokio_rustls::TlsConnector::from(Arc::new(config(Arc::clone(&seen), stolen)?));
@@ -38,7 +38,7 @@ pub(crate) async fn visit(address: SocketAddr, stolen: Option<&Path>) -> Result<
         let mut tls = connector
             .connect(ServerName::try_from("user-service")?, tcp)
             .await?;
-        // With TLS 1.3 the refusal of our certificate comes with the first read.
+        // With TLS 1.3 the refusal of a client certificate arrives with the first read.
         tls.write_all(b"GET /users/1 HTTP/1.1\r\nhost: user-service\r\n\r\n")
             .await?;
         let mut first = [0; 12];
@@ -100,7 +100,7 @@ fn config(
     Ok(config)
 }
 
-/// Accepts any server and remembers its certificate.
+/// Accepts any server's certificate, and keeps it.
 #[derive(Debug)]
 struct Anyone {
     seen: Arc<Mutex<Option<CertificateDer<'static>>>>,

@@ -8,12 +8,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// An answer.
+/// A response.
 #[derive(Debug, Clone)]
 pub(crate) struct Answer {
     /// Its status.
     pub(crate) status: u16,
-    /// Its head, as it came.
+    /// Its head, as received.
     pub(crate) head: String,
     /// Its body.
     pub(crate) body: String,

@@ -1,4 +1,4 @@
-//! Steady traffic that is counted as the client sees it.
+//! Steady traffic, counted at the client.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ struct Counts {
 }
 
 impl Load {
-    /// Starts 50 requests a second to order-service, which asks user-service through the mesh.
+    /// Starts 50 requests a second to order-service, which calls user-service through the mesh.
     pub(crate) fn start(order_app: SocketAddr) -> Load {
         let (stop, counts) = (
             Arc::new(AtomicBool::new(false)),
@@ -47,7 +47,7 @@ impl Load {
         Load { stop, counts, task }
     }
 
-    /// Stops it; returns how many were sent, and how many of them failed.
+    /// Stops it; returns the numbers of sent and of failed requests.
     pub(crate) async fn stop(self) -> Result<(usize, usize)> {
         self.stop.store(true, Ordering::Relaxed);
         self.task.await?;

@@ -1,5 +1,5 @@
-//! `cargo demo`: the shop in a mesh of real processes, and a story that is judged step by step by what the demo did not
-//! write itself: the apps' own logs, the bytes on the wire, what a foreigner is told.
+//! `cargo demo`: the shop in a mesh of real processes, and a story whose steps are judged by evidence that the demo did
+//! not write: the apps' own logs, the bytes on the wire, the answers to a foreign client.
 
 mod foreign;
 mod http;
@@ -20,7 +20,7 @@ use tokio::time::{Instant as Clock, sleep};
 use load::Load;
 use mesh::{MONITORING, Mesh, ORDER_OUTBOUND, WEB_OUTBOUND};
 
-/// Text that is in every user, and must never be on the wire.
+/// Text in every user's record, which must never be on the wire.
 const MARKER: &str = "MARKER-7f3a";
 const PHONE: &str = "Mozilla/5.0 (iPhone) Mobile/15E148";
 
@@ -102,7 +102,7 @@ async fn demo(args: &Args) -> Result<()> {
     told
 }
 
-/// The story, from start to end.
+/// Runs the story, from start to end.
 async fn tell(mesh: &mut Mesh, sabotage: Option<Step>) -> Result<()> {
     for step in Step::value_variants() {
         let broken = sabotage == Some(*step);
@@ -133,7 +133,7 @@ async fn tell(mesh: &mut Mesh, sabotage: Option<Step>) -> Result<()> {
     Ok(())
 }
 
-/// Makes a step fail that is worth something. Steps that can only be broken from inside take `broken`.
+/// Sabotages a step, which must then fail. Steps that can only be broken from inside take `broken`.
 async fn break_it(mesh: &mut Mesh, step: Step) -> Result<()> {
     match step {
         Step::Programs => {
@@ -170,7 +170,7 @@ async fn break_it(mesh: &mut Mesh, step: Step) -> Result<()> {
     Ok(())
 }
 
-/// What every program that runs really is.
+/// Checks the program behind each process, by `/proc/PID/exe`.
 fn programs(mesh: &Mesh) -> Result<String> {
     let programs = mesh.programs()?;
     let is = |name: &str| {
@@ -191,7 +191,7 @@ fn programs(mesh: &Mesh) -> Result<String> {
     ))
 }
 
-/// How many requests each version of user-service saw since `from`.
+/// Number of requests that each version of user-service saw since `from`.
 fn versions(requests: &[Value], from: usize) -> (usize, usize) {
     let saw = |version: &str| {
         requests[from..]
@@ -216,7 +216,8 @@ async fn orders(mesh: &Mesh, count: usize, agent: &str) -> Result<()> {
     Ok(())
 }
 
-/// Requests since the last look, by version; logs of several files are concatenated, so they are counted, not sliced.
+/// Requests so far, by version. The logs of several files are concatenated, so callers subtract counts instead of
+/// slicing.
 fn counts(mesh: &Mesh) -> Result<(usize, usize)> {
     Ok(versions(&mesh.user_requests()?, 0))
 }
@@ -332,7 +333,7 @@ async fn denied(mesh: &Mesh) -> Result<String> {
     ))
 }
 
-/// Asks user-service `count` times by way of order-service's sidecar; says how often it failed.
+/// Sends `count` requests to user-service through order-service's sidecar; returns the number of 5xx responses.
 async fn users(count: usize) -> Result<usize> {
     let mut failed = 0;
     for _ in 0..count {
@@ -402,7 +403,7 @@ async fn retry(mesh: &mut Mesh) -> Result<String> {
     ))
 }
 
-/// Asks user-service; says how long the answer took.
+/// Sends a request to user-service; returns the response and its duration.
 async fn timed() -> Result<(http::Answer, Duration)> {
     let began = Clock::now();
     let answer = http::get(ORDER_OUTBOUND.parse()?, "user-service", "/users/1").await?;
@@ -508,7 +509,7 @@ async fn reload(mesh: &Mesh, broken: bool) -> Result<String> {
         mesh.edit("routing.yaml", "weight: 90", "weight: 0")?;
     }
     let edited = Clock::now();
-    // v2 alone: until v1's count stands still while v2's grows.
+    // v2 alone serves once v1's count stands still while v2's grows.
     let took = loop {
         let before = counts(mesh)?;
         sleep(Duration::from_millis(400)).await;

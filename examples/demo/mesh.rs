@@ -16,15 +16,15 @@ use tokio::time::{Instant, sleep};
 use crate::http;
 use crate::relay::{self, Recording};
 
-/// The control plane's two ports.
+/// The control plane's xDS and monitoring addresses.
 pub(crate) const XDS: &str = "127.0.4.1:15012";
 pub(crate) const MONITORING: &str = "127.0.4.1:15014";
-/// Where the sidecars of order-service and of a stranger take their apps' requests.
+/// Outbound addresses of the sidecars of order-service and of web, a stranger.
 pub(crate) const ORDER_OUTBOUND: &str = "127.0.2.1:15001";
 pub(crate) const WEB_OUTBOUND: &str = "127.0.3.1:15001";
-/// Certificates live this long here, so that a renewal can be watched.
+/// Lifetime of certificates, short enough for a renewal to be watched.
 const TTL: &str = "16s";
-/// How long anything may take to become ready.
+/// Longest time that anything may take to become ready.
 const READY: Duration = Duration::from_secs(20);
 
 /// A user-service instance: its sidecar's address, its version, and its address in the registry.
@@ -35,27 +35,27 @@ const USERS: [(&str, &str, &str); 4] = [
     ("127.0.1.4", "v2", "127.0.1.4"),
 ];
 
-/// A process, ended when it is dropped.
+/// A process, killed when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Process {
     pub(crate) name: String,
     pub(crate) child: Child,
-    /// What it was started with, for a sidecar that is started again.
+    /// Its arguments, for a sidecar that is restarted.
     args: Vec<OsString>,
 }
 
 /// The mesh.
 #[derive(Debug)]
 pub(crate) struct Mesh {
-    /// Everything that it writes.
+    /// Directory of all files that the mesh writes.
     pub(crate) directory: PathBuf,
     programs: PathBuf,
     control_plane: Option<Process>,
     pub(crate) sidecars: Vec<Process>,
     apps: Vec<Process>,
-    /// What passed between order-service's sidecar and the first user-service's.
+    /// The bytes between order-service's sidecar and the first user-service's.
     pub(crate) wire: Recording,
-    /// Where order-service itself listens.
+    /// Listening address of order-service itself.
     pub(crate) order_app: SocketAddr,
 }
 
@@ -109,7 +109,7 @@ impl Mesh {
         Ok(mesh)
     }
 
-    /// Starts the control plane, again if need be.
+    /// Starts or restarts the control plane.
     pub(crate) async fn start_control_plane(&mut self) -> Result<()> {
         let mut command = Command::new(self.programs.join("leno"));
         command
@@ -123,7 +123,7 @@ impl Mesh {
             .context("the control plane")
     }
 
-    /// Kills the control plane, as SIGKILL does.
+    /// Kills the control plane with SIGKILL.
     pub(crate) async fn kill_control_plane(&mut self) -> Result<()> {
         let mut process = self.control_plane.take().context("it runs")?;
         process.child.kill().await?;
@@ -197,12 +197,12 @@ impl Mesh {
         })
     }
 
-    /// Where the sidecar at `ip` keeps what it begins with after a restart.
+    /// State directory of the sidecar at `ip`, from which it starts after a restart.
     pub(crate) fn kept(&self, ip: &str) -> PathBuf {
         self.directory.join(format!("{ip}.state"))
     }
 
-    /// Kills the sidecar at `ip`, as SIGKILL does.
+    /// Kills the sidecar at `ip` with SIGKILL.
     pub(crate) async fn kill_sidecar(&mut self, ip: &str) -> Result<()> {
         let found = self.sidecars.iter_mut().find(|s| s.name.ends_with(ip));
         found.context("it runs")?.child.kill().await?;
@@ -219,7 +219,7 @@ impl Mesh {
         Ok(child.wait().await?)
     }
 
-    /// Starts the sidecar at `ip` again, just as it was started.
+    /// Restarts the sidecar at `ip` with its first arguments.
     pub(crate) fn restart_sidecar(&mut self, ip: &str) -> Result<()> {
         let at = self.sidecars.iter().position(|s| s.name.ends_with(ip));
         let at = at.context("it was started")?;
@@ -239,7 +239,7 @@ impl Mesh {
         Ok(())
     }
 
-    /// What one instance of user-service wrote into its own log.
+    /// The request log of one instance of user-service.
     pub(crate) fn requests_of(&self, ip: &str) -> Result<Vec<Value>> {
         let text = fs::read_to_string(self.directory.join(format!("user-{ip}.log")))?;
         text.lines()
@@ -272,7 +272,7 @@ impl Mesh {
             .context("the stranger's sidecar")
     }
 
-    /// Every process, with the program that it really runs.
+    /// Every process, with the program behind it, by `/proc/PID/exe`.
     pub(crate) fn programs(&self) -> Result<Vec<(String, u32, PathBuf)>> {
         let all = self
             .control_plane
@@ -290,7 +290,7 @@ impl Mesh {
         .collect()
     }
 
-    /// What the instances of user-service wrote into their own logs.
+    /// The request logs of all instances of user-service.
     pub(crate) fn user_requests(&self) -> Result<Vec<Value>> {
         let mut all = Vec::new();
         for (ip, ..) in USERS {
@@ -310,7 +310,7 @@ impl Mesh {
         Ok(())
     }
 
-    /// Ends everything and removes what was written.
+    /// Ends everything, and removes all files.
     pub(crate) async fn end(mut self) -> Result<()> {
         let processes = self.sidecars.drain(..).chain(self.apps.drain(..));
         for mut process in processes.chain(self.control_plane.take()) {
@@ -321,12 +321,12 @@ impl Mesh {
     }
 }
 
-/// Where examples/ is.
+/// The directory `examples/`.
 fn source() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Builds the programs in the profile of this one, and says where they are.
+/// Builds the programs in this program's profile; returns their directory.
 async fn build() -> Result<PathBuf> {
     let own = std::env::current_exe()?;
     let programs = own.parent().context("a directory")?.to_owned();

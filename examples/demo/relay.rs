@@ -1,4 +1,4 @@
-//! A relay that stands between two sidecars and keeps every byte that passes: what a listener on the wire would see.
+//! A relay between two sidecars that records every byte: the view of an eavesdropper on the wire.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -7,17 +7,17 @@ use anyhow::Result;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-/// What passed.
+/// The recorded bytes, of both directions.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Recording(Arc<Mutex<Vec<u8>>>);
 
 impl Recording {
-    /// How many bytes passed.
+    /// Number of bytes recorded.
     pub(crate) fn len(&self) -> usize {
         self.0.lock().map_or(0, |bytes| bytes.len())
     }
 
-    /// Whether `text` passed in the clear.
+    /// True when `text` passed in the clear.
     pub(crate) fn contains(&self, text: &str) -> bool {
         let bytes = self.0.lock().map(|bytes| bytes.clone()).unwrap_or_default();
         bytes
@@ -26,7 +26,7 @@ impl Recording {
     }
 }
 
-/// Relays what comes to `listen` to `to`, and records it.
+/// Relays connections from `listen` to `to`, and records their bytes.
 pub(crate) async fn start(listen: SocketAddr, to: SocketAddr) -> Result<Recording> {
     let listener = TcpListener::bind(listen).await?;
     let recording = Recording::default();

@@ -1,5 +1,5 @@
-//! What the proxy does with every field of every message that it accepts: [`check`] walks the encoded bytes of a
-//! resource and refuses what `fields.txt` doesn't allow.
+//! Treatment of every field of every message that the proxy accepts: [`check`] walks the encoded bytes of a resource
+//! and refuses fields that `fields.txt` doesn't allow.
 //!
 //! The invariant: nothing that was set is ever ignored unless the table says that ignoring it is harmless. prost drops
 //! fields that it doesn't know, so the bytes are walked before they are decoded.
@@ -15,10 +15,10 @@ use prost::encoding::{WireType, decode_key, decode_varint};
 
 use crate::Any;
 
-/// How deep messages may nest. Envoy's own recursion (RBAC's `and_rules`) is bounded by it.
+/// Maximum nesting depth of messages. Envoy's own recursion (RBAC's `and_rules`) is bounded by it.
 const MAX_DEPTH: usize = 32;
 
-/// What happens to a field that is set.
+/// Treatment of a field that is set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
     /// Acted on.
@@ -38,13 +38,13 @@ pub struct Field {
     pub number: u32,
     /// Field name, as in the .proto file.
     pub name: &'static str,
-    /// What is done with it.
+    /// Its treatment.
     pub class: Class,
-    /// What its value is, where it is looked into.
+    /// Type of its value, if the walk descends into it.
     pub inside: Option<Inside>,
 }
 
-/// What a field's value is, where the walk descends into it.
+/// Type of a value that the walk descends into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Inside {
     /// A message of this full name.
@@ -53,12 +53,12 @@ pub enum Inside {
     Any,
 }
 
-/// Why a resource can't be accepted as it is.
+/// A field that makes a resource unacceptable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unsupported {
     /// Path of the field, such as `filter_chains[0].use_proxy_proto`. Empty for the resource as a whole.
     pub field: String,
-    /// What is wrong with it.
+    /// The reason.
     pub reason: String,
 }
 
@@ -258,7 +258,7 @@ fn malformed() -> String {
     "is not a well-formed message".to_owned()
 }
 
-/// Where the walk is: field names with the index of their occurrence.
+/// Position of the walk: field names with the index of their occurrence.
 struct Path(Vec<(&'static str, usize)>);
 
 impl fmt::Display for Path {

@@ -1,7 +1,7 @@
-//! The wire types of Leno: Envoy's xDS v3 messages, Istio's certificate service, and the little that Leno adds.
+//! The wire types of Leno: Envoy's xDS v3 messages, Istio's certificate service, and Leno's few additions.
 //!
 //! Nothing here decides anything. Messages stop at `proxy::config` on one side and start at `control_plane::translate`
-//! on the other; [`fields`] holds what the proxy does with every field of every message that it accepts.
+//! on the other; [`fields`] classifies every field of every message that the proxy accepts.
 
 pub mod fields;
 
@@ -10,7 +10,7 @@ pub use envoy_types::pb::google::protobuf::Any;
 pub use prost;
 pub use tonic;
 
-/// `leno.v1`: what Leno adds to xDS on the wire.
+/// `leno.v1`: Leno's additions to xDS on the wire.
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::too_many_lines)]
 pub mod leno {
     tonic::include_proto!("leno.v1");
@@ -31,7 +31,7 @@ pub mod ca {
     tonic::include_proto!("istio.v1.auth");
 }
 
-/// `grpc.health.v1`: what apps that speak gRPC are asked in the place of a probe.
+/// `grpc.health.v1`: gRPC's health checking, for probes of apps.
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::too_many_lines)]
 pub mod health {
     tonic::include_proto!("grpc.health.v1");
@@ -51,10 +51,10 @@ pub mod type_url {
     /// `envoy.extensions.transport_sockets.tls.v3.Secret`
     pub const SECRET: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
 
-    /// Every type, in the order in which xDS asks for changes to be made: what is named before what names it.
+    /// Every type, in xDS's order of updates (make before break): secrets, clusters, endpoints, listeners, routes.
     pub const ALL: [&str; 5] = [SECRET, CLUSTER, ENDPOINTS, LISTENER, ROUTE];
 
-    /// The part of a type URL that people say: `Listener`, `Cluster`…
+    /// The last part of a type URL: `Listener`, `Cluster`…
     pub fn short(type_url: &str) -> &str {
         type_url.rsplit('.').next().unwrap_or(type_url)
     }

@@ -1,4 +1,4 @@
-//! Sockets that listen, and the loop that accepts from them.
+//! Listening sockets, and the accept loop.
 
 use std::future::Future;
 use std::io;
@@ -15,10 +15,10 @@ use crate::drain::{Guard, Phase, Side, Watch};
 use crate::observe::metrics::Metrics;
 use leno_http::stream::tune;
 
-/// Connections that the kernel keeps until they are accepted.
+/// Connections that the kernel queues until they are accepted.
 const BACKLOG: i32 = 1024;
 
-/// How long accepting rests when the process is out of descriptors or memory.
+/// Pause of accepting when the process is out of descriptors or memory.
 const REST: Duration = Duration::from_millis(100);
 
 /// Binds `address`. Without `SO_REUSEPORT`: a second proxy on the same port would silently take part of the traffic
@@ -39,7 +39,7 @@ pub fn bind(address: SocketAddr) -> io::Result<StdListener> {
     Ok(socket.into())
 }
 
-/// How many connections may be open at once, over every listener of the process.
+/// Limit on open connections, over every listener of the process.
 #[derive(Debug)]
 pub struct Gate {
     open: AtomicUsize,
@@ -68,7 +68,7 @@ impl Gate {
     }
 }
 
-/// A connection that is open, until this is dropped.
+/// Permit for one open connection, returned when it is dropped.
 #[derive(Debug)]
 pub struct Pass(Arc<Gate>);
 
@@ -79,14 +79,14 @@ impl Drop for Pass {
     }
 }
 
-/// What keeps an accepted connection counted.
+/// Permit and drain guard of an accepted connection, held until it ends.
 #[derive(Debug)]
 pub struct Kept {
     _pass: Pass,
     _guard: Guard,
 }
 
-/// Accepts until the side's end, and runs `serve` for each connection in a task of this worker.
+/// Accepts until the drain phase in which the side ends, and runs `serve` for each connection in a task of this worker.
 pub async fn accept<F>(
     listener: TcpListener,
     gate: Arc<Gate>,
@@ -96,7 +96,7 @@ pub async fn accept<F>(
     F: Future<Output = ()> + 'static,
 {
     let begin = |tcp: TcpStream, peer: SocketAddr| {
-        // Above the limit the connection is closed at once: waiting in silence would look like an outage.
+        // Above the limit the connection is closed at once: leaving it unanswered would look like an outage.
         let Some(pass) = gate.enter() else {
             return;
         };
@@ -129,7 +129,7 @@ pub async fn accept<F>(
             }
         }
     }
-    // Whoever is in the kernel's queue was promised a connection.
+    // Connections in the kernel's queue are established already: their clients expect to be served.
     let Ok(listener) = listener.into_std() else {
         return;
     };
@@ -143,7 +143,7 @@ pub async fn accept<F>(
     }
 }
 
-/// Errors that belong to a connection that is gone, not to the listener.
+/// True for errors of a single connection that is gone, not of the listener.
 fn is_of_one_connection(error: &io::Error) -> bool {
     matches!(
         error.kind(),

@@ -1,4 +1,4 @@
-//! Wiring: bind everything, start the threads, say where they listen.
+//! Wiring: binds the sockets, starts the threads, reports the bound addresses.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -43,23 +43,23 @@ use leno_http::clock;
 use leno_http::{buffers, head};
 use leno_rules::config::endpoints::Workload;
 
-/// How long a thread may take to end once everything has.
+/// Timeout for each thread to end after the drain.
 const JOIN: Duration = Duration::from_secs(5);
-/// How often pools are swept.
+/// Interval between sweeps of a worker's pool and buffers.
 const SWEEP: Duration = Duration::from_secs(1);
-/// How many times metric series are looked at in the time after which they are forgotten.
+/// Sweeps of the metric series in one `--metric-expiry`; a series idle for all of them is dropped.
 const SWEEPS: u32 = 4;
 
-/// A proxy that runs.
+/// A running proxy.
 #[derive(Debug)]
 pub struct Bound {
-    /// Where the app's own requests come in.
+    /// Address for the app's own requests.
     pub outbound: SocketAddr,
-    /// Where peers connect, in the order of the flags.
+    /// Addresses that peers connect to, in the order of the `--inbound` flags.
     pub inbound: Vec<SocketAddr>,
-    /// Where the admin port is.
+    /// Address of the admin port.
     pub admin: SocketAddr,
-    /// Where Prometheus scrapes: all there is, and the sidecar's own.
+    /// Addresses that Prometheus scrapes: merged with the app's metrics, and the sidecar's own.
     pub stats: [SocketAddr; 2],
     lifecycle: Lifecycle,
     signal: drain::Signal,
@@ -69,18 +69,18 @@ pub struct Bound {
 }
 
 impl Bound {
-    /// Waits until there is a certificate, and a plan for connections to the app.
+    /// Waits until there is a certificate and an inbound plan.
     pub async fn ready(&self) {
         self.lifecycle.credentials.ready().await;
         self.lifecycle.directory.inbound().await;
     }
 
-    /// Tells of the end.
+    /// A watch on the phases of the shutdown.
     pub fn watch(&self) -> Watch {
         self.watch.clone()
     }
 
-    /// Ends: callers are sent elsewhere, open requests are finished, within the drain time.
+    /// Shuts down: callers are sent elsewhere and open requests finish, within the drain timeout.
     pub async fn shutdown(self) {
         self.lifecycle.end(&self.signal, self.drain).await;
         for thread in self.threads {
@@ -97,7 +97,8 @@ impl Bound {
 /// Starts a proxy.
 ///
 /// # Errors
-/// When an address can't be bound, or a thread can't be started.
+/// When an address can't be bound, the access log or the state directory can't be opened, the interception rules are
+/// missing, or a thread can't be started.
 pub fn run(bootstrap: Bootstrap) -> Result<Bound> {
     let (signal, watch) = drain::channel();
     let sockets = Sockets::bind(&bootstrap)?;
@@ -157,7 +158,7 @@ pub fn run(bootstrap: Bootstrap) -> Result<Bound> {
     Ok(bound)
 }
 
-/// Starts the thread of the access log, if there is one; gives what the control thread runs.
+/// Starts the access log's thread, if there is one; returns the exporters that the control thread runs.
 fn start_exports(
     bootstrap: &Bootstrap,
     shared: &Arc<Shared>,
@@ -179,7 +180,7 @@ fn start_exports(
     Ok((exports.spans, reporter))
 }
 
-/// The thread beside the workers: the stream, the identity, the admin port.
+/// Starts the control thread: the xDS stream, certificate renewal, reports, spans, the admin and metrics ports.
 fn start_control(
     bootstrap: &Bootstrap,
     mut stream: xds::Options,
@@ -232,10 +233,10 @@ fn start_control(
         }
         tokio::task::spawn_local(forget_idle(metrics, expiry));
         tokio::task::spawn_local(reporter.run(watch.clone()));
-        // Spans of the last requests are handed over before the end.
+        // Spans of the last requests are exported before the thread ends.
         let exporting = spans.map(|spans| tokio::task::spawn_local(spans.run(watch.clone())));
         let stream = async {
-            // The stream needs a certificate: it begins when there is one.
+            // The stream needs a client certificate: it opens when there is one.
             if first_identity(&credentials, &watch).await {
                 client.run(asked, watch.clone()).await;
             }
@@ -269,7 +270,7 @@ fn open_exports(bootstrap: &Bootstrap, metrics: &Metrics) -> Result<(Observer, E
     export::start(&bootstrap.telemetry, metrics, service, &node).context("--access-log")
 }
 
-/// Forgets metric series in which nothing has happened for as long as `expiry`.
+/// Drops metric series that have been idle for `expiry`.
 async fn forget_idle(metrics: Arc<Metrics>, expiry: Duration) {
     let mut sweep = tokio::time::interval(expiry / SWEEPS);
     loop {
@@ -278,7 +279,7 @@ async fn forget_idle(metrics: Arc<Metrics>, expiry: Duration) {
     }
 }
 
-/// The directory for what a restart begins with.
+/// Opens the state directory, if `--state-dir` names one.
 fn open_state(bootstrap: &Bootstrap) -> Result<Option<Arc<State>>> {
     let Some(directory) = &bootstrap.state else {
         tracing::info!(
@@ -292,7 +293,7 @@ fn open_state(bootstrap: &Bootstrap) -> Result<Option<Arc<State>>> {
     )))
 }
 
-/// Who we are, for metrics.
+/// This workload, as metrics label it.
 fn party(bootstrap: &Bootstrap) -> Party {
     Party {
         workload: Workload {
@@ -304,7 +305,7 @@ fn party(bootstrap: &Bootstrap) -> Party {
     }
 }
 
-/// Waits for the first certificate; false at the end.
+/// Waits for the first certificate; false when the proxy ends before.
 async fn first_identity(credentials: &Credentials, watch: &Watch) -> bool {
     tokio::select! {
         () = credentials.ready() => true,
@@ -338,10 +339,10 @@ impl Sockets {
             None => None,
         };
         if capture.is_some() {
-            // IPv6 is redirected to its own loopback address; where there is none, there is nothing to redirect.
+            // IPv6 is redirected to `::1`; a machine without it has nothing to redirect.
             let local = SocketAddr::from((Ipv6Addr::LOCALHOST, outbound[0].local_addr()?.port()));
             outbound.extend(accept::bind(local).ok());
-            // Never silent plaintext: without the rules the app would go where it wants to.
+            // Never silent plaintext: without the rules the app's connections would bypass the sidecar.
             intercept::self_test()?;
         }
         Ok(Sockets {
@@ -370,7 +371,7 @@ impl Sockets {
     }
 }
 
-/// Listens for what was taken over, on every address of either family; on IPv4's where there is no IPv6.
+/// Binds the port for redirected inbound connections. `::` takes both families; without IPv6 it becomes `0.0.0.0`.
 fn bind_capture(address: SocketAddr) -> Result<StdListener> {
     let or_v4 = |error| match address.ip() == Ipv6Addr::UNSPECIFIED {
         true => accept::bind((Ipv4Addr::UNSPECIFIED, address.port()).into()),
@@ -405,7 +406,7 @@ fn start_worker(
     })
 }
 
-/// What a worker accepts from.
+/// Listeners of one worker.
 struct Listening {
     outbound: Vec<StdListener>,
     inbound: Vec<StdListener>,
@@ -455,7 +456,7 @@ async fn work(worker: Rc<Worker>, listening: Listening, gate: Arc<Gate>) -> io::
             () = watch.ended() => {}
         }
     }
-    // They empty the kernel's queues before they end.
+    // The accept loops empty the kernel's queues before they end.
     for accepting in accepting {
         let _ = accepting.await;
     }
@@ -463,7 +464,7 @@ async fn work(worker: Rc<Worker>, listening: Listening, gate: Arc<Gate>) -> io::
     Ok(())
 }
 
-/// Runs what `task` makes on a thread with a runtime of its own; it never leaves that thread.
+/// Runs the future that `task` makes on a new thread with its own runtime; the future never leaves that thread.
 fn spawn<F: Future<Output = ()>>(
     name: &str,
     task: impl FnOnce() -> F + Send + 'static,
@@ -488,7 +489,7 @@ fn text(text: &str) -> Value {
     }
 }
 
-/// The node's metadata: this life of the proxy, and, by Istio's names, its way of interception and its ports.
+/// Metadata of the xDS node: the proxy's instance id and, under Istio's names, its interception mode and ports.
 fn metadata(bootstrap: &Bootstrap, instance: &str) -> [(String, Value); 3] {
     let mode = if bootstrap.capture.is_some() {
         "REDIRECT"
@@ -511,7 +512,7 @@ fn metadata(bootstrap: &Bootstrap, instance: &str) -> [(String, Value); 3] {
     .map(|(name, said)| (name.to_owned(), text(said)))
 }
 
-/// How the stream is opened: as `instance`, which tells this life of the workload from others.
+/// Options of the xDS stream. `instance` tells this process from the workload's earlier and later ones.
 fn xds_options(bootstrap: &Bootstrap, instance: &str) -> xds::Options {
     let version = env!("CARGO_PKG_VERSION").to_owned();
     xds::Options {

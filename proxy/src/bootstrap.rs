@@ -190,16 +190,16 @@ pub enum Encoding {
     Text,
 }
 
-/// What is told of requests, and where to.
+/// Settings of the access log and of traces.
 #[derive(Debug, Clone)]
 pub struct Telemetry {
-    /// Where the access log goes, and how its lines look.
+    /// Destination and format of the access log, if there is one.
     pub log: Option<(Sink, Format)>,
-    /// Share of the requests that are logged.
+    /// Share of the successful requests that are logged; failed ones always are.
     pub log_share: f64,
-    /// Only failed ones.
+    /// Log failed requests only.
     pub log_errors_only: bool,
-    /// Where spans go, and how.
+    /// Endpoint and protocol for spans, if they are exported.
     pub otlp: Option<(Address, Protocol)>,
     /// Share of the traces that are recorded.
     pub trace_share: f64,
@@ -291,9 +291,9 @@ pub struct LimitArgs {
 /// One `--inbound`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Inbound {
-    /// Where peers connect; its port is the workload port.
+    /// Address that peers connect to; its port is the workload port.
     pub listen: SocketAddr,
-    /// Where the app is.
+    /// Address of the app.
     pub app: SocketAddr,
 }
 
@@ -311,12 +311,12 @@ impl FromStr for Inbound {
     }
 }
 
-/// Everything that the proxy is configured with, checked.
+/// Validated configuration of the proxy.
 #[derive(Debug, Clone)]
 pub struct Bootstrap {
-    /// Where the control plane is.
+    /// Address and SPIFFE ID of the control plane.
     pub target: Target,
-    /// Who we are.
+    /// SPIFFE ID of the workload.
     pub id: SpiffeId,
     /// Name of the workload.
     pub workload: String,
@@ -324,55 +324,55 @@ pub struct Bootstrap {
     pub ip: IpAddr,
     /// File with the token for the first certificate.
     pub token_file: Option<PathBuf>,
-    /// Roots for first contact.
+    /// File with the roots that the control plane must chain to at first contact; by default the token pins them.
     pub ca_root: Option<PathBuf>,
-    /// Where what a restart begins with is kept.
+    /// Directory for the certificate and the last good configuration, to restart from.
     pub state: Option<PathBuf>,
-    /// Life of certificates to ask for.
+    /// Lifetime of certificates to request; 0 is the CA's default.
     pub certificate_ttl: Duration,
-    /// Ports that are served for the app.
+    /// Inbound listeners, each with the app's address.
     pub inbound: Vec<Inbound>,
-    /// Where the app's own requests come in.
+    /// Address for the app's own requests.
     pub outbound: SocketAddr,
-    /// Where connections to the app come in that the rules of `init` took over, if they do.
+    /// Address for inbound connections that the rules of `init` redirect, with interception mode REDIRECT.
     pub capture: Option<SocketAddr>,
-    /// Where the admin port is.
+    /// Address of the admin port.
     pub admin: SocketAddr,
-    /// Where Prometheus scrapes: all there is, and the sidecar's own.
+    /// Addresses that Prometheus scrapes: merged with the app's metrics, and the sidecar's own.
     pub stats: [SocketAddr; 2],
-    /// The app's own metrics.
+    /// Address and path of the app's own metrics.
     pub app_metrics: Option<AppMetrics>,
-    /// What is asked of the app in the node's place.
+    /// The app's probes, made in the kubelet's place.
     pub app_probers: Option<AppProbers>,
-    /// What is told of requests.
+    /// Access log and traces.
     pub telemetry: Telemetry,
     /// Worker threads.
     pub workers: u16,
-    /// Bounds on messages.
+    /// Limits on the head of a message.
     pub limits: Limits,
-    /// How long peers may take.
+    /// Timeouts on peers.
     pub timeouts: Timeouts,
-    /// How long upstream connections are kept idle.
+    /// Idle timeout of upstream connections.
     pub upstream_idle: Duration,
     /// The protocols that requests may switch to.
     pub upgrades: Upgrades,
-    /// How long a connection may keep its protocol to itself.
+    /// Timeout of protocol detection; after it a connection counts as opaque TCP.
     pub detection: Duration,
-    /// How long a TLS handshake may take.
+    /// Timeout of a TLS handshake.
     pub handshake: Duration,
     /// Connections open at once.
     pub max_connections: usize,
-    /// Bounds on what is asked of the control plane.
+    /// Limits on destinations in use and on requests that wait for the control plane.
     pub directory: directory::Limits,
-    /// When destinations that aren't used are given back.
+    /// Time after which an unused destination is unsubscribed.
     pub idle_names: Duration,
-    /// Bytes of a message from the control plane.
+    /// Largest message from the control plane, in bytes.
     pub max_xds_message: usize,
     /// Metric series at once.
     pub max_series: usize,
-    /// When series in which nothing happens are forgotten.
+    /// Time after which an idle metric series is dropped.
     pub metric_expiry: Duration,
-    /// How long the end may take.
+    /// Time limit of the drain.
     pub drain: Duration,
 }
 
@@ -388,7 +388,7 @@ impl RunArgs {
         })
     }
 
-    /// Where we listen besides `--inbound`: outbound, admin, all metrics, our own, and for what was taken over.
+    /// Listening addresses besides `--inbound`: outbound, admin, merged metrics, own metrics, redirected inbound.
     fn addresses(&self, ip: IpAddr) -> Result<[SocketAddr; 5], String> {
         let local = IpAddr::from(Ipv4Addr::LOCALHOST);
         let or = |given: Option<SocketAddr>, ip, offset| {
@@ -409,13 +409,13 @@ impl RunArgs {
         ])
     }
 
-    /// Whether connections are taken over.
+    /// True with interception mode REDIRECT; an error when another flag contradicts it.
     fn redirects(&self) -> Result<bool, String> {
         if self.interception_mode == InterceptionMode::None {
             return Ok(false);
         }
         if !self.app.is_empty() {
-            // Its connections would be left alone as ours are: silent plaintext.
+            // The rules would spare its connections as they do the sidecar's: silent plaintext.
             return Err("an app after -- runs as the sidecar's user, which --interception-mode REDIRECT leaves alone".to_owned());
         }
         if !self.inbound.is_empty() {
@@ -427,7 +427,7 @@ impl RunArgs {
     /// Checks the flags.
     ///
     /// # Errors
-    /// Which flag is wrong, and why.
+    /// The invalid flag, and the reason.
     pub fn into_bootstrap(self) -> Result<Bootstrap, String> {
         let limits = &self.limits;
         if limits.max_headers == 0 || limits.max_headers > 10_000 {

@@ -1,5 +1,5 @@
-//! The door between the path and the configuration: the path looks an authority up, and asks for it when it isn't
-//! there; the stream's side publishes what arrives.
+//! Interface between the path and the configuration: the path looks an authority up, and requests it if it is missing;
+//! the xDS stream publishes snapshots.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -12,18 +12,18 @@ use tokio::time::{Instant, timeout_at};
 use crate::error::{Error, Kind};
 use crate::snapshot::{InboundPlan, OutboundPlan, Snapshot};
 
-/// Bounds on what the path may ask for.
+/// Limits on the configuration that the path may request.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Authorities that the proxy is subscribed to.
     pub names: usize,
-    /// Requests that wait for an answer of the control plane.
+    /// Requests that wait for the control plane's answer.
     pub waiting: usize,
-    /// How long each of them waits.
+    /// Longest wait of each of them.
     pub wait: Duration,
 }
 
-/// What runs, and how to ask for more.
+/// The running configuration, and on-demand discovery of authorities that it lacks.
 #[derive(Debug)]
 pub struct Directory {
     snapshot: ArcSwap<Snapshot>,
@@ -37,17 +37,17 @@ pub struct Directory {
     limits: Limits,
 }
 
-/// Whether the control plane can be reached, in words.
+/// State of the stream to the control plane.
 #[derive(Debug, Clone, Default)]
 pub struct Link {
-    /// Whether the stream is up.
+    /// True while the stream is up.
     pub up: bool,
-    /// Since when, as a person reads it, and what went wrong last.
+    /// Since when, and the last error, as text.
     pub words: String,
 }
 
 impl Directory {
-    /// An empty directory; what the path asks for comes out of the receiver.
+    /// An empty directory; the receiver yields the authorities that the path requests.
     pub fn new(limits: Limits) -> (Arc<Directory>, mpsc::UnboundedReceiver<String>) {
         let (demand, asked) = mpsc::unbounded_channel();
         let directory = Directory {
@@ -64,17 +64,17 @@ impl Directory {
         (Arc::new(directory), asked)
     }
 
-    /// What runs now.
+    /// The running configuration.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.snapshot.load_full()
     }
 
-    /// Grows with each snapshot: what was found under one number is what runs for as long as it stays the same.
+    /// Number of the snapshot: a plan that was looked up is current for as long as this stays the same.
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// What is done with requests for `authority`, if that is known already.
+    /// Plan of requests for `authority`, or the error that there is none; `None` if it hasn't been answered yet.
     pub fn find(&self, authority: &str) -> Option<Result<Arc<OutboundPlan>, Error>> {
         let snapshot = self.snapshot.load();
         let entry = snapshot.find(authority, self.clock())?;
@@ -84,11 +84,11 @@ impl Directory {
         })
     }
 
-    /// What is done with requests for `authority`; asks for it and waits, within bounds, when that isn't known yet.
+    /// Plan of requests for `authority`; if it hasn't been answered yet, requests it and waits, within limits.
     ///
     /// # Errors
-    /// [`Kind::UnknownAuthority`] when there is no such thing, [`Kind::NotConfigured`] when no answer came in time,
-    /// [`Kind::Overload`] when too many authorities or requests are waiting already.
+    /// [`Kind::UnknownAuthority`] when the authority doesn't exist, [`Kind::NotConfigured`] when no answer came in
+    /// time, [`Kind::Overload`] when too many requests wait or too many authorities are in use already.
     pub async fn resolve(&self, authority: &str) -> Result<Arc<OutboundPlan>, Error> {
         let mut changed = self.changed.subscribe();
         if let Some(known) = self.find(authority) {
@@ -120,7 +120,7 @@ impl Directory {
             let detail = format!("{} authorities are in use already", self.limits.names);
             return Err(Error::own(Kind::Overload, detail));
         }
-        // The receiver lives as long as the process's stream does.
+        // The receiver lives as long as the xDS client's task does.
         let _ = self.demand.send(authority.to_owned());
         Ok(waiting)
     }
@@ -134,7 +134,7 @@ impl Directory {
         Error::own(Kind::NotConfigured, detail)
     }
 
-    /// What is done with connections to the app. Until the first inbound Listener is accepted, connections wait here.
+    /// Plan of connections to the app. Waits until the first inbound Listener is accepted.
     pub async fn inbound(&self) -> Arc<InboundPlan> {
         if let Some(plan) = &self.snapshot.load().inbound {
             return Arc::clone(plan);
@@ -150,22 +150,22 @@ impl Directory {
         }
     }
 
-    /// What is done with connections to the app, if that is known.
+    /// Plan of connections to the app, if there is one.
     pub fn inbound_now(&self) -> Option<Arc<InboundPlan>> {
         self.snapshot.load().inbound.clone()
     }
 
-    /// How long somebody waits for configuration.
+    /// Longest wait for configuration.
     pub fn patience(&self) -> Duration {
         self.limits.wait
     }
 
-    /// Whether connections to the app have a plan.
+    /// True if connections to the app have a plan.
     pub fn has_inbound(&self) -> bool {
         self.snapshot.load().inbound.is_some()
     }
 
-    /// This is what runs from now on.
+    /// Publishes a snapshot; `names` is the number of authorities that are subscribed to.
     pub fn publish(&self, snapshot: Snapshot, names: usize) {
         self.names.store(names, Ordering::Relaxed);
         self.snapshot.store(Arc::new(snapshot));
@@ -173,12 +173,12 @@ impl Directory {
         self.changed.send_modify(|count| *count += 1);
     }
 
-    /// How it stands with the control plane.
+    /// Sets the state of the stream to the control plane.
     pub fn set_link(&self, link: Link) {
         self.link.store(Arc::new(link));
     }
 
-    /// How it stands with the control plane.
+    /// State of the stream to the control plane.
     pub fn link(&self) -> Arc<Link> {
         self.link.load_full()
     }
@@ -188,20 +188,20 @@ impl Directory {
         self.clock_at(Instant::now())
     }
 
-    /// For how many whole seconds no destination has been used, by the clock; `None` when none ever was.
+    /// Whole seconds since any destination was last used; `None` if the snapshot holds none.
     pub fn quiet(&self) -> Option<u64> {
         let snapshot = self.snapshot();
         let last = snapshot.uses().map(|(_, used)| used).max();
         last.map(|last| self.clock().saturating_sub(last))
     }
 
-    /// The clock at `now`.
+    /// Seconds from the start to `now`.
     pub fn clock_at(&self, now: Instant) -> u64 {
         now.duration_since(self.started).as_secs()
     }
 }
 
-/// A request that waits, counted until it is dropped.
+/// A waiting request, counted until it is dropped.
 #[derive(Debug)]
 struct Waiting<'a> {
     counter: &'a AtomicUsize,

@@ -1,4 +1,4 @@
-//! Ending in good order, in phases that everything watches, and guards that say who is still at work.
+//! Graceful shutdown: phases that every task watches, and guards that count the connections still open.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -11,39 +11,39 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-/// What was on its way to us when the last of the others learned that we go has arrived after this.
+/// Time after which requests that were in flight when the last caller learned of the drain have arrived.
 pub const ON_THE_WAY: Duration = Duration::from_millis(200);
 
-/// How far the end has come. What the app itself asks for is served to the last.
+/// Phases of the shutdown, in order. The app's own connections are accepted until `Ending`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
-    /// It hasn't begun.
+    /// No shutdown yet.
     Serving,
-    /// Callers are told to go elsewhere, and served meanwhile.
+    /// Callers are sent elsewhere, and served meanwhile.
     Draining,
     /// No connection to the app is accepted any more.
     Closing,
-    /// Nothing is.
+    /// No connection is accepted at all; open ones have the rest of the drain timeout.
     Ending,
 }
 
-/// Whose connection it is.
+/// Direction of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
-    /// One to the app.
+    /// To the app.
     Inbound,
-    /// One of the app's.
+    /// From the app.
     Outbound,
 }
 
-/// Says when to end.
+/// Sets the phase. Dropped, it sets `Ending`.
 #[derive(Debug)]
 pub struct Signal {
     now: Now,
     busy: Busy,
 }
 
-/// How far the end has come.
+/// The current phase.
 #[derive(Debug, Clone, Default)]
 struct Now(Arc<Progress>);
 
@@ -52,8 +52,8 @@ struct Progress {
     phase: AtomicU8,
     /// Set from [`Phase::Draining`] on: all that a connection's codec needs to know.
     draining: Arc<AtomicBool>,
-    /// Who waits for it to come further. They stay here until they wait no more, however often they are woken or asked:
-    /// with each request all that is to be done is to look at the phase.
+    /// Wakers of pending [`Reached`] futures. An entry stays until its future is dropped, however often that is woken
+    /// or polled, so that a poll, one with each request, only loads the phase.
     waiting: Mutex<HashMap<u64, Waker>>,
     waited: AtomicU64,
 }
@@ -78,12 +78,12 @@ impl Now {
     }
 }
 
-/// Waits until the end has come so far.
+/// Future that is ready once its phase is reached.
 #[derive(Debug)]
 pub struct Reached<'a> {
     now: &'a Now,
     phase: Phase,
-    /// Its place among those that wait, and who is woken.
+    /// Key of its entry in `Progress::waiting`, and the waker stored there.
     place: Option<(u64, Waker)>,
 }
 
@@ -102,7 +102,7 @@ impl Future for Reached<'_> {
         };
         progress.waiting().insert(place, cx.waker().clone());
         self.place = Some((place, cx.waker().clone()));
-        // It may have come before whoever sets it could see who waits.
+        // The phase may have been set before the waker was stored.
         match self.now.has_reached(self.phase) {
             true => Poll::Ready(()),
             false => Poll::Pending,
@@ -118,7 +118,7 @@ impl Drop for Reached<'_> {
     }
 }
 
-/// How many are at work.
+/// Number of guards on each side.
 #[derive(Debug, Clone, Default)]
 struct Busy {
     inbound: watch::Sender<usize>,
@@ -134,20 +134,20 @@ impl Busy {
     }
 }
 
-/// Watches for the end. Clones are cheap; [`Watch::guard`] keeps the process waiting.
+/// Observes the phase. Clones are cheap; the process doesn't end before each [`Watch::guard`] is dropped.
 #[derive(Debug, Clone)]
 pub struct Watch {
     now: Now,
     busy: Busy,
 }
 
-/// Somebody is at work until this is dropped.
+/// Counts as an open connection until it is dropped.
 #[derive(Debug)]
 pub struct Guard {
     busy: watch::Sender<usize>,
 }
 
-/// A signal and what watches for it.
+/// A signal and its watch.
 pub fn channel() -> (Signal, Watch) {
     let (now, busy) = (Now::default(), Busy::default());
     let signal = Signal {
@@ -159,19 +159,19 @@ pub fn channel() -> (Signal, Watch) {
 }
 
 impl Signal {
-    /// The end has come so far.
+    /// Sets the phase; never back to an earlier one.
     pub fn reach(&self, phase: Phase) {
         self.now.set(phase);
     }
 
-    /// Waits until nobody is at work on a side, for `at_most`; whether that is so.
+    /// Waits up to `at_most` until `side` has no guards; true when it has none.
     pub async fn idle(&self, side: Side, at_most: Duration) -> bool {
         let mut busy = self.busy.of(side).subscribe();
         let idle = timeout(at_most, busy.wait_for(|count| *count == 0)).await;
         idle.is_ok()
     }
 
-    /// Everything ends; who is still at work has `at_most`, and is given up then.
+    /// Sets `Ending`; waits up to `at_most` for the guards of both sides, then gives them up.
     pub async fn end(&self, at_most: Duration) {
         self.reach(Phase::Ending);
         let both = async {
@@ -192,7 +192,7 @@ impl Drop for Signal {
 }
 
 impl Watch {
-    /// Waits until the end has come so far. A signal that was dropped is the end as well.
+    /// Waits until `phase` is reached. A signal that was dropped has reached every phase.
     pub fn reached(&self, phase: Phase) -> Reached<'_> {
         Reached {
             now: &self.now,
@@ -201,22 +201,22 @@ impl Watch {
         }
     }
 
-    /// Waits for the end.
+    /// Waits for `Ending`.
     pub fn ended(&self) -> Reached<'_> {
         self.reached(Phase::Ending)
     }
 
-    /// Whether it has come so far, or whoever could say so is gone.
+    /// True once `phase` is reached, or the signal was dropped.
     pub fn has_reached(&self, phase: Phase) -> bool {
         self.now.has_reached(phase)
     }
 
-    /// Set from [`Phase::Draining`] on, for those that look at each request.
+    /// A handle to the current phase, for code that checks it with each request.
     pub fn draining(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.now.0.draining)
     }
 
-    /// Waits until nobody is at work.
+    /// Waits until neither side has guards.
     pub async fn idle(&self) {
         for side in [Side::Inbound, Side::Outbound] {
             let mut busy = self.busy.of(side).subscribe();
@@ -224,7 +224,7 @@ impl Watch {
         }
     }
 
-    /// Somebody is at work.
+    /// Counts a connection of `side` as open until the guard is dropped.
     pub fn guard(&self, side: Side) -> Guard {
         let busy = self.busy.of(side).clone();
         busy.send_modify(|count| *count += 1);

@@ -1,6 +1,6 @@
-//! What went wrong on the path: what, whose fault, how far we got; and the one table that turns it into an answer.
+//! Failures on the path: kind, side and progress, and the one table that turns them into a response.
 //!
-//! Whether a request may be repeated is computed from `kind` and `progress`, never stored beside them.
+//! The retry decision is computed from `side`, `kind` and `progress`, never stored beside them.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,32 +10,32 @@ use leno_http::h1::{Invalid, ReadError};
 /// A failure on the path of one connection or request.
 #[derive(Debug, Clone)]
 pub struct Error {
-    /// What happened.
+    /// Kind of failure.
     pub kind: Kind,
-    /// Whose side it happened on.
+    /// The side that failed.
     pub side: Side,
-    /// How much of the exchange had happened.
+    /// Progress of the exchange when it failed.
     pub progress: Progress,
-    /// The cause in words.
+    /// Cause, as text.
     pub detail: String,
     /// The configuration object, rule or endpoint behind it.
     pub object: Option<Arc<str>>,
 }
 
-/// What happened.
+/// Kind of failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// The request isn't well-formed HTTP, or not in the strict form that Leno accepts.
     BadRequest,
-    /// The protocol that an extended CONNECT asks for isn't passed on.
+    /// The protocol of an extended CONNECT (RFC 8441) isn't passed on.
     Upgrade,
     /// The request's head is larger than the limit, or has too many fields.
     HeadTooLarge,
     /// The request's head did not arrive in time.
     HeadTimeout,
-    /// The configuration knows no such authority.
+    /// The configuration has no such authority.
     UnknownAuthority,
-    /// No configuration has arrived for this authority, and the wait for it is over.
+    /// No configuration arrived for this authority in time.
     NotConfigured,
     /// No route of the virtual host matches.
     NoRoute,
@@ -53,9 +53,9 @@ pub enum Kind {
     ConnectTimeout,
     /// The TLS handshake failed.
     Tls,
-    /// The peer's certificate is not one that is allowed here.
+    /// The peer's certificate isn't one that is allowed here.
     Peer,
-    /// The peer broke HTTP.
+    /// The peer violated HTTP.
     Protocol,
     /// The peer closed or reset the connection.
     Reset,
@@ -65,21 +65,21 @@ pub enum Kind {
     Overload,
 }
 
-/// Whose side the failure is on.
+/// The side that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
-    /// The peer that sent the request.
+    /// Downstream: the peer that sent the request.
     Down,
-    /// The peer that should answer it.
+    /// Upstream: the peer that should answer it.
     Up,
     /// Leno: its configuration, its policies, its limits.
     Own,
 }
 
-/// How far the exchange had got when it failed.
+/// Progress of an exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Progress {
-    /// Not a byte of the request had been written upstream.
+    /// Not a byte of the request had been written upstream, or the upstream reported that it processed none.
     Nothing,
     /// At least a byte of the request had been written upstream.
     Sent,
@@ -137,19 +137,19 @@ impl Error {
         self
     }
 
-    /// Says how far the exchange had got.
+    /// Sets the progress of the exchange.
     #[must_use]
     pub fn at(mut self, progress: Progress) -> Error {
         self.progress = progress;
         self
     }
 
-    /// Whether whoever asked has left: there is nobody to answer.
+    /// True if the client disconnected, so that no response can be sent.
     pub fn is_farewell(&self) -> bool {
         self.side == Side::Down && self.kind == Kind::Reset
     }
 
-    /// Envoy's response flag, also of a failure that nobody is left to be told of.
+    /// Envoy's response flag, also for a client that disconnected.
     pub fn flag(&self) -> &'static str {
         match self.is_farewell() {
             true => "DC",
@@ -164,7 +164,7 @@ impl Error {
 }
 
 impl Kind {
-    /// The one table from failure to answer.
+    /// The one table from failure to response.
     pub fn answer(self) -> Answer {
         let (status, text, flag, error) = match self {
             Kind::BadRequest => (400, "bad request", "DPE", "http_request_error"),
@@ -200,7 +200,7 @@ impl Kind {
     }
 }
 
-/// Envoy's texts for what happens between proxy and upstream, which people search for.
+/// Envoy's texts for failures between proxy and upstream, which people search for.
 mod upstream {
     pub(super) const CONNECT: &str = "upstream connect error or disconnect/reset before headers. reset reason: connection failure";
     pub(super) const TIMEOUT: &str = "upstream connect error or disconnect/reset before headers. reset reason: connection timeout";

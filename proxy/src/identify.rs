@@ -1,4 +1,4 @@
-//! What a connection carries, told from its first bytes.
+//! Protocol detection from the first bytes of a connection.
 
 use std::future::poll_fn;
 use std::time::Duration;
@@ -12,32 +12,33 @@ use leno_http::h1::{Conn, Timeouts};
 use leno_http::h2::PREFACE;
 use leno_http::head::Version;
 
-/// First bytes that are looked at; a ClientHello with post-quantum keys takes about 2 KiB.
+/// Most bytes that are inspected; a ClientHello with post-quantum keys takes about 2 KiB.
 const MAX_SNIFF: usize = 16 * 1024;
 
-/// What a connection carries.
+/// Protocol of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Protocol {
-    /// TLS, with what its client says in the clear.
+    /// TLS, with the plaintext part of its ClientHello.
     Tls(Hello),
     /// HTTP/1.0 or 1.1.
     Http1,
     /// HTTP/2 with prior knowledge.
     Http2,
-    /// Anything else, or nothing within the time that was given.
+    /// Anything else, or nothing recognised within the time limit.
     Opaque,
 }
 
-/// What a ClientHello says.
+/// Contents of a ClientHello.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Hello {
-    /// The ALPN protocols that are offered.
+    /// The ALPN protocols offered.
     pub alpn: Vec<Vec<u8>>,
-    /// The name of the server that is wanted.
+    /// The server name (SNI), in lower case.
     pub server_name: Option<String>,
 }
 
-/// Reads from `tcp` until its protocol is told, its time is over, or it ends. What was read is in `read`, also when this is dropped.
+/// Reads from `tcp` until its protocol is detected, the time limit is over, or it ends. The bytes read are in `read`,
+/// even if this is dropped.
 pub async fn identify(tcp: &mut TcpStream, read: &mut Vec<u8>, within: Duration) -> Protocol {
     let deadline = Instant::now() + within;
     loop {
@@ -51,8 +52,8 @@ pub async fn identify(tcp: &mut TcpStream, read: &mut Vec<u8>, within: Duration)
     }
 }
 
-/// Reads the first bytes of HTTP on `conn`, and tells its version; `None` when nothing comes for as long as it may be
-/// idle.
+/// Reads the first bytes of HTTP on `conn`, and detects its version; `None` when the connection ends or the idle
+/// timeout passes before a byte was read.
 pub async fn http_version(conn: &mut Conn, timeouts: &Timeouts) -> Option<Version> {
     let mut until = Instant::now() + timeouts.idle;
     loop {
@@ -64,13 +65,13 @@ pub async fn http_version(conn: &mut Conn, timeouts: &Timeouts) -> Option<Versio
         match timeout_at(until, poll_fn(|cx| conn.poll_fill(cx))).await {
             Ok(Ok(count)) if count > 0 => until = until.min(Instant::now() + timeouts.head),
             _ if conn.unread().is_empty() => return None,
-            // Whoever reads it finds the words for what is wrong.
+            // The HTTP/1 reader reports the error.
             _ => return Some(Version::Http11),
         }
     }
 }
 
-/// Tells the protocol from its first bytes; `None` when more of them are needed.
+/// Detects the protocol from its first bytes; `None` when more of them are needed.
 pub fn sniff(bytes: &[u8]) -> Option<Protocol> {
     if bytes.len() >= MAX_SNIFF {
         return Some(Protocol::Opaque);
@@ -101,14 +102,14 @@ fn sniff_tls(mut bytes: &[u8]) -> Option<Protocol> {
                     server_name: hello.server_name().map(str::to_ascii_lowercase),
                 }));
             }
-            // It says that it is TLS: whoever terminates it finds the words for what is wrong.
+            // Its record header is TLS's: the TLS server reports the error.
             Err(_) => return Some(Protocol::Tls(Hello::default())),
         }
     }
     None
 }
 
-/// A method, a space, and something that can start a target.
+/// Detects a method, a space, and a byte that can start a target.
 fn sniff_http1(bytes: &[u8]) -> Option<Protocol> {
     const LONGEST_METHOD: usize = 32;
     let end = bytes

@@ -1,14 +1,14 @@
 //! Leno's data plane: the sidecar.
 //!
-//! A request's way, in the order of the modules:
+//! Path of a request, in the order of the modules:
 //!
 //! ```text
 //! accept → identify → tls → http → policy | route → balance → connect → forward → observe
-//!          inbound and outbound tell the story; a connection stays on the worker that accepted it
+//!          inbound and outbound run these stages; a connection stays on the worker that accepted it
 //! ```
 //!
-//! Configuration's way: `xds` receives messages, `config` makes valid values of them, `snapshot` makes plans of those,
-//! one swap in `directory` publishes them, and the path reads.
+//! Path of configuration: `xds` receives resources, `config` validates them, `snapshot` builds plans from them, one
+//! swap in `directory` publishes those, and the request path reads them.
 
 pub mod accept;
 pub mod drain;

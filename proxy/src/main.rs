@@ -36,7 +36,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Prints what came of a command that is done.
+/// Prints the result of a command, and returns its exit code.
 fn told(outcome: Result<String, String>) -> ExitCode {
     match outcome {
         Ok(text) => {

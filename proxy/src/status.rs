@@ -1,4 +1,5 @@
-//! What `/config` shows: what runs, its versions, what was refused and why, the identity, the link to the control plane.
+//! Contents of `/config`: running resources with their versions, refused ones with the reason, the identity, the
+//! control plane.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,7 +15,7 @@ use crate::tls::Credentials;
 use crate::xds::store::Store;
 use leno_rules::config::cluster;
 
-/// What is shown; kept up to date by who changes it.
+/// Resources and running clusters; updated at each change by the xDS client.
 #[derive(Debug, Default)]
 pub struct Status {
     held: Mutex<Held>,
@@ -27,9 +28,9 @@ pub struct Endpoint {
     pub cluster: String,
     /// Its address.
     pub address: SocketAddr,
-    /// Requests under way.
+    /// Requests in flight.
     pub in_flight: u64,
-    /// While it is ejected: why, how many times, and for how long yet.
+    /// While it is ejected: the reason, the number of ejections, and the time left.
     pub ejected: Option<(String, u32, Duration)>,
 }
 
@@ -41,7 +42,7 @@ struct Held {
 }
 
 impl Status {
-    /// The resources of `store` and the clusters made of them run now.
+    /// Takes over the resources of `store`, and the clusters that run with them.
     pub fn set_resources<'a>(
         &self,
         store: &Store,
@@ -113,7 +114,7 @@ impl Status {
         })
     }
 
-    /// Now, as a person reads it.
+    /// The current time in RFC 3339.
     pub fn now() -> String {
         rfc3339(SystemTime::now())
     }

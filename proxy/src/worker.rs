@@ -1,4 +1,4 @@
-//! What a worker thread has at hand: what all workers share, and its own pool and dice.
+//! State of a worker thread: the part that all workers share, its own connection pool and random numbers.
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
@@ -21,45 +21,45 @@ use leno_http::h1::{Limits, Timeouts};
 use leno_http::head::Head;
 use leno_http::upgrade::Upgrades;
 
-/// What all workers share.
+/// State that all workers share.
 #[derive(Debug)]
 pub struct Shared {
-    /// What runs.
+    /// The running configuration.
     pub directory: Arc<Directory>,
     /// Every metric.
     pub metrics: Arc<Metrics>,
-    /// Who else wants to know of requests.
+    /// Access log, spans and failures.
     pub observer: Observer,
-    /// What we prove ourselves with.
+    /// Our certificate, and the roots of trust.
     pub credentials: Arc<Credentials>,
-    /// Accepts mutual TLS.
+    /// Acceptor of mutual TLS.
     pub acceptor: Acceptor,
-    /// Tells the end.
+    /// Phases of shutdown.
     pub watch: Watch,
-    /// Bounds on messages.
+    /// Limits on heads and trailers.
     pub limits: Limits,
-    /// How long peers may take.
+    /// Timeouts of peers.
     pub timeouts: Timeouts,
-    /// The protocols that requests may switch to.
+    /// Protocols that requests may switch to.
     pub upgrades: Upgrades,
-    /// How long a connection may keep its protocol to itself.
+    /// Timeout of protocol detection.
     pub detection: Duration,
-    /// Who we are, for metrics.
+    /// This workload, for metrics.
     pub me: Party,
-    /// Addresses that we listen on: requests to them would go round in circles.
+    /// Addresses that we listen on: requests to them would loop.
     pub own_addresses: Vec<SocketAddr>,
-    /// Whether connections that were taken over come in: their destination is asked for.
+    /// True with traffic interception: outbound connections are looked up for their original destination.
     pub intercepts: bool,
     /// The apps behind ports that no flag names.
     pub apps: Apps,
-    /// Where requests are counted whose destination is unknown.
+    /// Series of requests without a known destination.
     pub unknown: Arc<Series>,
 }
 
-/// What one worker has at hand.
+/// State of one worker.
 #[derive(Debug)]
 pub struct Worker {
-    /// What all workers share.
+    /// State that all workers share.
     pub shared: Arc<Shared>,
     /// Upstream connections: idle ones, and shared ones.
     pub pool: Rc<Pool>,
@@ -76,19 +76,19 @@ impl Worker {
         }
     }
 
-    /// Runs `with` on this worker's random numbers.
+    /// Runs `with` on this worker's random number generator.
     pub fn random<T>(&self, with: impl FnOnce(&mut fastrand::Rng) -> T) -> T {
         with(&mut self.rng.borrow_mut())
     }
 
-    /// A request that could not be read is over.
+    /// Reports a request that ends without heads to report: one that couldn't be read, or a refused CONNECT.
     pub fn over(&self, outcome: &Outcome, teller: Teller<'_>, error: &Error) {
         let (none, dice) = (Head::default(), || self.random(|rng| rng.u64(..)));
         let observer = &self.shared.observer;
         observer.over(outcome, teller, (&none, &none), Some(error), dice);
     }
 
-    /// A number evenly spread over `u32`.
+    /// A random number, uniform over `u32`.
     pub fn dice(&self) -> u32 {
         self.random(|rng| rng.u32(..))
     }

@@ -1,5 +1,5 @@
-//! `leno-proxy run -- APP ARGS…`: the app starts when the mesh is ready, is told of signals, and its exit code is ours. A job ends
-//! when its work does, and a machine needs no supervisor.
+//! `leno-proxy run -- APP ARGS…`: the app as a child process, started when the proxy is ready. Signals are passed on
+//! to it, and its exit code becomes the proxy's: a job ends when its work does, and a machine needs no supervisor.
 
 use std::env;
 use std::os::unix::process::ExitStatusExt;
@@ -16,13 +16,13 @@ use tokio::time::timeout;
 use crate::app::Bound;
 use crate::drain::Phase;
 
-/// How long the end may take once the app is gone.
+/// Timeout of the shutdown once the app has exited.
 const AFTERWARDS: Duration = Duration::from_secs(5);
-/// What a shell adds to the number of a signal that ended a program.
+/// Base of the exit code of a program that a signal ended: shells report this plus the signal's number.
 const SIGNALLED: i32 = 128;
 
-/// Runs `app` behind a proxy that is bound, and gives its exit code. An app that `is_told` where the sidecar is gets `HTTP_PROXY`,
-/// unless it has one.
+/// Runs `app` behind a bound proxy and returns its exit code. With `is_told` the app gets the outbound address as
+/// `HTTP_PROXY`, unless the environment sets one.
 ///
 /// # Errors
 /// When the app can't be started.
@@ -39,7 +39,7 @@ pub async fn run(bound: Bound, app: &[String], is_told: bool) -> Result<u8> {
     let mut child = start(app, proxy)?;
     let pid = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
     let pass = |sent: Signal| {
-        // One that has ended is told nothing.
+        // Fails for a child that has exited: nothing to do.
         let _ = pid.map(|pid| kill_process(pid, sent));
     };
     let status = loop {
@@ -57,7 +57,8 @@ pub async fn run(bound: Bound, app: &[String], is_told: bool) -> Result<u8> {
     Ok(exit_code(status.context("the app is lost")?))
 }
 
-/// Callers are sent elsewhere first; then the app is told to end, and what it still asks for is served until it has.
+/// Shuts down on SIGTERM or SIGINT: callers are sent elsewhere first, then the app gets the signal, and its own
+/// requests are served until it has exited.
 async fn end(
     bound: Bound,
     mut child: Child,
@@ -73,7 +74,7 @@ async fn end(
                 next = signals.next() => next,
             };
             pass(next);
-            // Who asks twice means now.
+            // A second SIGTERM or SIGINT means now: the first needs no passing on any more.
             if is_end(next) {
                 break;
             }
@@ -133,7 +134,7 @@ fn code(number: i32) -> u8 {
     u8::try_from(number).unwrap_or(u8::MAX)
 }
 
-/// Signals that are passed on.
+/// Signals that are passed on to the app.
 #[derive(Debug)]
 struct Signals(Vec<(Signal, Listener)>);
 
@@ -154,7 +155,7 @@ impl Signals {
             .map(Signals)
     }
 
-    /// The next that is sent to us.
+    /// The next signal that this process receives.
     async fn next(&mut self) -> Signal {
         std::future::poll_fn(|cx| {
             for (sent, listener) in &mut self.0 {

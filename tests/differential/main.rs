@@ -1,5 +1,5 @@
-//! Our HTTP/1 reader against hyper's. The relation: what ours accepts, hyper accepts as well and reads the same way,
-//! request by request, bodies and what follows them included. (Ours may refuse more; `h1::parse` says what and why.)
+//! Our HTTP/1 reader against hyper's. The relation: every request that ours accepts, hyper accepts as well and reads
+//! the same way, bodies and the bytes that follow them included. (Ours may refuse more; `h1::parse` gives the reasons.)
 
 mod reader;
 
@@ -53,12 +53,12 @@ async fn hypers(bytes: Vec<u8>) -> Vec<Understood> {
     all.clone()
 }
 
-/// Where the readers may differ, each for a reason: `true` leaves the input out.
+/// Known differences between the readers, each for a reason: `true` leaves the input out.
 fn is_a_known_difference(bytes: &[u8]) -> bool {
     let text = String::from_utf8_lossy(bytes);
-    // hyper takes whatever follows a CONNECT for the next request; here it is the tunnel's.
+    // hyper takes the bytes after a CONNECT for the next request; here they are the tunnel's.
     text.contains("CONNECT ")
-        // An absolute target without a path is given one by the `http` crate.
+        // The `http` crate gives a path to an absolute target without one.
         || text.contains(" http://a ")
 }
 

@@ -1,4 +1,4 @@
-//! Our HTTP/1 reader, and requests to hold against others'.
+//! Our HTTP/1 reader, and requests to compare it by.
 
 use leno_http::h1::{Before, Decoder, Limits, parse_request, request_length};
 use leno_http::head::{Head, Version};
@@ -13,8 +13,8 @@ pub(crate) struct Understood {
     pub(crate) body: Vec<u8>,
 }
 
-/// Reads every request of `bytes` with our reader; stops at the first that it refuses, or that is cut short. Says whether
-/// that was all there is, and more may follow.
+/// Reads every request of `bytes` with our reader; stops at the first that it refuses, or that is cut short. The flag
+/// is true when all bytes were read, and more may follow.
 pub(crate) fn ours(mut bytes: &[u8]) -> (Vec<Understood>, bool) {
     let (mut all, mut before) = (Vec::new(), Before::default());
     while let Some(end) = end_of_head(bytes) {
@@ -41,7 +41,7 @@ pub(crate) fn ours(mut bytes: &[u8]) -> (Vec<Understood>, bool) {
         if !decoder.is_done() {
             break;
         }
-        // A request of HTTP/1.0 is the last one unless it says otherwise.
+        // An HTTP/1.0 request is the last one without `Connection: keep-alive`.
         let is_last = head.version() == Version::Http10 && !head.connection_has("keep-alive");
         let closes = is_last || head.connection_has("close");
         all.push(Understood {
@@ -77,7 +77,7 @@ pub(crate) fn fields(all: impl Iterator<Item = (String, Vec<u8>)>) -> Vec<(Strin
     fields
 }
 
-/// Pieces of requests, good and bad, so that many combinations are nearly right.
+/// Pieces of requests, good and bad, that combine into nearly valid ones.
 pub(crate) fn piece() -> impl Strategy<Value = Vec<u8>> {
     let known: Vec<&'static [u8]> = vec![
         b"GET / HTTP/1.1\r\nHost: a\r\n",
@@ -126,7 +126,7 @@ pub(crate) fn piece() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
-/// A request that is meant to be good, with a body of either framing.
+/// A valid request, with a body of either framing.
 pub(crate) fn request() -> impl Strategy<Value = Vec<u8>> {
     let name = "[A-Za-z][A-Za-z0-9-]{0,12}";
     let value = "[ -~]{0,20}";

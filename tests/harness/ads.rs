@@ -1,5 +1,5 @@
-//! A scripted control plane, for proxies, and a scripted proxy, for control planes: both ends of an xDS stream in the
-//! hands of a test.
+//! A scripted control plane for proxies, and a scripted proxy for control planes: a test drives either end of an xDS
+//! stream.
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -40,18 +40,18 @@ use crate::ca::{self, Ca, Certified};
 use crate::mesh::Proxy;
 use crate::{Directory, PATIENCE};
 
-/// The control plane's identity.
+/// The control plane's SPIFFE ID.
 const IDENTITY: &str = "spiffe://cluster.local/ns/leno-system/sa/leno";
 
 /// A scripted control plane.
 pub struct Ads {
-    /// Where it is.
+    /// Its address.
     pub address: SocketAddr,
     streams: mpsc::UnboundedReceiver<ServerStream>,
     directory: Directory,
 }
 
-/// The server's end of a stream.
+/// The server's end of a delta ADS stream.
 pub struct ServerStream {
     requests: Streaming<DeltaDiscoveryRequest>,
     responses: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
@@ -59,7 +59,7 @@ pub struct ServerStream {
 }
 
 impl Ads {
-    /// Starts one whose CA gives certificates of this life.
+    /// Starts one whose CA issues certificates with the lifetime `life`.
     ///
     /// # Panics
     /// When it can't listen.
@@ -95,7 +95,7 @@ impl Ads {
         }
     }
 
-    /// A proxy of service account `web` that is given this control plane.
+    /// A proxy of service account `web`, configured with this control plane.
     pub fn proxy(&self, flags: &str) -> Proxy {
         let path = self.directory.path().display();
         Proxy::start(&format!(
@@ -128,7 +128,7 @@ impl ServerStream {
         message.expect("no error").expect("no end")
     }
 
-    /// The next request that fits.
+    /// The next request for which `fits` is true.
     pub async fn request_that(
         &mut self,
         fits: impl Fn(&DeltaDiscoveryRequest) -> bool,
@@ -141,7 +141,7 @@ impl ServerStream {
         }
     }
 
-    /// Sends resources, each under its name and version, and returns the answer: the ACK, or the NACK.
+    /// Sends resources, each under its name and version, and returns the ACK or NACK.
     pub async fn send(
         &mut self,
         type_url: &str,
@@ -161,7 +161,7 @@ impl ServerStream {
         self.send_raw(response).await
     }
 
-    /// Says that there is no such thing.
+    /// Reports a resource as missing, with the reason `why`.
     pub async fn send_missing(&mut self, type_url: &str, name: &str, why: &str) {
         let error = ResourceError {
             resource_name: Some(ResourceName {
@@ -182,10 +182,10 @@ impl ServerStream {
         self.send_raw(response).await;
     }
 
-    /// Sends a response under a nonce of its own, and returns the answer to it.
+    /// Sends a response under a nonce of its own, and returns the ACK or NACK.
     ///
     /// # Panics
-    /// When the proxy has left.
+    /// When the proxy has closed the stream.
     pub async fn send_raw(
         &mut self,
         mut response: DeltaDiscoveryResponse,
@@ -298,7 +298,7 @@ impl tokio::io::AsyncWrite for Tls {
 /// A channel to a control plane, with or without a certificate.
 ///
 /// # Errors
-/// When it isn't let in.
+/// When the connection fails.
 pub async fn channel(
     address: SocketAddr,
     certified: Option<Certified>,
@@ -313,10 +313,10 @@ pub async fn channel(
         .await
 }
 
-/// Asks a control plane for a certificate, by token.
+/// Requests a certificate from a control plane, by token.
 ///
 /// # Errors
-/// What it says.
+/// The control plane's refusal.
 ///
 /// # Panics
 /// When the cryptography fails.
@@ -345,17 +345,17 @@ pub async fn certificate(address: SocketAddr, token: &str) -> Result<Certified, 
     Ok((chain.collect(), key))
 }
 
-/// The client's end of a stream.
+/// The client's end of a delta ADS stream.
 pub struct ClientStream {
     requests: mpsc::Sender<DeltaDiscoveryRequest>,
     responses: Streaming<DeltaDiscoveryResponse>,
 }
 
 impl ClientStream {
-    /// Opens a stream as `certified`; the first request goes along.
+    /// Opens a stream as `certified`, with its first request.
     ///
     /// # Errors
-    /// What the control plane says.
+    /// The control plane's refusal.
     pub async fn open(
         address: SocketAddr,
         certified: Option<Certified>,
@@ -378,7 +378,7 @@ impl ClientStream {
     /// Sends a request.
     ///
     /// # Panics
-    /// When the control plane has left.
+    /// When the control plane has closed the stream.
     pub async fn send(&self, request: DeltaDiscoveryRequest) {
         self.requests
             .send(request)
@@ -389,7 +389,7 @@ impl ClientStream {
     /// The next response.
     ///
     /// # Errors
-    /// What the control plane says.
+    /// The status that ended the stream.
     ///
     /// # Panics
     /// When none comes.
@@ -400,13 +400,13 @@ impl ClientStream {
         message.ok_or_else(|| Status::cancelled("the stream ended"))
     }
 
-    /// Whether nothing comes within `within`.
+    /// True when no response comes within `within`.
     pub async fn is_quiet(&mut self, within: Duration) -> bool {
         timeout(within, self.responses.message()).await.is_err()
     }
 }
 
-/// A subscription; the first of a stream carries a node.
+/// A subscription; the first request of a stream carries a node.
 pub fn subscribe(type_url: &str, names: &[&str], node: Option<&str>) -> DeltaDiscoveryRequest {
     DeltaDiscoveryRequest {
         type_url: type_url.to_owned(),

@@ -1,4 +1,4 @@
-//! A certificate authority of a test's own: any name, any life.
+//! A certificate authority of a test's own: any name, any lifetime.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -22,11 +22,11 @@ pub struct Ca {
     root: CertificateDer<'static>,
 }
 
-/// A chain with its key.
+/// A certificate chain with its key.
 pub type Certified = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
 impl Ca {
-    /// A fresh one.
+    /// A new one.
     ///
     /// # Panics
     /// When the cryptography fails.
@@ -58,7 +58,7 @@ impl Ca {
         }
     }
 
-    /// Signs `key` as `name`, valid for `life` from now, or until then when it lies in the past.
+    /// Signs `key` as `name`, valid from an hour ago until `ends`, which may lie in the past.
     ///
     /// # Panics
     /// When the cryptography fails.
@@ -100,7 +100,7 @@ impl Ca {
     /// Writes a certificate for `name`, its key and the root to `cert.pem`, `key.pem` and `root.pem`, for other programs.
     ///
     /// # Panics
-    /// When it can't.
+    /// When they can't be written.
     pub fn write(&self, directory: &std::path::Path, name: &str) {
         let key = KeyPair::generate().expect("a key");
         let leaf = self.sign(&key, name, hour());
@@ -113,17 +113,17 @@ impl Ca {
         }
     }
 
-    /// The chain in PEM for a signing request.
+    /// The chain that answers a signing request, in PEM.
     ///
     /// # Panics
-    /// When the request isn't one.
+    /// When `csr` isn't a signing request.
     pub fn answer(&self, csr: &str, name: &str, ends: SystemTime) -> Vec<String> {
         let request = CertificateSigningRequestParams::from_pem(csr).expect("a request");
         let leaf = self.sign(&request.public_key, name, ends);
         vec![pem(&leaf), self.root_pem.clone()]
     }
 
-    /// A TLS server configuration for `name` that doesn't look at clients.
+    /// A TLS server configuration for `name` that requests no client certificate.
     ///
     /// # Panics
     /// When the cryptography fails.
@@ -146,7 +146,7 @@ pub fn hour() -> SystemTime {
 }
 
 fn pem(der: &CertificateDer<'_>) -> String {
-    // rcgen writes PEM only for what it signed itself a moment ago.
+    // rcgen writes PEM only for a certificate that it has just signed.
     const TABLE: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::from("-----BEGIN CERTIFICATE-----\n");
     for line in der.chunks(48) {
@@ -172,7 +172,7 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 
-/// TLS to `address` with this certificate, whoever the server is.
+/// Connects to `address` by TLS with this certificate; accepts any server.
 ///
 /// # Errors
 /// When the handshake fails.
@@ -203,10 +203,10 @@ pub async fn connect(
         .await
 }
 
-/// The serial number of a server's certificate.
+/// The certificate of a server, which tells two of them apart.
 ///
 /// # Panics
-/// When it showed none.
+/// When the server presented none.
 pub fn serial(tls: &TlsStream<TcpStream>) -> Vec<u8> {
     let leaf = &tls.get_ref().1.peer_certificates().expect("a certificate")[0];
     // The serial number is the first INTEGER after the version in TBSCertificate; the whole certificate tells two apart
@@ -214,7 +214,7 @@ pub fn serial(tls: &TlsStream<TcpStream>) -> Vec<u8> {
     leaf.to_vec()
 }
 
-/// Accepts any server.
+/// Accepts any server's certificate.
 #[derive(Debug)]
 struct Anyone;
 

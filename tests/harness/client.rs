@@ -14,11 +14,11 @@ use crate::PATIENCE;
 pub struct Response {
     /// Its status.
     pub status: u16,
-    /// Its head, as it came, without the empty line.
+    /// Its head, as received, without the empty line.
     pub head: String,
     /// Its body, decoded.
     pub body: Vec<u8>,
-    /// Its trailer section, as it came.
+    /// Its trailer section, as received.
     pub trailers: String,
 }
 
@@ -39,7 +39,7 @@ impl Response {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// Leno's explanation, or nothing.
+    /// Leno's explanation, `proxy-status`, or nothing.
     pub fn why(&self) -> &str {
         self.header("proxy-status").unwrap_or_default()
     }
@@ -72,13 +72,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         }
     }
 
-    /// Writes bytes. A peer that has closed is not an error: what it said before is still to be read.
+    /// Writes bytes. A peer that has closed is not an error: its last bytes are still to be read.
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         let _ = self.stream.write_all(bytes.as_ref()).await;
         let _ = self.stream.flush().await;
     }
 
-    /// Ends our direction.
+    /// Shuts down our direction.
     pub async fn shutdown(&mut self) {
         let _ = self.stream.shutdown().await;
     }
@@ -92,7 +92,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         self.response().await.expect("a response")
     }
 
-    /// Asks for a tunnel to `authority`: a success has no body, what follows is the tunnel's.
+    /// Opens a tunnel to `authority` by CONNECT: a success has no body, the bytes that follow are the tunnel's.
     ///
     /// # Panics
     /// When there is no answer.
@@ -117,7 +117,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             .flatten()
     }
 
-    /// Whether the connection ends within `within`, without another byte.
+    /// True when the connection ends within `within`, without another byte.
     pub async fn is_closed_within(&mut self, within: Duration) -> bool {
         let mut byte = [0; 1];
         self.read.is_empty()
@@ -134,7 +134,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         all
     }
 
-    /// Reads at least `count` bytes, and gives them.
+    /// Reads exactly `count` bytes.
     ///
     /// # Panics
     /// When the connection ends first.
@@ -218,7 +218,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     }
 }
 
-/// One request over a connection of its own.
+/// Sends a GET over a connection of its own.
 ///
 /// # Panics
 /// When there is no response.

@@ -14,7 +14,7 @@ use crate::Directory;
 
 const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 
-/// A cluster's key, and where its key set is.
+/// A cluster's signing key, and the directory of its key set.
 pub struct Cluster {
     key: EcdsaKeyPair,
     directory: Directory,
@@ -41,7 +41,7 @@ impl Cluster {
         Cluster { key, directory }
     }
 
-    /// What a control plane needs to know of it.
+    /// The control plane's settings for this cluster's tokens.
     pub fn accounts(&self) -> ServiceAccounts {
         ServiceAccounts {
             keys: self.directory.path().join("jwks"),
@@ -49,7 +49,7 @@ impl Cluster {
         }
     }
 
-    /// The token of an account, as a projected volume holds it.
+    /// The token of a service account, as a projected volume holds it.
     ///
     /// # Panics
     /// When it can't be signed.

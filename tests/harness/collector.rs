@@ -1,4 +1,4 @@
-//! A collector of spans: OTLP's own service definition over a real socket.
+//! A trace collector: OTLP's own service definition over a real socket.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -15,10 +15,10 @@ use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 
-/// A collector that keeps what it is handed.
+/// A collector that keeps all received spans.
 #[derive(Debug)]
 pub struct Collector {
-    /// Where it listens.
+    /// Its listening address.
     pub address: SocketAddr,
     spans: Arc<Mutex<Vec<Span>>>,
 }
@@ -43,13 +43,13 @@ impl Collector {
     /// The spans so far.
     ///
     /// # Panics
-    /// When another test broke.
+    /// When the mutex is poisoned.
     pub fn spans(&self) -> Vec<Span> {
         self.spans.lock().expect("whole").clone()
     }
 }
 
-/// A text that a span says of itself.
+/// An attribute of a span, as text.
 pub fn attribute(span: &Span, name: &str) -> Option<String> {
     let found = span.attributes.iter().find(|a| a.key == name)?;
     match found.value.as_ref()?.value.as_ref()? {

@@ -1,4 +1,4 @@
-//! A DNS server that knows what the test tells it.
+//! A DNS server with records that the test sets.
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -9,7 +9,7 @@ use tokio::net::UdpSocket;
 /// A DNS server.
 #[derive(Clone)]
 pub struct Dns {
-    /// Where it is.
+    /// Its address.
     pub address: SocketAddr,
     held: Arc<Mutex<Held>>,
 }
@@ -21,7 +21,7 @@ struct Held {
 }
 
 impl Dns {
-    /// Starts one that knows nothing: every name is NXDOMAIN, for one second.
+    /// Starts one without records: every name is NXDOMAIN, for one second.
     ///
     /// # Panics
     /// When it can't listen.
@@ -43,27 +43,27 @@ impl Dns {
         dns
     }
 
-    /// `name` has these addresses from now on, for `ttl` seconds.
+    /// Sets the addresses of `name`, with a TTL of `ttl` seconds.
     pub fn set(&self, name: &str, addresses: &[Ipv4Addr], ttl: u32) {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.records
             .insert(name.to_owned(), (addresses.to_vec(), ttl));
     }
 
-    /// `name` is gone.
+    /// Removes `name`.
     pub fn forget(&self, name: &str) {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.records.remove(name);
     }
 
-    /// How often `name` was asked for.
+    /// Number of queries for `name`.
     pub fn asked(&self, name: &str) -> usize {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.asked.get(name).copied().unwrap_or(0)
     }
 }
 
-/// RFC 1035, as much as it takes.
+/// Answers a query, by as much of RFC 1035 as the tests need.
 fn answer(query: &[u8], held: &Mutex<Held>) -> Option<Vec<u8>> {
     let (mut at, mut labels) = (12, Vec::new());
     loop {
@@ -97,7 +97,7 @@ fn answer(query: &[u8], held: &Mutex<Held>) -> Option<Vec<u8>> {
         out.extend(address.octets());
     }
     if authority == 1 {
-        // An SOA whose minimum, one second, is how long the answer holds.
+        // An SOA with a minimum of one second, the TTL of a negative answer.
         out.extend([0, 0, 6, 0, 1, 0, 0, 0, 1, 0, 22, 0, 0]);
         out.extend([0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1]);
     }

@@ -1,9 +1,9 @@
-//! Envoy on our control plane.
+//! Envoy as a client of our control plane.
 
 use std::net::SocketAddr;
 use std::path::Path;
 
-/// Envoy's bootstrap as `node`, over one variant of xDS. Its certificate is in `directory`.
+/// Envoy's bootstrap for `node`, over one variant of xDS. Its certificate is in `directory`.
 pub fn bootstrap(
     directory: &Path,
     xds: SocketAddr,

@@ -1,4 +1,4 @@
-//! A client and an app that speak HTTP/2 by the `h2` crate.
+//! An HTTP/2 client and app, by the `h2` crate.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use crate::PATIENCE;
 use crate::upstream::accept;
 
-/// A message that was received whole.
+/// A message, received whole.
 #[derive(Debug, Clone)]
 pub struct Whole {
     /// Its status; 0 for requests.
@@ -51,7 +51,7 @@ impl Whole {
 pub async fn connect(address: SocketAddr) -> SendRequest<Bytes> {
     let tcp = TcpStream::connect(address).await.expect("connect");
     tcp.set_nodelay(true).expect("nodelay");
-    // The least that RFC 9113 6.5.2 recommends: streams sent before its settings are read may be more than a server takes.
+    // The least that RFC 9113 6.5.2 recommends: streams sent before the server's SETTINGS arrive may exceed its limit.
     let (sender, connection) = h2::client::Builder::new()
         .initial_max_send_streams(100)
         .handshake::<_, Bytes>(tcp)
@@ -64,7 +64,7 @@ pub async fn connect(address: SocketAddr) -> SendRequest<Bytes> {
 /// A request without a body.
 ///
 /// # Panics
-/// When it isn't one.
+/// When the arguments make no valid request.
 pub fn request(method: &str, uri: &str, fields: &[(&str, &str)]) -> Request<()> {
     let mut request = Request::builder().method(method).uri(uri);
     for (name, value) in fields {
@@ -161,14 +161,14 @@ pub async fn receive(
 /// An app that serves each stream by `serve`.
 #[derive(Debug, Clone)]
 pub struct App {
-    /// Where it listens.
+    /// Its listening address.
     pub address: SocketAddr,
     connections: Arc<AtomicUsize>,
     ending: watch::Sender<bool>,
 }
 
 impl App {
-    /// An app.
+    /// Starts an app on a free port.
     ///
     /// # Panics
     /// When it can't listen.
@@ -181,7 +181,7 @@ impl App {
         App::start_at(([127, 0, 0, 1], 0).into(), serve).await
     }
 
-    /// An app at `address`.
+    /// Starts an app at `address`.
     pub async fn start_at<F>(
         address: SocketAddr,
         serve: impl Fn(Request<RecvStream>, SendResponse<Bytes>) -> F + Clone + Send + 'static,
@@ -212,7 +212,7 @@ impl App {
         .await
     }
 
-    /// An app that does with each connection as `serve` says.
+    /// Starts an app that hands each connection to `serve`.
     ///
     /// # Panics
     /// When it can't listen.
@@ -262,7 +262,7 @@ impl App {
         app
     }
 
-    /// An app that answers with what it was sent: body, trailers, and how the request looked.
+    /// An app that echoes the body and trailers, and reports the request's fields in the response's.
     pub async fn echo() -> App {
         App::start(|request, mut respond| async move {
             let (parts, body) = request.into_parts();
@@ -285,13 +285,13 @@ impl App {
         .await
     }
 
-    /// Ends in order: takes no new connection or stream, and waits until those it has are over.
+    /// Ends gracefully: takes no new connection or stream, and waits until the open ones are over.
     pub async fn end(&self) {
         self.ending.send_replace(true);
         self.ending.closed().await;
     }
 
-    /// How many connections were made to it.
+    /// Number of connections that were made to it.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
     }

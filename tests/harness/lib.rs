@@ -1,4 +1,4 @@
-//! What the tests of the mesh talk to: the mesh itself, in-process on addresses of its own, and its fake neighbours.
+//! Harness of the mesh's tests: the mesh itself, in-process on addresses of its own, and its fake neighbours.
 
 pub mod ads;
 pub mod ca;
@@ -22,10 +22,10 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-/// How long anything may take before a test gives up.
+/// Longest time that anything may take before a test gives up.
 pub const PATIENCE: Duration = Duration::from_secs(15);
 
-/// A loopback address that nobody else in this process uses: every workload has its own, as pods do.
+/// A loopback address that nothing else in this process uses: every workload has its own, as pods do.
 pub fn fresh_ip() -> Ipv4Addr {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     static BASE: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
@@ -41,7 +41,7 @@ pub fn fresh_ip() -> Ipv4Addr {
     )
 }
 
-/// Looks again and again until `probe` gives something.
+/// Polls `probe` every 10 ms until it gives a value.
 ///
 /// # Panics
 /// When it doesn't within [`PATIENCE`].
@@ -64,7 +64,7 @@ pub async fn until<T, F: Future<Output = Option<T>>>(
 pub struct Directory(PathBuf);
 
 impl Directory {
-    /// A fresh one.
+    /// A new one.
     ///
     /// # Panics
     /// When it can't be made.
@@ -75,7 +75,7 @@ impl Directory {
         Directory(path)
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         &self.0
     }

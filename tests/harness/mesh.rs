@@ -26,17 +26,17 @@ pub struct Mesh {
     bootstrap: control_plane::Bootstrap,
     /// The control plane, while it runs.
     pub control_plane: Option<control_plane::Bound>,
-    /// Where it is.
+    /// Its xDS address.
     pub xds: SocketAddr,
 }
 
 impl Mesh {
-    /// A mesh with this YAML.
+    /// Starts a mesh with this YAML.
     pub async fn start(yaml: &str) -> Mesh {
         Mesh::with(yaml, |_| {}).await
     }
 
-    /// A mesh with this YAML, and a control plane that `change` configures.
+    /// Starts a mesh with this YAML; `change` edits the control plane's bootstrap.
     ///
     /// # Panics
     /// When it can't start.
@@ -85,7 +85,7 @@ impl Mesh {
             .expect("written");
     }
 
-    /// Starts the control plane, again if need be, and waits until it has read everything.
+    /// Starts or restarts the control plane, and waits until it has read everything.
     ///
     /// # Panics
     /// When it can't start.
@@ -109,7 +109,7 @@ impl Mesh {
         }
     }
 
-    /// Waits until a VirtualService has been read.
+    /// Waits until a VirtualService is in force.
     ///
     /// # Panics
     /// When the control plane doesn't run.
@@ -119,14 +119,14 @@ impl Mesh {
         state.wait_for(routed).await.expect("it reads");
     }
 
-    /// What the control plane shows of itself, as JSON.
+    /// The control plane's `/debug/status`, as JSON.
     pub async fn status(&self) -> String {
         get(self.bootstrap.monitoring, "leno", "/debug/status")
             .await
             .text()
     }
 
-    /// The live map, as JSON.
+    /// The live map, `/debug/mesh`, as JSON.
     ///
     /// # Panics
     /// When it isn't JSON.
@@ -135,7 +135,7 @@ impl Mesh {
         serde_json::from_slice(&page.body).expect("JSON")
     }
 
-    /// Where metrics and debug pages are.
+    /// Address of the metrics and debug pages.
     pub fn monitoring(&self) -> SocketAddr {
         self.bootstrap.monitoring
     }
@@ -155,7 +155,7 @@ impl Mesh {
         Ca::stolen(&self.bootstrap.state)
     }
 
-    /// What is wrong with the configuration.
+    /// Problems of the configuration.
     pub fn problems(&self) -> Vec<String> {
         let bound = self.control_plane.as_ref().expect("it runs");
         bound
@@ -167,7 +167,7 @@ impl Mesh {
             .collect()
     }
 
-    /// The file with the CA's root.
+    /// Path of the CA's root certificate.
     pub fn root(&self) -> std::path::PathBuf {
         self.bootstrap.state.join("root-cert.pem")
     }
@@ -218,14 +218,14 @@ impl Mesh {
         path
     }
 
-    /// A proxy of `account` with more flags, ready.
+    /// Starts a proxy of `account` with more flags, and waits until it is ready.
     pub async fn proxy(&self, account: &str, flags: &str) -> Proxy {
         let proxy = self.start_proxy(account, flags);
         proxy.ready().await;
         proxy
     }
 
-    /// A proxy of `account` with more flags.
+    /// Starts a proxy of `account` with more flags.
     ///
     /// # Panics
     /// When it can't start.
@@ -233,7 +233,7 @@ impl Mesh {
         self.start_proxy_in("default", account, flags)
     }
 
-    /// A proxy of an `account` of `namespace` with more flags.
+    /// Starts a proxy of an `account` of `namespace` with more flags.
     ///
     /// # Panics
     /// When it can't start.
@@ -246,7 +246,7 @@ impl Mesh {
         ))
     }
 
-    /// The proxy of a workload at `ip` in front of `app`.
+    /// Starts the proxy of a workload at `ip` in front of `app`.
     pub async fn workload(&self, account: &str, ip: Ipv4Addr, app: SocketAddr) -> Proxy {
         self.proxy(account, &format!("--inbound {ip}:{PORT}={app}"))
             .await
@@ -256,13 +256,13 @@ impl Mesh {
 /// A proxy.
 pub struct Proxy {
     bound: Option<proxy::Bound>,
-    /// Where its app's requests come in.
+    /// Its outbound address, for the app's requests.
     pub outbound: SocketAddr,
-    /// Where its admin port is.
+    /// Its admin address.
     pub admin: SocketAddr,
-    /// Where it listens for its app.
+    /// Its inbound addresses.
     pub inbound: Vec<SocketAddr>,
-    /// Where Prometheus scrapes: all there is, and the sidecar's own.
+    /// Addresses that Prometheus scrapes: all metrics, and the sidecar's own.
     pub stats: [SocketAddr; 2],
 }
 
@@ -304,7 +304,7 @@ impl Proxy {
         .await;
     }
 
-    /// What `/config` shows.
+    /// The `/config` page.
     ///
     /// # Panics
     /// When it isn't JSON.
@@ -325,7 +325,7 @@ impl Proxy {
             .sum()
     }
 
-    /// Ends it.
+    /// Drains and stops it.
     pub async fn stop(mut self) {
         if let Some(bound) = self.bound.take() {
             bound.shutdown().await;
@@ -333,7 +333,7 @@ impl Proxy {
     }
 }
 
-/// A ServiceEntry of a meshed service whose workloads are `(ip, version)`.
+/// A ServiceEntry of a service in the mesh, with workloads `(ip, version)`.
 pub fn service(name: &str, workloads: &[(Ipv4Addr, &str)]) -> String {
     let endpoint = |(ip, version): &(Ipv4Addr, &str)| {
         format!(

@@ -1,4 +1,4 @@
-//! Pods that are only network namespaces, on one bridge that lives in a namespace of its own: the machine's own network stays as
+//! Pods that are only network namespaces, on one bridge in a namespace of its own: the machine's own network stays as
 //! it is. Needs root, and `ip` of iproute2.
 
 use std::fs::File;
@@ -17,37 +17,37 @@ use crate::mesh::Mesh;
 use crate::process::program;
 use crate::until;
 
-/// The user that sidecars run as.
+/// Uid of the sidecars.
 pub const SIDECAR: u32 = 1337;
 
-/// Some pods, removed when it is dropped.
+/// Pods, removed when this is dropped.
 pub struct Pods {
     prefix: String,
-    /// The namespace that the bridge is in: the rest of the world.
+    /// Namespace of the bridge: the rest of the world.
     pub world: Pod,
     /// The pods.
     pub pods: Vec<Pod>,
 }
 
-/// A network namespace, with a runtime whose threads live in it.
+/// A network namespace, with a runtime whose threads are in it.
 pub struct Pod {
     name: String,
-    /// Its address.
+    /// Its IPv4 address.
     pub ip: Ipv4Addr,
-    /// Its other address.
+    /// Its IPv6 address.
     pub ip6: Ipv6Addr,
     runtime: Option<Runtime>,
 }
 
 impl Pods {
-    /// So many pods.
+    /// Creates `count` pods.
     ///
     /// # Panics
     /// When they can't be made; root is needed.
     pub fn new(count: u8) -> Pods {
         let prefix = format!("leno{:04x}", fastrand::u16(..));
         let world = format!("{prefix}-world");
-        // Where nobody is, nobody says so: the machine may forward, and namespaces begin as it is.
+        // Packets to an unused address must stay unanswered: the machine may forward, and new namespaces inherit that.
         let mut script = format!(
             "ip netns add {world}; ip -n {world} link set lo up\n\
              ip netns exec {world} sh -c \"echo 0 > /proc/sys/net/ipv4/ip_forward\"\n\
@@ -78,12 +78,12 @@ impl Pods {
         }
     }
 
-    /// A control plane in the rest of the world, that all pods reach.
+    /// Starts a control plane in the rest of the world, which all pods reach.
     pub async fn mesh(&self, yaml: &str) -> Mesh {
         self.mesh_with(yaml, |_| {}).await
     }
 
-    /// The same, configured by `change`.
+    /// The same; `change` edits the bootstrap.
     pub async fn mesh_with(
         &self,
         yaml: &str,
@@ -110,7 +110,7 @@ impl Drop for Pods {
                 runtime.shutdown_background();
             }
         }
-        // What still runs in them was started by a test, and may have left its parent.
+        // Processes left in the namespaces were started by a test, and may have left their parent.
         let script = format!(
             "for name in $(ip netns list | cut -d\" \" -f1 | grep \"^{}-\"); do\n\
              for pid in $(ip netns pids $name); do [ $pid = {} ] || kill -KILL $pid; done\n\
@@ -135,7 +135,7 @@ fn sh(script: &str) -> String {
 impl Pod {
     fn enter(name: String, host: u8) -> Pod {
         let path = format!("/run/netns/{name}");
-        // Threads are in the namespace of the one that starts them.
+        // A thread starts in the namespace of the thread that spawns it.
         let thread = std::thread::spawn(move || {
             let namespace = File::open(&path).expect("a namespace");
             let kind = Some(LinkNameSpaceType::Network);
@@ -152,12 +152,12 @@ impl Pod {
         }
     }
 
-    /// Where its namespace is.
+    /// Path of its namespace.
     pub fn namespace(&self) -> String {
         format!("/run/netns/{}", self.name)
     }
 
-    /// Runs a script in the pod, as root: faults. What it says.
+    /// Runs a shell script in the pod as root, to inject faults; returns its output.
     pub fn script(&self, script: &str) -> String {
         sh(&format!("ip netns exec {} sh -ec '{script}'", self.name))
     }
@@ -176,10 +176,10 @@ impl Pod {
         listed.lines().filter_map(ends).collect()
     }
 
-    /// Runs `task` in the pod, and gives what it gives.
+    /// Runs `task` in the pod, and returns its output.
     ///
     /// # Panics
-    /// When it does.
+    /// When `task` does.
     pub async fn run<T: Send + 'static>(
         &self,
         task: impl Future<Output = T> + Send + 'static,
@@ -209,7 +209,7 @@ impl Pod {
         command
     }
 
-    /// Runs `leno-proxy` with these words, as root, to its end.
+    /// Runs `leno-proxy` with these arguments, as root, to its end.
     ///
     /// # Panics
     /// When it can't be started.
@@ -221,7 +221,7 @@ impl Pod {
             .expect("it starts")
     }
 
-    /// Takes the pod's connections over, as `flags` say.
+    /// Intercepts the pod's connections, as `flags` say.
     ///
     /// # Panics
     /// When that fails.
@@ -231,7 +231,7 @@ impl Pod {
         assert!(done.status.success(), "{said}");
     }
 
-    /// Takes the pod's connections over, and starts the sidecar of `account`.
+    /// Intercepts the pod's connections, and starts the sidecar of `account`.
     pub async fn inject(&self, mesh: &Mesh, account: &str, flags: &str) -> Injected {
         self.init("").await;
         self.sidecar(mesh, account, flags).await
@@ -286,7 +286,7 @@ pub struct Injected {
 }
 
 impl Injected {
-    /// Tells it to end.
+    /// Sends it SIGTERM.
     ///
     /// # Panics
     /// When it doesn't run.
@@ -295,7 +295,7 @@ impl Injected {
         sh(&format!("kill -TERM {pid}"));
     }
 
-    /// Waits until it has ended.
+    /// Waits until it has ended; true when its exit code is 0.
     ///
     /// # Panics
     /// When it doesn't.

@@ -1,4 +1,4 @@
-//! Every way in which a caller may try to reach an app, and an app that answers to each of them.
+//! Every protocol by which a caller may try to reach an app, and an app that answers each of them.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,13 +20,13 @@ pub enum Way {
     Http1,
     /// HTTP/2 in plaintext, with prior knowledge.
     Http2,
-    /// Bytes that are no HTTP, in plaintext.
+    /// TCP that isn't HTTP, in plaintext.
     Tcp,
     /// HTTP/1 by mutual TLS.
     Tls1,
     /// HTTP/2 by mutual TLS.
     Tls2,
-    /// Bytes by mutual TLS.
+    /// TCP that isn't HTTP, by mutual TLS.
     TlsTcp,
 }
 
@@ -61,7 +61,7 @@ impl Way {
     }
 }
 
-/// The end of a try.
+/// Result of an attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
     /// The app answered.
@@ -74,10 +74,10 @@ pub enum Answer {
 
 /// The app's answer to a request.
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
-/// Bytes that are no HTTP, and the app's answer to them.
+/// A TCP payload that isn't HTTP, and the app's answer to it.
 const BYTES: &[u8] = b"\x01\x02\x03no http\n";
 
-/// Tries to reach the app at `address`: requests are `method` of `path`.
+/// Tries to reach the app at `address`; HTTP requests are `method` of `path`.
 pub async fn ask(address: SocketAddr, way: Way, ca: &Ca, method: &str, path: &str) -> Answer {
     let certified = way.alpn().map(|alpn| (alpn, caller(ca)));
     let asking = async {
@@ -97,7 +97,7 @@ pub async fn ask(address: SocketAddr, way: Way, ca: &Ca, method: &str, path: &st
         .expect("an answer or an end")
 }
 
-/// True when a GET, or bytes, reach the app.
+/// True when a GET, or a TCP payload, reaches the app.
 pub async fn gets_in(address: SocketAddr, way: Way, ca: &Ca) -> bool {
     ask(address, way, ca, "GET", "/").await == Answer::App
 }
@@ -155,7 +155,7 @@ where
     }
 }
 
-/// An app that answers HTTP of either version, and echoes what is none.
+/// An app that answers HTTP of either version, and echoes other bytes.
 #[derive(Clone)]
 pub struct App {
     /// The address that it listens on.
@@ -165,7 +165,7 @@ pub struct App {
 }
 
 impl App {
-    /// An app.
+    /// Starts an app.
     ///
     /// # Panics
     /// When it can't listen.
@@ -186,12 +186,12 @@ impl App {
         app
     }
 
-    /// The number of requests, and of pieces of bytes, that reached it.
+    /// Number of requests, and of TCP payloads, that reached it.
     pub fn reached(&self) -> usize {
         self.reached.load(Ordering::SeqCst)
     }
 
-    /// The targets that it was asked for, in order.
+    /// Targets of its requests, in order; empty for a TCP payload.
     pub fn paths(&self) -> Vec<String> {
         let paths = self.paths.lock().unwrap_or_else(PoisonError::into_inner);
         paths.clone()

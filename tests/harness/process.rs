@@ -1,4 +1,4 @@
-//! Sidecars as processes of their own, for what can only be done to a process.
+//! Sidecars as processes of their own, for signals, memory and exit codes.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -17,14 +17,14 @@ pub struct Sidecar {
     child: Child,
     program: PathBuf,
     arguments: Vec<String>,
-    /// Where its app's requests come in.
+    /// Its outbound address, for the app's requests.
     pub outbound: SocketAddr,
-    /// Where its admin port is.
+    /// Its admin address.
     pub admin: SocketAddr,
 }
 
 impl Sidecar {
-    /// A sidecar of `account` at `ip` with more flags, ready.
+    /// Starts a sidecar of `account` at `ip` with more flags, and waits until it is ready.
     pub async fn start(mesh: &Mesh, account: &str, ip: Ipv4Addr, flags: &str) -> Sidecar {
         let program = program().await.clone();
         let local = fresh_ip();
@@ -52,7 +52,7 @@ impl Sidecar {
         sidecar
     }
 
-    /// Starts it again, as it was started.
+    /// Restarts it with the same arguments.
     pub async fn restart(&mut self) {
         self.child = spawn(&self.program, &self.arguments);
         self.ready().await;
@@ -66,7 +66,7 @@ impl Sidecar {
         .await;
     }
 
-    /// Where it listens for its app, in the order of the flags.
+    /// Its inbound addresses, in the order of the flags.
     pub fn inbound(&self) -> Vec<SocketAddr> {
         let flags = self
             .arguments
@@ -87,7 +87,7 @@ impl Sidecar {
         assert!(sent.expect("sh").success(), "{kill}");
     }
 
-    /// Waits until it has ended, and says whether it did so in order.
+    /// Waits until it has ended; true when its exit code is 0.
     ///
     /// # Panics
     /// When it can't be waited for.
@@ -144,7 +144,7 @@ pub async fn wrapped(mesh: &Mesh, account: &str, app: &[&str]) -> Command {
     command
 }
 
-/// Builds leno-proxy, once, and says where it is.
+/// Builds leno-proxy, once; returns its path.
 pub(crate) async fn program() -> &'static PathBuf {
     static PROGRAM: OnceCell<PathBuf> = OnceCell::const_new();
     PROGRAM
@@ -152,7 +152,7 @@ pub(crate) async fn program() -> &'static PathBuf {
         .await
 }
 
-/// Builds leno, once, and says where it is.
+/// Builds leno, once; returns its path.
 async fn control_plane() -> &'static PathBuf {
     static PROGRAM: OnceCell<PathBuf> = OnceCell::const_new();
     PROGRAM
@@ -160,7 +160,7 @@ async fn control_plane() -> &'static PathBuf {
         .await
 }
 
-/// Runs `leno` or `leno-proxy` with these words to its end: its exit code.
+/// Runs `leno` or `leno-proxy` with these arguments to its end; returns its exit code.
 ///
 /// # Panics
 /// When it can't be started, or ends by a signal.
@@ -175,7 +175,7 @@ pub async fn exit_code(name: &str, words: &str) -> i32 {
     done.status.code().expect("an exit")
 }
 
-/// Runs `leno` with these words to its end: whether it was content, and what it printed.
+/// Runs `leno` with these arguments to its end; returns its success and its output.
 ///
 /// # Panics
 /// When it can't be started.
@@ -188,7 +188,7 @@ pub async fn leno(words: &[&str]) -> (bool, String) {
     (done.status.success(), printed)
 }
 
-/// Builds a program beside the directory of this test's own, in its profile.
+/// Builds a program in this test's profile; returns its path.
 async fn build(package: &str, name: &str) -> PathBuf {
     let own = std::env::current_exe().expect("a program");
     let directory = own.ancestors().nth(2).expect("a directory").to_owned();
@@ -207,7 +207,7 @@ async fn build(package: &str, name: &str) -> PathBuf {
     directory.join(name)
 }
 
-/// The demo; flags may follow.
+/// The demo's command; flags may follow.
 pub fn demo() -> std::process::Command {
     let mut command = std::process::Command::new(env!("CARGO"));
     let program = ["--package", "leno-examples", "--bin", "demo"];

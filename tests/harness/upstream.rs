@@ -1,4 +1,4 @@
-//! A fake app: keeps every byte it is sent, and answers each whole request with what the test says.
+//! A fake app: keeps every byte it receives, and answers each whole request as the test says.
 
 use std::future::pending;
 use std::net::SocketAddr;
@@ -10,12 +10,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-/// What the app saw of a request.
+/// A request as the app saw it.
 #[derive(Debug, Clone)]
 pub struct Seen {
     /// The head, without the empty line.
     pub head: String,
-    /// The body, as it was framed.
+    /// The body, with its framing.
     pub body: Vec<u8>,
 }
 
@@ -37,7 +37,7 @@ impl Seen {
     }
 }
 
-/// For so long an app that ends still takes a request on a connection that it has.
+/// Time for which an ending app still takes a request on an open connection.
 const ON_THE_WAY: Duration = Duration::from_millis(50);
 
 type Answer = dyn Fn(&Seen) -> Vec<u8> + Send + Sync;
@@ -52,7 +52,7 @@ struct Record {
 /// A fake app.
 #[derive(Clone)]
 pub struct Upstream {
-    /// Where it listens.
+    /// Its listening address.
     pub address: SocketAddr,
     record: Arc<Mutex<Record>>,
     ending: watch::Sender<bool>,
@@ -76,12 +76,12 @@ impl Upstream {
         .await
     }
 
-    /// An app that answers as `answer` says; the connection ends with an answer that has no length.
+    /// An app with responses of `answer`; one without a length ends the connection.
     pub async fn start(answer: impl Fn(&Seen) -> Vec<u8> + Send + Sync + 'static) -> Upstream {
         Upstream::after(Duration::ZERO, answer).await
     }
 
-    /// An app that takes its time for each answer.
+    /// An app that delays each response.
     pub async fn after(
         delay: Duration,
         answer: impl Fn(&Seen) -> Vec<u8> + Send + Sync + 'static,
@@ -89,7 +89,7 @@ impl Upstream {
         Upstream::at(([127, 0, 0, 1], 0).into(), delay, answer).await
     }
 
-    /// An app at `address` that takes its time for each answer.
+    /// An app at `address` that delays each response.
     ///
     /// # Panics
     /// When it can't listen.
@@ -116,24 +116,24 @@ impl Upstream {
         upstream
     }
 
-    /// Ends in order: takes no new connection, answers what it has begun to read, closes the others. Waits until all that
-    /// is done.
+    /// Ends gracefully: takes no new connection, answers requests that it has begun to read, closes the other
+    /// connections. Waits until all that is done.
     pub async fn end(&self) {
         self.ending.send_replace(true);
         self.ending.closed().await;
     }
 
-    /// Every request that it saw whole.
+    /// Every request that it received whole.
     pub fn requests(&self) -> Vec<Seen> {
         held(&self.record).requests.clone()
     }
 
-    /// Every byte that it was sent.
+    /// Every byte that it received.
     pub fn bytes(&self) -> Vec<u8> {
         held(&self.record).bytes.clone()
     }
 
-    /// How many connections were made to it.
+    /// Number of connections that were made to it.
     pub fn connections(&self) -> usize {
         held(&self.record).connections
     }
@@ -143,13 +143,13 @@ fn held(record: &Mutex<Record>) -> std::sync::MutexGuard<'_, Record> {
     record.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The next connection of an app, until it is to end. One that nobody holds any more goes on.
+/// The next connection of an app, until it is to end. An app without a handle left goes on.
 pub(crate) async fn accept(
     listener: &TcpListener,
     ending: &mut watch::Receiver<bool>,
 ) -> Option<TcpStream> {
     let accepted = tokio::select! {
-        // What the kernel has taken already is served.
+        // Connections that the kernel has accepted already are served.
         biased;
         accepted = listener.accept() => accepted,
         Ok(_) = ending.wait_for(|ends| *ends) => return None,
@@ -176,7 +176,7 @@ async fn serve(
             if tcp.write_all(&response).await.is_err() {
                 return;
             }
-            // An answer that can only end with the connection ends it.
+            // A response that only the connection's end delimits closes it.
             let text = String::from_utf8_lossy(&response).to_lowercase();
             if !text.contains("content-length")
                 && !text.contains("transfer-encoding")
@@ -190,7 +190,7 @@ async fn serve(
         let over = async {
             let ends = ending.wait_for(|ends| *ends).await.map(drop);
             match ends {
-                // A request may be on its way.
+                // A request may be in transit.
                 Ok(()) => sleep(ON_THE_WAY).await,
                 Err(_) => pending().await,
             }
@@ -207,7 +207,7 @@ async fn serve(
     }
 }
 
-/// The first request in `bytes`, if all of it is there, and its length.
+/// The first request in `bytes`, if it is whole, and its length.
 fn whole(bytes: &[u8]) -> Option<(Seen, usize)> {
     let end = bytes.windows(4).position(|w| w == b"\r\n\r\n")? + 4;
     let head = String::from_utf8_lossy(&bytes[..end - 4]).into_owned();

@@ -1,4 +1,4 @@
-//! Planned events fail nothing; faults fail as little as they must, say why, and are over soon.
+//! Planned events fail no request; faults fail as few as they must, with a reason and for a short time.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::traffic::{Apps, Outcome, Traffic, account_for, failures, hold, hold_m
 /// The port of the instances that carries gRPC.
 const CALLS: u16 = PORT + 1;
 
-/// Three instances of `users`, which is `calls` over gRPC, and a caller.
+/// Three instances of `users`, which also serve `calls` over gRPC, and a caller.
 struct Shop {
     mesh: Mesh,
     apps: Vec<Apps>,
@@ -29,7 +29,7 @@ struct Shop {
 }
 
 impl Shop {
-    /// The shop; where `detour` gives another address for the first instance, callers go by it.
+    /// Starts the shop; with `detour`, callers reach the first instance by that address.
     async fn open(detour: Option<Ipv4Addr>) -> Shop {
         let ips = [fresh_ip(), fresh_ip(), fresh_ip()];
         let listed = [detour.unwrap_or(ips[0]), ips[1], ips[2]].map(|ip| (ip, "v1"));
@@ -37,7 +37,7 @@ impl Shop {
             .replace("name: http, protocol: HTTP", "name: grpc, protocol: GRPC")
             .replace(&PORT.to_string(), &CALLS.to_string())
             .replace("serviceAccount: calls", "serviceAccount: users");
-        // What may be repeated is tried elsewhere when an instance hangs.
+        // Repeatable requests are retried elsewhere when an instance hangs.
         let retries = "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: users}\nspec:\n  hosts: [users]\n  http:\n  \
              - match: [{method: {exact: GET}}]\n    retries: {attempts: 3, perTryTimeout: 1s, retryOn: \"gateway-error,connect-failure,reset\"}\n    route: [{destination: {host: users}}]\n  \
              - route: [{destination: {host: users}}]\n";
@@ -70,7 +70,7 @@ impl Shop {
         }
     }
 
-    /// Waits until an instance serves again, which it must soon after it was healed.
+    /// Waits until an instance serves again, 5 s after `healed` at most.
     async fn serves_again(&self, instance: usize, healed: Instant) {
         let before = self.apps[instance].count();
         while self.apps[instance].count() == before {
@@ -82,7 +82,7 @@ impl Shop {
         }
     }
 
-    /// Ends the traffic and holds what became of it against what arrived.
+    /// Ends the traffic, and checks its outcomes against the requests that arrived.
     async fn close(self, traffic: Traffic) -> Vec<Outcome> {
         let outcomes = traffic.end().await;
         let outcomes = account_for(outcomes, &self.apps);
@@ -109,7 +109,7 @@ async fn planned_events_fail_nothing_whatever_is_spoken() {
         shop.mesh.stop_control_plane().await;
         sleep(Duration::from_secs(4)).await;
         shop.mesh.start_control_plane().await;
-        // A certificate's half life has passed on every connection by then.
+        // Half of a certificate's lifetime has passed on every connection by then.
         sleep(Duration::from_secs(10).saturating_sub(begun.elapsed() / 4)).await;
         let rotations = get(shop.caller.admin, "admin", "/metrics").await.text();
         let rotations = rotations
@@ -172,7 +172,7 @@ async fn a_sidecar_that_stops_costs_little() {
     hold("a peer that stops reading", &outcomes, began, healed);
 }
 
-/// Carries connections from `from` to `to`, and resets each after a moment while `storm` is set.
+/// Relays connections from `from` to `to`, and resets each after a moment while `storm` is set.
 async fn carry(from: SocketAddr, to: SocketAddr, storm: Arc<AtomicBool>) {
     let listener = TcpListener::bind(from).await.expect("listen");
     tokio::spawn(async move {

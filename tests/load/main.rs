@@ -1,4 +1,4 @@
-//! What takes the whole machine: run one after the other, apart from the tests of behaviour.
+//! Tests that take the whole machine: run one after the other, apart from the tests of behaviour.
 #![allow(clippy::too_many_lines)]
 
 mod events;
@@ -28,7 +28,7 @@ fn all_to(subset: &str) -> String {
     )
 }
 
-/// Two versions of `users` with certificates of a life of `ttl`.
+/// Two versions of `users`, with certificates of the lifetime `ttl`.
 async fn two_versions(ttl: &str) -> (Mesh, Vec<Proxy>, [Upstream; 2]) {
     let ips: [Ipv4Addr; 2] = [fresh_ip(), fresh_ip()];
     let yaml = service("users", &[(ips[0], "v1"), (ips[1], "v2")]) + &mtls("STRICT");
@@ -47,14 +47,14 @@ async fn two_versions(ttl: &str) -> (Mesh, Vec<Proxy>, [Upstream; 2]) {
     (mesh, callees, apps)
 }
 
-/// What a client counts.
+/// Counts of the clients' requests.
 #[derive(Debug, Default)]
 struct Tally {
     sent: AtomicUsize,
     failed: AtomicUsize,
 }
 
-/// One request of the load; every third is a POST with an id of its own.
+/// Sends one request of the load, with an id of its own; three in ten are POSTs.
 async fn one(
     client: &mut Option<Client>,
     address: SocketAddr,
@@ -210,7 +210,7 @@ async fn from_rename_to_new_behaviour_takes_less_than_a_second_in_99_of_100() {
     assert!(p99 <= Duration::from_secs(1), "{p99:?}");
 }
 
-/// Runs the demo with a step sabotaged; returns what it said and whether it was content.
+/// Runs the demo with a step sabotaged; returns its output and its success.
 async fn sabotaged(step: &str) -> (String, bool) {
     let mut command = tokio::process::Command::from(demo());
     command.args(["--once", "--break", step]).kill_on_drop(true);

@@ -1,5 +1,5 @@
 //! Traffic as users have it: HTTP/1 on connections that are kept, HTTP/1 on a connection each, and gRPC; each request
-//! with an id of its own, counted where it is sent and where it arrives.
+//! has an id of its own, and is counted at its sender and at its receiver.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -15,26 +15,26 @@ use leno_tests::upstream::Upstream;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-/// Between two requests of one client.
+/// Pause between two requests of one client.
 const PACE: Duration = Duration::from_millis(60);
 
-/// How much more memory a sidecar may hold after anything.
+/// Bytes of memory that a sidecar may hold beyond its idle state.
 const GROWTH: usize = 32 * 1024 * 1024;
 
-/// What became of a request.
+/// Outcome of a request.
 #[derive(Debug, Clone)]
 pub(crate) struct Outcome {
-    /// When it ended.
+    /// Time of its end.
     pub(crate) at: Instant,
-    /// Whether it may be repeated.
+    /// True when it may be repeated.
     pub(crate) is_get: bool,
-    /// Why it failed, if it did.
+    /// Reason of its failure, if it failed.
     pub(crate) failed: Option<String>,
-    /// Whether a failure said why.
+    /// False when it failed without an explanation.
     pub(crate) is_explained: bool,
 }
 
-/// Where requests arrive: an app for HTTP/1 and one for gRPC, behind each instance.
+/// Receivers of the requests: an app for HTTP/1 and one for gRPC, behind each instance.
 #[derive(Clone)]
 pub(crate) struct Apps {
     h1: Upstream,
@@ -43,14 +43,14 @@ pub(crate) struct Apps {
 }
 
 impl Apps {
-    /// The two apps of an instance, at addresses of loopback.
+    /// Starts the two apps of an instance, at addresses of loopback.
     #[allow(dead_code)] // each of the suites that send traffic has its own way
     pub(crate) async fn start() -> Apps {
         let local = ([127, 0, 0, 1], 0).into();
         Apps::at([local, local]).await
     }
 
-    /// The two apps of an instance, for HTTP/1 and gRPC.
+    /// Starts the two apps of an instance, for HTTP/1 and gRPC.
     pub(crate) async fn at([h1, h2]: [SocketAddr; 2]) -> Apps {
         let calls: Arc<Mutex<Vec<usize>>> = Arc::default();
         let seen = Arc::clone(&calls);
@@ -84,19 +84,19 @@ impl Apps {
         }
     }
 
-    /// Where they listen.
+    /// Their listening addresses.
     #[allow(dead_code)]
     pub(crate) fn addresses(&self) -> [SocketAddr; 2] {
         [self.h1.address, self.h2.address]
     }
 
-    /// Ends both in order.
+    /// Ends both gracefully.
     #[allow(dead_code)]
     pub(crate) async fn end(&self) {
         tokio::join!(self.h1.end(), self.h2.end());
     }
 
-    /// How many requests arrived.
+    /// Number of requests that arrived.
     pub(crate) fn count(&self) -> usize {
         self.ids().len()
     }
@@ -116,7 +116,7 @@ fn held<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How many times each id arrived, at any instance.
+/// Number of times that each id arrived, at any instance.
 pub(crate) fn arrived(apps: &[Apps]) -> HashMap<usize, usize> {
     let mut counts = HashMap::new();
     for id in apps.iter().flat_map(Apps::ids) {
@@ -125,7 +125,7 @@ pub(crate) fn arrived(apps: &[Apps]) -> HashMap<usize, usize> {
     counts
 }
 
-/// Traffic that runs.
+/// Traffic that is running.
 pub(crate) struct Traffic {
     shared: Arc<Shared>,
     clients: Vec<JoinHandle<()>>,
@@ -138,7 +138,7 @@ struct Shared {
     outcomes: Mutex<Vec<(usize, Outcome)>>,
 }
 
-/// How a client sends.
+/// A client's use of connections.
 #[derive(Clone, Copy)]
 enum Style {
     Kept,
@@ -147,8 +147,8 @@ enum Style {
 }
 
 impl Traffic {
-    /// Starts twelve clients, about 200 requests a second, at a sidecar's outbound port, or at any address where it takes
-    /// connections over.
+    /// Starts twelve clients, about 200 requests a second, to a sidecar's outbound port, or to any address where the
+    /// sidecar intercepts connections.
     pub(crate) fn start(address: SocketAddr) -> Traffic {
         let shared = Arc::new(Shared {
             address,
@@ -164,7 +164,7 @@ impl Traffic {
         }
     }
 
-    /// Ends it; what became of each request, by id.
+    /// Ends it; returns the outcome of each request, by id.
     pub(crate) async fn end(self) -> Vec<(usize, Outcome)> {
         self.shared.is_over.store(true, Ordering::Relaxed);
         for client in self.clients {
@@ -203,7 +203,7 @@ async fn client(shared: Arc<Shared>, style: Style) {
     }
 }
 
-/// Why a request failed, and whether it was told.
+/// Reason of a failure, and true when the response gave it.
 type Failure = (String, bool);
 
 async fn once(
@@ -256,7 +256,7 @@ async fn call(
         Err(error) => Err((error.to_string(), false)),
         Ok(answer) if answer.trailer("grpc-status") == "0" => Ok(()),
         Ok(answer) => {
-            // In the head of an answer without messages, or at the end of one that broke off.
+            // In the headers of a trailers-only response, else in the trailers.
             let told = |name| [answer.header(name), answer.trailer(name)].concat();
             let why = told("grpc-message");
             Err((
@@ -267,8 +267,8 @@ async fn call(
     }
 }
 
-/// Holds what became of requests against what arrived: nothing that may not be repeated came twice, nothing was answered that
-/// didn't arrive.
+/// Checks outcomes against arrivals: no request arrived twice unless it may be repeated, and none was answered without
+/// arriving.
 pub(crate) fn account_for(outcomes: Vec<(usize, Outcome)>, apps: &[Apps]) -> Vec<Outcome> {
     let arrived = arrived(apps);
     for (id, outcome) in &outcomes {
@@ -285,13 +285,14 @@ pub(crate) fn account_for(outcomes: Vec<(usize, Outcome)>, apps: &[Apps]) -> Vec
     outcomes.into_iter().map(|(_, outcome)| outcome).collect()
 }
 
-/// Those that failed.
+/// Failed requests.
 pub(crate) fn failures(outcomes: &[Outcome]) -> Vec<&Outcome> {
     let failed = outcomes.iter();
     failed.filter(|outcome| outcome.failed.is_some()).collect()
 }
 
-/// What must hold of a fault between `began` and `healed`.
+/// Asserts that a fault between `began` and `healed` failed no GET, and others only with a reason and until 10 s after
+/// it.
 pub(crate) fn hold(what: &str, outcomes: &[Outcome], began: Instant, healed: Instant) {
     let failed = failures(outcomes);
     let gets = failed.iter().filter(|outcome| outcome.is_get).count();
@@ -312,7 +313,7 @@ pub(crate) fn hold(what: &str, outcomes: &[Outcome], began: Instant, healed: Ins
     assert!(outcomes.len() > 800, "{what}: the load was not there");
 }
 
-/// Holds the memory of sidecars after anything against what one takes when it is idle, in bytes.
+/// Asserts that no sidecar holds more memory than `GROWTH` above an idle one, in bytes.
 pub(crate) fn hold_memory(sidecars: impl IntoIterator<Item = usize>, idle: usize) {
     for memory in sidecars {
         assert!(memory <= idle + GROWTH, "{memory} bytes, {idle} idle");

@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
-/// An app that answers after `/slow` when it is let go, and at once otherwise.
+/// An app that answers `/slow` once `go` is set, and the rest at once.
 async fn app(name: &'static str, go: watch::Receiver<bool>) -> App {
     App::start(move |request, mut respond| {
         let mut go = go.clone();
@@ -30,7 +30,7 @@ async fn app(name: &'static str, go: watch::Receiver<bool>) -> App {
     .await
 }
 
-/// A subscriber that takes what it is sent and never answers.
+/// A subscriber that receives a response and never acknowledges it.
 async fn deaf(mesh: &Mesh) -> ClientStream {
     let certified = certificate(mesh.xds, &mesh.token("web"))
         .await
@@ -43,7 +43,7 @@ async fn deaf(mesh: &Mesh) -> ClientStream {
     stream
 }
 
-/// Says as `account` that `node` drains; what the control plane says against it.
+/// Calls Drain for `node` as `account`; returns the subscribers that are still sent there, or the refusal.
 async fn drain(mesh: &Mesh, account: &str, node: &str) -> Result<Vec<String>, String> {
     let certified = certificate(mesh.xds, &mesh.token(account))
         .await
@@ -65,7 +65,7 @@ async fn drain(mesh: &Mesh, account: &str, node: &str) -> Result<Vec<String>, St
     Ok(answer.waiting)
 }
 
-/// Waits until a proxy has so many requests under way.
+/// Waits until a proxy has `count` requests under way.
 async fn under_way(proxy: &Proxy, count: u64) {
     until("requests are under way", || async {
         let config = proxy.config().await;
@@ -83,7 +83,7 @@ async fn callers_are_sent_elsewhere_before_the_listener_closes() {
     let (app_one, app_other) = (app("one", wait.clone()).await, app("other", wait).await);
     let named = service("users", &[(one, "v1"), (other, "v1")])
         .replace("name: http, protocol: HTTP", "name: grpc, protocol: GRPC");
-    // Without retries: nothing but the drain itself keeps requests from failing.
+    // Without retries: only the drain keeps requests from failing.
     let once = "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: users}\nspec:\n  hosts: [users]\n  http: [{retries: {attempts: 0}, route: [{destination: {host: users}}]}]\n";
     let mesh = Mesh::start(&format!("{named}{once}{}", mtls("STRICT"))).await;
     mesh.routed().await;
@@ -101,7 +101,7 @@ async fn callers_are_sent_elsewhere_before_the_listener_closes() {
         .await;
     let caller = mesh.proxy("web", "").await;
     let sender = connect(caller.outbound).await;
-    // Both are warm: connections to each are open, over HTTP/2 and by HTTP/1 callers.
+    // Both are warm: connections to each are open, for HTTP/2 and for HTTP/1 callers.
     let names = async || {
         let mut names = Vec::new();
         for _ in 0..20 {
@@ -118,7 +118,7 @@ async fn callers_are_sent_elsewhere_before_the_listener_closes() {
     assert!(names().await.iter().any(|name| name == "one"));
 
     let ending = tokio::spawn(first.stop());
-    // From some moment on everything goes to the other; not one request fails before or after.
+    // From some moment on, every request goes to the other endpoint; none fails before or after.
     until("everybody knows", || async {
         names()
             .await
@@ -133,7 +133,7 @@ async fn callers_are_sent_elsewhere_before_the_listener_closes() {
         .expect("in order");
     assert!(names().await.iter().all(|name| name == "other"));
 
-    // The same workload again takes work again.
+    // The same workload, started again, receives requests again.
     let _first = mesh
         .proxy(
             "users",
@@ -159,7 +159,7 @@ async fn what_is_under_way_is_finished_and_what_comes_meanwhile_is_served() {
         .proxy("users", &format!("--inbound {ip}:{PORT}={}", app.address))
         .await;
     let address = callee.inbound[0];
-    // Three callers with a slow request under way: by HTTP/1, by HTTP/2, and one that is idle.
+    // Three callers: a slow request by HTTP/1, one by HTTP/2, and an idle connection.
     let mut slow = Client::connect(address).await;
     slow.send("GET /slow HTTP/1.1\r\nHost: users\r\n\r\n").await;
     let sender = connect(address).await;
@@ -175,7 +175,7 @@ async fn what_is_under_way_is_finished_and_what_comes_meanwhile_is_served() {
         200
     );
     under_way(&callee, 2).await;
-    // A subscriber that never answers holds the barrier: the window stays open for its five seconds.
+    // A subscriber that never acknowledges keeps the drain window open for its five seconds.
     let deaf = deaf(&mesh).await;
     let begun = Instant::now();
     let ending = tokio::spawn(callee.stop());
@@ -200,7 +200,7 @@ async fn what_is_under_way_is_finished_and_what_comes_meanwhile_is_served() {
     let answer = ask(&fresh, request("GET", "http://users/", &[]), b"", None).await;
     assert_eq!(answer.expect("an answer").status, 200, "new ones serve");
     assert!(!ending.is_finished());
-    // The window closes; what is under way has its time.
+    // After the window, requests under way still have their time.
     until("the listener is closed", || async {
         TcpStream::connect(address).await.is_err().then_some(())
     })
@@ -259,7 +259,7 @@ async fn what_the_app_asks_for_is_served_to_the_end() {
         TcpStream::connect(address).await.is_err().then_some(())
     })
     .await;
-    // A destination that it never asked for before: the stream to the control plane is up as well.
+    // A destination never requested before: the xDS stream is up as well.
     for _ in 0..20 {
         let answer = get(outbound, "friend", "/").await;
         assert_eq!(answer.text(), "friend", "{}", answer.why());
@@ -339,7 +339,7 @@ async fn nobody_drains_a_workload_but_itself() {
         seen.len() == 2
     };
     assert!(both().await);
-    // Another account of the namespace names the same address: it means a workload of its own, which there is none of.
+    // Another account of the namespace names the same address: that means a workload of its own, and there is none.
     let node = format!("sidecar~{one}~users.default~default.svc.cluster.local");
     assert!(drain(&mesh, "web", &node).await.is_ok());
     assert!(both().await);
@@ -365,7 +365,7 @@ async fn a_control_plane_that_comes_back_learns_who_drains() {
     let _other = mesh.workload("users", other, free.address).await;
     let caller = mesh.proxy("web", "").await;
     assert_eq!(get(caller.outbound, "users", "/").await.status, 200);
-    // A slow request keeps the first one alive while it drains.
+    // A slow request keeps the first proxy alive while it drains.
     let mut slow = Client::connect(first.inbound[0]).await;
     slow.send("GET /slow HTTP/1.1\r\nHost: users\r\n\r\n").await;
     under_way(&first, 1).await;
@@ -383,7 +383,7 @@ async fn a_control_plane_that_comes_back_learns_who_drains() {
     .await;
     mesh.stop_control_plane().await;
     mesh.start_control_plane().await;
-    // A caller that comes new is told the same, once the drain has been said again.
+    // A new caller is sent elsewhere too, once the drain has been reported again.
     until("the new control plane knows", || async {
         let fresh = mesh.proxy("web", "").await;
         get(fresh.outbound, "users", "/").await;

@@ -1,4 +1,4 @@
-//! What must never reach an app: each over a socket, through both sidecars, to an app that keeps every byte.
+//! Requests that must never reach an app: each over a socket, through both sidecars, to an app that keeps every byte.
 
 use std::time::Duration;
 
@@ -54,7 +54,7 @@ const SMUGGLING: [&str; 44] = [
     "\r\n\r\nGET / HTTP/1.1\r\nHost: users\r\nX-Evil: 1\r\n\r\n",
 ];
 
-/// Bodies that break after a head that is good: what the app sees must end there.
+/// Bodies that break after a valid head: the app's request must end there.
 const BROKEN_BODIES: [&str; 9] = [
     "x\r\nEVIL\r\n0\r\n\r\n",
     "-1\r\nEVIL\r\n0\r\n\r\n",
@@ -79,7 +79,7 @@ fn saw(app: &Upstream, needle: &str) -> bool {
 async fn nothing_ambiguous_reaches_the_app() {
     let app = Upstream::named("users").await;
     let (_mesh, caller, _callee, ip) = pair(app.address, &mtls("PERMISSIVE"), "").await;
-    // The caller's sidecar stands before the callee's; and the callee's alone faces callers outside the mesh.
+    // Through both sidecars; and through the callee's alone, as callers outside the mesh reach it.
     for address in [caller.outbound, (ip, PORT).into()] {
         for request in SMUGGLING {
             let mut client = Client::connect(address).await;

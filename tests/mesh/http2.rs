@@ -18,7 +18,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 
-/// A caller and a callee, whose service's port is called `port`.
+/// A caller and a callee; the service's port is named `port`.
 async fn pair(
     app: SocketAddr,
     port: &str,
@@ -220,7 +220,7 @@ async fn informational_responses_are_passed_on() {
     assert_eq!(client.response().await.expect("the final one").text(), "ok");
 }
 
-/// An HTTP/1 app that switches to WebSocket and sends back what it is sent.
+/// An HTTP/1 app that switches to WebSocket and echoes.
 async fn websocket_h1() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("listen");
     let address = listener.local_addr().expect("bound");
@@ -247,7 +247,7 @@ async fn websocket_h1() -> SocketAddr {
     address
 }
 
-/// An HTTP/2 app that takes extended CONNECT and sends back what it is sent.
+/// An HTTP/2 app that takes extended CONNECT and echoes.
 async fn websocket_h2() -> SocketAddr {
     let app = App::start(|mut request, mut respond| async move {
         let protocol = request
@@ -356,7 +356,7 @@ async fn an_upgrade_that_is_refused_is_an_ordinary_answer() {
         (seen[1].header("upgrade"), seen[1].header("http2-settings")),
         (None, None)
     );
-    // Over HTTP/2 a 200 would mean that the tunnel is open.
+    // Over HTTP/2 a 200 would open the tunnel.
     let mut sender = connect(caller.outbound).await;
     let mut extended = request("CONNECT", "http://users/", &[]);
     extended
@@ -437,7 +437,7 @@ async fn connect_over_http_2_carries_bytes_and_http() {
         sent.len()
     );
 
-    // HTTP/2 inside the tunnel goes by the mesh's routes.
+    // HTTP/2 inside the tunnel is routed by the mesh.
     let (response, _stream) = sender
         .clone()
         .send_request(connect_to("nobody:80"), false)
@@ -461,7 +461,7 @@ async fn connect_over_http_2_carries_bytes_and_http() {
     assert_eq!(answer.expect("an answer").header("x-path"), "/inside");
 }
 
-/// Copies between a stream of bytes and one of HTTP/2.
+/// Copies between a byte stream and an HTTP/2 stream.
 async fn join(
     io: tokio::io::DuplexStream,
     mut body: h2::RecvStream,
@@ -519,7 +519,7 @@ async fn a_slow_reader_slows_its_own_stream_only() {
         .send_request(request("GET", "http://users/large", &[]), true)
         .expect("sent");
     let response = response.await.expect("a response");
-    // It is read no further: the app comes to a stop, within what the hops between hold.
+    // It is read no further: the app stops once the buffers of the hops are full.
     let stopped = until("the app stops sending", || async {
         let before = sent.load(Ordering::Relaxed);
         tokio::time::sleep(Duration::from_millis(200)).await;
@@ -552,7 +552,7 @@ async fn a_grpc_response_that_breaks_off_ends_with_the_reason() {
             .expect("sent");
         let message = Bytes::from_static(b"\0\0\0\0\x01x");
         stream.send_data(message, false).expect("sent");
-        // What was sent is out before the connection is closed.
+        // The frames are out before the connection is closed.
         let _ = timeout(Duration::from_millis(200), connection.accept()).await;
     })
     .await;
@@ -583,9 +583,9 @@ async fn resets_travel_both_ways() {
             }
             let mut stream = respond.send_response(Response::new(()), false)?;
             stream.send_data(Bytes::from_static(b"half"), false)?;
-            // What was sent must be out before it is taken back.
+            // The data must be out before the reset.
             tokio::time::sleep(Duration::from_millis(100)).await;
-            // Without an error, it isn't whole either.
+            // Even with NO_ERROR the body isn't whole.
             let reason = match request.uri().path() {
                 "/half" => Reason::ENHANCE_YOUR_CALM,
                 _ => Reason::NO_ERROR,
@@ -637,7 +637,7 @@ async fn resets_travel_both_ways() {
 async fn what_was_refused_or_is_beyond_goaway_is_sent_again() {
     let served = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&served);
-    // Each connection serves five streams, refuses the sixth, and says goodbye.
+    // Each connection serves five streams, refuses the sixth, and sends GOAWAY.
     let app = App::with(move |mut connection| {
         let count = Arc::clone(&count);
         async move {
@@ -689,7 +689,7 @@ async fn many_requests_share_one_connection_between_sidecars() {
     let (_mesh, caller, callee, _) =
         pair(app.address, "grpc", &mtls("STRICT"), "--workers 1").await;
     let sender = connect(caller.outbound).await;
-    // More than a connection has room for: they share two, and none is turned away.
+    // More than a connection has streams: they share two, and none is refused.
     let calls = (0..180).map(|i| {
         let sender = sender.clone();
         tokio::spawn(async move {
@@ -741,7 +741,7 @@ async fn callers_of_http_1_share_a_connection_and_their_names_keep_their_case() 
         1.0,
         "they share one"
     );
-    // An older peer takes a connection of its own.
+    // An HTTP/1.0 client takes an upstream connection of its own.
     let mut client = Client::connect(caller.outbound).await;
     let answer = client
         .ask("GET / HTTP/1.0\r\nHost: users\r\nConnection: keep-alive\r\n\r\n")
@@ -780,7 +780,7 @@ async fn a_large_body_over_a_shared_connection_holds_nobody_up() {
     let (_mesh, caller, callee, _) =
         pair(app.address, "http", &mtls("STRICT"), "--workers 1").await;
     let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: users\r\n\r\n");
-    // One caller doesn't read what it asked for.
+    // One caller doesn't read its response.
     let mut idle = Client::connect(caller.outbound).await;
     idle.send(get("/large")).await;
     let mut busy = Client::connect(caller.outbound).await;
@@ -793,7 +793,7 @@ async fn a_large_body_over_a_shared_connection_holds_nobody_up() {
     assert_eq!(callee.metric("leno_connections", &[]).await, 1.0);
 }
 
-/// A sidecar of another make takes each HTTP/1 caller's requests on a connection of its own.
+/// A sidecar other than Leno's takes each HTTP/1 caller's requests on a connection of its own.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sidecar_that_knows_no_shared_connections_is_spoken_to_in_http_1() {
     let ip = fresh_ip();
@@ -843,7 +843,7 @@ async fn a_sidecar_that_knows_no_shared_connections_is_spoken_to_in_http_1() {
     );
 }
 
-/// A frame.
+/// An HTTP/2 frame.
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).expect("short").to_be_bytes();
     let mut frame = length[1..].to_vec();
@@ -955,7 +955,7 @@ async fn a_peer_that_never_opens_its_window_is_given_up() {
         pair(app.address, "http2", "", "--stream-flush-timeout 500ms").await;
     let mut client = Client::connect(caller.outbound).await;
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
-    // SETTINGS_INITIAL_WINDOW_SIZE 0, then a request with a body that comes back.
+    // SETTINGS_INITIAL_WINDOW_SIZE 0, then a request with a body, which the app echoes.
     let zero = frame(4, 0, 0, &[0, 4, 0, 0, 0, 0]);
     let post = [
         frame(1, 4, 1, &[&[0x83], &get_users()[1..]].concat()),

@@ -1,4 +1,4 @@
-//! Certificates: obtained, renewed, swapped under what is open.
+//! Certificates: obtained, renewed, swapped under open connections.
 
 use std::time::Duration;
 
@@ -128,11 +128,11 @@ async fn a_service_accounts_own_token_gets_its_certificate_and_nobody_elses() {
     let seen = app.requests().pop().expect("one");
     let proof = seen.header("x-forwarded-client-cert").unwrap_or_default();
     assert!(proof.contains("/sa/web"), "{proof}");
-    // Nobody becomes the control plane, whatever the cluster says.
+    // No token of the cluster yields the control plane's identity.
     let refused = certificate(mesh.xds, &cluster.token("leno-system", "leno")).await;
     let refused = refused.expect_err("the control plane's own");
     assert!(refused.message().contains("own identity"), "{refused}");
-    // Another cluster's, and one of an identity that was revoked since.
+    // A token of another cluster, and one of an identity that was revoked since.
     let refused = certificate(mesh.xds, &other.token("default", "web")).await;
     let refused = refused.expect_err("another's");
     assert!(

@@ -1,4 +1,4 @@
-//! Each limit at a value that isn't the default: as much is accepted, one more is refused, the next is served.
+//! Each limit at a value other than the default: the limit itself is accepted, one more is refused, the next is served.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ const GOOD: &str = "GET / HTTP/1.1\r\nHost: users\r\n\r\n";
 #[tokio::test(flavor = "multi_thread")]
 async fn the_size_of_a_head() {
     let app = Upstream::named("users").await;
-    // Only the caller's sidecar is narrow: what it adds must still fit into the other.
+    // Only the caller's sidecar is narrow: fields that it adds must still fit into the other.
     let (mesh, _wide, _callee, _) = pair(app.address, "", "").await;
     let caller = mesh.proxy("web", "--max-head-bytes 2048").await;
     let with = |size: usize| {
@@ -153,7 +153,7 @@ async fn the_number_of_names() {
         "{}",
         response.why()
     );
-    // What isn't used is given back, and makes room.
+    // Unused names are unsubscribed, and make room.
     until("a name is given back", || async {
         let response = get(caller.outbound, "c", "/").await;
         response.why().contains("connection_refused").then_some(())

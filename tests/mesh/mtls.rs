@@ -1,4 +1,4 @@
-//! Who is at the other end.
+//! Identity of the peer: certificates, modes of mutual TLS, and XFCC.
 
 use std::time::{Duration, SystemTime};
 
@@ -92,7 +92,7 @@ async fn a_mode_may_be_for_one_port() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_endpoint_that_is_not_who_it_should_be_gets_nothing() {
-    // The registry says `users`; behind the address stands a workload of `thief`.
+    // The registry says `users`; the address belongs to a workload of `thief`.
     let (ip, app) = (fresh_ip(), Upstream::named("thief").await);
     let mesh = Mesh::start(&service("users", &[(ip, "v1")])).await;
     let _thief = mesh.workload("thief", ip, app.address).await;
@@ -171,7 +171,7 @@ async fn bytes_that_are_not_http_travel_by_mutual_tls_too() {
             });
         }
     });
-    // A port that doesn't say what it carries: on one that says HTTP, nothing else passes.
+    // A port without a declared protocol: one that is declared HTTP lets nothing else pass.
     let ip = fresh_ip();
     let yaml = service("users", &[(ip, "v1")]).replace("name: http, protocol: HTTP, ", "");
     let mesh = Mesh::start(&format!("{yaml}{}", mtls("STRICT"))).await;

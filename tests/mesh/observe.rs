@@ -1,4 +1,4 @@
-//! What is seen of requests: standard metrics, spans, the access log, the live map.
+//! Telemetry of requests: standard metrics, spans, the access log, the live map.
 
 use leno_tests::client::{Client, get};
 use leno_tests::collector::{Collector, attribute};
@@ -87,7 +87,7 @@ async fn whoever_began_a_trace_decides_in_any_form_of_context() {
         let request = format!("GET / HTTP/1.1\r\nhost: users\r\n{context}\r\n\r\n");
         assert_eq!(client.ask(request).await.status, 200);
     }
-    // Two for each of the three that are sampled.
+    // Two for each of the three sampled contexts.
     let spans = spans(&collector, 6).await;
     assert_eq!(spans.len(), 6);
     assert!(spans.iter().all(|s| hex(&s.trace_id) == trace));
@@ -162,7 +162,7 @@ async fn the_access_log_has_a_line_for_each_request_and_says_why() {
     assert_eq!(get(caller.outbound, "nobody", "/x").await.status, 404);
     let text = until("the lines are written", || async {
         let text = std::fs::read_to_string(&path).unwrap_or_default();
-        // Both sidecars write to it: one line of the callee's, two of the caller's.
+        // Both sidecars write to it: one line by the callee's, two by the caller's.
         (text.lines().count() == 3).then_some(text)
     })
     .await;
@@ -185,7 +185,7 @@ async fn the_access_log_has_a_line_for_each_request_and_says_why() {
         (&200.into(), &2.into())
     );
     assert_eq!(good["response_code_details"], "via_upstream");
-    // Each connection's two ends: the callee's sidecar was asked from where the caller's one said that it called.
+    // Both ends of each connection: the callee's remote address is the caller's local one.
     let callees = lines
         .iter()
         .find(|line| !out(line) && line["response_code"] == 200)

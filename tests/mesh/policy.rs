@@ -1,4 +1,4 @@
-//! Who may do what.
+//! AuthorizationPolicies: allowed and refused requests.
 
 use leno_tests::client::{Client, get};
 use leno_tests::mesh::{mtls, pair};
@@ -90,7 +90,7 @@ async fn a_broken_policy_denies_and_one_that_breaks_stays_as_it_was() {
     let (mesh, caller, _callee, _) = pair(app.address, &mtls("STRICT"), "").await;
     let status = || async { get(caller.outbound, "users", "/").await.status };
     assert_eq!(status().await, 200);
-    // Never good: it fails closed, for whom it selects.
+    // Never valid: it fails closed for the workloads that it selects.
     mesh.write(
         "policy.yaml",
         &policy(
@@ -115,7 +115,7 @@ async fn a_broken_policy_denies_and_one_that_breaks_stays_as_it_was() {
         (status().await == 200).then_some(())
     })
     .await;
-    // Good once: it stays as it was.
+    // Valid once: its last good form stays in force.
     mesh.write(
         "policy.yaml",
         &policy("one", "{rules: [{to: [{operation: {methodz: [PUT]}}]}]}"),

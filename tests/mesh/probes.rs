@@ -1,4 +1,4 @@
-//! The app's probes, which the sidecar is asked in its place.
+//! The app's probes, which the kubelet sends to the sidecar instead.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::TcpListenerStream;
 
-/// An app with one service, `orders`.
+/// A gRPC health service that knows one service, `orders`.
 struct App(Arc<AtomicI32>);
 
 #[async_trait]
@@ -44,7 +44,7 @@ async fn serving(health: &Arc<AtomicI32>) -> SocketAddr {
     address
 }
 
-/// An app whose TLS shows a certificate of nobody's; each request is answered with 204.
+/// An app with a TLS certificate of an unknown CA; answers each request with 204.
 async fn encrypted() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("listen");
     let address = listener.local_addr().expect("bound");
@@ -79,7 +79,7 @@ async fn the_sidecar_asks_the_app_by_http_and_grpc_and_whether_a_port_is_open() 
     .await;
     let http = app.address.port();
     let https = encrypted().await.port();
-    // Nobody may listen there but root, and nobody does.
+    // Only root may listen on port 1, and nothing does.
     let closed = 1;
     let probers = format!(
         r#"{{"/app-health/a/livez":{{"httpGet":{{"path":"/live","port":{http}}}}},"/app-health/a/readyz":{{"httpGet":{{"path":"/ready","port":{http}}}}},"/app-health/a/startupz":{{"httpGet":{{"path":"/live","port":{https},"scheme":"HTTPS"}}}},"/app-health/d/livez":{{"httpGet":{{"port":{http},"scheme":"HTTPS"}}}},"/app-health/b/livez":{{"tcpSocket":{{"port":{http}}}}},"/app-health/b/readyz":{{"tcpSocket":{{"port":{closed}}}}},"/app-health/c/livez":{{"grpc":{{"port":{grpc},"service":"orders"}}}},"/app-health/c/readyz":{{"grpc":{{"port":{grpc}}}}},"/app-health/c/startupz":{{"grpc":{{"port":{closed}}}}}}}"#

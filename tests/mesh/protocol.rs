@@ -8,7 +8,7 @@ use leno_tests::upstream::Upstream;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-/// An app that answers with these bytes, and then does as it likes.
+/// An app that answers with these bytes.
 async fn answers(bytes: &'static [u8]) -> Upstream {
     Upstream::start(move |_| bytes.to_vec()).await
 }
@@ -232,7 +232,7 @@ async fn both_directions_stream_at_once() {
     assert_eq!(head, b"HTTP/1.1 200 OK");
     for letter in ["a", "b", "c"] {
         client.send(format!("1\r\n{letter}\r\n")).await;
-        // What went up comes down before the next goes up.
+        // A chunk comes back before the next is sent.
         let mut seen = String::new();
         while !seen.ends_with(&format!("1\r\n{letter}\r\n")) {
             seen.push(char::from(client.exactly(1).await[0]));
@@ -310,7 +310,7 @@ async fn a_response_that_is_cut_short_is_not_passed_off_as_whole() {
             let _ = tcp
                 .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
                 .await;
-            // Long enough that the half has gone down before the end comes.
+            // Long enough for the half to arrive before the end does.
             tokio::time::sleep(Duration::from_millis(300)).await;
         }
     });

@@ -1,4 +1,4 @@
-//! Ejection, retries and limits, as a caller meets them.
+//! Ejection, retries and limits, as a caller experiences them.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -62,7 +62,7 @@ async fn post(proxy: &Proxy, path: &str, body: &str) -> Response {
         .await
 }
 
-/// What `/config` says of the ejection of `app`.
+/// The ejection of `app` in `/config`, if any.
 async fn ejection(proxy: &Proxy, app: SocketAddr) -> Option<serde_json::Value> {
     let config = proxy.config().await;
     let clusters = config["clusters"].as_array()?;
@@ -109,7 +109,7 @@ async fn an_app_that_fails_is_ejected_shown_and_taken_back() {
         for _ in 0..12 {
             assert_eq!(get(caller.outbound, "users", "/").await.status, 200);
         }
-        // The ejection may end while the others are asked: at most one request has tried it then.
+        // The ejection may end during these requests: at most one of them has probed it then.
         assert!(bad.requests().len() <= seen + 1);
         is_broken.store(false, Ordering::Relaxed);
         until("it is taken back", || async {
@@ -158,7 +158,7 @@ async fn an_ejection_survives_a_push_and_all_may_be_ejected() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_never_sent_goes_elsewhere_whatever_the_method() {
-    // Nobody listens at the first address.
+    // Nothing listens at the first address.
     let dead = SocketAddr::from((fresh_ip(), PORT));
     let app = Upstream::named("app").await;
     let mesh = Mesh::start(&plain("users", &[dead, app.address])).await;
@@ -195,7 +195,7 @@ async fn what_a_sidecar_could_not_hand_to_its_app_goes_elsewhere_with_its_body()
         mesh.workload("users", ips[1], apps[1].address).await,
     );
     let caller = mesh.proxy("web", "").await;
-    // An app that was never reached is waited for.
+    // A sidecar waits for an app that it has never reached.
     until("both were reached", || async {
         get(caller.outbound, "users", "/").await;
         let seen = apps.iter().all(|app| !app.requests().is_empty());
@@ -228,7 +228,7 @@ async fn retries_are_off_when_the_author_turned_them_off() {
     assert_eq!(refused.status, 503);
     assert!(!refused.why().contains("tries"), "{}", refused.why());
     assert!(caller.metric("leno_retries_total", &[]).await < 0.5);
-    // By default it is tried three times, and the answer says so.
+    // By default there are three tries, and the answer says so.
     mesh.write("mesh.yaml", &plain("users", &[dead]));
     until("retries are on again", || async {
         let refused = get(caller.outbound, "users", "/").await;
@@ -239,7 +239,7 @@ async fn retries_are_off_when_the_author_turned_them_off() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_response_that_never_came_is_asked_for_again_only_where_that_is_safe() {
-    // It reads the request and closes.
+    // It reads the request, and closes.
     let app = Upstream::start(|_| Vec::new()).await;
     let mesh = Mesh::start(&plain("users", &[app.address])).await;
     let caller = mesh.proxy("web", "").await;
@@ -272,7 +272,7 @@ async fn a_response_that_never_came_is_asked_for_again_only_where_that_is_safe()
     let withheld = "leno_retries_withheld_total";
     let reason = ["reason=\"not idempotent\""];
     assert!((caller.metric(withheld, &reason).await - 1.0).abs() < 0.5);
-    // Somebody who knows may say otherwise.
+    // An explicit retry policy may repeat it.
     mesh.write(
         "routes.yaml",
         &routes("retries: {attempts: 1, retryOn: reset}, "),
@@ -315,13 +315,13 @@ async fn a_status_is_retried_as_the_policy_says() {
         }
         assert_eq!(!answers.contains_key(&false), always, "{path}: {answers:?}");
     }
-    // The whole time counts, and is never exceeded by trying again.
+    // The route's timeout bounds all tries together.
     let slow =
         routes("timeout: 300ms, retries: {attempts: 5, perTryTimeout: 100ms, retryOn: 5xx}, ");
     let hole = TcpListener::bind("127.0.0.1:0").await.expect("an address");
     let yaml = plain("users", &[hole.local_addr().expect("bound")]) + &slow;
     mesh.write("mesh.yaml", &yaml);
-    // The endpoint may be there before the route that limits it.
+    // The endpoint may arrive before the route that limits it.
     until("the hole is in force", || async {
         let answer = get(caller.outbound, "users", "/200");
         let answer = timeout(Duration::from_secs(1), answer).await.ok()?;
@@ -332,7 +332,7 @@ async fn a_status_is_retried_as_the_policy_says() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_try_that_took_too_long_another_endpoint_is_asked() {
-    // It takes connections and never answers.
+    // It accepts connections and never answers.
     let hole = TcpListener::bind("127.0.0.1:0").await.expect("an address");
     let app = Upstream::named("app").await;
     let policy = "retries: {attempts: 1, perTryTimeout: 100ms, retryOn: 5xx}, ";
@@ -368,8 +368,8 @@ async fn a_body_that_is_too_large_to_keep_is_sent_once_and_whole() {
     }
 }
 
-/// An app that closes each connection a moment after a response: just when the next request may come. Tells what ids it has
-/// seen, whether or not it answered.
+/// An app that closes each connection up to 3 ms after a response: just when the next request may come. Returns its
+/// address, and the number of requests by target, answered or not.
 async fn hasty() -> (SocketAddr, Arc<Mutex<HashMap<String, usize>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("an address");
     let address = listener.local_addr().expect("bound");
@@ -429,8 +429,8 @@ async fn a_connection_that_closes_at_the_moment_of_reuse_loses_and_doubles_nothi
                 sleep(Duration::from_micros(fastrand::u64(0..2500))).await;
             }
         }
-        // What may be repeated is answered; what may not is seldom lost. How seldom depends on how busy the machine is: which
-        // connections are avoided is tested apart.
+        // Repeatable requests are answered; others are seldom lost, more often on a busy machine. The choice of
+        // connections is tested apart.
         assert!(failed < 100, "{failed} of 2000 {method}");
     }
     let seen = seen.lock().expect("not poisoned");
@@ -441,7 +441,7 @@ async fn a_connection_that_closes_at_the_moment_of_reuse_loses_and_doubles_nothi
     assert!(twice.is_empty(), "{twice:?}");
 }
 
-/// An app that answers when it is let.
+/// An app that holds each response until `leave` has a permit.
 async fn held() -> (SocketAddr, Arc<Semaphore>, Arc<Semaphore>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("an address");
     let address = listener.local_addr().expect("bound");

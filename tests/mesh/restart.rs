@@ -1,4 +1,4 @@
-//! A proxy that starts again while the control plane is gone.
+//! A proxy that restarts while the control plane is gone.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -42,7 +42,7 @@ async fn a_restarted_proxy_serves_before_the_control_plane_is_back() {
         })
         .await;
     }
-    // Everything goes: the control plane with its directory, then both proxies, at once.
+    // Everything goes: the control plane with its directory, then both proxies at once.
     mesh.stop_control_plane().await;
     std::fs::remove_dir_all(mesh.state()).expect("removed");
     drop((caller, callee));
@@ -68,7 +68,7 @@ async fn a_restarted_proxy_serves_before_the_control_plane_is_back() {
     let config = caller.config().await;
     let words = config["control_plane"]["detail"].to_string();
     assert!(words.contains("is from before a restart"), "{words}");
-    // What was never dialled can't be known; the answer says why.
+    // A destination never requested before can't be known; the answer says why.
     let unknown = get(caller.outbound, "others", "/").await;
     assert_eq!(unknown.status, 503);
     assert!(

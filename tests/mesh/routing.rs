@@ -1,4 +1,4 @@
-//! Where requests go, and what is said when they can't.
+//! Routing of requests, and the explanation when there is no route.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -59,7 +59,7 @@ async fn two_versions(rules: &str) -> (Mesh, Proxy, [Proxy; 2], [Upstream; 2]) {
     (mesh, caller, callees, apps)
 }
 
-/// An app that takes its time for `/slow`.
+/// An app that answers `/slow` after 600 ms.
 fn slow_or(name: &'static str) -> impl Fn(&leno_tests::upstream::Seen) -> Vec<u8> {
     move |seen| {
         if seen.target().starts_with("/slow") {
@@ -258,7 +258,7 @@ async fn least_request_avoids_the_busy_instance() {
     let ips: [Ipv4Addr; 2] = [fresh_ip(), fresh_ip()];
     let mesh = Mesh::start(&service("users", &[(ips[0], "v1"), (ips[1], "v1")])).await;
     let stuck = Upstream::start(|seen| match seen.target() {
-        // A body that never ends: the request stays in flight.
+        // A body that never ends keeps the request in flight.
         "/stuck" => b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nabc".to_vec(),
         _ => b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".to_vec(),
     });
@@ -296,11 +296,11 @@ async fn a_tunnel_that_is_opened_ahead_of_its_requests_still_speaks_http() {
     let (_mesh, caller, _callee, _) = pair(app.address, &mtls("STRICT"), flags).await;
     let mut client = Client::connect(caller.outbound).await;
     assert_eq!(client.tunnel("users:80").await.status, 200);
-    // Much longer than a server would take for a greeting.
+    // Much longer than a server's greeting would take.
     tokio::time::sleep(std::time::Duration::from_millis(500)).await;
     let answer = client.ask("GET / HTTP/1.1\r\nhost: users\r\n\r\n").await;
     assert_eq!(answer.status, 200);
     let seen = app.requests();
-    // Requests have ids, bytes have none.
+    // HTTP requests have ids, TCP has none.
     assert!(seen[0].header("x-request-id").is_some());
 }

@@ -1,4 +1,4 @@
-//! `leno-proxy run -- APP`: a job, and a service that is told to end.
+//! `leno-proxy run -- APP`: a job, and a service that is ended by a signal.
 
 use std::process::Stdio;
 
@@ -9,7 +9,7 @@ use leno_tests::process::wrapped;
 use leno_tests::upstream::Upstream;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
-/// Says where the sidecar is, and ends when it is told to.
+/// Prints `HTTP_PROXY` and its argument, and exits with 7 after a line of input.
 const JOB: &str = r#"echo "$HTTP_PROXY $1"; read word; exit 7"#;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -28,7 +28,7 @@ async fn a_job_runs_in_the_mesh_and_its_exit_code_is_the_wrappers() {
     let sidecar = said
         .strip_prefix("http://")
         .and_then(|said| said.strip_suffix(" --flag"));
-    // It is ready by then.
+    // The sidecar is ready by then.
     let sidecar = sidecar.and_then(|at| at.parse().ok()).expect("an address");
     let answer = get(sidecar, "users", "/").await;
     assert_eq!(answer.text(), "hello");
@@ -45,7 +45,7 @@ async fn a_job_runs_in_the_mesh_and_its_exit_code_is_the_wrappers() {
     assert_eq!(child.wait().await.expect("it ends").code(), Some(7));
 }
 
-/// Says that it runs, and that it was told to end.
+/// Prints `runs`, and on SIGTERM `told`; exits with 3.
 const SERVICE: &str = r#"trap "echo told; exit 3" TERM; echo runs; while :; do sleep 0.1; done"#;
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,4 +1,4 @@
-//! The proxy against a scripted control plane: no control plane is linked in here.
+//! The proxy against a scripted control plane: the real one isn't used here.
 
 use std::time::Duration;
 
@@ -135,7 +135,7 @@ fn endpoints(name: &str, app: &Upstream) -> ClusterLoadAssignment {
     }
 }
 
-/// A proxy that was given `a:80` → routes `r` → cluster `c` → `app`.
+/// A proxy that has received `a:80` → routes `r` → cluster `c` → `app`.
 async fn serving(app: &Upstream) -> (Ads, ServerStream, Proxy) {
     let mut ads = Ads::start(LIFE).await;
     let proxy = ads.proxy("--config-wait 3s");

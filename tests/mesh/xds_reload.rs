@@ -1,4 +1,4 @@
-//! A change of the YAML reaches the proxies, live.
+//! Changes of the YAML reach the proxies, live.
 
 use leno_tests::client::get;
 use leno_tests::dns::Dns;

@@ -1,4 +1,4 @@
-//! The control plane against a scripted client: no proxy is linked in here.
+//! The control plane against a scripted client: no proxy is used here.
 
 use std::time::Duration;
 
@@ -130,14 +130,14 @@ async fn a_refused_version_is_shown_and_not_sent_again_until_it_changes() {
         text.contains("not today") && text.contains("lb_policy"),
         "{text}"
     );
-    // Its endpoints change; it doesn't.
+    // Its endpoints change; the cluster doesn't.
     mesh.write("mesh.yaml", &service("users", &[(ip, "v1"), (more, "v1")]));
     let response = stream.response().await.expect("endpoints");
     assert_eq!(short(&response.type_url), "ClusterLoadAssignment");
     assert!(stream.is_quiet(QUIET).await);
 }
 
-/// The next response of a Listener, everything before it acknowledged; the nonce and the resource.
+/// The nonce and the resource of the next Listener response; acknowledges every response before it.
 async fn listener(stream: &mut ClientStream) -> (String, Listener) {
     loop {
         let response = stream.response().await.expect("a response");
@@ -152,7 +152,7 @@ async fn listener(stream: &mut ClientStream) -> (String, Listener) {
     }
 }
 
-/// Acknowledges a response, or refuses it in words alone, as Envoy does.
+/// Sends an ACK, or a NACK with a message alone, as Envoy does.
 async fn answer(stream: &ClientStream, type_url: &str, nonce: &str, refusal: &str) {
     let mut request = subscribe(type_url, &[], None);
     nonce.clone_into(&mut request.response_nonce);
@@ -195,7 +195,7 @@ async fn a_client_that_refuses_a_change_of_who_gets_in_is_closed() {
     let series = "leno_security_change_refused{node=\"sidecar~";
     assert!(metrics.contains(series), "{metrics}");
     assert!(stream.is_quiet(QUIET).await);
-    // What it is meant to have changes, and is tried.
+    // The intended Listener changes, and is tried.
     mesh.write("policy.yaml", "# nothing\n");
     let (nonce, after) = listener(&mut stream).await;
     assert_eq!(after, before);

@@ -1,4 +1,4 @@
-//! gRPC's own library on both ends of two sidecars: every kind of call, and everything that can become of one.
+//! gRPC's own library on both ends of two sidecars: every kind of call, and every outcome of one.
 
 use leno_tests::mesh::{Mesh, PORT, mtls, service};
 use leno_tests::{Directory, fresh_ip, until};
@@ -6,7 +6,7 @@ use tokio::net::TcpStream;
 
 use crate::{Program, free};
 
-/// A server of bytes: what it does with a call is in the call's name.
+/// A gRPC server of raw bytes; the method's name gives its behaviour.
 const SERVER: &str = r#"
 import sys, time
 from concurrent import futures
@@ -57,7 +57,7 @@ server.start()
 server.wait_for_termination()
 "#;
 
-/// A client that prints a line for everything that must hold.
+/// A client that prints a line for each check.
 const CLIENT: &str = r#"
 import sys, threading, queue
 import grpc
@@ -130,7 +130,7 @@ check("an explained refusal", code == grpc.StatusCode.UNIMPLEMENTED and "nobody"
 print("done", flush=True)
 "#;
 
-/// `name` and what the client checks.
+/// Names of the client's checks, in order.
 const CHECKS: [&str; 14] = [
     "unary",
     "metadata",
@@ -184,7 +184,7 @@ async fn grpcs_own_library_is_served_through_two_sidecars() {
         })
         .collect();
     assert_eq!(said.lines().collect::<Vec<_>>(), expected, "{said}");
-    // A call whose deadline passed and one that was cancelled ended at the server as well.
+    // The call that exceeded its deadline and the cancelled one ended at the server as well.
     until("the server saw both end", || async {
         let said = std::fs::read_to_string(server.path().join("python3.log")).ok()?;
         (said.matches("cancelled").count() == 2).then_some(())

@@ -1,5 +1,6 @@
-//! nginx and HAProxy as oracles of the HTTP/1 reader. The relation: what ours accepts, they either refuse (each case a
-//! named row) or read the same way: as many requests, with the same methods, targets and bodies.
+//! nginx and HAProxy as oracles of the HTTP/1 reader. The relation: the requests that ours accepts, they either refuse
+//! (for a reason in `may_be_refused`) or read the same way: as many requests, with the same methods, targets and
+//! bodies.
 
 use std::convert::Infallible;
 use std::io::{Read, Write};
@@ -22,13 +23,13 @@ use crate::{Program, free};
 /// Cases of each kind.
 const CASES: u32 = 1500;
 
-/// The request that shows where the ones before it ended.
+/// The last request, which shows where the ones before it ended.
 const LAST: &str = "GET /last HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
 
-/// What of a request must be the same: method, target, body in hexadecimal.
+/// The parts of a request that must be the same: method, target, body in hexadecimal.
 type Same = (String, String, String);
 
-/// Answers each request with what it is.
+/// A backend that answers each request with its method, target and body.
 async fn backend() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("an address");
     let address = listener.local_addr().expect("an address");
@@ -58,7 +59,7 @@ fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// What the oracle made of `bytes`: the requests that reached the backend, and the first refusal.
+/// Sends `bytes` to the oracle: the requests that reached the backend, and the first refusal.
 fn read_by(oracle: SocketAddr, bytes: &[u8]) -> (Vec<Same>, Option<String>) {
     let mut tcp = TcpStream::connect(oracle).expect("it listens");
     tcp.set_read_timeout(Some(Duration::from_secs(10)))
@@ -81,24 +82,25 @@ fn read_by(oracle: SocketAddr, bytes: &[u8]) -> (Vec<Same>, Option<String>) {
     (understood, refused)
 }
 
-/// Where the oracles may refuse what ours accepts: a stricter rule of theirs, which leaves nothing to be smuggled.
+/// True where the oracles may refuse a request that ours accepts: by a stricter rule of theirs, which leaves nothing to
+/// be smuggled.
 fn may_be_refused(bytes: &[u8]) -> bool {
     let text = String::from_utf8_lossy(bytes);
-    // Tunnels are not what they are configured for.
+    // They aren't configured for tunnels.
     text.contains("CONNECT ")
-        // nginx knows no OPTIONS *, and neither takes TRACE to a server.
+        // nginx doesn't know `OPTIONS *`, and neither sends TRACE to a server.
         || text.contains("OPTIONS * ")
         || text.contains("TRACE ")
         // nginx takes only a few methods that it knows to have bodies or lengths as it likes them, and names of A to Z, - and _.
         || text.contains("HTTP/1.0")
-        // An escape that leads nowhere or hides a NUL, and a path that climbs above its root.
+        // A malformed escape or an escaped NUL, and a path that climbs above its root.
         || text.contains('%')
         || text.contains("..")
-        // Obsolete text in a value.
+        // Obsolete text (RFC 9110 5.5) in a value.
         || bytes.iter().any(|byte| *byte >= 0x80)
 }
 
-/// Targets that the oracle or the backend writes in another way without reading them in another way.
+/// Normalises targets that the oracle or the backend writes in another way without reading them in another way.
 fn canonical(target: &str) -> String {
     let path = target.strip_prefix("http://a").unwrap_or(target);
     if path.starts_with('/') {
@@ -108,10 +110,10 @@ fn canonical(target: &str) -> String {
     }
 }
 
-/// Holds the relation for one input.
+/// Checks the relation for one input.
 fn hold(oracle: SocketAddr, bytes: &[u8]) -> Result<(), TestCaseError> {
     let (accepted, is_whole) = ours(bytes);
-    // What ours refuses in the end never travels on: nothing is to be compared.
+    // Input that ours refuses in the end is never forwarded: there is nothing to compare.
     if !is_whole || accepted.is_empty() {
         return Ok(());
     }
@@ -131,7 +133,7 @@ fn hold(oracle: SocketAddr, bytes: &[u8]) -> Result<(), TestCaseError> {
         .map(|(method, target, body)| (method, canonical(&target), body))
         .collect();
     let shown = String::from_utf8_lossy(bytes);
-    // As far as they both read, they read the same.
+    // They agree on every request that both have read.
     for (a, b) in ours.iter().zip(&theirs) {
         prop_assert_eq!(a, b, "{:?}", shown);
     }
@@ -147,7 +149,7 @@ fn hold(oracle: SocketAddr, bytes: &[u8]) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-/// Holds the relation for many inputs, good, nearly right, and with one byte changed.
+/// Checks the relation for many inputs: valid, nearly valid, and with one byte changed.
 fn hold_for_many(oracle: SocketAddr) {
     let config = ProptestConfig {
         cases: CASES,
@@ -169,7 +171,7 @@ fn hold_for_many(oracle: SocketAddr) {
     runner.run(&changed, check).expect("one byte changed");
 }
 
-/// Waits until `oracle` takes connections, then holds the relation.
+/// Waits until `oracle` accepts connections, then checks the relation.
 async fn compare(oracle: SocketAddr) {
     until("it listens", || async {
         tokio::net::TcpStream::connect(oracle).await.ok()

@@ -1,6 +1,7 @@
-//! Real neighbours: programs that nobody here wrote, on the other end of what Leno speaks.
+//! Real neighbours: programs of other projects, on the other end of Leno's protocols.
 //!
-//! `nginx`, `haproxy`, `envoy` and a `python3` that has grpcio must be on PATH; CONTRIBUTING says where they come from.
+//! `nginx`, `haproxy`, `envoy`, `prometheus`, `chromium` with its driver, and a `python3` with grpcio and selenium must
+//! be on PATH; CONTRIBUTING says where they come from.
 
 mod grpc;
 mod http1;
@@ -15,14 +16,14 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-/// A program that runs, ended when it is dropped. What it said is shown when the test fails.
+/// A running program, killed when it is dropped. Its output is shown when the test fails.
 struct Program {
     child: Child,
     log: PathBuf,
 }
 
 impl Program {
-    /// Starts `name`; what it says goes to a file in `directory`.
+    /// Starts `name`; its output goes to a file in `directory`.
     fn start(name: &str, arguments: &[&str], directory: &Path) -> Program {
         Program::with(name, arguments, directory, &[])
     }
@@ -62,7 +63,7 @@ impl Drop for Program {
     }
 }
 
-/// An address of loopback that nobody listens on.
+/// A free address of loopback.
 fn free() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("an address");
     listener.local_addr().expect("an address")

@@ -7,7 +7,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use leno_tests::client::get;
 use leno_tests::process::demo;
 
-/// Pictures are kept here, to be looked at.
+/// The directory of the screenshots, which are kept.
 fn shots() -> PathBuf {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/screenshots");
     std::fs::create_dir_all(&path).expect("a directory");
@@ -18,7 +18,7 @@ fn script() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("neighbours/map.py")
 }
 
-/// One browser at a time: what a frame takes is measured.
+/// One browser at a time: frame times are measured.
 static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 #[test]
@@ -37,7 +37,7 @@ fn nothing_overlaps_and_a_frame_is_short_with_ten_services_and_with_three_hundre
     }
 }
 
-/// A process with lines in and out, ended when it is dropped.
+/// A process that is driven by lines of stdin and stdout, interrupted when it is dropped.
 struct Spoken {
     child: Child,
     input: Option<ChildStdin>,
@@ -64,7 +64,7 @@ impl Spoken {
         found.unwrap_or_else(|| panic!("it ended without {words:?}"))
     }
 
-    /// Does `what`, which must succeed.
+    /// Sends a command, which must succeed.
     fn does(&mut self, what: &str) {
         let input = self.input.as_mut().expect("piped");
         writeln!(input, "{what}")
@@ -77,7 +77,7 @@ impl Spoken {
 
 impl Drop for Spoken {
     fn drop(&mut self) {
-        // An interrupt: the demo ends its own processes.
+        // SIGINT: the demo ends its own processes.
         let pid = self.child.id().to_string();
         let _ = Command::new("kill").args(["-INT", &pid]).status();
         self.input = None;

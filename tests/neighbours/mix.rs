@@ -1,5 +1,5 @@
-//! A scripted mix of a thousand requests: statuses, retries, resets, refusals, gRPC and TCP, from two namespaces. What each is
-//! answered is the client's own tally; [`expected`] says which series that makes.
+//! A scripted mix of a thousand requests: statuses, retries, resets, refusals, gRPC and TCP, from two namespaces. The
+//! client tallies the answers; [`expected`] derives the series from the tally.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -12,9 +12,9 @@ use leno_tests::upstream::Upstream;
 use leno_tests::{fresh_ip, h2};
 use tokio::task::JoinSet;
 
-/// What an app takes for an answer: durations are then in the bucket up to 100 ms.
+/// Delay of an app's answer: durations are then in the bucket up to 100 ms.
 const TAKES: Duration = Duration::from_millis(60);
-/// Who asks which service for what, how often in a mix and on how many connections: few where there are retries, which are
+/// Caller, service, path, and the number of requests and connections in a mix: few where there are retries, which are
 /// limited to three at a time.
 const REQUESTS: [(&str, &str, &str, usize, usize); 11] = [
     ("order-service", "user-service", "/v1/users", 240, 40),
@@ -34,12 +34,12 @@ const CALLS: [(u8, usize); 2] = [(0, 100), (5, 40)];
 /// Connections that carry ten bytes each way.
 const TUNNELS: usize = 20;
 
-/// What the client saw: caller, service, path, and the status, which is gRPC's for a call.
+/// The client's tally, by caller, service, path, and status, which is gRPC's for a call.
 pub(crate) type Tally = BTreeMap<(&'static str, &'static str, &'static str, u16), u64>;
 /// The labels of a series.
 pub(crate) type Labels = BTreeMap<String, String>;
 
-/// A mesh that is called in every way.
+/// A mesh under the mix.
 pub(crate) struct Watched {
     yaml: String,
     /// The mesh.
@@ -80,7 +80,7 @@ fn registry(of: &BTreeMap<&'static str, Ipv4Addr>) -> String {
     .concat()
 }
 
-/// Answers as the path says: `/once` well the second time that it hears of a request.
+/// An app that answers by path: `/once` succeeds at the second try of a request.
 fn app() -> impl Fn(&leno_tests::upstream::Seen) -> Vec<u8> + Send + Sync + 'static {
     let heard = Mutex::new(std::collections::HashSet::new());
     move |seen| {
@@ -98,7 +98,7 @@ fn app() -> impl Fn(&leno_tests::upstream::Seen) -> Vec<u8> + Send + Sync + 'sta
     }
 }
 
-/// Calls that end with the status that their path names.
+/// A gRPC app that ends calls with the status in their path.
 async fn ledger() -> h2::App {
     h2::App::start(|request, mut respond| async move {
         let status = request.uri().path().rsplit('/').next().map(str::to_owned);
@@ -114,7 +114,7 @@ async fn ledger() -> h2::App {
     .await
 }
 
-/// An app that says back what it is told.
+/// A TCP app that echoes.
 async fn echo() -> SocketAddr {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
     let listener = listener.expect("an address");
@@ -131,7 +131,7 @@ async fn echo() -> SocketAddr {
 }
 
 impl Watched {
-    /// The mesh, ready.
+    /// Starts the mesh, and waits until it is ready.
     pub(crate) async fn start() -> Watched {
         let workloads = [
             "user-service-v1",
@@ -169,13 +169,13 @@ impl Watched {
         }
     }
 
-    /// What Prometheus scrapes.
+    /// Addresses that Prometheus scrapes.
     pub(crate) fn targets(&self) -> impl Iterator<Item = SocketAddr> {
         let proxies = self.callees.iter().chain(self.callers.values());
         proxies.map(|proxy| proxy.stats[0])
     }
 
-    /// One mix, everything at once, and an edit that callers are told of and that changes nothing for them.
+    /// Sends one mix, everything at once, and an edit that is pushed to callers and changes nothing for them.
     pub(crate) async fn mix(self: &Arc<Self>) {
         self.edit();
         let mut all = JoinSet::new();
@@ -246,22 +246,22 @@ impl Watched {
         *tally.entry((caller, service, path, status)).or_default() += 1;
     }
 
-    /// What the client saw so far.
+    /// The client's tally so far.
     pub(crate) fn tally(&self) -> Tally {
         let tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
         tally.clone()
     }
 }
 
-/// The series of `istio_requests_total`, and of TCP's connections, that what the client saw makes at both reporters.
+/// The series of `istio_requests_total`, and of TCP's connections, that the tally makes at both reporters.
 pub(crate) fn expected(tally: &Tally) -> BTreeMap<Labels, u64> {
     let mut all = BTreeMap::new();
     for (&(caller, service, path, status), &count) in tally {
         let v1 = format!("{service}-v1");
-        // What each reporter tells: of which workload, code and flag, and how often.
+        // Each reporter's workload, code and flag, and the destination's count.
         let (source, destination) = match path {
             "/none" => (("", status, "UH"), vec![]),
-            // The first of two tries is refused.
+            // The first of two tries gets a 503.
             "/once" => ((&*v1, 200, "-"), vec![(503, "-", 1), (200, "-", 1)]),
             "/down" => ((&*v1, status, "URX"), vec![(status, "-", 3)]),
             "/reset" => ((&*v1, status, "-"), vec![(status, "UC", 1)]),
@@ -301,7 +301,7 @@ fn labels(
         "source" => "unknown",
         _ => "mutual_tls",
     };
-    // What is known of nobody.
+    // `unknown` without a destination workload.
     let known = |text: &str| match workload {
         "" => "unknown".to_owned(),
         _ => text.to_owned(),

@@ -1,5 +1,5 @@
-//! A real Prometheus scrapes a running mesh: everything that Istio's dashboards, Kiali and ours ask is answered, and what can
-//! be counted is counted right.
+//! A real Prometheus scrapes a running mesh: every query of Istio's dashboards, of Kiali and of ours is answered, and
+//! counts are right.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -30,7 +30,7 @@ fn configuration(watched: &Watched) -> String {
     )
 }
 
-/// A Prometheus, and the time in seconds since 1970 that it is asked about.
+/// A Prometheus, and the time of the evaluation, in seconds since 1970.
 #[derive(Clone, Copy)]
 struct Moment(SocketAddr, f64);
 
@@ -55,14 +55,14 @@ async fn ask(Moment(prometheus, time): Moment, query: &str) -> Result<Vec<Value>
     result.ok_or_else(|| answer.to_string())
 }
 
-/// A query of the file, and what it is expected to give.
+/// A query of the file, and its expected result.
 struct Asked {
     id: String,
     query: String,
     expect: String,
 }
 
-/// The queries of the file: `query:` is quoted and may go over several lines.
+/// The queries of the file: `query:` is quoted and may span several lines.
 fn queries() -> Vec<Asked> {
     let text = include_str!("queries.yaml");
     let one = |part: &str| {
@@ -85,7 +85,7 @@ fn queries() -> Vec<Asked> {
 }
 
 impl Asked {
-    /// Whether the values are as expected.
+    /// True when the values are as expected.
     fn is_met(&self, values: &[f64]) -> bool {
         let (series, what) = self
             .expect
@@ -144,8 +144,8 @@ fn collect(board: &str, panels: &Value, all: &mut Vec<(String, String)>) {
     }
 }
 
-/// Waits until nothing will be scraped for long enough for a mix; for how long. The longest pause between the scrapes of eight
-/// targets is nearly two seconds at least.
+/// Waits for the longest pause between scrapes, for a mix; returns its length. With eight targets it is nearly two
+/// seconds at least.
 async fn pause(at: SocketAddr) -> Duration {
     let last = ask(Moment(at, now()), "timestamp(up == 1)").await;
     let interval = f64::from(INTERVAL);
@@ -170,7 +170,7 @@ async fn what_dashboards_and_kiali_ask_is_answered_as_it_is_expected() {
     std::fs::write(directory.path().join("p.yaml"), configuration(&watched)).expect("written");
     let listen = format!("--web.listen-address={at}");
     let arguments = ["--config.file=p.yaml", "--storage.tsdb.path=data", &*listen];
-    // A rate needs a series that was there before it grew, and a range in which nothing else happened.
+    // A rate needs a series that was there before it grew, and a range without other events.
     watched.mix().await;
     let _prometheus = Program::start("prometheus", &arguments, directory.path());
     let interval = Duration::from_secs(INTERVAL.into());
@@ -191,11 +191,11 @@ async fn what_dashboards_and_kiali_ask_is_answered_as_it_is_expected() {
         if took < at_most {
             break;
         }
-        // The machine was busy: a scrape saw half of it. It must be out of every range before the next.
+        // The machine was busy: a scrape saw half of the mix, which must be out of every range before the next one.
         println!("a mix took {took:?} of {at_most:?}");
         sleep(4 * interval).await;
     }
-    // The same pause, after one more scrape of each.
+    // The same pause, after one more scrape of each target.
     sleep_until(begun + interval).await;
     let moment = Moment(at, now());
     let (counted, expected) = (counted(moment).await, expected(&watched.tally()));
@@ -219,7 +219,7 @@ async fn what_dashboards_and_kiali_ask_is_answered_as_it_is_expected() {
     );
 }
 
-/// Every series of requests and of connections that were opened.
+/// Every series of requests and of opened TCP connections.
 async fn counted(moment: Moment) -> BTreeMap<Labels, u64> {
     let query = "{__name__=~\"istio_requests_total|istio_tcp_connections_opened_total\"}";
     let mut all = BTreeMap::new();
@@ -242,7 +242,7 @@ fn value(one: &Value) -> f64 {
     text.parse().unwrap_or(f64::NAN)
 }
 
-/// Queries of the file whose answer isn't as expected.
+/// Queries of the file with an unexpected answer.
 async fn what_is_asked(moment: Moment) -> Vec<String> {
     let asked = queries();
     assert!(asked.len() > 60, "{} queries", asked.len());
@@ -262,7 +262,7 @@ async fn what_is_asked(moment: Moment) -> Vec<String> {
     wrong
 }
 
-/// Panels whose query fails or gives nothing.
+/// Panels with a failing or empty query.
 async fn what_panels_ask(moment: Moment) -> Vec<String> {
     let panels = panels();
     assert!(panels.len() > 50, "{} panels", panels.len());

@@ -1,4 +1,4 @@
-//! Envoy and gRPC's own xDS client on our control plane: the forms of configuration that aren't a sidecar's of ours.
+//! Envoy and gRPC's own xDS client on our control plane: the forms of configuration that aren't a Leno sidecar's.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 
 use crate::{Program, free};
 
-/// Where our control plane puts Envoy's outbound Listener.
+/// Address of Envoy's outbound Listener, as our control plane sets it.
 const ENVOY: &str = "127.0.0.1:15001";
 const NODE: &str = "sidecar~127.0.0.1~web.default~default.svc.cluster.local";
 

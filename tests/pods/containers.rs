@@ -1,5 +1,5 @@
-//! An injected pod as containers of the built image: init, sidecar, app, as their YAML says. What a kubelet does, as far as one pod
-//! needs it, is done here; the pod's network is a namespace of ours.
+//! An injected pod as containers of the built image: init, sidecar, app, as their YAML says. The kubelet's work, as far
+//! as one pod needs it, is done here; the pod's network is a namespace of ours.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
@@ -19,7 +19,7 @@ use crate::interception::service;
 
 /// The image that `deploy/images/build` makes.
 const IMAGE: &str = concat!("localhost/leno-proxy:", env!("CARGO_PKG_VERSION"));
-/// The app's: busybox, and a page.
+/// The app's image: busybox, and a page.
 const APP: &str = "localhost/leno-test-app:1";
 
 async fn podman(words: &[String]) -> Output {
@@ -91,7 +91,7 @@ impl Drop for Container {
     }
 }
 
-/// How podman runs `container` of `pod`, in the network of `at`.
+/// Arguments of podman for `container` of `pod`, in the network of `at`.
 fn run(pod: &Value, container: &Value, at: &Pod, secrets: &Path) -> Vec<String> {
     let mut all = words("run --tls-verify=false --pull=never");
     all.push(format!("--network=ns:{}", at.namespace()));
@@ -147,7 +147,7 @@ fn finish(mut all: Vec<String>, container: &Value) -> Vec<String> {
     all
 }
 
-/// Runs the pod's containers in their order; the app when the sidecar's startup probe succeeds.
+/// Starts the pod's containers in their order; the app when the sidecar's startup probe succeeds.
 async fn start(pods: &Pods, at: &Pod, pod: &Value, secrets: &Path) -> Vec<Container> {
     let mut running = Vec::new();
     let containers = ["initContainers", "containers"].map(|kind| pod["spec"][kind].as_array());
@@ -209,7 +209,7 @@ async fn an_injected_pod_runs_from_the_built_image() {
         "{}",
         answer.why()
     );
-    // The node's probes come in plaintext, and STRICT holds.
+    // The node's probes are plaintext, though the mode is STRICT.
     let ip = callee.ip;
     for probe in ["readyz", "livez"] {
         let path = format!("/app-health/app/{probe}");

@@ -1,4 +1,4 @@
-//! Envoy as a workload's sidecar on our control plane: the policies of its workload are in force there.
+//! Envoy as a workload's sidecar on our control plane: it enforces the policies of the workload.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use crate::interception::{app, service};
 
-/// Ports of the workload: one that carries HTTP, and one that carries bytes.
+/// Ports of the workload: one for HTTP, and one for TCP.
 const HTTP: u16 = 3001;
 const TCP: u16 = 3002;
 
@@ -31,7 +31,7 @@ fn registry(ip: Ipv4Addr) -> String {
     service("users", "http", 80, HTTP, &[ip.into()]) + tcp
 }
 
-/// The status of an answer; none where the connection ends without one.
+/// The status of a response; `None` when the connection ends without one.
 async fn ask(from: &Pod, to: SocketAddr, method: &'static str, path: &'static str) -> Option<u16> {
     from.run(async move {
         let exchange = async {
@@ -52,10 +52,10 @@ async fn ask(from: &Pod, to: SocketAddr, method: &'static str, path: &'static st
     .await
 }
 
-/// What is asked of the workload, and what may come of it.
+/// A request to the workload, by port, method and path, and its expected status.
 type Probe = (u16, &'static str, &'static str, Option<u16>);
 
-/// Policies, and what they let through.
+/// Policies, and requests with their expected statuses.
 fn cases() -> Vec<(String, Vec<Probe>)> {
     let (ok, denied, closed) = (Some(200), Some(403), None);
     vec![
@@ -64,7 +64,7 @@ fn cases() -> Vec<(String, Vec<Probe>)> {
                 "deny",
                 "action: DENY, rules: [{to: [{operation: {methods: [POST]}}]}]",
             ),
-            // On bytes what a DENY rule says of HTTP falls away.
+            // On TCP the HTTP conditions of a DENY rule fall away: it denies everything.
             vec![
                 (HTTP, "GET", "/", ok),
                 (HTTP, "POST", "/", denied),
@@ -76,7 +76,7 @@ fn cases() -> Vec<(String, Vec<Probe>)> {
                 "allow",
                 "action: ALLOW, rules: [{to: [{operation: {methods: [GET], paths: ['/ok*']}}]}]",
             ),
-            // On bytes an ALLOW rule that says something of HTTP meets none.
+            // On TCP an ALLOW rule with HTTP conditions matches nothing.
             vec![
                 (HTTP, "GET", "/ok/1", ok),
                 (HTTP, "POST", "/ok", denied),
@@ -105,7 +105,7 @@ fn cases() -> Vec<(String, Vec<Probe>)> {
                 "who",
                 "action: ALLOW, rules: [{from: [{source: {namespaces: [default]}}]}]",
             ),
-            // A stranger proves nothing.
+            // A stranger has no identity.
             vec![(HTTP, "GET", "/", denied), (TCP, "GET", "/", closed)],
         ),
     ]
@@ -118,7 +118,7 @@ fn start(pod: &Pod, mesh: &Mesh, directory: &Path, variant: &str) -> Child {
     let admin = SocketAddr::from(([127, 0, 0, 1], 15000));
     let config = envoy::bootstrap(directory, mesh.xds, variant, &node, admin);
     std::fs::write(directory.join("envoy.yaml"), config).expect("written");
-    // Envoy runs as the sidecar's user, whose connections aren't taken over.
+    // Envoy runs as the sidecar's user, whose connections aren't intercepted.
     std::process::Command::new("chmod")
         .args(["-R", "a+rX"])
         .arg(directory)
@@ -146,7 +146,7 @@ async fn enforces(variant: &str) {
     }
     workload.init("").await;
     let directory = Directory::new();
-    // The first policies are there when it starts, the others come while it runs.
+    // The first policies are there at its start, the others arrive while it runs.
     let _envoy = start(workload, &mesh, directory.path(), variant);
     for (yaml, probes) in &cases {
         let yaml = if yaml.is_empty() { "# nothing\n" } else { yaml };

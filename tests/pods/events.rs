@@ -1,5 +1,5 @@
-//! What happens to pods under load: planned events, and faults of the network between them. Nothing that is planned fails a
-//! request, and nothing ever comes twice.
+//! Pods under load: planned events, and faults of the network between them. Planned events fail no request, and no
+//! request arrives twice unless it may be repeated.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -18,10 +18,10 @@ use crate::traffic::{Apps, Outcome, Traffic, account_for, arrived, failures, hol
 /// One load at a time: two cores carry it.
 static ALONE: Mutex<()> = Mutex::const_new(());
 
-/// How long a fault lasts.
+/// Duration of a fault.
 const FAULT: Duration = Duration::from_secs(6);
 
-/// A caller's pod, three instances of a service, and what they are made of.
+/// A caller's pod and three instances of a service, with their apps, sidecars and control plane.
 struct Shop {
     apps: Vec<Apps>,
     caller: Injected,
@@ -54,7 +54,7 @@ impl Shop {
         Shop::with("").await
     }
 
-    /// With more flags for the callees' sidecars.
+    /// Starts the shop, with more flags for the callees' sidecars.
     async fn with(flags: &str) -> Shop {
         let pods = Pods::new(4);
         let mesh = pods.mesh(&registry(&pods.pods[1..])).await;
@@ -75,7 +75,7 @@ impl Shop {
         }
     }
 
-    /// About 200 requests a second to an address that is nobody's: where they go, their names say.
+    /// About 200 requests a second to an unused address: they are routed by host name.
     async fn traffic(&self) -> Traffic {
         let anywhere = SocketAddr::from(([10, 100, 0, 1], 80));
         self.pods.pods[0]
@@ -83,8 +83,8 @@ impl Shop {
             .await
     }
 
-    /// Replaces an instance as a rollout does: the registry forgets it 2 s after its end has begun. Its app ends first, as
-    /// in a pod whose sidecar is a native one, or its sidecar.
+    /// Replaces an instance as a rollout does: it leaves the registry 2 s after its end has begun. With `app_first` its
+    /// app ends before its sidecar, as in a pod with a native sidecar.
     async fn replace(&mut self, i: usize, app_first: bool) {
         let pod = &self.pods.pods[i + 1];
         let begun = Instant::now();
@@ -106,7 +106,7 @@ impl Shop {
         sleep(Duration::from_secs(1)).await;
     }
 
-    /// Connections between the caller's pod and the others that only one end still knows, by the caller's end.
+    /// Connections between the caller's pod and the others that only one end still has, by the caller's end.
     fn half_open(&self) -> Vec<SocketAddr> {
         let [caller, callees @ ..] = &self.pods.pods[..] else {
             return Vec::new();
@@ -124,13 +124,13 @@ impl Shop {
         calls.symmetric_difference(&called).copied().collect()
     }
 
-    /// Ends the traffic, and holds what became of it against what arrived.
+    /// Ends the traffic, and checks its outcomes against the requests that arrived.
     async fn close(self, traffic: Traffic) -> Vec<Outcome> {
         let outcomes = self.pods.pods[0].run(traffic.end()).await;
         self.account_for(outcomes)
     }
 
-    /// Holds what became of requests against what arrived, and the sidecars' memory against its bound.
+    /// Checks outcomes against the requests that arrived, and the sidecars' memory against its bound.
     fn account_for(&self, outcomes: Vec<(usize, Outcome)>) -> Vec<Outcome> {
         let outcomes = account_for(outcomes, &self.apps);
         let sidecars = self.callees.iter().chain([&self.caller]);
@@ -222,7 +222,7 @@ async fn requests_wait_for_an_app_that_starts_after_its_sidecar() {
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_that_end_as_they_are_used_again_cost_nothing() {
     let _alone = ALONE.lock().await;
-    // About as long as there is between two requests on a connection, so that the callees' sidecars close many as the next
+    // About the time between two requests on a connection, so that the callees' sidecars close many while the next
     // request is on its way to them.
     let shop = Shop::with("--idle-timeout 20ms").await;
     let traffic = shop.traffic().await;
@@ -241,19 +241,19 @@ async fn connections_that_end_as_they_are_used_again_cost_nothing() {
         ports.len(),
         failed.len()
     );
-    // The first POSTs may meet a close that nobody could know of yet.
+    // The first POSTs may meet a close that the caller's sidecar can't foresee yet.
     for outcome in failed {
         assert!(!outcome.is_get && outcome.is_explained, "{outcome:?}");
     }
     assert!(ports.len() > 100, "connections were not closed");
 }
 
-/// A fault while there is traffic: `begin` and `heal` are run where the bridge is.
+/// A fault under traffic: the scripts `begin` and `heal` run in the bridge's namespace.
 async fn fault(what: &str, begin: &str, heal: &str) {
     fault_at(|pods| &pods.world, what, begin, heal).await;
 }
 
-/// The same, run at one of the pods.
+/// The same, with the scripts in one of the pods.
 async fn fault_at(at: impl Fn(&Pods) -> &Pod, what: &str, begin: &str, heal: &str) {
     let _alone = ALONE.lock().await;
     let shop = Shop::open().await;
@@ -288,7 +288,7 @@ async fn fault_at(at: impl Fn(&Pods) -> &Pod, what: &str, begin: &str, heal: &st
     hold(&format!("4 pods, {what}"), &outcomes, began, healed);
 }
 
-/// Frames of the first instance's link that `fit` a rule are dropped, in either direction.
+/// A script that drops frames of the first instance's link that match `fit`, in either direction.
 fn dropping(fit: &str) -> String {
     let chain = |hook| {
         format!("chain {hook} {{ type filter hook {hook} device \"v2\" priority 0; {fit} drop; }};")
@@ -342,7 +342,7 @@ async fn a_partition_costs_no_get() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_storm_of_resets_between_pods_costs_no_get() {
-    // One packet of fifty to the first instance's sidecar is answered by a reset.
+    // One packet in fifty to the first instance's sidecar is answered by a reset.
     let rules = "table inet storm { chain input { type filter hook input priority 0; \
                  tcp dport 15006 numgen random mod 50 < 1 reject with tcp reset; }; }";
     let heal = "nft delete table inet storm";

@@ -1,4 +1,4 @@
-//! What is taken over, where it goes, and what is left alone.
+//! Interception: the connections that are taken over, their destinations, and the exceptions.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::timeout;
 
-/// The registry of a service behind pods.
+/// Registry objects of a service behind pods.
 pub(crate) fn service(name: &str, port: &str, number: u16, target: u16, pods: &[IpAddr]) -> String {
     let mut yaml = format!(
         "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec:\n  selector: {{app: {name}}}\n  \
@@ -27,7 +27,7 @@ pub(crate) fn service(name: &str, port: &str, number: u16, target: u16, pods: &[
     yaml
 }
 
-/// An app on every address of a pod: says who called, and whether by mutual TLS.
+/// Starts an app on every address of a pod; it answers with the caller's address and its XFCC.
 pub(crate) async fn app(pod: &Pod, port: u16) {
     let listening = async move {
         let listener = TcpListener::bind(("::", port)).await.expect("an address");
@@ -64,7 +64,7 @@ async fn answer(mut tcp: TcpStream, peer: SocketAddr) {
     }
 }
 
-/// What a program in the pod gets: it knows nothing of a mesh.
+/// Sends a GET as a program in the pod, unaware of the mesh.
 async fn get(pod: &Pod, address: SocketAddr, host: &str) -> (u16, String) {
     let host = host.to_owned();
     pod.run(async move {
@@ -100,7 +100,7 @@ async fn an_app_that_knows_nothing_speaks_mutual_tls_over_ipv4_and_ipv6() {
         panic!("three pods");
     };
     for ip in [IpAddr::from(callee.ip), callee.ip6.into()] {
-        // By the service's port and name, by the pod's own port and address.
+        // By the service's port and name, and by the pod's own port and address.
         for (port, host) in [
             (80, "user-service".to_owned()),
             (3001, SocketAddr::new(ip, 3001).to_string()),
@@ -112,7 +112,7 @@ async fn an_app_that_knows_nothing_speaks_mutual_tls_over_ipv4_and_ipv6() {
                 "{body}"
             );
         }
-        // Plaintext from outside is refused before the app hears of it.
+        // Plaintext from outside is refused before the app sees it.
         let refused = outside.run(async move {
             let mut tcp = TcpStream::connect((ip, 3001))
                 .await
@@ -141,7 +141,7 @@ async fn what_the_sidecar_dialled_in_vain_leads_no_connection_of_the_app_past_it
     let mesh = pods.mesh("").await;
     let pod = &pods.pods[0];
     let _sidecar = pod.inject(&mesh, "web", "").await;
-    // Nobody is there, nor says so.
+    // Nothing is there, and no ICMP error says so.
     let nobody = SocketAddr::from(([10, 100, 0, 9], 9999));
     let app = pod
         .run(async move {
@@ -160,7 +160,7 @@ async fn what_the_sidecar_dialled_in_vain_leads_no_connection_of_the_app_past_it
         dialling().await.is_none().then_some(())
     })
     .await;
-    // The kernel still waits for an answer to that.
+    // The kernel still waits for an answer to the sidecar's SYN.
     let again = pod.run(async move {
         let socket = TcpSocket::new_v4()?;
         socket.set_reuseaddr(true)?;
@@ -180,7 +180,7 @@ async fn a_pod_meets_its_own_service_as_any_caller_would() {
         let (status, body) = get(callee, (ip, 3001).into(), "user-service:80").await;
         assert_eq!(status, 200, "{body}");
     }
-    // By its name, whatever address that leads to.
+    // By its name, at any address.
     let elsewhere = SocketAddr::new(pods.pods[0].ip.into(), 80);
     let (status, body) = get(callee, elsewhere, "user-service").await;
     assert_eq!(status, 200, "{body}");
@@ -204,7 +204,7 @@ async fn what_nobody_knows_passes_unless_only_the_registry_may() {
         "destination_service_name=\"PassthroughCluster\"",
         "reporter=\"source\"",
     ];
-    // A request is counted when it is over, which may be after its answer has come.
+    // A request is counted at its end, which may be after its response has arrived.
     until("they are counted", || async {
         let count = caller.metric("istio_requests_total", labels).await;
         ((count - 2.0).abs() < 0.5).then_some(())
@@ -242,7 +242,7 @@ async fn what_is_excluded_goes_straight() {
     let _callee = callee.sidecar(&mesh, "user-service", "").await;
     let (status, body) = get(caller, (callee.ip, 3002).into(), "a").await;
     assert_eq!((status, body), (200, format!("{} nobody", caller.ip)));
-    // The caller's side as well: what is excluded there is plaintext, which the callee refuses.
+    // On the caller's side as well: excluded connections are plaintext, which the callee refuses.
     caller.init("--exclude-outbound-ports 3001").await;
     let _caller = caller.sidecar(&mesh, "order-service", "").await;
     let there = (callee.ip, 3001);
@@ -267,7 +267,7 @@ async fn without_the_rules_a_sidecar_does_not_start_and_says_why() {
         said.contains("connections are not taken over") && said.contains("leno-proxy init"),
         "{said}"
     );
-    // Rules that are removed are as good as none; twice written, they are there once.
+    // `init` and `clean` are idempotent; after both there are no rules.
     for words in ["init", "init", "clean", "clean"] {
         assert!(pods.pods[0].proxy(words).await.status.success(), "{words}");
     }
@@ -277,7 +277,7 @@ async fn without_the_rules_a_sidecar_does_not_start_and_says_why() {
     assert!(!done.status.success());
 }
 
-/// The first flight of a TLS client that wants the server `name`.
+/// The ClientHello of a TLS client for the server name `name`.
 fn client_hello(name: &'static str) -> Vec<u8> {
     let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
@@ -313,7 +313,7 @@ async fn tls_goes_where_its_server_name_is_known_to_be_and_is_never_opened() {
     let hello = client_hello("api.example.com");
     let sent = hello.clone();
     let asking = caller.run(async move {
-        // Wherever the name was resolved to.
+        // Any address that the name might resolve to.
         let mut tcp = TcpStream::connect("10.100.0.1:443")
             .await
             .expect("taken over");

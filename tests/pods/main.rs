@@ -1,4 +1,4 @@
-//! Sidecars in pods that are network namespaces: connections are taken over by the kernel, and nobody knows.
+//! Sidecars in pods that are network namespaces: the kernel redirects connections, unknown to the apps.
 
 #[cfg(feature = "containers")]
 mod containers;

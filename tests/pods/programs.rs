@@ -1,4 +1,4 @@
-//! Real programs through two sidecars, which know nothing of it: PostgreSQL, RabbitMQ, nginx, gRPC's own library, WebSocket.
+//! Real programs through two sidecars, unaware of them: PostgreSQL, RabbitMQ, nginx, gRPC's own library, WebSocket.
 //!
 //! `postgres`, `rabbitmq-server` and `nginx` of Debian must be installed, and a `python3` with grpcio, pika and websockets must be on
 //! PATH.
@@ -15,17 +15,17 @@ use tokio::time::{sleep, timeout};
 
 use crate::interception::service;
 
-/// A broker of its own in the directory. Connections come from the sidecar: RabbitMQ's guest may not only be local.
+/// A broker of its own in the directory. Its user `guest` isn't only for loopback: connections come from the sidecar.
 const RABBITMQ: &str = "export HOME=$PWD RABBITMQ_MNESIA_BASE=$PWD RABBITMQ_LOG_BASE=$PWD RABBITMQ_NODENAME=r@localhost RABBITMQ_NODE_PORT=5672\n\
     export RABBITMQ_DIST_PORT=25672 RABBITMQ_ENABLED_PLUGINS_FILE=$PWD/plugins ERL_EPMD_PORT=4369\n\
     echo 'loopback_users = none' > rabbitmq.conf\n\
     export RABBITMQ_CONFIG_FILE=$PWD/rabbitmq.conf\n\
     exec /usr/lib/rabbitmq/bin/rabbitmq-server\n";
 
-/// How long a program may take to start.
+/// Longest time that a program may take to start.
 const START: Duration = Duration::from_secs(60);
 
-/// A pod with a program, a caller's, and a stranger's.
+/// A server's pod with its program, a caller's, and a stranger's.
 struct Stage {
     directory: Directory,
     _program: Option<Child>,
@@ -34,7 +34,7 @@ struct Stage {
     pods: Pods,
 }
 
-/// Only order-service may reach `name`.
+/// A policy that lets only order-service reach `name`.
 fn only_orders(name: &str) -> String {
     format!(
         "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: {name}}}\nspec:\n  \
@@ -44,7 +44,7 @@ fn only_orders(name: &str) -> String {
 }
 
 impl Stage {
-    /// The server's pod, a caller's and a stranger's; short patience with what is idle.
+    /// Starts the server's pod, a caller's and a stranger's.
     async fn open(name: &str, port: &str, number: u16) -> Stage {
         let accounts = [name, "order-service", "stranger"];
         Stage::of(&accounts, |pods| {
@@ -54,7 +54,7 @@ impl Stage {
         .await
     }
 
-    /// A pod for each account.
+    /// Starts a pod for each account; idle connections end after 2 s downstream and 1 s upstream.
     async fn of(accounts: &[&str], yaml: impl Fn(&Pods) -> String) -> Stage {
         let pods = Pods::new(u8::try_from(accounts.len()).expect("a few"));
         let mesh = pods.mesh(&yaml(&pods)).await;
@@ -76,7 +76,7 @@ impl Stage {
         &self.pods.pods[0]
     }
 
-    /// Runs a script of the shell in the server's pod, and keeps what it starts.
+    /// Runs a shell script in the server's pod, and keeps the process.
     fn starts(&mut self, script: &str) {
         let path = self.write("start.sh", script);
         let log = std::fs::File::create(self.directory.path().join("log")).expect("a file");
@@ -96,7 +96,7 @@ impl Stage {
         path
     }
 
-    /// What a script of Python prints in a caller's pod, or how it failed.
+    /// Output of a Python script in a caller's pod, or its error.
     async fn python(&self, pod: usize, script: &str) -> Result<String, String> {
         let path = self.write(&format!("client-{pod}.py"), script);
         let words = format!("{} {}", path.display(), self.server().ip);
@@ -113,7 +113,7 @@ impl Stage {
         }
     }
 
-    /// The same once the program serves.
+    /// The same, repeated until the program serves.
     async fn once_it_serves(&self, script: &str) -> String {
         let deadline = tokio::time::Instant::now() + START;
         loop {
@@ -163,7 +163,7 @@ async fn postgresql_is_reached_by_those_who_may() {
 async fn rabbitmq_keeps_connections_that_say_nothing_and_loses_no_message() {
     let mut stage = Stage::open("broker", "tcp-amqp", 5672).await;
     stage.starts(RABBITMQ);
-    // Idle for longer than any patience of the sidecars, in the middle of a delivery.
+    // Idle for longer than the sidecars' idle timeouts, in the middle of a delivery.
     let orders = "import pika, sys, time\n\
         parameters = pika.ConnectionParameters(sys.argv[1], 5672, heartbeat=0, socket_timeout=5)\n\
         publisher, consumer = pika.BlockingConnection(parameters), pika.BlockingConnection(parameters)\n\
@@ -186,7 +186,7 @@ async fn rabbitmq_keeps_connections_that_say_nothing_and_loses_no_message() {
     assert!(refused.is_err(), "{refused:?}");
 }
 
-/// A service of the example in a pod: what it reads, and the lines that it prints.
+/// A service of the example in a pod: its stdin, and the lines that it prints.
 struct Talker {
     child: Child,
     said: tokio::io::Lines<tokio::io::BufReader<tokio::process::ChildStdout>>,

@@ -1,4 +1,4 @@
-//! Protocols in which the server begins: nobody waits for the client, declared or not.
+//! Server-first protocols: the greeting comes at once, on declared ports and others.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::interception::service;
 
 const GREETING: &[u8] = b"5.7.0-greeting";
 
-/// Greets whoever comes, and then says back what it is told.
+/// Starts a server that greets each connection and then echoes.
 async fn greeter(pod: &Pod, port: u16) {
     let listening = async move {
         let listener = TcpListener::bind(("::", port)).await.expect("an address");
@@ -30,7 +30,7 @@ async fn greeter(pod: &Pod, port: u16) {
     pod.run(listening).await;
 }
 
-/// How long the greeting takes; what is said afterwards comes back.
+/// Time until the greeting; bytes sent afterwards are echoed.
 async fn greeted(pod: &Pod, address: SocketAddr) -> Duration {
     pod.run(async move {
         let begun = Instant::now();
@@ -40,7 +40,7 @@ async fn greeted(pod: &Pod, address: SocketAddr) -> Duration {
         let took = begun.elapsed();
         assert_eq!(greeting, GREETING);
         tcp.write_all(b"hello").await.expect("written");
-        // Half closed: the answer still comes.
+        // Half closed: the answer still arrives.
         tcp.shutdown().await.expect("shut down");
         let mut answer = Vec::new();
         tcp.read_to_end(&mut answer).await.expect("an answer");
@@ -84,7 +84,7 @@ async fn a_greeting_comes_at_once_on_any_port() {
         }
         let (first, usual) = (all[0], median(all));
         println!("{what}: first {first:?}, median {usual:?}");
-        // The detection's own patience is 5 s.
+        // The timeout of protocol detection is 5 s.
         assert!(first < Duration::from_secs(2), "{what}: {first:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! Requests that Istio's sidecar keeps out, in every spelling and over every protocol.
+//! Requests that Istio's sidecar refuses, in every spelling and over every protocol.
 
 use std::net::Ipv4Addr;
 
@@ -16,7 +16,7 @@ fn policy(spec: &str) -> String {
     )
 }
 
-/// A policy that denies what `operation` names.
+/// A policy that denies `operation`.
 fn deny(operation: &str) -> String {
     policy(&format!(
         "action: DENY, rules: [{{to: [{{operation: {{{operation}}}}}]}}]"
@@ -55,7 +55,7 @@ async fn a_port_that_is_strict_takes_no_plaintext_whatever_the_workloads_mode_is
                 let reached = gets_in((ip, PORT).into(), way, &ca).await;
                 let is_taken = match port {
                     "protocol: HTTP, " | "protocol: GRPC, " => way.is_http(),
-                    // There HTTP is bytes as well.
+                    // On a TCP port HTTP is opaque bytes as well.
                     "protocol: TCP, " if way.is_http() && !way.is_plaintext() => continue,
                     _ => true,
                 };
@@ -132,7 +132,7 @@ async fn a_dot_segment_with_parameters_is_judged_routed_and_sent_on_as_a_dot_seg
     }
 }
 
-/// An app that switches to whatever it is asked for.
+/// An app that accepts every upgrade.
 async fn eager() -> Upstream {
     Upstream::start(|seen| match seen.header("upgrade") {
         Some(_) => b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: it\r\ncontent-length: 0\r\n\r\n".to_vec(),
@@ -173,7 +173,7 @@ async fn only_websocket_and_what_is_named_is_switched_to() {
             let status = if switched.is_some() { 101 } else { 200 };
             assert_eq!(response.status, status, "{lines:?} at {address}");
             if switched.is_none() {
-                // What follows is a request, which the rules see.
+                // The next bytes are a request, which the rules judge.
                 let refused = client
                     .ask("GET /admin HTTP/1.1\r\nHost: users\r\n\r\n")
                     .await;
@@ -188,7 +188,7 @@ async fn only_websocket_and_what_is_named_is_switched_to() {
             "{lines:?}"
         );
     }
-    // HTTP2-Settings that Connection doesn't name goes as well.
+    // HTTP2-Settings is removed even when Connection doesn't name it.
     let mut client = Client::connect((ip, PORT).into()).await;
     client
         .ask("GET / HTTP/1.1\r\nHost: users\r\nHTTP2-Settings: AAMA\r\n\r\n")
@@ -200,7 +200,7 @@ async fn only_websocket_and_what_is_named_is_switched_to() {
             .header("http2-settings"),
         None
     );
-    // Extended CONNECT for what isn't passed on would have nothing left.
+    // Extended CONNECT for a protocol that isn't passed on would have nothing left.
     for address in [caller.outbound, (ip, PORT).into()] {
         let before = app.requests().len();
         for (protocol, status) in [("foo", 501), ("h2c", 501), ("connect-udp", 501)] {
@@ -354,7 +354,7 @@ async fn a_port_that_is_declared_http_gets_http_and_no_strangers_tls() {
             let mesh = Mesh::start(&format!("{yaml}{}", mtls(mode))).await;
             let _proxy = mesh.workload("users", ip, app.address).await;
             for alpn in [&[][..], &[&b"h2"[..]], &[b"http/1.1"]] {
-                // Whatever the handshake comes to: what counts is whether the app was sent any of it.
+                // The handshake may fail in any way: the bytes that the app received count.
                 let tls = ca::connect((ip, PORT).into(), None, alpn).await;
                 assert!(tls.is_err(), "nobody here speaks TLS to strangers");
             }
@@ -409,7 +409,7 @@ async fn an_istio_callers_offers_are_taken_for_http_where_nobody_declared_the_po
     }
 }
 
-/// A mesh of two apps, `users` and `shop`, with the addresses of their sidecars.
+/// A mesh of two workloads, `users` and `shop`, in front of one app, with their addresses and sidecars.
 pub(crate) async fn users_and_shop() -> (Mesh, [Ipv4Addr; 2], [Proxy; 2]) {
     let (ips, app) = ([fresh_ip(), fresh_ip()], App::start().await);
     let services = format!(

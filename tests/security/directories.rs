@@ -1,5 +1,5 @@
-//! Directories of pieces, good and bad, put together by chance: a security object in the text is never without effect and
-//! without a word. Whether one is in the text is decided by a second reader, which knows nothing but lines.
+//! Directories of pieces, good and bad, put together at random: a security object in the text is always known or
+//! reported, and keeps callers out. A second reader, which knows only lines, finds the objects in the text.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,10 +16,11 @@ use leno_control_plane::source::compile::Settings;
 use leno_control_plane::source::file::{Options, Source};
 use leno_tests::Directory;
 
-/// Bytes of a file that are read: some are larger.
+/// Limit on the bytes of a file that are read: some files are larger.
 const BYTES: usize = 1500;
 
-/// An object, in block style. Each security object keeps whoever proves nothing away from the workloads that it selects.
+/// An object, in block style. Each security object keeps callers without an identity out of the workloads that it
+/// selects.
 fn piece(rng: &mut Rng, number: usize) -> String {
     let namespace = match rng.u8(..3) {
         0 => String::new(),
@@ -77,7 +78,7 @@ fn list(pieces: &[String]) -> String {
     format!("apiVersion: v1\nitems:\n{items}kind: List\n")
 }
 
-/// A file of pieces, damaged now and then.
+/// A file of pieces, sometimes damaged.
 fn text(rng: &mut Rng, next: &mut usize) -> Vec<u8> {
     let pieces: Vec<String> = (0..rng.usize(1..5))
         .map(|_| {
@@ -122,7 +123,7 @@ fn text(rng: &mut Rng, next: &mut usize) -> Vec<u8> {
         _ => text,
     };
     let mut bytes = text.into_bytes();
-    // One fault at a time: of a kind with a slip in a group that is torn nobody knows that it protects.
+    // One fault at a time: a misspelt kind in a torn group can't be recognised as a security object.
     let has_slip = String::from_utf8_lossy(&bytes).contains("Authoris");
     match rng.u8(..20) {
         0 if !has_slip => bytes.insert(rng.usize(..=bytes.len()), 0xe9),
@@ -138,19 +139,19 @@ fn text(rng: &mut Rng, next: &mut usize) -> Vec<u8> {
     bytes
 }
 
-/// A security object that the second reader sees.
+/// A security object found by the second reader.
 #[derive(Debug)]
 struct Seen {
     file: PathBuf,
-    /// The lines that are its own, from 1.
+    /// Its own lines, from 1.
     lines: std::ops::RangeInclusive<u64>,
     namespace: String,
     app: String,
-    /// False when it says nothing of whom it keeps out.
+    /// False when its spec names no callers to keep out.
     has_spec: bool,
 }
 
-/// The security objects of a file: lines that begin with `kind:`, or, in a list, with what a list puts before it.
+/// The security objects of a file: lines that begin with `kind:`, or, in a list, with a dash or indentation before it.
 fn seen(file: &Path, bytes: &[u8]) -> Vec<Seen> {
     let bytes: Vec<u8> = bytes.iter().copied().filter(|byte| *byte != 0).collect();
     let text = String::from_utf8_lossy(&bytes)
@@ -183,13 +184,13 @@ fn seen(file: &Path, bytes: &[u8]) -> Vec<Seen> {
             continue;
         }
         let end = kinds.get(i + 1).map_or(lines.len(), |(next, _)| *next);
-        // Its first lines may stand before its kind, and those of the next one before that.
+        // Its first lines may stand before its kind, and those of the next one before that one's.
         let own = &lines[*at..end];
         let ends = own
             .iter()
             .position(|line| line.starts_with("---") || line.starts_with("..."));
         let own = &own[..ends.unwrap_or(own.len())];
-        // Where the next one's kind is gone, its apiVersion tells of it.
+        // A next object without a kind is recognised by its apiVersion.
         let is =
             |line: &&str, key: &str| line.trim_start_matches("- ").trim_start().starts_with(key);
         let metadata = own
@@ -223,12 +224,12 @@ fn seen(file: &Path, bytes: &[u8]) -> Vec<Seen> {
     all
 }
 
-/// True when who proves nothing gets in to a workload.
+/// True when callers without an identity get in to a workload.
 fn gets_in(mesh: &Mesh, namespace: &str, app: &str) -> bool {
     let labels = BTreeMap::from([("app".to_owned(), app.to_owned())]);
     let labels = Labels::new([&labels]);
     let is_strict = mesh.mode(namespace, &labels, None).0 == Mode::Strict;
-    // None of the pieces allows anything.
+    // No piece allows anything.
     !is_strict && mesh.policies_for(namespace, &labels).next().is_none()
 }
 
@@ -252,7 +253,7 @@ fn read(directory: &Path) -> State {
 #[test]
 fn a_security_object_in_the_text_is_never_without_effect_and_without_a_word() {
     let (mut in_force, mut closed, mut unread) = (0, 0, 0);
-    // `.ci/long` has more of them.
+    // `.ci/long` runs more seeds.
     let seeds = std::env::var("LENO_SEEDS").map_or(1000, |seeds| seeds.parse().expect("a number"));
     for seed in 0..seeds {
         let (mut rng, mut next) = (Rng::with_seed(seed), 0);
@@ -279,7 +280,7 @@ fn a_security_object_in_the_text_is_never_without_effect_and_without_a_word() {
             let bytes = text(&mut rng, &mut next);
             fs::write(&path, &bytes).expect("written");
             if rng.u8(..4) == 0 {
-                // A second way to the same file, and one around.
+                // A second link to the same file, and a cycle.
                 let _ = symlink(&path, root.join("z.yaml"));
                 let _ = symlink(".", root.join("around"));
             }
@@ -324,7 +325,7 @@ fn a_security_object_in_the_text_is_never_without_effect_and_without_a_word() {
             }
         }
     }
-    // The test looked at something.
+    // Enough objects were seen.
     for (what, count, least) in [
         ("in force", in_force, 500),
         ("closed", closed, 500),

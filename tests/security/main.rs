@@ -1,4 +1,4 @@
-//! Requests that must stay out, through real sidecars. Apart from the other tests of the mesh, some of which measure time.
+//! Requests that must be refused. Apart from the other tests of the mesh, some of which measure time.
 #![allow(clippy::too_many_lines)]
 
 mod closed;

@@ -1,4 +1,4 @@
-//! Whatever stands in the configuration is in force, or closed, or named: through `leno validate`, and through a mesh that is served.
+//! Every object of the configuration is in force, closed or reported: by `leno validate`, and in a served mesh.
 
 use std::net::Ipv4Addr;
 use std::os::unix::fs::symlink;
@@ -13,27 +13,27 @@ use leno_tests::{fresh_ip, until};
 
 use crate::closed::users_and_shop;
 
-/// What becomes of callers of `users`; those of `shop` get in, but where the whole mesh or namespace is closed.
+/// Access that callers have to `users`; those of `shop` get in unless the whole mesh or namespace is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Users {
     /// They get in.
     Open,
-    /// Whoever proves nothing stays out.
+    /// Only callers with mutual TLS get in.
     Strict,
-    /// Nobody gets in.
+    /// No caller gets in.
     Denied,
-    /// Nor does anyone get in to `shop`.
+    /// No caller gets in, nor to `shop`.
     AllDenied,
 }
 
-/// Files that come into the directory, and what becomes of them.
+/// Files that are added to the directory, and their effect.
 struct Case {
     name: &'static str,
     write: fn(&Path),
     users: Users,
-    /// True when `leno validate` is content.
+    /// True when `leno validate` succeeds.
     is_valid: bool,
-    /// What it says; each is in one line of it.
+    /// Words of its output; those of an entry are in one line.
     says: &'static [&'static [&'static str]],
 }
 
@@ -331,7 +331,7 @@ fn hidden() -> Vec<Case> {
     ]
 }
 
-/// Files that a glance misses, and files that are no text.
+/// Files that are easily missed, and files that aren't text.
 fn unread() -> Vec<Case> {
     use Users::{AllDenied, Denied, Open};
     let of = |name, write, users, says: &'static [&'static [&'static str]]| Case {
@@ -451,7 +451,7 @@ fn unread() -> Vec<Case> {
     ]
 }
 
-/// True when callers fare as they should.
+/// True when callers have the access `users`.
 async fn is_so(mesh: &Mesh, ips: [Ipv4Addr; 2], users: Users) -> bool {
     let (ca, users_at, shop_at) = (mesh.ca(), (ips[0], PORT).into(), (ips[1], PORT).into());
     let plain = gets_in(users_at, Way::Http1, &ca).await;
@@ -474,7 +474,7 @@ async fn whatever_stands_in_the_directory_is_in_force_or_closed_or_named() {
     for case in cases() {
         let before: Vec<PathBuf> = paths(&config);
         (case.write)(&config);
-        // A policy for nobody shows that what came with it was read.
+        // A policy that selects no workload shows that the files written with it were read.
         mesh.write(
             "mark.yaml",
             &DENY
@@ -499,7 +499,7 @@ async fn whatever_stands_in_the_directory_is_in_force_or_closed_or_named() {
                 .any(|line| words.iter().all(|word| line.contains(word)));
             assert!(is_said, "{}: {words:?}: {printed}", case.name);
         }
-        // The log and the status say the same.
+        // The problems and the status say the same.
         let problems = mesh.problems();
         let lines: Vec<&str> = printed
             .lines()
@@ -538,7 +538,7 @@ async fn whatever_stands_in_the_directory_is_in_force_or_closed_or_named() {
     }
 }
 
-/// What stands directly in a directory.
+/// Entries of a directory.
 fn paths(directory: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(directory).expect("a directory");
     entries
@@ -568,7 +568,7 @@ async fn the_guides_block_pasted_whole_is_closed_and_named() {
         let place = format!("guide.yaml:{line}:1: error: ");
         assert!(printed.contains(&place), "{place} {printed}");
     }
-    // With the lines that are missing it says what the guide means.
+    // With the missing separators the guide is valid.
     let whole = guide
         .replace("\n# 3", "\n---\n# 3")
         .replace("\n# 4", "\n---\n# 4")

@@ -1,5 +1,5 @@
-//! A plain reading of labels denies, and nothing that it denies is served: random objects and registries, and their changes, through
-//! the control plane's translation and the sidecar's plan, against a reading that knows neither.
+//! Requests that a plain reading of labels denies are never served: random objects and registries, and their changes,
+//! through the control plane's translation and the sidecar's plan, against a reading that knows neither.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -48,7 +48,7 @@ impl Mode {
     }
 }
 
-/// An object that is for some workloads.
+/// A security object and the workloads that it selects.
 #[derive(Debug, Clone)]
 struct Object {
     namespace: &'static str,
@@ -60,7 +60,7 @@ struct Object {
 #[derive(Debug, Clone)]
 enum What {
     Peer(Mode, Option<(u16, Mode)>),
-    /// True when it denies; its rules: a path, and true where only `web` meets it.
+    /// True when it denies; its rules: a path, and true where only `web` matches.
     Policy(bool, Vec<(&'static str, bool)>),
 }
 
@@ -82,11 +82,11 @@ enum Kind {
     Refused,
 }
 
-/// A request, or bytes.
+/// An HTTP request, or a TCP connection.
 #[derive(Debug, Clone, Copy)]
 struct Request {
     port: u16,
-    /// None for bytes.
+    /// `None` for TCP.
     path: Option<&'static str>,
     /// True when `web` sends it by mutual TLS.
     is_mutual: bool,
@@ -128,7 +128,7 @@ fn object(rng: &mut Rng) -> Object {
 
 fn entry(rng: &mut Rng) -> Entry {
     Entry {
-        // A name that nothing had before: an entry that is refused has no last good form.
+        // A fresh name: a refused entry has no last good form.
         name: format!("e{}", rng.u64(..)),
         namespace: ["default", "default", "default", "shop"][rng.usize(..4)],
         account: [None, Some("users"), Some("users"), Some("other")][rng.usize(..4)],
@@ -196,12 +196,12 @@ impl Object {
         )
     }
 
-    /// True for a workload with these labels, in namespace `default`.
+    /// True when it applies to a workload with these labels, in namespace `default`.
     fn is_for(&self, labels: &Labels) -> bool {
         let fits =
             (self.selector.iter().flatten()).all(|(name, value)| labels.get(name) == Some(value));
         let here = match self.what {
-            // Of the root namespace only what is for everyone.
+            // In the root namespace only one without a selector.
             What::Peer(..) => {
                 self.namespace == "default"
                     || (self.namespace == "istio-system" && self.selector.is_none())
@@ -253,8 +253,8 @@ impl Entry {
     }
 }
 
-/// True when objects that are for a workload, by `is_for`, let a request pass: PeerAuthentications by level, DENY before
-/// ALLOW.
+/// True when the objects that apply to a workload, by `is_for`, let a request pass: PeerAuthentications by level, DENY
+/// before ALLOW.
 fn passes(objects: &[Object], is_for: impl Fn(&Object) -> bool, request: Request) -> bool {
     let own: Vec<&Object> = objects.iter().filter(|object| is_for(object)).collect();
     let level = |object: &Object| match (&object.selector, object.namespace) {
@@ -266,7 +266,7 @@ fn passes(objects: &[Object], is_for: impl Fn(&Object) -> bool, request: Request
     let is_closed = peers.clone().any(|object| object.is_broken);
     let mut mode = Mode::Permissive;
     for this in 0..3 {
-        // One that leaves it open is as the wider level.
+        // UNSET inherits the mode of the wider level.
         let here = peers.clone().filter(|object| level(object) == this);
         let modes = here.filter_map(|object| match object.what {
             What::Peer(_, Some((port, own))) if port == request.port && own != Mode::Unset => {
@@ -281,7 +281,7 @@ fn passes(objects: &[Object], is_for: impl Fn(&Object) -> bool, request: Request
     if !request.is_mutual && (is_closed || mode == Mode::Strict) {
         return false;
     }
-    // Of what is no HTTP a rule about it denies everything, and allows nothing.
+    // On TCP a DENY rule's path always matches, an ALLOW rule's never.
     let meets = |denies: bool, (path, only_web): &(&str, bool)| {
         let fits = request.path.map_or(denies, |own| own == *path);
         fits && (request.is_mutual || !only_web)
@@ -301,7 +301,7 @@ fn passes(objects: &[Object], is_for: impl Fn(&Object) -> bool, request: Request
     is_allowed || !has_allow
 }
 
-/// Everything that labels may be.
+/// All possible labels.
 fn every_reading() -> Vec<Labels> {
     let mut all = Vec::new();
     for app in [None, Some("a"), Some("b")] {
@@ -316,7 +316,7 @@ fn every_reading() -> Vec<Labels> {
     all
 }
 
-/// True when a plain reading lets the request pass. Labels that aren't known may be any.
+/// True when a plain reading lets the request pass. Unknown labels may be any.
 fn reads(objects: &[Object], known: &[Labels], request: Request) -> bool {
     match known {
         [] => every_reading()
@@ -336,7 +336,7 @@ fn compile(last: &mut LastGood, objects: &[Object], entries: &[Entry], step: usi
         root_namespace: "istio-system".to_owned(),
         outbound_traffic_policy: OutboundTrafficPolicy::default(),
     };
-    // Names that nothing had before: what is refused has no last good form.
+    // Fresh names: refused objects have no last good form.
     let objects = objects
         .iter()
         .enumerate()
@@ -352,7 +352,7 @@ fn compile(last: &mut LastGood, objects: &[Object], entries: &[Entry], step: usi
     last.apply(&settings, reading, UNIX_EPOCH).mesh
 }
 
-/// The sidecar's plan for what the control plane sends it.
+/// The sidecar's plan of the control plane's Listener.
 fn plan(mesh: &Mesh, node: &Node, workload: &Described) -> Arc<InboundPlan> {
     let world = World {
         mesh,
@@ -388,7 +388,7 @@ fn plan(mesh: &Mesh, node: &Node, workload: &Described) -> Arc<InboundPlan> {
     snapshot.inbound.expect("a plan")
 }
 
-/// True when the sidecar serves the request; nothing where it terminates no TLS.
+/// True when the sidecar serves the request; `None` where it terminates no TLS.
 fn serves(plan: &InboundPlan, request: Request) -> Option<bool> {
     let offers: &[&str] = match (request.is_mutual, request.path) {
         (true, Some(_)) => &["istio-http/1.1"],
@@ -431,7 +431,7 @@ fn what_a_plain_reading_of_labels_denies_is_never_served() {
             .collect(),
     };
     let (mut denied, mut served, mut unknown, mut several) = (0, 0, 0, 0);
-    // `.ci/long` has more of them.
+    // `.ci/long` runs more seeds.
     let seeds = std::env::var("LENO_SEEDS").map_or(200, |seeds| seeds.parse().expect("a number"));
     for seed in 0..seeds {
         let mut rng = Rng::with_seed(seed);
@@ -446,7 +446,7 @@ fn what_a_plain_reading_of_labels_denies_is_never_served() {
         let (mut entries, mut told) = (Vec::<Entry>::new(), BTreeMap::new());
         for step in 0..5 {
             let objects: Vec<Object> = (0..rng.usize(..6)).map(|_| object(&mut rng)).collect();
-            // Some go, and some come.
+            // Some entries go, and some come.
             entries.retain(|_| rng.bool());
             for entry in &mut entries {
                 match rng.u8(..8) {
@@ -458,7 +458,7 @@ fn what_a_plain_reading_of_labels_denies_is_never_served() {
             let fresh = rng.usize(..3) * usize::from(rng.bool());
             entries.extend((0..fresh).map(|_| entry(&mut rng)));
             let mesh = compile(&mut last, &objects, &entries, step);
-            // As a stream does: what was known and stands nowhere any more stays.
+            // As on a stream: a description that has vanished stays in force.
             described = mesh.describe(&node).or(&described);
             let now = entries.iter().filter(|entry| entry.describes());
             let now: BTreeMap<_, _> = now.map(|e| (e.name.clone(), e.labels.clone())).collect();
@@ -466,7 +466,7 @@ fn what_a_plain_reading_of_labels_denies_is_never_served() {
                 let is_new = !told.values().any(|known| known == labels);
                 !told.contains_key(name) && !labels.is_empty() && is_new
             });
-            // One that goes, or has no labels, changes nothing, until another comes.
+            // An entry that goes, or loses its labels, changes nothing until another comes.
             told.retain(|name, _| now.contains_key(name) || !has_come);
             for (name, labels) in now {
                 let own: &mut Labels = told.entry(name).or_default();
@@ -510,7 +510,7 @@ fn what_a_plain_reading_of_labels_denies_is_never_served() {
             }
         }
     }
-    // The test looked at something.
+    // Enough requests were judged.
     for (what, count, least) in [
         ("denied", denied, 2_000),
         ("served", served, 2_000),

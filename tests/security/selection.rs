@@ -1,4 +1,4 @@
-//! Selectors and the workloads that they are for, also those that nothing describes.
+//! Selectors, and the workloads that they apply to, also those that the registry doesn't describe.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -10,10 +10,10 @@ use leno_tests::mesh::{Mesh, PORT, Proxy, service};
 use leno_tests::probe::{Answer, App, Way, ask, gets_in};
 use leno_tests::{fresh_ip, until};
 
-/// A file that holds no object: unlike an empty one it is believed at once.
+/// A file without objects: unlike an empty file, it takes effect at once.
 const NOTHING: &str = "# nothing\n";
 
-/// A policy that is for everyone, written with others, to see whether they are in force.
+/// A policy for all workloads, written along with others to show that they are in force.
 const MARKER: &str = "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: marker}\n\
     spec: {action: DENY, rules: [{to: [{operation: {paths: [/marker]}}]}]}\n";
 
@@ -29,12 +29,12 @@ fn strict(name: &str, spec: &str) -> String {
     )
 }
 
-/// A selector of an app.
+/// A selector by app.
 fn of(app: &str) -> String {
     format!("selector: {{matchLabels: {{app: {app}}}}}, ")
 }
 
-/// Objects that hold an app closed, and what for.
+/// Objects that close an app, each with its label in messages.
 fn closing(app: &str) -> [(&'static str, String); 4] {
     let of = of(app);
     [
@@ -54,7 +54,7 @@ fn closing(app: &str) -> [(&'static str, String); 4] {
     ]
 }
 
-/// An object of the registry that is to describe a workload.
+/// An object of the registry that may describe a workload.
 fn entry(kind: &str, name: &str, namespace: &str, spec: &str) -> String {
     format!(
         "---\napiVersion: networking.istio.io/v1\nkind: {kind}\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {{{spec}}}\n"
@@ -72,7 +72,7 @@ fn service_entry(name: &str, namespace: &str, spec: &str) -> String {
     )
 }
 
-/// A form in which the registry says something of a workload at `ip`, and whether it describes it.
+/// A form of the registry's objects for a workload at `ip`, and true when it describes the workload.
 type Form = (&'static str, bool, fn(&str, Ipv4Addr) -> String);
 
 const FORMS: [Form; 9] = [
@@ -128,7 +128,7 @@ const FORMS: [Form; 9] = [
     ("nothing", false, |_, _| String::new()),
 ];
 
-/// A workload in front of an app of its own, and what the registry says of it.
+/// A workload in front of an app of its own, and its form in the registry.
 struct Workload {
     what: &'static str,
     is_described: bool,
@@ -169,7 +169,7 @@ impl Workload {
         .await;
     }
 
-    /// Waits until the app isn't reached by `way`, and holds then that it isn't by any other that should be closed.
+    /// Waits until plaintext HTTP is refused, then asserts the same of every other way that should be closed.
     async fn is_closed(&self, why: &str, mode: &str, ca: &Ca) {
         until(&format!("{why}: {} is closed", self.what), || async {
             (!gets_in(self.address, Way::Http1, ca).await).then_some(())
@@ -179,7 +179,7 @@ impl Workload {
         let mut mutual = 0;
         for way in Way::ALL {
             let open = gets_in(self.address, way, ca).await;
-            // The marker is about HTTP: it denies bytes.
+            // The marker has HTTP conditions: it denies TCP.
             let may = mode == "STRICT" && way.is_http() && !way.is_plaintext();
             assert_eq!(open, may, "{why}: {} by {way:?}", self.what);
             mutual += usize::from(may);
@@ -207,11 +207,11 @@ async fn a_workload_that_nothing_describes_is_held_closed_by_every_selector() {
         for (mode, object) in closing(app) {
             let why = format!("{mode} for {app}");
             mesh.write("closing.yaml", &format!("{object}{MARKER}"));
-            // The update has reached everyone.
+            // The update has reached every sidecar.
             for workload in &all {
                 workload.is_marked(&ca).await;
             }
-            // One that is described as another app's isn't closed.
+            // A workload that is described as another app's stays open.
             for workload in &all {
                 if app == "users" || !workload.is_described {
                     workload.is_closed(&why, mode, &ca).await;
@@ -244,7 +244,7 @@ async fn a_workload_that_nothing_describes_starts_closed_and_opens_once_it_is_de
             assert_eq!(open, workload.is_described, "{} by {way:?}", workload.what);
         }
     }
-    // Late, but it comes.
+    // A late description opens them.
     let entries = ips.iter().enumerate().map(|(number, ip)| {
         let spec = format!("address: {ip}, labels: {{app: users}}, serviceAccount: users");
         entry("WorkloadEntry", &format!("late-{number}"), "default", &spec)
@@ -290,7 +290,7 @@ async fn a_policy_of_the_root_namespace_with_a_selector_holds_as_well_and_an_all
     for closed in ["/one", "/two", "/secret", "/other"] {
         assert_eq!(path(closed).await.status, 403, "{closed}");
     }
-    // An ALLOW that is surely for it opens what it opens under any labels; a DENY that may be for it holds.
+    // An ALLOW that surely applies opens its paths under any labels; a DENY that may apply holds.
     mesh.write(
         "all.yaml",
         &deny(
@@ -477,10 +477,10 @@ async fn what_is_held_closed_is_named_with_what_would_describe_it() {
         lines[0].contains(&ip.to_string()) && lines[0].ends_with(" 2"),
         "{lines:?}"
     );
-    // The refusal says so itself.
+    // A request is refused as well.
     let refused = ask((ip, PORT).into(), Way::Tls1, &mesh.ca(), "GET", "/").await;
     assert_eq!(refused, Answer::Status(403));
-    // Gone with the proxy, as with the reason.
+    // The report ends with the proxy, as with the reason.
     callee.stop().await;
     until("nobody is held any more", || async {
         metric().await.is_empty().then_some(())
@@ -500,7 +500,7 @@ async fn an_endpoint_that_is_removed_while_its_sidecar_runs_and_drains_opens_not
         "{}action: DENY, rules: [{{to: [{{operation: {{paths: [/secret]}}}}]}}]",
         of("users")
     );
-    // Without labels that are known, this one would close the sidecar.
+    // Without known labels, this one would close the sidecar.
     let other = format!("{}action: DENY, rules: [{{}}]", of("other"));
     let objects = format!(
         "{}{}{}",
@@ -559,7 +559,7 @@ async fn an_endpoint_that_is_removed_while_its_sidecar_runs_and_drains_opens_not
         until(what, || async { (reached() > before + 50).then_some(()) }).await;
     };
     more("traffic before").await;
-    // One is left out, then all, then the whole entry is gone.
+    // The endpoint goes, comes back and goes again; then its sidecar drains.
     mesh.write("mesh.yaml", &listed(&ips[1..]));
     more("traffic without the endpoint").await;
     mesh.write("mesh.yaml", &listed(&ips));
@@ -603,7 +603,7 @@ async fn an_entry_that_is_removed_leaves_its_sidecar_as_it_was_while_another_lif
             (state.mesh.endpoints_at(ip.into()).count() == 0).then_some(())
         })
         .await;
-        // What is written now is seen later than what was written before.
+        // A later write is seen later.
         mesh.write("marker.yaml", MARKER);
         until("the marker is in force", || async {
             (ask(address, Way::Http1, &ca, "GET", "/marker").await == Answer::Status(403))

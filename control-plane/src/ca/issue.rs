@@ -1,4 +1,4 @@
-//! Issuing: template, signature, and a second look at what was signed.
+//! Issuing: template, signature, and a check of the signed certificate.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -14,11 +14,11 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::root::Root;
 use super::{Bearer, Ca, Identity, labels, provider};
 
-/// Certificates begin this much in the past, for clocks that are late; as Istio's.
+/// Backdating of certificates, for clocks that are late; as Istio's.
 pub(super) const BACKDATE: Duration = Duration::from_secs(120);
-/// The shortest life that is issued.
+/// Shortest lifetime that is issued.
 const MIN_TTL: Duration = Duration::from_secs(2);
-/// The largest signing request that is looked at.
+/// Largest signing request, in bytes.
 const MAX_CSR: usize = 16 * 1024;
 
 impl Ca {
@@ -88,13 +88,13 @@ pub struct Issued {
 pub(super) struct Subject<'a> {
     /// The SPIFFE ID.
     pub(super) id: &'a str,
-    /// Hosts at which it is reached.
+    /// Hosts at which the subject is reached.
     pub(super) hosts: &'a [SanType],
     /// The workload's labels.
     pub(super) labels: &'a BTreeMap<String, String>,
 }
 
-/// Signs a certificate for `key`, and checks what was signed.
+/// Signs a certificate for `key`, and checks the result.
 pub(super) fn sign(
     root: &Root,
     key: &impl PublicKeyData,
@@ -103,7 +103,7 @@ pub(super) fn sign(
     now: SystemTime,
 ) -> Result<CertificateDer<'static>, String> {
     let mut params = CertificateParams::default();
-    // An empty subject makes the name critical, as X.509-SVID wants it.
+    // An empty subject makes the alternative name critical, as X.509-SVID requires.
     params.distinguished_name = DistinguishedName::new();
     let uri = subject
         .id
@@ -128,7 +128,7 @@ pub(super) fn sign(
     Ok(leaf)
 }
 
-/// Looks at what was signed as a peer will: whatever the template was, only this may leave.
+/// Verifies the signed certificate as a peer will: whatever the template held, only one that passes may leave.
 fn check(
     root: &Root,
     leaf: &CertificateDer<'_>,

@@ -1,7 +1,7 @@
 //! Labels in certificates: those of a join token stand in each certificate that it leads to, so that every replica of the
 //! control plane knows them, also after a restart.
 //!
-//! The extension is Leno's own, and not critical: other programs read over it. Its value is a JSON object.
+//! The extension is Leno's own, and not critical: other programs ignore it. Its value is a JSON object.
 
 use std::collections::BTreeMap;
 
@@ -10,15 +10,15 @@ use x509_parser::prelude::X509Certificate;
 
 use super::is_name;
 
-/// Below `2.25`, whose identifiers nobody has to register (ITU-T X.667): a number drawn once.
+/// OID of the extension, below the arc `2.25`, which needs no registration (ITU-T X.667): `LenoLabl` in ASCII.
 const OID: [u64; 3] = [2, 25, 0x4c65_6e6f_4c61_626c];
-/// Bytes of a workload's labels, so that certificates and tokens stay small.
+/// Most bytes of a workload's labels, so that certificates and tokens stay small.
 const MAX: usize = 4096;
 
-/// Checks labels that a workload is to have.
+/// Checks the labels of a workload.
 ///
 /// # Errors
-/// Names the one that isn't a label (Kubernetes' syntax), or says that they are too long.
+/// When one isn't a label (Kubernetes' syntax), with its name, or all together are too long.
 pub fn check(labels: &BTreeMap<String, String>) -> Result<(), String> {
     let is_value = |value: &str| value.is_empty() || (value.len() <= 63 && is_name(value));
     let is_label = |(name, value): &(&String, &String)| match name.rsplit_once('/') {
@@ -44,7 +44,7 @@ pub fn check(labels: &BTreeMap<String, String>) -> Result<(), String> {
     }
 }
 
-/// The extension that holds `labels`; none without any.
+/// The extension that holds `labels`; `None` without any.
 pub(super) fn extension(
     labels: &BTreeMap<String, String>,
 ) -> Result<Option<CustomExtension>, String> {

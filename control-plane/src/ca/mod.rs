@@ -1,7 +1,7 @@
-//! The certificate authority: who may be whom, and the certificates that say so.
+//! The certificate authority: workload identities, and the certificates that prove them.
 //!
-//! Invariant: a certificate's name is decided here, from what the caller proved; a request only brings a key. What was
-//! signed is checked again before it leaves.
+//! Invariant: a certificate's name is decided here, from the identity that the caller proved; a request only brings a
+//! key. Every signed certificate is checked again before it leaves.
 
 pub mod issue;
 pub mod labels;
@@ -30,10 +30,10 @@ use root::Root;
 use service_account::ServiceAccounts;
 use token::Ledger;
 
-/// The life of workload certificates when nobody asks for less.
+/// Default lifetime of workload certificates; a request may ask for less.
 pub const DEFAULT_TTL: Duration = Duration::from_secs(24 * 3600);
 
-/// Whose certificate it is.
+/// The identity in a workload certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// The whole SPIFFE ID.
@@ -46,12 +46,12 @@ pub struct Identity {
     pub account: String,
     /// Its workload's labels, as its join token has them.
     pub labels: BTreeMap<String, String>,
-    /// When the certificate ends.
+    /// Expiry of the certificate.
     pub not_after: SystemTime,
 }
 
 impl Identity {
-    /// What a verified certificate says.
+    /// Reads the identity from a verified certificate.
     ///
     /// # Errors
     /// When it holds anything but one SPIFFE ID of a mesh.
@@ -95,7 +95,7 @@ pub struct Bearer {
     pub labels: BTreeMap<String, String>,
 }
 
-/// Whether a text can be a part of a SPIFFE ID.
+/// True for a text that can be a part of a SPIFFE ID.
 pub fn is_name(part: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
     !part.is_empty() && part.bytes().all(allowed)
@@ -109,9 +109,9 @@ pub struct Ca {
     own_id: String,
     max_ttl: Duration,
     own: ArcSwapOption<CertifiedKey>,
-    /// Where the control plane is reached, for clients that know hosts and no SPIFFE IDs.
+    /// Hosts of the control plane, for clients that verify hosts instead of SPIFFE IDs.
     hosts: OnceLock<Vec<SanType>>,
-    /// Whose service accounts may prove who they are by their tokens.
+    /// Verifier of service account tokens, if they are accepted.
     service_accounts: Option<ServiceAccounts>,
     ledger: Mutex<Ledger>,
     directory: PathBuf,
@@ -141,7 +141,7 @@ impl Ca {
         Ok(ca)
     }
 
-    /// The same, to whose certificates service accounts get by their tokens.
+    /// Accepts a cluster's service account tokens as well.
     ///
     /// # Errors
     /// When the cluster's key set can't be read.
@@ -161,12 +161,12 @@ impl Ca {
         &self.own_id
     }
 
-    /// Where it lives.
+    /// The directory of its files.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// When its root's certificate ends, in seconds since 1970; 0 when that can't be read.
+    /// Expiry of the root certificate, in seconds since 1970; 0 when it can't be parsed.
     pub fn root_ends(&self) -> i64 {
         let Ok((_, pem)) = x509_parser::pem::parse_x509_pem(self.root.pem().as_bytes()) else {
             return 0;
@@ -194,8 +194,8 @@ impl Ca {
         self.own.load_full()
     }
 
-    /// The control plane listens at `address`: its own certificate names it, beside `localhost`, for clients that know
-    /// hosts and no SPIFFE IDs, like gRPC's.
+    /// Adds `localhost`, and `address` unless it is unspecified, to the control plane's own certificate, for clients
+    /// that verify hosts instead of SPIFFE IDs, such as gRPC's library.
     ///
     /// # Errors
     /// When the certificate can't be signed anew.
@@ -234,7 +234,7 @@ impl Ca {
         Ok(())
     }
 
-    /// Renews the control plane's own certificate for ever.
+    /// Renews the control plane's own certificate for ever, at half its lifetime.
     pub async fn keep_own(self: Arc<Ca>) {
         loop {
             tokio::time::sleep(self.max_ttl / 2).await;
@@ -245,7 +245,7 @@ impl Ca {
     }
 }
 
-/// The one cryptography of the process.
+/// The one cryptography provider of the process.
 pub fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
     Arc::clone(PROVIDER.get_or_init(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider())))

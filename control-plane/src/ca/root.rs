@@ -14,7 +14,7 @@ use rcgen::{
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-/// A root lives ten years, as Istio's.
+/// Lifetime of a root: ten years, as Istio's.
 const LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// The root of trust.
@@ -93,7 +93,7 @@ impl Root {
             .collect()
     }
 
-    /// What signs certificates.
+    /// The issuer that signs certificates.
     pub(super) fn issuer(&self) -> Result<Issuer<'static, KeyPair>, String> {
         let key = KeyPair::from_pem(&self.key_pem).map_err(|error| format!("root key: {error}"))?;
         Issuer::from_ca_cert_der(&self.der, key).map_err(|error| format!("root: {error}"))

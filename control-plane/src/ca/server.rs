@@ -1,4 +1,4 @@
-//! `istio.v1.auth.IstioCertificateService`: a signing request in, a chain out, for whoever proves who they are.
+//! `istio.v1.auth.IstioCertificateService`: a signing request in, a chain out, for callers that prove their identity.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -24,7 +24,7 @@ impl Certificates {
         Certificates { ca, metrics }
     }
 
-    /// The caller, as its certificate proves, or a token.
+    /// The caller's identity, from its client certificate or else its bearer token.
     fn caller(
         &self,
         request: &Request<IstioCertificateRequest>,
@@ -66,7 +66,7 @@ impl IstioCertificateService for Certificates {
         let id = self.ca.id_of(&bearer);
         if id == self.ca.own_id() {
             self.metrics.denied.inc();
-            // Whoever had it could be the control plane to every sidecar.
+            // With it a workload could pose as the control plane to every sidecar.
             let reason = format!("{id} is the control plane's own identity");
             tracing::warn!(reason, "no certificate");
             return Err(Status::permission_denied(reason));

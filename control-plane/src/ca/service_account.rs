@@ -1,6 +1,6 @@
-//! Kubernetes' service account tokens as proof of who asks: those that the cluster makes for our own audience, as projected
-//! volumes hold them, verified against the cluster's key set (RFC 7517, RFC 7519). The cluster itself is not asked, so that a
-//! token is good until it ends, even if its pod has ended before.
+//! Kubernetes' service account tokens as proof of identity: those that the cluster issues for our own audience, as
+//! projected volumes hold them, verified against the cluster's key set (RFC 7517, RFC 7519). The cluster itself is not
+//! asked, so a token is valid until it expires, even if its pod has ended before.
 
 use std::fs::File;
 use std::io::Read;
@@ -21,18 +21,18 @@ use serde_json::Value;
 use super::is_name;
 use super::token::seconds;
 
-/// For whom tokens must be: what `leno inject` asks the cluster for.
+/// Audience that tokens must have; `leno inject` requests it from the cluster.
 pub const AUDIENCE: &str = "leno-ca";
-/// Longest token.
+/// Longest token, in bytes.
 const MAX_TOKEN: usize = 16 * 1024;
-/// Largest key set.
+/// Largest key set, in bytes.
 const MAX_KEYS: u64 = 256 * 1024;
-/// Longest part of a token that is told in a refusal.
+/// Longest quote from a token in an error, in characters.
 const MAX_TOLD: usize = 64;
-/// How late our clock may be, in seconds: a token begins when it is made.
+/// Tolerated delay of our clock, in seconds: a token is valid from the moment it is issued.
 const LATE: u64 = 60;
 
-/// Whose tokens are accepted.
+/// Verifier of the service account tokens of one cluster.
 #[derive(Debug, Clone)]
 pub struct ServiceAccounts {
     /// The cluster's key set, as `kubectl get --raw /openid/v1/jwks` prints it. Read again for each token, since clusters
@@ -88,7 +88,7 @@ struct KeySet {
 struct Key {
     #[serde(default)]
     kid: Option<String>,
-    /// What it is for: signatures, if it says so.
+    /// Its use; only keys for signatures, or without a use, count.
     #[serde(default, rename = "use")]
     purpose: Option<String>,
     #[serde(flatten)]
@@ -102,12 +102,12 @@ enum Public {
     Rsa { n: String, e: String },
     #[serde(rename = "EC")]
     Ec { crv: String, x: String, y: String },
-    /// Of no use here.
+    /// A key type that isn't supported.
     #[serde(other)]
     Other,
 }
 
-/// How a token is signed (RFC 7518, section 3.1). Never by a shared secret, nor not at all.
+/// Signature algorithm of a token (RFC 7518, section 3.1). Neither a shared secret nor `none` is accepted.
 enum Algorithm {
     Rsa(&'static RsaParameters),
     Ec(&'static str, &'static EcdsaVerificationAlgorithm),
@@ -125,7 +125,7 @@ impl Algorithm {
         })
     }
 
-    /// Whether `key` made `signature` of `message` by this.
+    /// True when `signature` is that of `message` by `key`.
     fn verifies(&self, key: &Public, message: &[u8], signature: &[u8]) -> bool {
         let bytes = |text: &str| URL_SAFE_NO_PAD.decode(text).unwrap_or_default();
         match (self, key) {
@@ -145,16 +145,16 @@ impl Algorithm {
     }
 }
 
-/// Whether a bearer's token has the form of these: join tokens have two parts.
+/// True for a bearer token in the form of a JWT, of three parts: join tokens have two.
 pub(super) fn is_one(token: &str) -> bool {
     token.split('.').count() == 3
 }
 
 impl ServiceAccounts {
-    /// Whose token it is, as `(namespace, account)`.
+    /// Verifies a token; returns its `(namespace, account)`.
     ///
     /// # Errors
-    /// Why it isn't accepted.
+    /// The reason when it isn't accepted.
     pub fn verify(&self, token: &str, now: SystemTime) -> Result<(String, String), String> {
         let wrong = |why: String| format!("service account token: {why}");
         self.check(token.trim(), seconds(now)).map_err(wrong)
@@ -215,7 +215,7 @@ impl ServiceAccounts {
             tracing::error!(error, "no service account token can be verified");
             "the cluster's keys can't be read"
         })?;
-        // A token without an identifier may be any key's.
+        // A token without `kid` may be signed by any key.
         let may_be = |key: &&Key| header.kid.is_none() || key.kid == header.kid;
         let mut candidates = keys.iter().filter(may_be).peekable();
         if candidates.peek().is_none() {
@@ -239,7 +239,7 @@ impl ServiceAccounts {
         }
         let set: KeySet =
             serde_json::from_slice(&json).map_err(|error| wrong(error.to_string()))?;
-        // One that can't be used is no reason to do without the others.
+        // A key that can't be parsed is no reason to do without the others.
         let keys = set.keys.into_iter();
         let keys = keys.filter_map(|key| serde_json::from_value::<Key>(key).ok());
         let signs = |key: &Key| {
@@ -250,16 +250,16 @@ impl ServiceAccounts {
         Ok(keys.filter(signs).collect())
     }
 
-    /// Whether the key set can be read now.
+    /// Checks that the key set can be read now.
     ///
     /// # Errors
-    /// Why not.
+    /// The reason when it can't.
     pub fn is_readable(&self) -> Result<(), String> {
         self.keys().map(drop)
     }
 }
 
-/// The beginning of what a token says, for a refusal.
+/// The beginning of a token's value, for an error.
 fn told(text: &str) -> String {
     text.chars().take(MAX_TOLD).collect()
 }

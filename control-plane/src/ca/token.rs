@@ -1,8 +1,8 @@
-//! Join tokens: signed by the CA, for one service account, for a while, for a number of uses; and the ledger of what was
-//! used and what is not welcome any more.
+//! Join tokens: signed by the CA, for one service account, a limited time and a number of uses; and the ledger of used
+//! and revoked tokens and of denied identities.
 //!
-//! A token is `base64url(payload) "." base64url(signature)`; the payload names the roots, so that its bearer knows whom
-//! to trust before it has anything.
+//! A token is `base64url(payload) "." base64url(signature)`; the payload holds the fingerprints of the roots, so that
+//! its bearer can verify the control plane at first contact.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -22,13 +22,13 @@ use serde::{Deserialize, Serialize};
 use super::root::write_secret;
 use super::{Bearer, Ca, is_name, labels, service_account};
 
-/// How long a token is good for when nobody says otherwise.
+/// Default lifetime of a token.
 pub const DEFAULT_LIFE: Duration = Duration::from_secs(3600);
 
-/// The bytes of a token that are looked at.
+/// Longest token, in bytes.
 const MAX_TOKEN: usize = 8192;
 
-/// What a token says.
+/// Payload of a token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Payload {
     /// Unique among tokens.
@@ -40,9 +40,9 @@ pub struct Payload {
     /// The workload's labels.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
-    /// Seconds since 1970 after which it is worth nothing.
+    /// Expiry, in seconds since 1970.
     pub expires: u64,
-    /// How many keys it may get a certificate for.
+    /// Number of keys that it may get a certificate for.
     pub uses: u32,
     /// SHA-256 of the roots, in hexadecimal.
     pub roots: Vec<String>,
@@ -88,11 +88,12 @@ impl Ca {
         }
     }
 
-    /// The bearer of a token: a service account's own, or a join token of ours, in time, not used up
-    /// and not revoked. A use is a (token, key): a proxy whose answer was lost may ask again with the same key.
+    /// Redeems a token, and returns its bearer: a service account's token, or a join token that is neither expired,
+    /// used up nor revoked. A use is a (token, key): a proxy that missed the response may repeat the request with the
+    /// same key.
     ///
     /// # Errors
-    /// Why it isn't accepted.
+    /// The reason when it isn't accepted.
     pub fn redeem(&self, token: &str, key: &[u8], now: SystemTime) -> Result<Bearer, String> {
         if service_account::is_one(token) {
             let none = "service account tokens are not accepted here: --service-account-jwks-file";
@@ -120,10 +121,10 @@ impl Ca {
         })
     }
 
-    /// Whether an identity may renew.
+    /// Checks that an identity may get certificates.
     ///
     /// # Errors
-    /// Why it may not.
+    /// When it is denied, or the ledger can't be read.
     pub fn welcome(&self, namespace: &str, account: &str) -> Result<(), String> {
         let (mut ledger, _alone) = self.ledger()?;
         ledger.refresh()?;
@@ -133,7 +134,7 @@ impl Ca {
     /// Revokes a token by its id (or by itself), or denies an identity `namespace/account` from now on.
     ///
     /// # Errors
-    /// When the ledger can't be written.
+    /// When the text is neither a token nor an identity, or the ledger can't be written.
     pub fn revoke(&self, what: &str) -> Result<String, String> {
         let (mut ledger, _alone) = self.ledger()?;
         ledger.refresh()?;
@@ -156,7 +157,7 @@ impl Ca {
         Ok(said)
     }
 
-    /// The ledger, with the lock that other processes hold it by.
+    /// The ledger, with the file lock that keeps other processes out.
     fn ledger(&self) -> Result<(MutexGuard<'_, Ledger>, fs::File), String> {
         let ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
         let path = self.directory().join("lock");
@@ -194,7 +195,7 @@ pub(super) fn seconds(time: SystemTime) -> u64 {
         .as_secs()
 }
 
-/// What was used, and what isn't welcome, on disk: `leno token` works on it beside a control plane that runs.
+/// Used tokens, revoked tokens and denied identities, on disk: `leno token` works on it beside a running control plane.
 #[derive(Debug)]
 pub(super) struct Ledger {
     path: PathBuf,
@@ -203,7 +204,7 @@ pub(super) struct Ledger {
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Held {
-    /// Keys by token, with when the token ends.
+    /// Fingerprints of keys by token, with the token's expiry.
     #[serde(default)]
     used: BTreeMap<String, (u64, BTreeSet<String>)>,
     #[serde(default)]

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::inject::{self, Outcome, Report, Settings};
 use crate::istio::documents;
 
-/// Bytes of YAML that are read at most.
+/// Most bytes of YAML that are read.
 const MAX: u64 = 64 * 1024 * 1024;
 
 /// Flags of `inject`. Each may come from an environment variable, `LENO_…`, instead.
@@ -46,10 +46,10 @@ pub struct Args {
     pub ca_root_configmap: String,
 }
 
-/// Prints the YAML with sidecars; what was left alone, and why, goes to stderr.
+/// Prints the YAML with sidecars; the outcome of each object, and warnings, go to stderr.
 ///
 /// # Errors
-/// When the file can't be read, or isn't YAML: where and why.
+/// When the file can't be read, or isn't YAML, with the line and the reason.
 pub fn run(args: Args) -> Result<()> {
     let name = args.file.display().to_string();
     let text = read(&args.file).with_context(|| name.clone())?;
@@ -90,7 +90,7 @@ fn read(file: &PathBuf) -> Result<String> {
 /// Every document of `text` with its sidecars.
 ///
 /// # Errors
-/// Which document of the file `name` isn't YAML, and why.
+/// When a document of the file `name` isn't YAML, with its line and the reason.
 pub fn inject(text: &str, name: &str, settings: &Settings) -> Result<(String, Report)> {
     let (mut out, mut report) = (String::new(), Report::default());
     for (line, document) in documents(text) {

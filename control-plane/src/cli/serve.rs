@@ -108,7 +108,7 @@ impl Args {
 /// Serves until a signal.
 ///
 /// # Errors
-/// When it can't start, or something ends that shouldn't.
+/// When it can't start, or a task ends.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

@@ -1,4 +1,4 @@
-//! `leno status`: connected proxies and what they refuse, from a control plane that runs.
+//! `leno status`: connected proxies and the resources that they refuse, from a running control plane.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -20,16 +20,16 @@ pub struct Args {
     pub monitoring_address: SocketAddr,
 }
 
-/// Prints the status; false when a proxy refuses something, a workload is held closed, or an object is broken.
+/// Prints the status; false when a proxy refuses a resource, a workload is held closed, or an object is broken.
 ///
 /// # Errors
-/// When the control plane can't be asked.
+/// When the control plane doesn't answer.
 pub async fn run(args: Args) -> Result<bool, String> {
     let status = ask(args.monitoring_address).await?;
     Ok(print(&status))
 }
 
-/// Asks the control plane at `address` for its status.
+/// Requests the status of the control plane at `address`.
 pub(super) async fn ask(address: SocketAddr) -> Result<Value, String> {
     let asked = timeout(Duration::from_secs(5), get(address)).await;
     let answer = asked.unwrap_or_else(|_| Err("it took too long".to_owned()));
@@ -126,7 +126,7 @@ fn held(proxy: &Value) -> Option<(&str, &Value)> {
     Some((proxy["node"].as_str()?, held))
 }
 
-/// How a sidecar is, in a few words.
+/// A sidecar's health in a few words: certificate, age of the configuration, clock.
 fn health(proxy: &Value) -> String {
     let mut words = Vec::new();
     if let Some(days) = proxy["certificate_days_left"].as_f64() {

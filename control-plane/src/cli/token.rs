@@ -59,7 +59,7 @@ pub enum Action {
     },
 }
 
-/// Does it, and prints what came of it.
+/// Creates or revokes a token, and prints the result.
 ///
 /// # Errors
 /// When the CA can't be used, or a name is wrong.

@@ -1,4 +1,4 @@
-//! `leno validate`: what is wrong with YAML, without a control plane; and what a control plane that runs makes of its own.
+//! `leno validate`: problems of YAML, without a control plane; and the objects that a running control plane rejects.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -28,10 +28,10 @@ pub struct Args {
     pub root_namespace: String,
 }
 
-/// Prints what is wrong; true when nothing is.
+/// Prints all problems; false on an error or a rejected object, and with `--strict` on any problem.
 ///
 /// # Errors
-/// When the control plane can't be asked.
+/// When the control plane doesn't answer.
 pub async fn run(args: Args) -> Result<bool, String> {
     let mut good = true;
     if let Some(address) = args.control_plane {

@@ -1,10 +1,10 @@
-//! What a pod asks for, in the annotations and labels that Istio's users know.
+//! A pod's options for its sidecar, from Istio's annotations and labels.
 
 use serde_json::Value;
 
 use super::pod::{PROXY, STATUS};
 
-/// What a pod asks for.
+/// A pod's options for its sidecar.
 #[derive(Debug, Clone, Default)]
 pub struct Wanted {
     /// `sidecar.istio.io/inject`
@@ -13,7 +13,7 @@ pub struct Wanted {
     pub image: Option<String>,
     /// `sidecar.istio.io/logLevel`
     pub log_level: Option<String>,
-    /// `sidecar.istio.io/proxyCPU`, and so on: what is requested, and the limits.
+    /// `sidecar.istio.io/proxyCPU`, and so on: requests and limits.
     pub resources: Resources,
     /// `sidecar.istio.io/interceptionMode` is not NONE.
     pub intercepts: bool,
@@ -21,20 +21,20 @@ pub struct Wanted {
     pub init_flags: Vec<String>,
     /// `sidecar.istio.io/rewriteAppHTTPProbers` is not false.
     pub rewrites_probes: bool,
-    /// Where the app's own metrics are, as `--app-metrics` takes it.
+    /// Address and path of the app's own metrics, in the form of `--app-metrics`.
     pub app_metrics: Option<String>,
 }
 
-/// What a container asks for.
+/// Resource requests and limits of a container.
 #[derive(Debug, Clone, Default)]
 pub struct Resources {
-    /// CPU that is requested.
+    /// The CPU request.
     pub cpu: Option<String>,
-    /// Memory that is requested.
+    /// The memory request.
     pub memory: Option<String>,
-    /// CPU at most.
+    /// The CPU limit.
     pub cpu_limit: Option<String>,
-    /// Memory at most.
+    /// The memory limit.
     pub memory_limit: Option<String>,
 }
 
@@ -47,7 +47,7 @@ const TRAFFIC: [(&str, &str); 6] = [
     ("excludeOutboundIPRanges", "--exclude-outbound-ip-ranges"),
 ];
 
-/// A level of Istio's as ours are called.
+/// Converts a log level of Istio's.
 fn level(said: &str) -> Option<&'static str> {
     Some(match said {
         "trace" => "trace",
@@ -61,7 +61,7 @@ fn level(said: &str) -> Option<&'static str> {
 }
 
 impl Wanted {
-    /// Reads what `template` says; what isn't known becomes a warning about the object `name`.
+    /// Reads the options of `template`; an unsupported one becomes a warning about the object `name`.
     pub fn read(template: &Value, name: &str, warnings: &mut Vec<String>) -> Wanted {
         let mut wanted = Wanted {
             intercepts: true,
@@ -81,14 +81,14 @@ impl Wanted {
                 warnings.push(text);
             }
         }
-        // Istio's newer form wins.
+        // The label is Istio's newer form, and takes precedence.
         let label = pairs("/metadata/labels").find(|(key, _)| key == "sidecar.istio.io/inject");
         wanted.inject = label.map(|(_, value)| value != "false").or(wanted.inject);
         wanted.metrics(template);
         wanted
     }
 
-    /// Takes an annotation; false when it is one of Istio's that isn't known.
+    /// Applies an annotation; false for one of Istio's that isn't supported.
     fn take(&mut self, key: &str, value: &str) -> bool {
         let own = || Some(value.to_owned());
         if let Some(name) = key.strip_prefix("traffic.sidecar.istio.io/") {
@@ -121,7 +121,7 @@ impl Wanted {
         true
     }
 
-    /// The app's own metrics are scraped through the sidecar.
+    /// Sets up scraping of the app's own metrics through the sidecar, if the annotations ask for scraping.
     fn metrics(&mut self, template: &Value) {
         let said = |name: &str| {
             let all = template.pointer("/metadata/annotations")?;
@@ -137,7 +137,7 @@ impl Wanted {
         }
     }
 
-    /// Why `template` gets no sidecar, if it gets none.
+    /// The reason for leaving `template` without a sidecar, if there is one.
     pub fn refusal(&self, template: &Value) -> Option<String> {
         let is_true = |pointer| template.pointer(pointer) == Some(&Value::Bool(true));
         let has = |kind: &str| {

@@ -1,4 +1,4 @@
-//! `leno inject`: adds the sidecar to pods and to everything that has a template of pods, in YAML, offline.
+//! `leno inject`: adds the sidecar to pods and to everything with a pod template, in YAML, offline.
 
 mod annotations;
 mod pod;
@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 pub use annotations::Wanted;
 pub use pod::{PROXY, STATUS};
 
-/// What is injected, and where its sidecars find the control plane.
+/// Settings of injected sidecars: the image, the control plane, and the credentials for it.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// The image, which holds `leno-proxy`.
@@ -26,25 +26,25 @@ pub struct Settings {
     pub ca_root_configmap: String,
 }
 
-/// What became of an object.
+/// The result for an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// It has a sidecar now.
+    /// A sidecar was added.
     Injected,
-    /// It has none, for this reason.
+    /// No sidecar was added, for this reason.
     Left(String),
 }
 
-/// What became of the objects of a file, by their names.
+/// The results for the objects of a file, by their names.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// `Kind/namespace/name`, and what became of it.
+    /// `Kind/namespace/name`, and the result.
     pub objects: Vec<(String, Outcome)>,
-    /// What an object asks for that isn't known.
+    /// Unsupported options of objects.
     pub warnings: Vec<String>,
 }
 
-/// Adds the sidecar to `object`, and to what a List holds.
+/// Adds the sidecar to `object`, or to each item of a List.
 pub fn inject(object: &mut Value, settings: &Settings, report: &mut Report) {
     if let Some(items) = object.get_mut("items").and_then(Value::as_array_mut) {
         for item in items {
@@ -59,7 +59,7 @@ pub fn inject(object: &mut Value, settings: &Settings, report: &mut Report) {
     let Some(template) = template(object) else {
         return;
     };
-    // A pod bears its own name; others are called what makes them.
+    // A pod is its own workload; other pods have the name of their owner.
     let workload = if is_pod || owner.is_empty() {
         None
     } else {

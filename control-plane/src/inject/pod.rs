@@ -7,9 +7,9 @@ use super::probes;
 use super::{Settings, list, object, text};
 use crate::ca::service_account::AUDIENCE;
 
-/// The sidecar's container.
+/// The name of the sidecar's container.
 pub const PROXY: &str = "leno-proxy";
-/// The annotation that tells Kiali, and people, what was injected.
+/// The annotation that lists the injected parts, for Kiali and people.
 pub const STATUS: &str = "sidecar.istio.io/status";
 
 const INIT: &str = "leno-init";
@@ -18,12 +18,12 @@ const STATE: &str = "/var/lib/leno";
 const TOKEN: &str = "/var/run/secrets/leno";
 /// The file with the CA's root, and its key in the ConfigMap: Istio's names.
 const ROOT: &str = "root-cert.pem";
-/// Seconds that a service account's token is good for; the node replaces it before.
+/// Lifetime of a service account's token, in seconds; the node replaces it before.
 const LIFE: u64 = 3600;
-/// Seconds that a pod has to end where it doesn't say so, and that the sidecar leaves of them.
+/// Default of a pod's termination grace period, and the part of a period that the sidecar's drain leaves, in seconds.
 const GRACE: (u64, u64) = (30, 5);
 
-/// Adds the sidecar to `template`, a pod that `workload` makes.
+/// Adds the sidecar to `template`, a pod of `workload`.
 pub(super) fn inject(
     template: &mut Value,
     workload: Option<&str>,
@@ -48,12 +48,12 @@ pub(super) fn inject(
         json!({"name": "leno-state", "emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}}),
         json!({"name": "leno-token", "projected": {"sources": sources(settings)}}),
     ]);
-    // The token is the sidecar's to read.
+    // The group makes the token readable for the sidecar.
     let security = object(spec, "securityContext");
     security.entry("fsGroup").or_insert(USER.into());
 }
 
-/// The token, with the root of whom it is shown to, unless it pins that itself.
+/// Sources of the token's volume: a join token, which pins the CA's root itself, or another token with the root.
 fn sources(settings: &Settings) -> Vec<Value> {
     let item = |path: &str| json!([{"key": path, "path": path}]);
     match &settings.join_token_secret {
@@ -67,7 +67,7 @@ fn sources(settings: &Settings) -> Vec<Value> {
     }
 }
 
-/// What Istio's tools look for, and what Prometheus scrapes.
+/// Adds the labels and annotations that Istio's tools and Prometheus read.
 fn annotate(template: &mut Value, wanted: &Wanted) {
     let label = |name: &str| {
         let labels = template.pointer("/metadata/labels");
@@ -88,7 +88,7 @@ fn annotate(template: &mut Value, wanted: &Wanted) {
     let metadata = &mut template["metadata"];
     let labels = object(metadata, "labels");
     if wanted.intercepts {
-        // Without interception nothing says that connections to the app come by the sidecar.
+        // Without interception nothing ensures that connections to the app pass through the sidecar.
         labels.insert("security.istio.io/tlsMode".to_owned(), json!("istio"));
     }
     if let Some(name) = name {

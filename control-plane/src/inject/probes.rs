@@ -1,15 +1,16 @@
-//! Probes come from the node in plaintext, which STRICT refuses: the sidecar is asked in the app's place, on a port that isn't
-//! taken over, and asks the app.
+//! Rewrites probes, which come from the node in plaintext and which STRICT would refuse: the node probes the sidecar,
+//! on a port that isn't intercepted, and the sidecar probes the app.
 
 use serde_json::{Map, Value, json};
 
 use super::pod::name_of;
 
-/// Where the sidecar answers, and under which paths.
+/// The sidecar's port for probes, and the prefix of their paths.
 const PORT: u16 = 15020;
 const PREFIX: &str = "/app-health";
 
-/// Sends the probes of every container of `spec` to the sidecar; what it must ask then, by path, as `LENO_APP_PROBERS` takes it.
+/// Redirects the probes of all containers of `spec` to the sidecar; returns the originals by path, as
+/// `LENO_APP_PROBERS` takes them.
 pub(super) fn rewrite(spec: &mut Value) -> Option<Value> {
     let mut probers = Map::new();
     for kind in ["initContainers", "containers"] {
@@ -35,8 +36,8 @@ pub(super) fn rewrite(spec: &mut Value) -> Option<Value> {
     (!probers.is_empty()).then_some(Value::Object(probers))
 }
 
-/// What `probe` asks of the app, with its port as a number: HTTP, gRPC, or whether the port is open. A command asks nothing of
-/// the network.
+/// The original `probe`, with its port as a number: HTTP, gRPC, or a TCP connection. `None` for a command, which
+/// doesn't use the network.
 fn asked(probe: &Value, ports: &Value) -> Option<Value> {
     let timeout = probe
         .get("timeoutSeconds")

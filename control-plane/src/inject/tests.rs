@@ -1,4 +1,4 @@
-//! Golden files: `NAME.in.yaml` becomes `NAME.out.yaml`, with what is told of it in `NAME.txt`. `LENO_REWRITE=1` writes them.
+//! Golden files: `NAME.in.yaml` becomes `NAME.out.yaml`, with its report in `NAME.txt`. `LENO_REWRITE=1` writes them.
 
 use std::path::Path;
 
@@ -47,7 +47,7 @@ fn every_kind_gets_its_sidecar_and_what_can_not_have_one_says_why() {
             &format!("{name}.txt"),
             &objects.chain(warnings).collect::<String>(),
         );
-        // What has its sidecar keeps it.
+        // A second injection changes nothing.
         let (again, report) = inject(&out, "x.yaml", &settings()).expect("YAML");
         assert_eq!(again, out, "{name}");
         assert!(

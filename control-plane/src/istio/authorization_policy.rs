@@ -5,13 +5,13 @@ use serde::Deserialize;
 use super::Selector;
 use super::wildcard::{Wildcard, not_empty};
 
-/// Who may do what.
+/// The spec of an AuthorizationPolicy: the requests that it allows or denies.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "Said")]
 pub struct AuthorizationPolicy {
-    /// Whom it is for.
+    /// The workloads that it is for.
     pub selector: Option<Selector>,
-    /// What a match means.
+    /// The action on a match.
     pub action: Action,
     /// Rules; any of them matches. Without rules nothing matches, and nothing is allowed.
     pub rules: Vec<Rule>,
@@ -49,14 +49,14 @@ impl TryFrom<Said> for AuthorizationPolicy {
     }
 }
 
-/// What a match means.
+/// The action on a request that matches.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Action {
-    /// The request passes.
+    /// Allows the request.
     #[default]
     Allow,
-    /// It doesn't.
+    /// Denies the request.
     Deny,
 }
 
@@ -64,10 +64,10 @@ pub enum Action {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
-    /// Who; anyone when absent.
+    /// Sources, any of which must match; any peer when absent.
     #[serde(default, deserialize_with = "not_empty")]
     pub from: Vec<From>,
-    /// What; anything when absent.
+    /// Operations, any of which must match; any request when absent.
     #[serde(default, deserialize_with = "not_empty")]
     pub to: Vec<To>,
 }
@@ -80,7 +80,7 @@ pub struct From {
     pub source: Source,
 }
 
-/// Who asks: everything that is given must hold.
+/// Conditions on the peer: every list that is given must match.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "SaidSource")]
 pub struct Source {
@@ -121,7 +121,7 @@ pub struct To {
     pub operation: Operation,
 }
 
-/// What is asked for: everything that is given must hold.
+/// Conditions on the request: every list that is given must match.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "SaidOperation")]
 pub struct Operation {

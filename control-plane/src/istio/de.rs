@@ -1,4 +1,4 @@
-//! Types out of a [`Tree`], by serde: every mistake of a document in one reading.
+//! A serde deserializer over a [`Tree`] that finds every mistake of an object in one pass.
 
 use std::collections::HashSet;
 use std::fmt::Display;
@@ -11,7 +11,7 @@ use serde::forward_to_deserialize_any;
 
 use super::yaml::{Content, Id, Tree, integer, is_null};
 
-/// The mistakes of one object that are told in one reading.
+/// Maximum mistakes of one object that are reported in one pass.
 pub(super) const MAX_FAULTS: usize = 20;
 
 /// A mistake, and the node that it is in.
@@ -22,7 +22,7 @@ pub(super) struct Fault {
     mistake: Mistake,
 }
 
-/// The kinds of mistakes that are told apart.
+/// The kinds of mistakes.
 #[derive(Debug)]
 pub(super) enum Mistake {
     /// The type `owner` has no such field.
@@ -37,7 +37,7 @@ pub(super) enum Mistake {
         variant: String,
         expected: &'static [&'static str],
     },
-    /// A field must be there.
+    /// A required field is missing.
     Missing(&'static str),
     /// Anything else.
     Other(String),
@@ -51,7 +51,7 @@ impl Fault {
         }
     }
 
-    /// Places the mistake in `node`, unless it is known to be deeper.
+    /// Attributes the mistake to `node`, unless a node within it is known already.
     fn at(mut self, node: Id) -> Fault {
         self.node.get_or_insert(node);
         self
@@ -97,17 +97,17 @@ impl de::Error for Fault {
     }
 }
 
-/// Reads `root` as a `T`; otherwise every mistake in it, in the order of the text.
+/// Deserializes `root` as a `T`, or returns its mistakes in the order of the text, [`MAX_FAULTS`] at most.
 ///
-/// The node of a mistake is taken out, and the rest is read again. What is wrong only because something was
-/// taken out is no mistake of its author.
+/// The node of a mistake is cut out, and the rest is read again. A mistake that only follows from such a cut isn't
+/// reported.
 pub(super) fn read<T: DeserializeOwned>(
     tree: &mut Tree<'_>,
     root: Id,
 ) -> Result<T, Vec<(Id, Mistake)>> {
     let mut found: Vec<(Id, Mistake)> = Vec::new();
     let mut altered: HashSet<Id> = HashSet::new();
-    // Mappings that lost a field which isn't there, and the fields that may have been meant.
+    // Mappings from which an unknown field was cut, and the known fields that it may be a misspelling of.
     let (mut thinner, mut meant): (HashSet<Id>, HashSet<(Id, &str)>) = Default::default();
     for _ in 0..10 * MAX_FAULTS {
         let fault = match T::deserialize(At { tree, id: root }) {
@@ -127,7 +127,7 @@ pub(super) fn read<T: DeserializeOwned>(
             false => tree.cut(node),
         };
         match &fault.mistake {
-            // It leaves what is required of the rest as it is, unless it was meant for that.
+            // Cutting an unknown field leaves no required field missing, unless it is a misspelling of one.
             Mistake::UnknownField {
                 field, expected, ..
             } => {
@@ -151,12 +151,12 @@ pub(super) fn read<T: DeserializeOwned>(
     Err(found)
 }
 
-/// Reads `root` as a `T`, if it is one.
+/// Deserializes `root` as a `T`; `None` on any mistake.
 pub(super) fn attempt<T: DeserializeOwned>(tree: &Tree<'_>, root: Id) -> Option<T> {
     T::deserialize(At { tree, id: root }).ok()
 }
 
-/// A node to be read.
+/// A node to be deserialized.
 #[derive(Clone, Copy)]
 struct At<'a, 't> {
     tree: &'a Tree<'t>,
@@ -410,7 +410,7 @@ impl<'de> MapAccess<'de> for Entries<'_, '_> {
     }
 }
 
-/// A word that names a variant.
+/// The name of an enum variant.
 struct Variant<'a>(&'a str);
 
 impl<'de> EnumAccess<'de> for Variant<'_> {

@@ -6,13 +6,13 @@ use serde::Deserialize;
 
 use super::scalar::{Host, Period};
 
-/// How a host is spoken to, and its subsets.
+/// The spec of a DestinationRule: the traffic policy of a host, and its subsets.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct DestinationRule {
     /// The host that it is for.
     pub host: MaybeHost,
-    /// How.
+    /// The traffic policy of the host.
     #[serde(default)]
     pub traffic_policy: Option<TrafficPolicy>,
     /// Its subsets.
@@ -20,7 +20,7 @@ pub struct DestinationRule {
     pub subsets: Vec<Subset>,
 }
 
-/// A host; absent only in a default that is never used.
+/// A host; `None` when the rule has none, an error that the compiler reports.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub struct MaybeHost(pub Option<Host>);
@@ -34,27 +34,27 @@ pub struct Subset {
     /// Labels that its endpoints have.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-    /// What it does otherwise than the host; each block replaces the host's.
+    /// Its traffic policy; each block of it replaces the host's.
     #[serde(default)]
     pub traffic_policy: Option<TrafficPolicy>,
 }
 
-/// How endpoints are spoken to.
+/// The traffic policy of endpoints.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrafficPolicy {
-    /// How one is picked.
+    /// The load balancer.
     #[serde(default)]
     pub load_balancer: Option<LoadBalancer>,
-    /// Limits.
+    /// Limits of connections and requests.
     #[serde(default)]
     pub connection_pool: Option<ConnectionPool>,
-    /// When one is ejected.
+    /// Ejection of failing endpoints.
     #[serde(default)]
     pub outlier_detection: Option<OutlierDetection>,
 }
 
-/// How an endpoint is picked.
+/// The settings of the load balancer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(
     rename = "LoadBalancerSettings",
@@ -62,12 +62,12 @@ pub struct TrafficPolicy {
     deny_unknown_fields
 )]
 pub struct LoadBalancer {
-    /// By one of the simple ways.
+    /// A policy without parameters.
     #[serde(default)]
     pub simple: SimpleLb,
 }
 
-/// Simple ways to pick an endpoint.
+/// Load-balancing policies without parameters.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename = "SimpleLB", rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum SimpleLb {
@@ -75,20 +75,20 @@ pub enum SimpleLb {
     #[default]
     #[serde(alias = "LEAST_CONN", alias = "UNSPECIFIED")]
     LeastRequest,
-    /// By turns.
+    /// Each endpoint in turn.
     RoundRobin,
-    /// By chance.
+    /// A random endpoint.
     Random,
 }
 
-/// Limits.
+/// Limits of connections and requests.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ConnectionPool {
-    /// Of connections.
+    /// Limits of connections.
     #[serde(default)]
     pub tcp: Option<TcpSettings>,
-    /// Of requests.
+    /// Limits of requests.
     #[serde(default)]
     pub http: Option<HttpSettings>,
 }
@@ -97,10 +97,10 @@ pub struct ConnectionPool {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename = "TCPSettings", rename_all = "camelCase", deny_unknown_fields)]
 pub struct TcpSettings {
-    /// Connections at once.
+    /// Maximum concurrent connections.
     #[serde(default)]
     pub max_connections: Option<u32>,
-    /// How long one may take.
+    /// Timeout for establishing a connection.
     #[serde(default)]
     pub connect_timeout: Option<Period>,
     /// TCP keepalive.
@@ -115,10 +115,10 @@ pub struct TcpKeepalive {
     /// Probes without an answer until the connection is dead.
     #[serde(default)]
     pub probes: Option<u32>,
-    /// Silence before the first probe.
+    /// Idle time before the first probe.
     #[serde(default)]
     pub time: Option<Period>,
-    /// Between probes.
+    /// Interval between probes.
     #[serde(default)]
     pub interval: Option<Period>,
 }
@@ -127,30 +127,30 @@ pub struct TcpKeepalive {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename = "HTTPSettings", rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpSettings {
-    /// Requests that wait for a connection.
+    /// Maximum requests that wait for a connection.
     #[serde(default, rename = "http1MaxPendingRequests")]
     pub http1_max_pending_requests: Option<u32>,
-    /// Requests at once.
+    /// Maximum concurrent requests.
     #[serde(default, rename = "http2MaxRequests")]
     pub http2_max_requests: Option<u32>,
-    /// Requests that one connection carries.
+    /// Maximum requests per connection.
     #[serde(default)]
     pub max_requests_per_connection: Option<u32>,
-    /// Retries at once.
+    /// Maximum concurrent retries.
     #[serde(default)]
     pub max_retries: Option<u32>,
-    /// How long a connection is kept without a request.
+    /// Idle time after which a connection is closed.
     #[serde(default)]
     pub idle_timeout: Option<Period>,
-    /// Whether HTTP/1 requests are carried by HTTP/2 to the endpoints.
+    /// Upgrade of HTTP/1 requests to HTTP/2 towards the endpoints.
     #[serde(default, rename = "h2UpgradePolicy")]
     pub h2_upgrade_policy: H2UpgradePolicy,
-    /// Whether endpoints are spoken to in the version of the request.
+    /// True for the HTTP version of the request towards the endpoints.
     #[serde(default)]
     pub use_client_protocol: bool,
 }
 
-/// Whether HTTP/1 requests are carried by HTTP/2.
+/// The policy for upgrading HTTP/1 requests to HTTP/2.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 #[allow(missing_docs)]
@@ -161,32 +161,32 @@ pub enum H2UpgradePolicy {
     Upgrade,
 }
 
-/// When an endpoint is ejected.
+/// Thresholds and duration of an endpoint's ejection.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct OutlierDetection {
-    /// Failures in a row; 0 is off.
+    /// Consecutive failures before an ejection; 0 is off.
     #[serde(default, rename = "consecutive5xxErrors", alias = "consecutiveErrors")]
     pub consecutive_5xx_errors: Option<u32>,
-    /// Gateway errors in a row; 0 is off.
+    /// Consecutive gateway errors before an ejection; 0 is off.
     #[serde(default)]
     pub consecutive_gateway_errors: Option<u32>,
-    /// Between two looks.
+    /// Interval of the ejection analysis.
     #[serde(default)]
     pub interval: Option<Period>,
-    /// For how long, times how often it was.
+    /// Base ejection time, multiplied by the number of ejections.
     #[serde(default)]
     pub base_ejection_time: Option<Period>,
-    /// How many at once, in percent.
+    /// Maximum share of ejected endpoints, in percent.
     #[serde(default)]
     pub max_ejection_percent: Option<u32>,
-    /// Failed connections in a row, where they are told apart.
+    /// Consecutive failed connections before an ejection, if these are counted apart.
     #[serde(default)]
     pub consecutive_local_origin_failures: Option<u32>,
-    /// Whether connections that fail are told apart from responses.
+    /// True to count failed connections apart from error responses.
     #[serde(default)]
     pub split_external_local_origin_errors: bool,
-    /// Below this share of healthy endpoints Envoy ignores ejections. Leno never does: only 0, the default, is accepted.
+    /// Envoy ignores ejections below this share of healthy endpoints. Leno never does: only 0, the default, is valid.
     #[serde(default)]
     pub min_health_percent: Zero,
 }

@@ -1,4 +1,4 @@
-//! A file's text cut into documents, and what seems to stand in one that can't be parsed.
+//! Splits a file into YAML documents, and searches text that can't be parsed for security objects.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,8 +11,8 @@ use super::kinds::{Class, Closed, PROTECTING, SECURITY, classify, closed_near, n
 use super::yaml::{Id, Tree};
 use super::{Closes, Key, Limits};
 
-/// The text with one kind of line break and without byte order marks: what files made on Windows or put together from
-/// several bring along. Lines stay where they are.
+/// Turns line breaks into `\n` and removes byte order marks at line starts, as in files made on Windows or concatenated
+/// from several. Line numbers don't change.
 pub(super) fn normalise(text: &str) -> Cow<'_, str> {
     const MARK: char = '\u{feff}';
     if !text.contains(['\r', MARK]) {
@@ -23,7 +23,7 @@ pub(super) fn normalise(text: &str) -> Cow<'_, str> {
     Cow::Owned(lines.map(|line| line.trim_start_matches(MARK)).collect())
 }
 
-/// The documents of a file that hold something, each with the number of lines before it.
+/// The documents of a file that aren't blank, each with the number of lines before it.
 pub fn documents(text: &str) -> impl Iterator<Item = (u64, &str)> {
     let mut out = Vec::new();
     let (mut start, mut start_line, mut at) = (0, 0, 0);
@@ -51,20 +51,20 @@ fn is_blank(document: &str) -> bool {
     lines.all(|line| line.is_empty() || line.starts_with(['#', '%']))
 }
 
-/// Objects of a text that are told apart.
+/// Maximum security objects that are listed for one text.
 const MAX_HIDDEN: usize = 1000;
 
-/// A security object that seems to stand in a text that isn't YAML.
+/// A security object suspected in a text that can't be read as a whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hidden {
-    /// As far as it can be told. The namespace is empty where it can't: the object then closes the whole mesh.
+    /// Its identity, as far as it is known. With an unknown, empty namespace the object closes the whole mesh.
     pub key: Key,
-    /// For whom it holds closed.
+    /// Its fail-closed effect.
     pub closes: Closes,
 }
 
 impl Hidden {
-    /// One of which nothing is known but that it protects.
+    /// An object of unknown name and namespace: it denies every request in the whole mesh.
     pub fn of_the_mesh() -> Hidden {
         Hidden {
             key: Key {
@@ -80,8 +80,8 @@ impl Hidden {
     }
 }
 
-/// The security objects that seem to stand in `text`, which isn't YAML as a whole: it must not open what it closes just
-/// because a bracket is missing, or because another object's is.
+/// Finds the security objects in `text`, which isn't valid YAML as a whole: a missing bracket, in one of them or in
+/// another object, must not open access that they close.
 pub fn hidden(text: &str, limits: &Limits) -> Vec<Hidden> {
     let (text, mut found) = (normalise(text), Vec::new());
     for fragment in documents(&text).flat_map(|(_, document)| fragments(document)) {
@@ -99,7 +99,8 @@ pub fn hidden(text: &str, limits: &Limits) -> Vec<Hidden> {
                 for object in objects {
                     read(tree, object, &mut found);
                 }
-                // One may stand in another's fields. Labels of other objects name the group as well.
+                // One may be nested in another's fields. Its group alone isn't enough: labels of other objects name it
+                // as well.
                 let guess =
                     guess(fragment).filter(|_| found.len() == before && names_a_kind(fragment));
                 found.extend(guess);
@@ -107,11 +108,11 @@ pub fn hidden(text: &str, limits: &Limits) -> Vec<Hidden> {
             _ => found.extend(guess(fragment)),
         }
         if found.len() > MAX_HIDDEN {
-            // More than anyone writes: no list of them helps.
+            // Too many for a useful list: the whole mesh is closed.
             return vec![Hidden::of_the_mesh()];
         }
     }
-    // One that stands there twice closes once.
+    // Duplicates close once.
     let mut once: Vec<Hidden> = Vec::new();
     for one in found {
         if !once.contains(&one) {
@@ -121,13 +122,13 @@ pub fn hidden(text: &str, limits: &Limits) -> Vec<Hidden> {
     once
 }
 
-/// The text as if `---` stood before each object: where one of its headers would stand twice, or an item of a list begins.
+/// Splits a document as if `---` stood before each object: at a repeated header field, or at an item of a list.
 fn fragments(document: &str) -> Vec<&str> {
     let column = |line: &str| line.len() - line.trim_start().len();
     let mut content = document.lines().filter(|line| !is_blank(line));
     let top = content.next().map_or(0, column);
     let (mut out, mut seen, mut start, mut at) = (Vec::new(), BTreeSet::new(), 0, 0);
-    // The column of a list's items: of the first one behind `items:`.
+    // The column of a List's items: that of the first one after `items:`.
     let (mut is_list, mut items) = (false, None);
     for line in document.split_inclusive('\n') {
         let is_top = column(line) <= top;
@@ -181,7 +182,7 @@ fn read(tree: &mut Tree<'_>, root: Id, found: &mut Vec<Hidden>) {
     }));
 }
 
-/// The security object that a text seems to be, or to hold.
+/// Guesses the security object that a text is, or contains, from the words in it.
 pub(super) fn guess(text: &str) -> Option<Hidden> {
     let text = said(text).collect::<Vec<_>>().join("\n");
     let mut values: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
@@ -203,7 +204,7 @@ pub(super) fn guess(text: &str) -> Option<Hidden> {
     if kinds.is_empty() && !lower.contains(SECURITY) {
         return None;
     }
-    // Of two objects nobody knows which says it.
+    // With two objects in a text, it is unknown which of them has a value.
     let is_one = values.get("kind").is_none_or(|kinds| kinds.len() < 2);
     let only = |name: &str| match values.get(name).map(Vec::as_slice) {
         Some([value]) if is_one => Some((*value).to_owned()),
@@ -211,7 +212,7 @@ pub(super) fn guess(text: &str) -> Option<Hidden> {
     };
     let namespace =
         only("namespace").filter(|namespace| is_namespace(namespace) && is_of_metadata(&text));
-    // Of several, the one that closes more.
+    // Of several kinds, the one that closes more.
     let kind = kinds.first().map(|kind| (*kind).to_owned());
     let kind = kind.or_else(|| only("kind"));
     let kind = kind.unwrap_or_else(|| PROTECTING[0].to_owned());
@@ -234,13 +235,13 @@ fn said(text: &str) -> impl Iterator<Item = &str> {
     text.lines().filter(move |line| !is_comment(line))
 }
 
-/// True when a text names a kind that protects, outside comments.
+/// True when a text names a security kind outside comments.
 fn names_a_kind(text: &str) -> bool {
     said(text).any(|line| PROTECTING.iter().any(|kind| line.contains(kind)))
 }
 
-/// True when the `namespace` of a text stands in its metadata, as far as that can be told: below it, or behind it with nothing
-/// between that has names of its own.
+/// True when the `namespace` of a text is part of its `metadata`, as far as can be determined: indented below it, or
+/// after it without `labels`, `annotations` or `spec` in between.
 fn is_of_metadata(text: &str) -> bool {
     let Some(at) = text.find("namespace") else {
         return false;
@@ -270,7 +271,7 @@ fn is_of_metadata(text: &str) -> bool {
     })
 }
 
-/// `name: value` as block, flow and JSON have it.
+/// Matches `name: value` in block style, flow style and JSON.
 static VALUE: LazyLock<Regex> = LazyLock::new(|| {
     let pattern =
         r#"(?m)(?:^|[\s{,"'])(kind|namespace|name)["']?[ \t]*:[ \t]*["']?([A-Za-z0-9._-]+:?)"#;

@@ -1,4 +1,4 @@
-//! The header of an object of any kind, and the workloads that it is for.
+//! The header fields of an object of any kind, and its fail-closed effect.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use super::kinds::{Closed, nearest};
 use super::yaml::{Id, Tree};
 use super::{Closes, Key, Selector};
 
-/// Stands where bytes were that are no text: a name with it is not the one that was written.
+/// Replaces bytes that aren't UTF-8: a name with it isn't the one in the file.
 const TORN: &str = "\u{fffd}";
 
 /// Fields of Kubernetes' ObjectMeta.
@@ -34,12 +34,12 @@ pub(super) struct Header<'a> {
     pub(super) api_version: Option<&'a str>,
     pub(super) kind: Option<&'a str>,
     name: Option<&'a str>,
-    /// None where that can't be told.
+    /// `None` when it can't be determined.
     namespace: Option<&'a str>,
 }
 
 impl Header<'_> {
-    /// True when something of it is there.
+    /// True when `apiVersion` or `kind` is present.
     pub(super) fn is_object(&self) -> bool {
         self.api_version.is_some() || self.kind.is_some()
     }
@@ -67,8 +67,8 @@ pub(super) fn header<'a>(tree: &'a Tree<'_>, root: Id) -> Header<'a> {
     }
 }
 
-/// The namespace that an object says it is in; none where it says two, or none that there may be, or where another word may
-/// have been meant to say it.
+/// The namespace of an object, `default` when it names none; `None` when it names two or an invalid one, or when a
+/// misspelled field may hold it.
 fn namespace<'a>(tree: &'a Tree<'_>, root: Id) -> Option<&'a str> {
     let metadata: Vec<Id> = tree.all(root, "metadata").collect();
     let said = metadata.iter().flat_map(|at| tree.all(*at, "namespace"));
@@ -84,7 +84,7 @@ fn namespace<'a>(tree: &'a Tree<'_>, root: Id) -> Option<&'a str> {
     }
 }
 
-/// True for what stands for nothing: null, and an empty text.
+/// True for null and the empty string.
 fn is_nothing(tree: &Tree<'_>, at: Id) -> bool {
     match tree.text(at) {
         Some(text) => text.is_empty(),
@@ -92,7 +92,7 @@ fn is_nothing(tree: &Tree<'_>, at: Id) -> bool {
     }
 }
 
-/// True when an object that says no namespace means none: nothing else in it may be one.
+/// True when an object without a namespace intends none: no other field may be a misspelled or misplaced one.
 fn is_clear(tree: &Tree<'_>, root: Id, metadata: &[Id]) -> bool {
     let keys = |at: Id| {
         tree.entries(at)
@@ -113,7 +113,7 @@ fn is_clear(tree: &Tree<'_>, root: Id, metadata: &[Id]) -> bool {
         && !spec.into_iter().any(|key| key == "namespace")
 }
 
-/// True for the name of a namespace: a label of DNS.
+/// True for a valid name of a namespace: a DNS label.
 pub(super) fn is_namespace(name: &str) -> bool {
     let is_edge = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     let is_inner = |b: &u8| is_edge(b) || *b == b'-';
@@ -124,8 +124,8 @@ pub(super) fn is_namespace(name: &str) -> bool {
         && bytes.last().is_some_and(is_edge)
 }
 
-/// Labels that a security object selects; none when it is for its namespace, or when they can't be read, as when it says
-/// something twice.
+/// Labels that a security object selects; empty when it is for its namespace, or when they can't be read, as with
+/// duplicate keys.
 fn selector(tree: &Tree<'_>, root: Id) -> BTreeMap<String, String> {
     let selector = tree.find(root, &["spec", "selector"]);
     let selector = selector.filter(|_| tree.duplicates(root).is_empty());
@@ -138,7 +138,7 @@ fn selector(tree: &Tree<'_>, root: Id) -> BTreeMap<String, String> {
     }
 }
 
-/// The closing of the security object at a node, until it can be read.
+/// The fail-closed effect of the security object at a node, until it can be read.
 pub(super) fn closes(tree: &Tree<'_>, root: Id, how: Closed) -> Closes {
     let is_for_the_mesh = header(tree, root).namespace.is_none();
     Closes {
@@ -151,7 +151,7 @@ pub(super) fn closes(tree: &Tree<'_>, root: Id, how: Closed) -> Closes {
     }
 }
 
-/// Labels that stand under a path, as far as they are texts.
+/// Labels under a path; entries that aren't text are left out.
 pub(super) fn labels_at(tree: &Tree<'_>, root: Id, path: &[&str]) -> BTreeMap<String, String> {
     let entries = tree.find(root, path).and_then(|id| tree.entries(id));
     let entries = entries.unwrap_or_default().iter();
@@ -161,7 +161,7 @@ pub(super) fn labels_at(tree: &Tree<'_>, root: Id, path: &[&str]) -> BTreeMap<St
     entries.filter_map(text).collect()
 }
 
-/// A mapping's entries, cut where one of an object's headers stands there again.
+/// A mapping's entries, split where `apiVersion` or `kind` is repeated.
 pub(super) fn parts(tree: &Tree<'_>, root: Id) -> Vec<Vec<(Id, Id)>> {
     let mut parts: Vec<Vec<(Id, Id)>> = Vec::new();
     let mut seen: Vec<&str> = Vec::new();
@@ -182,7 +182,7 @@ pub(super) fn parts(tree: &Tree<'_>, root: Id) -> Vec<Vec<(Id, Id)>> {
     parts
 }
 
-/// The items of a list, wherever it names some.
+/// The items of a List, of every `items` that it has; `None` without any.
 pub(super) fn items(tree: &Tree<'_>, root: Id) -> Option<Vec<Id>> {
     let all = tree.all(root, "items").filter_map(|id| tree.elements(id));
     let all: Vec<&[Id]> = all.collect();

@@ -1,4 +1,4 @@
-//! What a text holds is an object or a problem, however it is written.
+//! Each object of a text is read as an object or reported in a problem, in whatever form it is written.
 
 use super::tests::{only, read_text};
 use super::*;
@@ -9,7 +9,7 @@ fn problems(text: &str) -> Vec<String> {
     all.iter().map(ToString::to_string).collect()
 }
 
-/// The problems of a text, with what each closes.
+/// The problems of a text, each with its fail-closed effect.
 fn closings(text: &str) -> Vec<String> {
     let all = read_text(text).problems;
     let one = |problem: &Problem| {
@@ -373,7 +373,7 @@ fn what_only_seems_to_be_read_is_an_error() {
         ("version: security.istio.io/v1\ntype: AuthorizationPolicy\n".to_owned(), "Deny"),
         ("apiVersion: v1\nmetadata: {name: p}\nspec: {ports: [{port: 80}]}\n".to_owned(), "Error"),
         (format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: c}}\n{}", deny.replace("kind", "Kind").replace("apiVersion", "apiversion")), "Deny"),
-        // What a Sidecar would fence, or lead elsewhere.
+        // Restrictions of a Sidecar, and its detour.
         ("apiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {name: p}\nspec: {outboundTrafficPolicy: {}}\n".to_owned(), "Error"),
         ("apiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {name: p}\nspec: {ingress: [{port: {number: 1}}]}\n".to_owned(), "Error"),
     ] {

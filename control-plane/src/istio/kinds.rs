@@ -1,5 +1,5 @@
-//! Kinds, and what becomes of those that aren't read: what may protect is an error, what has no effect on who gets in or
-//! where a request goes is a notice.
+//! The kinds of objects, and the severity of those that aren't read: an error for one that may restrict access, a
+//! notice for one without effect on access or routing.
 
 use super::Severity;
 
@@ -8,7 +8,7 @@ pub(super) const NETWORKING: &str = "networking.istio.io";
 /// Group of security objects.
 pub(super) const SECURITY: &str = "security.istio.io";
 
-/// Kinds that protect.
+/// Kinds that restrict access.
 pub(super) const PROTECTING: [&str; 3] = [
     "AuthorizationPolicy",
     "PeerAuthentication",
@@ -28,7 +28,7 @@ pub(super) enum Kind {
     AuthorizationPolicy,
 }
 
-/// The effect of a security object without a good form on its workloads.
+/// The fail-closed effect of a security object that can't be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Closed {
     /// Mutual TLS is required.
@@ -38,7 +38,7 @@ pub enum Closed {
 }
 
 impl Closed {
-    /// The effect of an object of `kind` that isn't in force; none of one that restricts nobody.
+    /// The effect of an object of `kind` that isn't in force; `None` for a kind that doesn't restrict access.
     pub(super) fn by(kind: &str) -> Option<Closed> {
         match kind {
             "PeerAuthentication" => Some(Closed::Strict),
@@ -48,14 +48,14 @@ impl Closed {
     }
 }
 
-/// The use of an object, by its `apiVersion` and `kind`.
+/// The classification of an object by its `apiVersion` and `kind`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Class {
     /// It is read.
     Read(Kind),
-    /// A `List`: its items are.
+    /// A `List`: its items are read.
     List,
-    /// It isn't.
+    /// It isn't read.
     Unread {
         severity: Severity,
         message: String,
@@ -64,7 +64,7 @@ pub(super) enum Class {
     },
 }
 
-/// Kinds of a group that Leno reads, which Leno doesn't read: what is said of each.
+/// Kinds that are known and not read, each with its severity and message.
 const UNREAD: [(&str, &str, Severity, &str); 14] = [
     (
         SECURITY,
@@ -204,7 +204,7 @@ fn known() -> impl Iterator<Item = (&'static str, &'static str)> {
     read.chain(UNREAD.iter().map(|(group, kind, ..)| (*group, *kind)))
 }
 
-/// Classifies an object that says it is a `kind` of `api_version`; either may be missing.
+/// Classifies an object by its `apiVersion` and `kind`, either of which may be missing.
 pub(super) fn classify(api_version: Option<&str>, kind: Option<&str>) -> Class {
     let (api_version, kind) = match (api_version, kind) {
         (Some(version), Some(kind)) => (version, kind),
@@ -238,7 +238,7 @@ pub(super) fn classify(api_version: Option<&str>, kind: Option<&str>) -> Class {
     unknown(api_version, group, kind)
 }
 
-/// Classifies a document with half a header: a chart's description and its values have one, too.
+/// Classifies a document with only one of `apiVersion` and `kind`, as a chart's description and values may have.
 fn half(api_version: Option<&str>, kind: Option<&str>) -> Class {
     let group = api_version.map(|version| version.rsplit_once('/').map_or("", |(group, _)| group));
     let groups = known().map(|(group, _)| group);
@@ -276,7 +276,7 @@ fn unknown(api_version: &str, group: &str, kind: &str) -> Class {
     }
     let groups: Vec<&str> = known().map(|(group, _)| group).collect();
     if !groups.contains(&group) {
-        // A slip in the group hides an object as well as one in its kind does.
+        // A misspelled group hides an object as much as a misspelled kind.
         let near = nearest(group, groups.iter().copied().filter(|g| !g.is_empty()));
         return match near {
             Some(near) => {
@@ -309,13 +309,13 @@ fn unknown(api_version: &str, group: &str, kind: &str) -> Class {
     error(format!("{api_version} has no kind {kind}; {near}"), closed)
 }
 
-/// True for a kind that protects, in what is no group of anybody else's.
+/// True for the name of a security kind, or nearly, in a group of no other project: without a domain, or Istio's.
 fn is_lost(group: &str, kind: &str) -> bool {
     let is_foreign = group.contains('.') && !group.contains("istio.io");
     !is_foreign && nearest(kind, PROTECTING.into_iter()).is_some()
 }
 
-/// The effect of a security object whose kind there isn't: that of the kind that was meant.
+/// The effect of a security object of an unknown kind: that of the nearest known one, or else [`Closed::Deny`].
 pub(super) fn closed_near(kind: &str) -> Closed {
     let near = nearest(kind, PROTECTING.into_iter());
     near.and_then(Closed::by).unwrap_or(Closed::Deny)
@@ -352,7 +352,7 @@ fn not_read(api_version: &str, kind: &str) -> String {
     }
 }
 
-/// Fields that Istio has and this version of Leno doesn't read, by the type that they are part of.
+/// Fields and values of Istio that this version of Leno doesn't read, by their type.
 const UNSUPPORTED: [(&str, &[&str]); 19] = [
     ("VirtualService", &["gateways", "tls", "tcp", "exportTo"]),
     (
@@ -453,7 +453,7 @@ pub(super) fn is_unsupported(owner: &str, name: &str) -> bool {
     of.is_some_and(|(_, names)| names.contains(&name))
 }
 
-/// The one of `known` that is spelled most like `name`, if one is near.
+/// The name in `known` with the smallest edit distance to `name`, if it is near.
 pub(super) fn nearest<'k>(name: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
     let lower = name.to_lowercase();
     let near = known.map(|known| (strsim::osa_distance(&lower, &known.to_lowercase()), known));
@@ -467,7 +467,7 @@ pub(super) fn nearest<'k>(name: &str, known: impl Iterator<Item = &'k str>) -> O
 mod tests {
     use super::*;
 
-    /// apiVersion, kind, severity, what closes, words of the message.
+    /// apiVersion, kind, severity, effect, words of the message.
     const TABLE: &str = "\
 security.istio.io/v1 AuthorisationPolicy error deny nearest is AuthorizationPolicy
 security.istio.io/v1 Authorizationpolicy error deny nearest is AuthorizationPolicy

@@ -1,7 +1,7 @@
-//! The YAML as it is said: one file a kind, strict, with the place of every mistake.
+//! Objects of Istio and Kubernetes as YAML has them: a module per kind, strict parsing, every mistake with its place.
 //!
-//! Invariant: what isn't understood is an error on its object, never ignored; and each object of a text is in what
-//! [`read`] gives: as an object, or in a problem.
+//! Invariant: input that isn't understood becomes a problem of its object; only unknown fields of a Service are
+//! ignored. [`read`] returns each object of a text: as an object, or in a problem.
 
 pub mod authorization_policy;
 mod de;
@@ -39,11 +39,11 @@ pub use virtual_service::VirtualService;
 /// Bounds on YAML.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Bytes of a file.
+    /// Maximum size of a file, in bytes.
     pub bytes: usize,
-    /// How deep a document may nest.
+    /// Maximum nesting depth of a document.
     pub depth: usize,
-    /// Aliases (`*name`) of a document.
+    /// Maximum aliases (`*name`) of a document.
     pub aliases: usize,
 }
 
@@ -74,7 +74,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// Which object it is.
+/// The identity of an object; a part that isn't known is empty.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key {
     /// Its kind.
@@ -94,30 +94,30 @@ impl fmt::Display for Key {
     }
 }
 
-/// An object that could be read.
+/// An object that was read without an error.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Object {
-    /// Which it is.
+    /// Its kind, namespace and name.
     pub key: Key,
-    /// Where it begins.
+    /// The place at which it begins.
     pub place: Place,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
-    /// True for a policy that is to be judged, and not enforced (`istio.io/dry-run`).
+    /// True for a policy in dry-run mode (`istio.io/dry-run`), which isn't enforced.
     pub dry_run: bool,
-    /// What it says.
+    /// Its spec.
     pub spec: Spec,
-    /// Its text, as it stands in the file.
+    /// Its YAML: the text of its document, or for an item of a List its own in flow style, aliases expanded.
     pub text: Arc<str>,
 }
 
 impl Object {
-    /// True for another form that does the same.
+    /// True when `other` has the same effect: an equal spec and dry-run mode.
     pub fn is_as(&self, other: &Object) -> bool {
         self.spec == other.spec && self.dry_run == other.dry_run
     }
 
-    /// Its closing when it can't be used after all, if it protects.
+    /// Its fail-closed effect in case it can't be used after all; `None` for a kind that doesn't restrict access.
     fn closes(&self) -> Option<Closes> {
         let selector = match &self.spec {
             Spec::PeerAuthentication(said) => &said.selector,
@@ -131,7 +131,7 @@ impl Object {
     }
 }
 
-/// The pods that an object of Kubernetes makes: selectors are judged by their labels.
+/// The pods that a Kubernetes object creates: selectors are checked against their labels.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pods {
     /// The object.
@@ -140,7 +140,7 @@ pub struct Pods {
     pub labels: BTreeMap<String, String>,
 }
 
-/// What an object says.
+/// The spec of an object, by kind.
 #[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs)]
 pub enum Spec {
@@ -153,36 +153,36 @@ pub enum Spec {
     AuthorizationPolicy(AuthorizationPolicy),
 }
 
-/// Something that is wrong, or worth a word.
+/// A finding about a file or an object: an error, a warning or a notice.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Problem {
-    /// Where.
+    /// Its place.
     pub place: Place,
-    /// Which object, as far as it could be told.
+    /// The object, as far as it is known.
     pub key: Option<Key>,
-    /// For whom the object holds closed until it can be read, when it is one that protects.
+    /// The fail-closed effect until the object can be read, for one that restricts access.
     pub closes: Option<Closes>,
-    /// How bad it is.
+    /// Its severity.
     pub severity: Severity,
-    /// What, for a person.
+    /// The message, for a person.
     pub message: String,
 }
 
-/// The closing of a security object that isn't in force, until it is.
+/// The fail-closed effect of a security object that isn't in force, until it is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Closes {
     /// The effect.
     pub how: Closed,
-    /// Labels that it selects; none stands for its whole namespace.
+    /// Labels of the workloads that it selects; empty for its whole namespace.
     pub selector: BTreeMap<String, String>,
 }
 
-/// How bad a problem is.
+/// The severity of a problem.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Severity {
-    /// It is as it should be, and should be known.
+    /// Information for the operator; nothing is wrong.
     Notice,
-    /// The object is used, and hardly does what its author meant.
+    /// The object is used, but hardly has the effect that its author intended.
     Warning,
     /// The object is not used in this form.
     Error,
@@ -203,7 +203,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Which workloads an object is for; all of its namespace without labels.
+/// The selector of an object's workloads; without labels it selects the whole namespace.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "SaidSelector")]
 pub struct Selector {
@@ -238,13 +238,13 @@ impl TryFrom<SaidSelector> for Selector {
 /// The contents of a file.
 #[derive(Debug, Default)]
 pub struct Contents {
-    /// Objects that can be read.
+    /// Objects without errors.
     pub objects: Vec<Object>,
-    /// Mistakes in the others, and what is worth a word.
+    /// Errors of the others, warnings and notices.
     pub problems: Vec<Problem>,
-    /// Pods that objects make which aren't read otherwise.
+    /// Pods of Kubernetes objects that aren't read otherwise, such as Deployments.
     pub pods: Vec<Pods>,
-    /// True when some document is no YAML: nobody knows what stands in it.
+    /// True when a part of the file, or all of it, can't be divided into objects: any object may be in it.
     pub is_torn: bool,
 }
 

@@ -7,15 +7,15 @@ use serde::Deserialize;
 use super::Selector;
 use super::scalar::Port;
 
-/// Whether peers must prove who they are.
+/// The spec of a PeerAuthentication: the mutual TLS modes of workloads.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "Said")]
 pub struct PeerAuthentication {
-    /// Whom it is for.
+    /// The workloads that it is for.
     pub selector: Option<Selector>,
-    /// On every port.
+    /// The mode on every port.
     pub mtls: Option<Mtls>,
-    /// On single workload ports.
+    /// The modes on single workload ports.
     pub port_level_mtls: BTreeMap<Port, Option<Mtls>>,
 }
 
@@ -33,7 +33,7 @@ struct Said {
 impl TryFrom<Said> for PeerAuthentication {
     type Error = String;
 
-    /// Refuses, as Istio does, ports that would have no mode of their own.
+    /// Rejects, as Istio does, an empty `portLevelMtls` and one without a selector.
     fn try_from(said: Said) -> Result<PeerAuthentication, String> {
         let selects = (said.selector.as_ref()).is_some_and(|s| !s.match_labels.is_empty());
         match &said.port_level_mtls {
@@ -48,7 +48,7 @@ impl TryFrom<Said> for PeerAuthentication {
     }
 }
 
-/// A mode.
+/// A mutual TLS setting.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Mtls {
@@ -57,17 +57,17 @@ pub struct Mtls {
     pub mode: Mode,
 }
 
-/// Whether a peer must prove who it is.
+/// A mutual TLS mode.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Mode {
-    /// As the namespace, or the mesh, says.
+    /// Inherited from the namespace, or the mesh.
     #[default]
     Unset,
-    /// It can't.
+    /// No mutual TLS.
     Disable,
-    /// It may.
+    /// Mutual TLS or plaintext.
     Permissive,
-    /// It must.
+    /// Mutual TLS only.
     Strict,
 }

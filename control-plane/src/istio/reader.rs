@@ -1,4 +1,4 @@
-//! A file's documents as objects, and as problems whatever can't be one.
+//! Reads a file's documents into objects, and into problems for everything that can't be one.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,7 +17,7 @@ use super::wildcard::{self, Flaw, Wildcard};
 use super::yaml::{Id, Mark, Tree};
 use super::{Closes, Contents, Key, Limits, Object, Place, Problem, Severity, Spec};
 
-/// An object's frame around its spec.
+/// The top-level fields of an object around its spec.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Framed<S> {
@@ -33,7 +33,8 @@ struct Framed<S> {
     status: Option<IgnoredAny>,
 }
 
-/// An object's metadata, of which no field is unknown, and none of another type. What it says is read apart.
+/// An object's metadata, only checked: unknown fields are mistakes, and so are wrong types of `name`, `namespace`,
+/// `labels` and `annotations`. Their values are read by [`header`].
 #[derive(Debug)]
 struct Metadata;
 
@@ -118,7 +119,7 @@ pub fn read(file: &Arc<PathBuf>, text: &str, limits: &Limits) -> Contents {
     reader.out
 }
 
-/// A file that can't be read, for the reason `message`, and in which `hidden` seem to stand: they hold closed.
+/// The contents of a file that can't be read, for the reason `message`: the suspected objects `hidden` fail closed.
 pub fn unreadable(file: &Arc<PathBuf>, message: &str, hidden: Vec<Hidden>) -> Contents {
     let limits = Limits::default();
     let mut reader = Reader::new(file, &limits);
@@ -126,19 +127,19 @@ pub fn unreadable(file: &Arc<PathBuf>, message: &str, hidden: Vec<Hidden>) -> Co
     reader.out
 }
 
-/// The fields of an object.
+/// The top-level fields of an object.
 const OBJECT: [&str; 5] = ["apiVersion", "kind", "metadata", "spec", "status"];
 
-/// Notices of one file that are told.
+/// Maximum notices that are reported for one file.
 const MAX_NOTICES: usize = 1000;
 
-/// A file as it is read.
+/// The reader of one file.
 struct Reader<'a> {
     file: &'a Arc<PathBuf>,
     limits: &'a Limits,
-    /// Lines before the document.
+    /// Lines before the current document.
     line: u64,
-    /// The security objects that seem to stand in the document, once somebody asked.
+    /// The security objects suspected in the current document, cached after the first search.
     hidden: Option<Vec<Hidden>>,
     out: Contents,
 }
@@ -173,7 +174,7 @@ impl<'a> Reader<'a> {
         });
     }
 
-    /// Keeps the first notices of a file with too many to be looked at.
+    /// Keeps the first [`MAX_NOTICES`] notices of a file, and counts the others in one more.
     fn few_notices(&mut self) {
         let mut count = 0;
         self.out.problems.retain(|problem| {
@@ -187,13 +188,13 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The security objects that seem to stand in the document whose text is `text`.
+    /// The security objects suspected in `text`, the current document.
     fn hidden(&mut self, text: &str) -> Vec<Hidden> {
         let found = self.hidden.get_or_insert_with(|| hidden(text, self.limits));
         found.clone()
     }
 
-    /// Tells of `text` that isn't YAML, once for each security object that it seems to hold.
+    /// Reports `text` as unreadable, once for each security object suspected in it.
     fn unreadable(&mut self, mark: Mark, message: &str, text: &str) {
         let found = self.hidden(text);
         self.hide(mark, message, found);
@@ -210,7 +211,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Makes the last problem one that closes.
+    /// Sets the fail-closed effect of the last problem.
     fn close(&mut self, closes: Option<Closes>) {
         if let Some(last) = self.out.problems.last_mut() {
             last.closes = closes;
@@ -226,7 +227,7 @@ impl<'a> Reader<'a> {
         self.objects(&mut tree, root, text);
     }
 
-    /// Reads what stands at a node: one object, or several where `---` is missing between them.
+    /// Reads the object at a node, or several where `---` is missing between them.
     fn objects(&mut self, tree: &mut Tree<'_>, root: Id, text: &str) {
         let objects = parts(tree, root);
         if objects.len() < 2 {
@@ -247,7 +248,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Takes what stands in one document with another object: `---` is missing, and none of it is used.
+    /// Reports an object that shares its document with another because `---` is missing: neither is used.
     fn run_together(&mut self, is_later: bool, mark: Mark, key: Key, found: Contents) {
         let message = match is_later {
             true => "a line with `---` is missing before this object",
@@ -268,7 +269,7 @@ impl<'a> Reader<'a> {
         self.out.pods.extend(found.pods);
     }
 
-    /// Reads the object at a node of a document whose text is `text`.
+    /// Reads the object at a node of the document `text`.
     fn object(&mut self, tree: &mut Tree<'_>, root: Id, text: &str) {
         let header = header(tree, root);
         if !header.is_object() {
@@ -295,7 +296,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Tells of an object of a kind that isn't read.
+    /// Reports an object of a kind that isn't read.
     fn unread(
         &mut self,
         tree: &Tree<'_>,
@@ -307,7 +308,7 @@ impl<'a> Reader<'a> {
     ) {
         let (key, mark) = (header(tree, root).key(), tree.mark(root));
         if tree.get(root, "items").is_some() && !self.hidden(text).is_empty() {
-            // A list that is cut off, or whose kind has a slip.
+            // A list that is truncated, or of a misspelled kind.
             let message = format!("{message}; this stands among its items");
             return self.unreadable(mark, &message, text);
         }
@@ -320,7 +321,7 @@ impl<'a> Reader<'a> {
                 let suspected = documents::guess(text);
                 return self.hide(tree.mark(*name), &message, suspected.into_iter().collect());
             }
-            // Those of an object are few, and those of others don't matter.
+            // Only the field names of an object are kept: they are few, and duplicates of others don't matter.
             names.extend(OBJECT.contains(&said).then_some(said));
         }
         self.out.pods.extend(pods(tree, root, &key));
@@ -333,7 +334,7 @@ impl<'a> Reader<'a> {
     fn known(&mut self, tree: &mut Tree<'_>, root: Id, text: &str, kind: Kind, key: Key) {
         let (before, mark) = (self.out.problems.len(), tree.mark(root));
         let closes = Closed::by(&key.kind).map(|how| closes(tree, root, how));
-        // One that says something twice may not mean it.
+        // With duplicate keys, the annotation may not be intended.
         let dry_run = self.dry_run(tree, root, &key) && tree.duplicates(root).is_empty();
         if key.name.is_empty() {
             let message = "metadata.name is required".to_owned();
@@ -349,7 +350,7 @@ impl<'a> Reader<'a> {
             Some(spec) => {
                 let text = match root == tree.root {
                     true => text.into(),
-                    // By itself, whatever its anchors are elsewhere.
+                    // Its own text, since its anchors may be defined elsewhere in the document.
                     false => tree.flow(root).into(),
                 };
                 self.out.objects.push(Object {
@@ -361,13 +362,13 @@ impl<'a> Reader<'a> {
                     key,
                 });
             }
-            // Istio would judge it and enforce nothing.
+            // Istio would evaluate a dry run and enforce nothing.
             None if dry_run => {}
             None => errors.for_each(|problem| problem.closes.clone_from(&closes)),
         }
     }
 
-    /// The spec of an object of a known kind; its mistakes are told.
+    /// Reads the spec of an object of a known kind, and reports its mistakes.
     fn spec(&mut self, tree: &mut Tree<'_>, root: Id, kind: Kind, key: &Key) -> Option<Spec> {
         for (again, first) in tree.duplicates(root).into_iter().take(MAX_FAULTS) {
             let name = tree.text(again).unwrap_or_default();
@@ -414,7 +415,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Tells of strings in a policy's rules that can match nothing. In a DENY that is open; in an ALLOW it opens nothing.
+    /// Reports strings in a policy's rules that can match nothing: a DENY denies nothing by them, an ALLOW allows
+    /// nothing.
     fn strings(&mut self, tree: &Tree<'_>, root: Id, key: &Key) {
         let list = |at: Id, path: &[&str]| {
             let found = tree.find(at, path).and_then(|id| tree.elements(id));
@@ -456,7 +458,7 @@ impl<'a> Reader<'a> {
         self.problem(severity, tree.mark(id), Some(key.clone()), message);
     }
 
-    /// True when the object's annotation says that it is judged only.
+    /// True for an AuthorizationPolicy that its annotation makes a dry run.
     fn dry_run(&mut self, tree: &Tree<'_>, root: Id, key: &Key) -> bool {
         const NAME: &str = "istio.io/dry-run";
         let value = tree.find(root, &["metadata", "annotations", NAME]);
@@ -466,7 +468,7 @@ impl<'a> Reader<'a> {
         if key.kind != "AuthorizationPolicy" {
             return false;
         }
-        // Go's ParseBool, as Istio asks it.
+        // The values of Go's `ParseBool`, which Istio uses.
         match text {
             "1" | "t" | "T" | "true" | "TRUE" | "True" => true,
             "0" | "f" | "F" | "false" | "FALSE" | "False" => false,
@@ -517,8 +519,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Tells of a document that is no object: values of a chart, a package's description. One that seems to be meant as an
-    /// object of a group that Leno reads is an error.
+    /// Reports a document that is no object, such as a chart's values or a package's description: an error when it
+    /// looks like an object of a group that Leno reads, otherwise a notice.
     fn no_object(&mut self, tree: &Tree<'_>, root: Id, text: &str) {
         let mark = tree.mark(root);
         let message = "this is no object: it has no apiVersion and no kind";
@@ -555,7 +557,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// A mistake, for a person.
+/// The message of a mistake, for a person.
 fn explain(mistake: Mistake) -> String {
     let list = |names: &[&str]| {
         let quoted: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();

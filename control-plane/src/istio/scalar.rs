@@ -66,7 +66,7 @@ impl TryFrom<String> for Pattern {
     }
 }
 
-/// A port.
+/// A port number: 1 to 65535.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(try_from = "u64")]
 pub struct Port(pub u16);
@@ -106,7 +106,7 @@ impl TryFrom<String> for Host {
     }
 }
 
-/// A weight: 0 or more.
+/// A weight: 0 to 1,000,000.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "i64")]
 pub struct Weight(pub u32);

@@ -1,4 +1,4 @@
-//! `v1/Service`: a name and ports over the workloads that a selector finds.
+//! `v1/Service`: a name and ports for the workloads that a selector matches.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use serde::de::IgnoredAny;
 
 use super::scalar::Port;
 
-/// The spec of a Kubernetes Service. What concerns addresses inside a cluster has no meaning here and is read over.
+/// The spec of a Kubernetes Service. Other fields are ignored.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Service {
@@ -17,7 +17,7 @@ pub struct Service {
     /// Its ports.
     #[serde(default)]
     pub ports: Vec<ServicePort>,
-    /// Its addresses; a headless Service says `None`.
+    /// Its addresses; the word `None` for a headless Service.
     #[serde(default, rename = "clusterIPs")]
     pub cluster_ips: Vec<String>,
     /// The first of them.
@@ -29,27 +29,27 @@ pub struct Service {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ServicePort {
-    /// What callers dial.
+    /// The port that callers dial.
     pub port: Port,
-    /// What the workload listens on; the same when absent. A name of a workload's port, or a number.
+    /// The workload's port, as a number or by its name; the same number when absent.
     #[serde(default)]
     pub target_port: Option<TargetPort>,
     /// Its name; a prefix such as `http-` names the protocol.
     #[serde(default)]
     pub name: String,
-    /// The transport.
+    /// The transport protocol.
     #[serde(default)]
     pub protocol: Option<String>,
-    /// The protocol.
+    /// The application protocol, which takes precedence over the name's prefix.
     #[serde(default)]
     pub app_protocol: Option<String>,
-    /// Kubernetes' own.
+    /// Kubernetes' own, ignored.
     #[serde(default)]
     #[allow(dead_code)]
     node_port: Ignored,
 }
 
-/// Something that is read over.
+/// A value that is ignored.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Ignored;
 

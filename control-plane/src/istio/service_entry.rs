@@ -1,4 +1,4 @@
-//! `networking.istio.io` ServiceEntry and WorkloadEntry: what is in the registry without Kubernetes.
+//! `networking.istio.io` ServiceEntry and WorkloadEntry: services and workloads of the registry without Kubernetes.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::scalar::{Host, Port, Weight};
 
-/// Hosts, ports, and where they are served.
+/// The spec of a ServiceEntry: hosts, ports and endpoints.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ServiceEntry {
@@ -18,16 +18,16 @@ pub struct ServiceEntry {
     /// Ports that callers dial.
     #[serde(default)]
     pub ports: Vec<EntryPort>,
-    /// Whether it is part of the mesh.
+    /// Its location, inside or outside the mesh.
     #[serde(default)]
     pub location: Location,
-    /// Where its endpoints come from.
+    /// The source of its endpoints.
     #[serde(default)]
     pub resolution: Resolution,
     /// Its endpoints.
     #[serde(default)]
     pub endpoints: Vec<WorkloadEntry>,
-    /// WorkloadEntries that serve it.
+    /// Selects the WorkloadEntries that serve it.
     #[serde(default)]
     pub workload_selector: Option<WorkloadSelector>,
 }
@@ -36,7 +36,7 @@ pub struct ServiceEntry {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct EntryPort {
-    /// What callers dial.
+    /// The port that callers dial.
     pub number: Port,
     /// Its name; endpoints map it to their own port.
     #[serde(default)]
@@ -49,18 +49,19 @@ pub struct EntryPort {
     pub target_port: Option<Port>,
 }
 
-/// Whether a service is part of the mesh.
+/// The location of a service.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Location {
-    /// It isn't: no mutual TLS.
+    /// Outside the mesh: no mutual TLS.
     #[default]
     MeshExternal,
-    /// It is: mutual TLS wherever a workload has a service account.
+    /// Inside the mesh: mutual TLS with every workload that has a service account, unless `security.istio.io/tlsMode`
+    /// is `disabled` among its labels.
     MeshInternal,
 }
 
-/// Where endpoints come from.
+/// The source of a service's endpoints.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Resolution {
@@ -73,7 +74,7 @@ pub enum Resolution {
     Dns,
 }
 
-/// WorkloadEntries by labels.
+/// Selects WorkloadEntries by labels.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WorkloadSelector {
@@ -94,10 +95,10 @@ pub struct WorkloadEntry {
     /// Its labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-    /// Its share relative to others.
+    /// Its load-balancing weight, relative to others.
     #[serde(default)]
     pub weight: Option<Weight>,
-    /// Its service account; with it, it has a sidecar.
+    /// Its service account; a workload without one has no sidecar.
     #[serde(default)]
     pub service_account: Option<String>,
 }

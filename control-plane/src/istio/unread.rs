@@ -1,11 +1,11 @@
-//! Objects of kinds that aren't read, as far as they count: a `Sidecar`'s fence, and the pods that others make.
+//! Objects of kinds that aren't read, as far as they matter: a `Sidecar`'s restrictions, and the pods of others.
 
 use super::header::{header, labels_at};
 use super::kinds::NETWORKING;
 use super::yaml::{Id, Tree};
 use super::{Key, Pods};
 
-/// The fence of a `Sidecar` object, or its detour, which Leno doesn't put up; none of one that has neither.
+/// The error for a `Sidecar` object with restrictions or ingress listeners, which Leno doesn't enforce; `None` without.
 pub(super) fn fence(tree: &Tree<'_>, root: Id) -> Option<String> {
     let header = header(tree, root);
     let is_istios = |version: &str| version.split('/').next() == Some(NETWORKING);
@@ -18,7 +18,7 @@ pub(super) fn fence(tree: &Tree<'_>, root: Id) -> Option<String> {
             .unwrap_or_default()
     };
     let policy = tree.find(root, &["spec", "outboundTrafficPolicy"]);
-    // REGISTRY_ONLY is what a policy says that doesn't say its mode.
+    // An `outboundTrafficPolicy` without a mode means REGISTRY_ONLY.
     let mode = policy.map(|policy| tree.get(policy, "mode").and_then(|mode| tree.text(mode)));
     if mode.is_some_and(|mode| mode != Some("ALLOW_ANY")) {
         return Some("Sidecar is not supported: its REGISTRY_ONLY is not in force; use `leno serve --outbound-traffic-policy REGISTRY_ONLY`".to_owned());
@@ -34,7 +34,7 @@ pub(super) fn fence(tree: &Tree<'_>, root: Id) -> Option<String> {
     has_ingress.then(|| "Sidecar is not supported: its ingress listeners are not in force; use `leno-proxy run --inbound`".to_owned())
 }
 
-/// The pods that an object makes.
+/// The pods that an object creates; `None` for a kind that creates none.
 pub(super) fn pods(tree: &Tree<'_>, root: Id, key: &Key) -> Option<Pods> {
     let path: &[&str] = match key.kind.as_str() {
         "Pod" => &["metadata", "labels"],

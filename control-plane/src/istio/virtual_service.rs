@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::scalar::{Host, Pattern, Period, Port, Weight};
 
-/// Where requests for its hosts go.
+/// The spec of a VirtualService: the routing rules of its hosts.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct VirtualService {
@@ -24,51 +24,51 @@ pub struct HttpRoute {
     /// Its name, for people.
     #[serde(default)]
     pub name: String,
-    /// What requests it takes: any of these; all when empty.
+    /// Conditions, any of which must match; empty for all requests.
     #[serde(default, rename = "match")]
     pub matches: Vec<HttpMatch>,
-    /// Where they go.
+    /// Weighted destinations.
     #[serde(default)]
     pub route: Vec<RouteDestination>,
-    /// How long an exchange may take; off when absent.
+    /// Timeout of an exchange; none when absent or 0.
     #[serde(default)]
     pub timeout: Option<Period>,
-    /// When a request is sent again.
+    /// The retry policy.
     #[serde(default)]
     pub retries: Option<HttpRetry>,
 }
 
-/// When a request is sent again. Without `attempts`, never.
+/// A retry policy; without `attempts`, no retries.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename = "HTTPRetry", rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpRetry {
-    /// How often, after the first time.
+    /// Maximum retries, after the first attempt.
     #[serde(default)]
     pub attempts: u32,
-    /// How long each try may take.
+    /// Timeout of each attempt.
     #[serde(default)]
     pub per_try_timeout: Option<Period>,
     /// Conditions, separated by commas.
     #[serde(default)]
     pub retry_on: Option<RetryOn>,
-    /// The first step of the wait between tries.
+    /// Base interval of the backoff between attempts.
     #[serde(default)]
     pub backoff: Option<Period>,
-    /// Whether other localities are tried. There are none yet.
+    /// Retries in other localities: without effect, as there are none yet.
     #[serde(default)]
     pub retry_remote_localities: Option<bool>,
-    /// Whether endpoints that were tried are avoided, as they always are.
+    /// Avoidance of endpoints that were tried: without effect, as they always are avoided.
     #[serde(default)]
     pub retry_ignore_previous_hosts: Option<bool>,
 }
 
-/// Conditions under which a request is sent again: Envoy's names, and statuses.
+/// Retry conditions: Envoy's names, and status codes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct RetryOn {
     /// Envoy's names.
     pub names: Vec<String>,
-    /// Statuses.
+    /// Status codes.
     pub codes: Vec<u16>,
 }
 
@@ -110,7 +110,7 @@ impl TryFrom<String> for RetryOn {
     }
 }
 
-/// What requests a rule takes: all of it must hold.
+/// A condition on requests; all of its parts must match.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(
     rename = "HTTPMatchRequest",
@@ -127,7 +127,7 @@ pub struct HttpMatch {
     /// The method.
     #[serde(default)]
     pub method: Option<StringMatch>,
-    /// Headers, lower-case.
+    /// Headers, by name in any case.
     #[serde(default)]
     pub headers: BTreeMap<String, StringMatch>,
     /// Query parameters.
@@ -135,17 +135,17 @@ pub struct HttpMatch {
     pub query_params: BTreeMap<String, StringMatch>,
 }
 
-/// How a string is compared.
+/// A string match.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "OneOf")]
 pub enum StringMatch {
-    /// It is this.
+    /// The whole string.
     Exact(String),
-    /// It starts with this.
+    /// A prefix.
     Prefix(String),
-    /// This describes the whole of it.
+    /// A regular expression for the whole string.
     Regex(String),
-    /// It is there.
+    /// Any value, if present.
     Present,
 }
 
@@ -171,7 +171,7 @@ impl TryFrom<OneOf> for StringMatch {
     }
 }
 
-/// A destination with its share.
+/// A destination with its weight.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(
     rename = "HTTPRouteDestination",
@@ -179,14 +179,14 @@ impl TryFrom<OneOf> for StringMatch {
     deny_unknown_fields
 )]
 pub struct RouteDestination {
-    /// Where.
+    /// The destination.
     pub destination: Destination,
-    /// Its share.
+    /// Its weight.
     #[serde(default)]
     pub weight: Option<Weight>,
 }
 
-/// A destination.
+/// A service, or a subset of it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Destination {
@@ -195,7 +195,7 @@ pub struct Destination {
     /// A subset of it, as a DestinationRule defines it.
     #[serde(default)]
     pub subset: Option<String>,
-    /// One of its ports; the one that was dialled when absent.
+    /// One of its ports; when absent its only port, else the port that was dialled.
     #[serde(default)]
     pub port: Option<PortSelector>,
 }

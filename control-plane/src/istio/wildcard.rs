@@ -1,6 +1,7 @@
-//! The strings of an AuthorizationPolicy's rules: a text, or one with `*` at one end, or `*` alone.
+//! The strings of an AuthorizationPolicy's rules: a text, or one with `*` at one end, or `*` alone. In `namespaces` a
+//! `*` may be anywhere.
 //!
-//! One that can match nothing is told: in a DENY it would hold nothing closed, in an ALLOW it opens nothing.
+//! A string that can match nothing is reported: in a DENY it would deny nothing, in an ALLOW it allows nothing.
 
 use serde::{Deserialize, Deserializer};
 
@@ -8,13 +9,13 @@ use serde::{Deserialize, Deserializer};
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub enum Wildcard {
-    /// `*`: it is there.
+    /// `*`: any value, if present.
     Present,
-    /// It is this.
+    /// The whole value.
     Exact(String),
-    /// `text*`: it starts with this.
+    /// `text*`: a prefix.
     Prefix(String),
-    /// `*text`: it ends with this.
+    /// `*text`: a suffix.
     Suffix(String),
 }
 
@@ -55,7 +56,7 @@ pub(super) enum Flaw {
     Unsupported(&'static str),
 }
 
-/// Looks for what is wrong with a string in the list `field` of a rule.
+/// The flaw of a string in the list `field` of a rule, if it has one.
 pub(super) fn flaw(field: &str, said: &Wildcard) -> Option<Flaw> {
     let never = |is_good: bool, why| (!is_good).then_some(Flaw::Never(why));
     let text = said.text();
@@ -83,9 +84,9 @@ pub(super) fn flaw(field: &str, said: &Wildcard) -> Option<Flaw> {
     }
 }
 
-/// Why no path, as it is after normalisation, can be this one.
+/// The reason that no normalised path can match, if none can.
 fn path_flaw(said: &Wildcard) -> Option<&'static str> {
-    // Examples of what a star may stand for, so that the whole is one that can come.
+    // Samples with the `*` filled in: if none of them is a normalised path, nothing can match.
     let paths = match said {
         Wildcard::Present => return None,
         Wildcard::Exact(text) => vec![text.clone()],
@@ -104,7 +105,7 @@ fn path_flaw(said: &Wildcard) -> Option<&'static str> {
     }
 }
 
-/// IANA's HTTP Method Registry, as sidecars have it.
+/// The methods of IANA's HTTP Method Registry, as sidecars have them.
 pub const METHODS: &str = "ACL BASELINE-CONTROL BIND CHECKIN CHECKOUT CONNECT COPY DELETE GET HEAD LABEL LINK LOCK MERGE \
     MKACTIVITY MKCALENDAR MKCOL MKREDIRECTREF MKWORKSPACE MOVE OPTIONS ORDERPATCH PATCH POST PRI PROPFIND PROPPATCH PUT \
     QUERY REBIND REPORT SEARCH TRACE UNBIND UNCHECKOUT UNLINK UNLOCK UPDATE UPDATEREDIRECTREF VERSION-CONTROL";
@@ -116,7 +117,7 @@ fn is_part(text: &str) -> bool {
 }
 
 fn may_be_principal(wildcard: &Wildcard) -> bool {
-    /// The parts of a principal; what has no name may be anything.
+    /// The parts of a principal; `None` for one that may be any name.
     const FORM: [Option<&str>; 5] = [None, Some("ns"), None, Some("sa"), None];
     let text = wildcard.text();
     let parts: Vec<&str> = text.split('/').collect();
@@ -146,7 +147,7 @@ fn may_be_principal(wildcard: &Wildcard) -> bool {
     }
 }
 
-/// True for a path that can come, and that normalisation leaves as it is: Istio's `BASE`, as the sidecar has it.
+/// True for a valid path that normalisation leaves as it is: Istio's `BASE`, as the sidecar applies it.
 fn is_normal(path: &str) -> bool {
     let is_unreserved = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b);
     let bytes = path.as_bytes();
@@ -169,8 +170,8 @@ fn is_normal(path: &str) -> bool {
     is_clear && !segments.any(|segment| matches!(segment, "." | ".."))
 }
 
-/// Reads a list that must not be empty where it is given: an empty one would mean any, and a template that renders to
-/// nothing must not open what it was written to close.
+/// Deserializes a list that must not be empty when present: an empty one would match anything, and a template that
+/// renders to nothing must not open the access that it was written to close.
 pub(super) fn not_empty<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
     D: Deserializer<'de>,

@@ -1,7 +1,7 @@
-//! A YAML document as a tree whose nodes know where they stand.
+//! A YAML document as a tree of nodes with their places in the text.
 //!
-//! Mistakes are told by their place, and all of an object's in one reading, which a parser that reads straight into types
-//! can't do. Everything is bounded: depth, aliases, nodes with aliases expanded.
+//! All mistakes of an object are reported in one pass, each with its place, which a parser straight into types can't
+//! do. Everything is bounded: depth, aliases, nodes with aliases expanded.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
@@ -10,7 +10,7 @@ use granit_parser::{Event, Options, Parser, ScalarStyle, Span};
 
 use super::Limits;
 
-/// The nodes of a document, aliases expanded.
+/// Maximum nodes of a document, aliases expanded.
 const MAX_NODES: usize = 100_000;
 
 /// A node of a [`Tree`].
@@ -50,12 +50,12 @@ pub(super) enum Content<'t> {
     Scalar { text: Cow<'t, str>, plain: bool },
     /// A sequence.
     Sequence(Vec<Id>),
-    /// A mapping, in the order of the text; a key may stand in it twice.
+    /// A mapping, in the order of the text; keys may repeat.
     Mapping(Vec<(Id, Id)>),
 }
 
 impl<'t> Tree<'t> {
-    /// Reads the one document of `text`.
+    /// Parses `text`, a single document.
     pub(super) fn parse(text: &'t str, limits: &Limits) -> Result<Tree<'t>, SyntaxError> {
         let mut options = Options::default();
         options.set_emit_comments(false);
@@ -112,7 +112,7 @@ impl<'t> Tree<'t> {
         }
     }
 
-    /// A scalar's text; none where it means null.
+    /// A scalar's text; `None` for null and for collections.
     pub(super) fn text(&self, id: Id) -> Option<&str> {
         match self.content(id) {
             Content::Scalar { plain: true, text } if is_null(text) => None,
@@ -121,14 +121,14 @@ impl<'t> Tree<'t> {
         }
     }
 
-    /// The values under `key`: one, but where it stands twice.
+    /// The values under `key`: more than one if the key repeats.
     pub(super) fn all<'a>(&'a self, id: Id, key: &'a str) -> impl Iterator<Item = Id> + 'a {
         let entries = self.entries(id).unwrap_or_default().iter();
         let own = entries.filter(move |(name, _)| self.text(*name) == Some(key));
         own.map(|(_, value)| *value)
     }
 
-    /// The value that stands first under `key`.
+    /// The first value under `key`.
     pub(super) fn get(&self, id: Id, key: &str) -> Option<Id> {
         self.all(id, key).next()
     }
@@ -138,7 +138,7 @@ impl<'t> Tree<'t> {
         path.iter().try_fold(id, |at, key| self.get(at, key))
     }
 
-    /// Makes a mapping of some of a mapping's entries.
+    /// Adds a mapping of some of another mapping's entries.
     pub(super) fn part(&mut self, entries: &[(Id, Id)]) -> Id {
         let first = entries.first().map_or(self.root, |(key, _)| *key);
         self.nodes.push(Node {
@@ -148,7 +148,7 @@ impl<'t> Tree<'t> {
         self.nodes.len() - 1
     }
 
-    /// Takes a node out of whatever holds it, as key, value or element; those that held it.
+    /// Removes a node from every collection that holds it as key, value or element; returns those collections.
     pub(super) fn cut(&mut self, id: Id) -> Vec<Id> {
         let mut held = Vec::new();
         for (at, node) in self.nodes.iter_mut().enumerate() {
@@ -175,7 +175,7 @@ impl<'t> Tree<'t> {
         held
     }
 
-    /// The keys below `id` that stand in their mapping already, each with the first of its name.
+    /// Duplicate keys below `id`, each with the first key of that name.
     pub(super) fn duplicates(&self, id: Id) -> Vec<(Id, Id)> {
         let (mut found, mut todo, mut seen) = (Vec::new(), vec![id], vec![false; self.nodes.len()]);
         while let Some(at) = todo.pop() {
@@ -204,7 +204,7 @@ impl<'t> Tree<'t> {
         found
     }
 
-    /// The name that makes a key unique: 80 and 0x50 are one.
+    /// The normalised name of a key: 80 and 0x50 are equal. `None` for a collection.
     fn key_name(&self, key: Id) -> Option<Cow<'_, str>> {
         match self.content(key) {
             Content::Scalar { text, plain: true } => Some(match integer(text) {
@@ -216,7 +216,7 @@ impl<'t> Tree<'t> {
         }
     }
 
-    /// Expands merge keys (`<<`): what a mapping says itself counts.
+    /// Expands merge keys (`<<`); a mapping's own keys take precedence.
     fn merge(&mut self) -> Result<(), SyntaxError> {
         for at in 0..self.nodes.len() {
             let Some(entries) = self.entries(at) else {
@@ -249,7 +249,7 @@ impl<'t> Tree<'t> {
         Ok(())
     }
 
-    /// A node's text by itself, in flow style, aliases expanded. A scalar stays of its type.
+    /// A node as text of its own, in flow style, aliases expanded. Scalars keep their type.
     pub(super) fn flow(&self, id: Id) -> String {
         let list = |texts: Vec<String>| texts.join(", ");
         match self.content(id) {
@@ -265,7 +265,7 @@ impl<'t> Tree<'t> {
                 format!("{{{}}}", list(entries.iter().map(entry).collect()))
             }
             Content::Scalar { text, plain } => {
-                // What could be another type stays plain; the rest is a text either way.
+                // A plain word may be of another type, and stays plain; any other text is a string either way.
                 let is_word = text
                     .bytes()
                     .all(|b| b.is_ascii_alphanumeric() || b"+-.~".contains(&b));
@@ -278,22 +278,22 @@ impl<'t> Tree<'t> {
     }
 }
 
-/// A collection that is not at its end.
+/// A collection that is still open.
 struct Open {
     id: Id,
-    /// The key that waits for its value.
+    /// The last key, until its value follows.
     key: Option<Id>,
     anchor: usize,
     /// Nodes before it, aliases expanded.
     before: usize,
 }
 
-/// A tree as it is put together.
+/// Builds a tree from the parser's events.
 struct Builder<'t, 'l> {
     nodes: Vec<Node<'t>>,
-    /// Collections that are not at their end.
+    /// Open collections, the outermost first.
     open: Vec<Open>,
-    /// Nodes by their anchors, each with its size: its nodes, aliases expanded. One that isn't whole is not there yet.
+    /// Complete nodes by anchor, each with its size: its nodes, aliases expanded.
     anchors: HashMap<usize, (Id, usize)>,
     aliases: usize,
     /// Nodes so far, aliases expanded.
@@ -395,7 +395,7 @@ impl<'t> Builder<'t, '_> {
         }
     }
 
-    /// Puts a whole node where the text has it.
+    /// Inserts a complete node into the innermost open collection, or as the root.
     fn place(&mut self, id: Id) -> Result<(), String> {
         let Some(Open {
             id: parent, key, ..
@@ -421,7 +421,7 @@ pub(super) fn is_null(text: &str) -> bool {
     matches!(text, "" | "~" | "null" | "Null" | "NULL")
 }
 
-/// The number that a plain scalar is, in any of YAML's ways to write one.
+/// Parses a plain scalar as an integer: decimal, or with `0x`, `0o` or `0b`.
 pub(super) fn integer(text: &str) -> Option<i128> {
     let (negative, digits) = match text.strip_prefix('-') {
         Some(rest) => (true, rest),

@@ -1,7 +1,7 @@
-//! What goes on in the mesh, as the sidecars tell it: who calls whom, what fails and why, which endpoints are ejected.
+//! Traffic of the mesh, as the sidecars report it: callers and callees, failures and their reasons, ejected endpoints.
 //!
-//! Kept in memory for the moment only, and bounded: history is Prometheus' business. A sidecar is believed about itself and
-//! its own callers and callees, no further than its certificate goes.
+//! Only the current state, bounded and in memory: history is Prometheus' business. Reported traffic counts only where
+//! the sidecar's own side of it is of the namespace that its certificate proves, or unknown.
 
 pub mod view;
 
@@ -13,19 +13,19 @@ use tokio::time::Instant;
 
 use crate::mesh::Node;
 
-/// Over how long rates are taken.
+/// Window of the rates.
 pub const WINDOW: Duration = Duration::from_secs(10);
-/// An edge without traffic is forgotten after this.
+/// Time without traffic after which an edge is forgotten.
 const FORGOTTEN: Duration = Duration::from_secs(300);
-/// A sidecar that reports nothing is forgotten after this.
+/// Time without a report after which a sidecar is forgotten.
 const SILENT: Duration = Duration::from_secs(60);
-/// Edges that are kept.
+/// Most edges that are kept.
 const MAX_EDGES: usize = 20_000;
-/// Failures that are kept.
+/// Most failures that are kept.
 const MAX_FAILURES: usize = 200;
-/// Of one report: peers, failures, endpoints.
+/// Most peers, failures and endpoints of one report, each.
 const MAX_TOLD: usize = 4_000;
-/// Longest name, and longest explanation.
+/// Longest name, and longest explanation, in bytes.
 const MAX_NAME: usize = 256;
 const MAX_TEXT: usize = 2_048;
 
@@ -35,19 +35,19 @@ pub const BOUNDS: [f64; 19] = [
     1.8e6, 3.6e6,
 ];
 
-/// Who tells, and of what: traffic between two peers.
+/// Key of an edge: the two peers, the protocol, and the side that reports it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct EdgeKey {
     pub(crate) from: String,
     pub(crate) to: String,
     pub(crate) protocol: String,
-    /// Whether the caller's sidecar tells of it.
+    /// True when the caller's sidecar reports it.
     pub(crate) by_source: bool,
     /// The workload that was reached.
     pub(crate) workload: String,
 }
 
-/// What went over an edge in one report.
+/// Traffic of an edge in one report.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Counts {
     pub(crate) requests: u64,
@@ -57,17 +57,17 @@ pub(crate) struct Counts {
     pub(crate) durations: Vec<u64>,
 }
 
-/// Traffic between two peers, lately.
+/// Recent traffic between two peers.
 #[derive(Debug)]
 pub(crate) struct Edge {
     counts: VecDeque<(Instant, Counts)>,
     pub(crate) seen: Instant,
     pub(crate) open: BTreeMap<String, u64>,
-    /// Whether it is mutual TLS, where that is known.
+    /// True for mutual TLS; `None` while that is unknown.
     pub(crate) mtls: Option<bool>,
 }
 
-/// What a sidecar tells of itself.
+/// The last report of a sidecar about itself.
 #[derive(Debug)]
 pub(crate) struct Proxy {
     pub(crate) node: Node,
@@ -75,13 +75,13 @@ pub(crate) struct Proxy {
     pub(crate) health: Health,
     pub(crate) endpoints: Vec<EndpointState>,
     pub(crate) told: Instant,
-    /// The requests that it served for its app.
+    /// The requests that it served for its app, by report.
     served: VecDeque<(Instant, u64)>,
-    /// What it is called on the map.
+    /// Its service's id on the map.
     pub(crate) service: Option<String>,
 }
 
-/// A failure, as it is shown.
+/// A failure, as the map shows it.
 #[derive(Debug)]
 pub(crate) struct Shown {
     pub(crate) id: u64,
@@ -89,7 +89,7 @@ pub(crate) struct Shown {
     pub(crate) failure: Failure,
 }
 
-/// What is known of the moment.
+/// The current traffic of the mesh.
 #[derive(Debug, Default)]
 pub struct Book {
     pub(crate) edges: BTreeMap<EdgeKey, Edge>,
@@ -99,7 +99,7 @@ pub struct Book {
 }
 
 impl Book {
-    /// Takes a report of `node` into account.
+    /// Merges a report of `node`.
     pub fn take(&mut self, node: &Node, report: ReportRequest, now: Instant) {
         let mut served = 0;
         let mut service = None;
@@ -153,7 +153,7 @@ impl Book {
         let mtls = match traffic.security.as_str() {
             "mutual_tls" => Some(true),
             "none" => Some(false),
-            // The caller's sidecar only knows whom it means to reach.
+            // The caller's sidecar knows only the identity that it expects of the callee.
             _ if destination.principal.starts_with("spiffe://") => Some(true),
             _ => None,
         };
@@ -204,7 +204,7 @@ impl Book {
                 && shown.failure.explanation == failure.explanation
                 && shown.failure.service_name == failure.service_name
         };
-        // What goes on happening is one line, not a flood.
+        // A failure that repeats is one line, not a flood.
         if let Some(shown) = self.failures.iter_mut().find(is_same) {
             failure.count += shown.failure.count;
             (shown.id, shown.failure) = (id, failure);
@@ -220,7 +220,7 @@ impl Book {
         });
     }
 
-    /// Forgets what is over.
+    /// Drops edges and sidecars that haven't been reported for their time.
     pub fn forget(&mut self, now: Instant) {
         self.edges.retain(|_, edge| {
             forget_old(&mut edge.counts, now);
@@ -234,7 +234,7 @@ impl Book {
 }
 
 impl Edge {
-    /// What went over it within the window.
+    /// Traffic within the window.
     pub(crate) fn lately(&self, now: Instant) -> Counts {
         let mut sum = Counts::default();
         for (at, counts) in &self.counts {
@@ -247,7 +247,7 @@ impl Edge {
 }
 
 impl Counts {
-    /// Adds what went over another one.
+    /// Adds the traffic of another one.
     pub(crate) fn add(&mut self, other: &Counts) {
         self.requests += other.requests;
         self.errors += other.errors;
@@ -292,7 +292,7 @@ impl Proxy {
     }
 }
 
-/// Whether a sidecar may tell of this: it is one of the two peers.
+/// True for traffic that a sidecar may report: its own side is of the sidecar's namespace, or unknown.
 fn is_of(node: &Node, traffic: &Traffic) -> bool {
     let party = match traffic.reporter.as_str() {
         "source" => &traffic.source,
@@ -303,7 +303,7 @@ fn is_of(node: &Node, traffic: &Traffic) -> bool {
     namespace == Some(&node.namespace) || namespace == Some("unknown")
 }
 
-/// What the one who tells is called on the map.
+/// Id of the reporting sidecar's service on the map.
 fn own(traffic: &Traffic) -> Option<String> {
     let party: &Option<Party> = match traffic.reporter.as_str() {
         "source" => &traffic.source,

@@ -1,4 +1,4 @@
-//! The map as JSON: what the page, `/debug/mesh` and `leno status` show.
+//! The map as JSON, for the page, `/debug/mesh` and `leno status`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -12,7 +12,7 @@ use crate::mesh::service::{Endpoint, Endpoints, Protocol, Service};
 use crate::mesh::{Mesh, Node, selects};
 use crate::source::{Known, Rejected, State};
 
-/// Everything, as it is now. `proxies` are the streams that are open, as the hub shows them.
+/// The whole map, as it is now. `proxies` are the open streams, as the hub shows them.
 pub fn render(book: &Book, state: &State, proxies: &[Value], now: Instant) -> Value {
     let edges = edges(book, now);
     let services: BTreeMap<String, &Service> = state
@@ -35,7 +35,7 @@ pub fn render(book: &Book, state: &State, proxies: &[Value], now: Instant) -> Va
     })
 }
 
-/// The answer to `leno status`: the proxies of the map `mesh`, and what became of the configuration.
+/// The answer to `leno status`: the proxies of the map `mesh`, and the state of the configuration.
 pub fn status(mesh: &Value, state: &State) -> Value {
     let problems = state.problems.iter().map(ToString::to_string);
     json!({
@@ -46,7 +46,7 @@ pub fn status(mesh: &Value, state: &State) -> Value {
     })
 }
 
-/// An edge of the map: what both reporters say of it.
+/// An edge of the map, joined from the reports of both sides.
 #[derive(Default)]
 struct Joined {
     counts: Counts,
@@ -57,8 +57,8 @@ struct Joined {
 
 type Ends = (String, String, String);
 
-/// Edges of the map. The caller's sidecar also saw what never arrived: its word counts where there is one; whether it was
-/// mutual TLS the callee's knows.
+/// Edges of the map. The caller's sidecar also saw requests that never arrived, so its report counts where there is
+/// one; the callee's decides on mutual TLS.
 fn edges(book: &Book, now: Instant) -> BTreeMap<Ends, Joined> {
     let mut all: BTreeMap<Ends, Joined> = BTreeMap::new();
     let ends = |key: &EdgeKey| (key.from.clone(), key.to.clone(), key.protocol.clone());
@@ -256,7 +256,7 @@ fn one(book: &Book, mesh: &Mesh, endpoint: &Endpoint, port: u16, now: Instant) -
     })
 }
 
-/// Sidecars: those with a stream, and what they report.
+/// Sidecars with an open stream, each with its last report.
 fn sidecars(book: &Book, streams: &[Value], now: Instant) -> Vec<Value> {
     let one = |stream: &Value| {
         let node = stream["node"].as_str().unwrap_or_default();
@@ -368,7 +368,7 @@ fn endpoints(service: &Service) -> &[Endpoint] {
     }
 }
 
-/// What a service is called on the map, which is what metrics call it.
+/// A service's id on the map, which is its name in metrics.
 fn node_id(service: &Service) -> String {
     let mut parts = service.host.splitn(4, '.');
     match (parts.next(), parts.next(), parts.next()) {

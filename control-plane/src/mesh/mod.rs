@@ -1,4 +1,4 @@
-//! What the operator means: one immutable value, from which everything that proxies are told is computed.
+//! The configuration of the mesh: one immutable value, from which all xDS resources are computed.
 //!
 //! Invariant: names are resolved and nothing is contradictory; a `Mesh` is never changed, only replaced.
 
@@ -15,32 +15,33 @@ use policy::{AuthorizationPolicy, Mode, PeerAuthentication};
 use service::{Endpoint, Endpoints, Service, Workload};
 use workload::{Fit, Index, Labels};
 
-/// Everything that the operator means.
+/// The whole configuration of the mesh.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Mesh {
-    /// The domain of every identity.
+    /// The trust domain of every identity.
     pub trust_domain: String,
-    /// The namespace whose policies are for all.
+    /// The root namespace: its policies are for all namespaces.
     pub root_namespace: String,
     /// Services by host.
     pub services: BTreeMap<String, Arc<Service>>,
     /// Hosts by the addresses at which callers dial them.
     pub addresses: BTreeMap<IpAddr, String>,
-    /// Each endpoint as a service of its own, by its address: who dials that goes nowhere else.
+    /// Each endpoint as a service of its own, by its address: a caller that dials the address reaches only that
+    /// endpoint.
     pub direct: BTreeMap<String, Arc<Service>>,
-    /// What becomes of connections to addresses that nothing is known of.
+    /// The treatment of connections to unknown addresses.
     pub outbound_traffic_policy: OutboundTrafficPolicy,
-    /// Workloads that stand in the registry by themselves.
+    /// Workloads that are objects of their own: WorkloadEntries.
     pub workloads: Arc<Vec<Workload>>,
-    /// The places of each address in both.
+    /// Endpoints and workloads by address.
     pub index: Index,
-    /// Who must prove who they are.
+    /// The mutual TLS modes of workloads.
     pub peer_authentications: Arc<Vec<PeerAuthentication>>,
-    /// Who may do what.
+    /// The authorization policies.
     pub policies: Arc<Vec<AuthorizationPolicy>>,
-    /// What names were resolved to, for services that DNS serves.
+    /// Addresses that names resolved to, for services with DNS endpoints.
     pub resolved: Arc<BTreeMap<String, Vec<IpAddr>>>,
-    /// Workloads that take no new work.
+    /// The workloads that are draining.
     pub draining: Arc<Draining>,
 }
 
@@ -56,32 +57,32 @@ pub enum OutboundTrafficPolicy {
     RegistryOnly,
 }
 
-/// Workloads that take no new work, and how often that has changed.
+/// The workloads that are draining, and the revision of this set.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Draining {
     /// Grows with each change.
     pub revision: u64,
-    /// Who it is.
+    /// The keys of these workloads.
     pub workloads: BTreeSet<WorkloadKey>,
 }
 
-/// What tells workloads apart: address, namespace, service account.
+/// The key of a workload: address, namespace, service account.
 pub type WorkloadKey = (IpAddr, String, String);
 
-/// What kind of client asks: each has its own form of a Listener.
+/// The kind of an xDS client; each has its own form of a Listener.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Client {
-    /// A sidecar of ours: by name, on demand, with reasons.
+    /// A Leno sidecar: requests resources by name, on demand, and is sent the reason for a missing one.
     #[default]
     Leno,
-    /// Envoy: everything there is.
+    /// Envoy: is sent all resources.
     Envoy,
     /// An application that speaks xDS itself through gRPC's library (gRFC A27).
     Grpc,
 }
 
 impl Client {
-    /// Tells it from `node.user_agent_name`.
+    /// Determines it from `node.user_agent_name`.
     pub fn of(user_agent_name: &str) -> Client {
         let name = user_agent_name.to_ascii_lowercase();
         match name.as_str() {
@@ -92,55 +93,56 @@ impl Client {
     }
 }
 
-/// A proxy, as far as its identity and its node id say who it is.
+/// A proxy, as its certificate and its node id identify it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Node {
     /// The workload's address.
     pub ip: IpAddr,
-    /// Its namespace, as proven.
+    /// Its namespace, from its certificate.
     pub namespace: String,
-    /// Its service account, as proven.
+    /// Its service account, from its certificate.
     pub account: String,
-    /// What kind of client it is.
+    /// The kind of client.
     pub client: Client,
-    /// Labels that its certificate brings along.
+    /// Labels from its certificate.
     pub labels: BTreeMap<String, String>,
 }
 
 impl Node {
-    /// Which workload it is.
+    /// The key of its workload.
     pub fn workload(&self) -> WorkloadKey {
         (self.ip, self.namespace.clone(), self.account.clone())
     }
 }
 
-/// What a change touches.
+/// The scope of a change.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Touched {
     /// Hosts whose services, routes or endpoints changed.
     pub hosts: BTreeSet<String>,
-    /// Whether what is done with inbound connections may have changed, or hosts came or went.
+    /// True when the change isn't limited to these hosts: hosts were added or removed, or workloads, policies,
+    /// addresses, the trust domain or the outbound traffic policy changed.
     pub all: bool,
 }
 
 impl Touched {
-    /// Whether anything changed.
+    /// True when nothing changed.
     pub fn is_empty(&self) -> bool {
         !self.all && self.hosts.is_empty()
     }
 }
 
-/// A host by the name that a caller uses.
+/// The result of looking up a host by the name that a caller uses.
 #[derive(Debug, Clone, Copy)]
 pub enum Found<'a> {
-    /// There it is.
+    /// The service.
     Service(&'a Arc<Service>),
-    /// There is none; the nearest name, if one is near.
+    /// No service; the nearest name, if one is near.
     Nothing(Option<&'a str>),
 }
 
 impl Mesh {
-    /// The service that a caller in `namespace` means by `host`.
+    /// Looks up the service that `host` names for a caller in `namespace`.
     pub fn find(&self, host: &str, namespace: &str) -> Found<'_> {
         if let Some(address) = address_of(host) {
             let named = self.addresses.get(&address);
@@ -167,8 +169,8 @@ impl Mesh {
         )
     }
 
-    /// The workloads of the registry that an object of `namespace` may be for that selects `labels`: at most `most` of them
-    /// by name.
+    /// Names of the registry's workloads that an object of `namespace` with the selector `labels` may be for: at most
+    /// `most` of them, then the number of the others.
     pub fn names(
         &self,
         namespace: &str,
@@ -208,7 +210,7 @@ impl Mesh {
         self.services.get(host).or_else(|| self.direct.get(host))
     }
 
-    /// True for an endpoint whose workload takes no new work. One without a service account has no sidecar that could say so.
+    /// True for an endpoint of a draining workload. One without a service account has no sidecar that could report it.
     pub fn is_draining(&self, endpoint: &Endpoint) -> bool {
         let draining = &self.draining.workloads;
         let Some(account) = (!draining.is_empty())
@@ -224,7 +226,7 @@ impl Mesh {
         ))
     }
 
-    /// Workload ports that an object that may be for this workload has a mode for.
+    /// Workload ports with a mode of their own in an object that selects, or may select, this workload.
     pub fn ports_with_modes(&self, namespace: &str, labels: &Labels<'_>) -> BTreeSet<u16> {
         let objects = self.peer_authentications.iter().filter(|object| {
             let selector = object.selector.as_ref();
@@ -235,9 +237,9 @@ impl Mesh {
             .collect()
     }
 
-    /// The mode of a workload's port, and the object that decides on it: workload over namespace over mesh, and of several
-    /// objects of one level the strictest. One that leaves it open is as the next wider level; one that may be for the workload
-    /// can make it stricter, and nothing else.
+    /// The mode of a workload's port, and the object that decides on it: workload over namespace over mesh, and the
+    /// strictest of several objects of one level. An unset mode inherits that of the next wider level; an object that
+    /// only may select the workload can make the mode stricter, and nothing else.
     pub fn mode(
         &self,
         namespace: &str,
@@ -255,7 +257,7 @@ impl Mesh {
                     Fit::Maybe => &mut possible,
                     Fit::Yes => &mut sure,
                 };
-                // Single ports are for an object that selects workloads.
+                // Port modes apply only in an object that selects workloads.
                 let port = port.filter(|_| level == Level::Workload);
                 let own = match object.mode_of(port) {
                     Mode::Unset => decided,
@@ -273,7 +275,7 @@ impl Mesh {
         decided
     }
 
-    /// The level of an object, as far as workloads of `namespace` are concerned.
+    /// The level of an object for workloads of `namespace`; `None` when it isn't for them.
     fn level(&self, object: &PeerAuthentication, namespace: &str) -> Option<Level> {
         match &object.selector {
             Some(_) if object.namespace == namespace => Some(Level::Workload),
@@ -283,7 +285,7 @@ impl Mesh {
         }
     }
 
-    /// Policies that are, or may be, for a workload.
+    /// Policies that select, or may select, a workload.
     pub fn policies_for<'a>(
         &'a self,
         namespace: &'a str,
@@ -296,7 +298,7 @@ impl Mesh {
         fit.filter(|(fit, _)| *fit != Fit::No)
     }
 
-    /// Whether a workload's port is spoken to by mutual TLS: it has a sidecar, and the sidecar takes it.
+    /// True when connections to a workload's port use mutual TLS: it has a sidecar, and its mode isn't DISABLE.
     pub fn speaks_tls(&self, endpoint: &Endpoint, port: u16) -> bool {
         let Some(account) = endpoint.account.as_ref().filter(|_| endpoint.meshed) else {
             return false;
@@ -313,7 +315,7 @@ impl Mesh {
         Some(format!("spiffe://{domain}/ns/{namespace}/sa/{account}"))
     }
 
-    /// What is different in `next`.
+    /// The difference between this mesh and `next`.
     pub fn diff(&self, next: &Mesh) -> Touched {
         let mut touched = Touched {
             hosts: BTreeSet::new(),
@@ -334,7 +336,7 @@ impl Mesh {
             let (before, after) = (self.services.get(host), next.services.get(host));
             if before != after {
                 touched.hosts.insert(host.clone());
-                // A host that comes or goes may be what a name means that nothing was found for.
+                // An added or removed host may change the lookup of a name that found nothing.
                 touched.all |= before.is_none() || after.is_none();
             }
         }
@@ -372,8 +374,8 @@ enum Level {
 }
 
 impl Mesh {
-    /// Hosts that share an address with one of `changed`, where the descriptions are others in `next`: their endpoints may be
-    /// spoken to in another way.
+    /// Hosts that share an endpoint's address with one of `changed`, if `next` describes that address differently:
+    /// mutual TLS to their endpoints may change.
     fn relabelled(&self, next: &Mesh, changed: &BTreeSet<String>) -> BTreeSet<String> {
         let mut hosts = BTreeSet::new();
         let services =
@@ -396,14 +398,14 @@ impl Mesh {
     }
 }
 
-/// Whether a workload has every label of a selector.
+/// True when a workload has every label of a selector.
 pub fn selects(wanted: &BTreeMap<String, String>, labels: &BTreeMap<String, String>) -> bool {
     wanted
         .iter()
         .all(|(name, value)| labels.get(name) == Some(value))
 }
 
-/// The address that a host is, in brackets or not.
+/// Parses a host that is an IP address, in brackets or not.
 pub fn address_of(host: &str) -> Option<IpAddr> {
     let inner = host
         .strip_prefix('[')
@@ -411,7 +413,7 @@ pub fn address_of(host: &str) -> Option<IpAddr> {
     inner.unwrap_or(host).parse().ok()
 }
 
-/// What a name may stand for, the closest first. Short names are of the caller's namespace.
+/// The hosts that a name may stand for, the closest first. Short names are of the caller's namespace.
 fn candidates(host: &str, namespace: &str) -> Vec<String> {
     match host.matches('.').count() {
         0 => vec![

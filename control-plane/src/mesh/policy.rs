@@ -1,15 +1,15 @@
-//! Who must prove who they are, and who may do what, as it is meant.
+//! Compiled security objects: mutual TLS modes and authorization policies.
 
 use std::collections::BTreeMap;
 
 use super::route::StringMatch;
 
-/// Who must prove who they are.
+/// The mutual TLS modes of workloads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerAuthentication {
-    /// Which object it is.
+    /// The object that it comes from.
     pub object: String,
-    /// Whether it stands for one that can't be read: it is STRICT, whatever others say.
+    /// True when it stands for one that can't be read: it is STRICT, whatever others set.
     pub broken: bool,
     /// Its namespace.
     pub namespace: String,
@@ -22,7 +22,7 @@ pub struct PeerAuthentication {
 }
 
 impl PeerAuthentication {
-    /// Its mode on a port; that on every port, where it leaves the port open or none is asked for.
+    /// Its mode on a port; the mode on every port, when that port's is unset or there is no port.
     pub fn mode_of(&self, port: Option<u16>) -> Mode {
         let own = port.and_then(|port| self.ports.get(&port)).copied();
         own.filter(|mode| *mode != Mode::Unset).unwrap_or(self.mode)
@@ -39,7 +39,7 @@ pub enum Mode {
     Strict,
 }
 
-/// Who may do what.
+/// An authorization policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AuthorizationPolicy {
     /// Its namespace.
@@ -48,7 +48,7 @@ pub struct AuthorizationPolicy {
     pub name: String,
     /// Labels of the workloads that it is for; all of the namespace otherwise.
     pub selector: Option<BTreeMap<String, String>>,
-    /// Whether a match denies.
+    /// True for DENY, false for ALLOW.
     pub denies: bool,
     /// Rules; any of them matches.
     pub rules: Vec<PolicyRule>,
@@ -57,13 +57,13 @@ pub struct AuthorizationPolicy {
 /// One rule. An empty list matches anything.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PolicyRule {
-    /// Who asks: any of these.
+    /// Sources, any of which must match.
     pub from: Vec<Source>,
-    /// What is asked: any of these.
+    /// Operations, any of which must match.
     pub to: Vec<Operation>,
 }
 
-/// Who asks: everything that is given must hold. Whole SPIFFE IDs are compared.
+/// Conditions on the peer: every list that is given must match. Whole SPIFFE IDs are compared.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Source {
     /// Its identity.
@@ -72,7 +72,7 @@ pub struct Source {
     pub namespaces: Vec<StringMatch>,
 }
 
-/// What is asked: everything that is given must hold.
+/// Conditions on the request: every list that is given must match.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Operation {
     /// The method.

@@ -1,4 +1,4 @@
-//! Routing as it is meant: rules with resolved hosts, and how endpoints are spoken to.
+//! Compiled routing: rules with resolved hosts, and the traffic policies of endpoints.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,61 +13,61 @@ pub struct Routing {
 /// One rule.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rule {
-    /// Which rule of which object it is: `default/user-service VirtualService http[0]`.
+    /// Its object and index in it: `default/user-service VirtualService http[0]`.
     pub object: String,
-    /// Where it stands.
+    /// File name and line of the object.
     pub file: String,
-    /// What requests it takes: any of these; all when empty.
+    /// Conditions, any of which must match; empty for all requests.
     pub matches: Vec<Match>,
-    /// Where they go.
+    /// Weighted destinations.
     pub targets: Vec<Target>,
-    /// How long an exchange may take.
+    /// Timeout of an exchange.
     pub timeout: Option<Duration>,
-    /// When a request is sent again.
+    /// The retry policy.
     pub retries: Retries,
 }
 
-/// When a request is sent again.
+/// The retry policy of a rule.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Retries {
-    /// Nothing is said: twice, when it was never sent, or may be repeated.
+    /// Not configured: two retries, of a request that was never sent or may be repeated.
     #[default]
     Default,
-    /// Never.
+    /// No retries.
     Never,
-    /// As somebody wrote.
+    /// The policy of the VirtualService.
     Explicit(RetryPolicy),
 }
 
-/// A retry policy that somebody wrote.
+/// The retry policy of a VirtualService.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RetryPolicy {
-    /// How often, after the first time.
+    /// Maximum retries, after the first attempt.
     pub attempts: u32,
-    /// How long each try may take.
+    /// Timeout of each attempt.
     pub per_try: Option<Duration>,
-    /// Envoy's names of conditions; nothing means the default ones.
+    /// Envoy's names of conditions; the default ones if these and `codes` are empty.
     pub on: Vec<String>,
-    /// Statuses.
+    /// Status codes.
     pub codes: Vec<u16>,
-    /// The first step of the wait between tries.
+    /// Base interval of the backoff between attempts.
     pub backoff: Option<Duration>,
 }
 
-/// What requests a rule takes: all of it must hold.
+/// A condition on requests; all of its parts must match.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Match {
     /// The path.
     pub uri: Option<StringMatch>,
     /// The method.
     pub method: Option<StringMatch>,
-    /// Headers.
+    /// Headers, by lower-case name.
     pub headers: BTreeMap<String, StringMatch>,
     /// Query parameters.
     pub query: BTreeMap<String, StringMatch>,
 }
 
-/// How a string is compared.
+/// A string match.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum StringMatch {
@@ -78,25 +78,25 @@ pub enum StringMatch {
     Present,
 }
 
-/// Where requests go.
+/// A weighted destination.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
     /// The canonical host.
     pub host: String,
     /// A subset of it.
     pub subset: Option<String>,
-    /// One of its ports; the one that was dialled otherwise.
+    /// One of its ports; `None` for the port that was dialled.
     pub port: Option<u16>,
-    /// Its share.
+    /// Its weight.
     pub weight: u32,
 }
 
-/// How a host's endpoints are spoken to.
+/// The traffic policy of a host, and its subsets.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DestinationRule {
-    /// Which object it is.
+    /// The object that it comes from.
     pub object: String,
-    /// How, for all of them.
+    /// The traffic policy of the host.
     pub policy: Policy,
     /// Its subsets, by name.
     pub subsets: BTreeMap<String, Subset>,
@@ -107,38 +107,38 @@ pub struct DestinationRule {
 pub struct Subset {
     /// The labels.
     pub labels: BTreeMap<String, String>,
-    /// How they are spoken to.
+    /// Their traffic policy.
     pub policy: Policy,
 }
 
-/// How endpoints are spoken to.
+/// The traffic policy of endpoints.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Policy {
-    /// How one is picked.
+    /// The load-balancing policy.
     pub balance: Balance,
-    /// How long a connection may take.
+    /// Timeout for establishing a connection.
     pub connect_timeout: Option<Duration>,
-    /// Connections at once.
+    /// Maximum concurrent connections.
     pub max_connections: Option<u32>,
-    /// Requests that wait for a connection.
+    /// Maximum requests that wait for a connection.
     pub max_pending_requests: Option<u32>,
-    /// Requests at once.
+    /// Maximum concurrent requests.
     pub max_requests: Option<u32>,
-    /// Retries at once.
+    /// Maximum concurrent retries.
     pub max_retries: Option<u32>,
-    /// Requests that one connection to the app carries.
+    /// Maximum requests per connection.
     pub max_requests_per_connection: Option<u32>,
-    /// How long a connection is kept without a request.
+    /// Idle time after which a connection is closed.
     pub idle_timeout: Option<Duration>,
     /// TCP keepalive.
     pub keepalive: Option<Keepalive>,
-    /// Whether endpoints are spoken to in another version of HTTP than their port's.
+    /// The version of HTTP towards the endpoints.
     pub version: HttpVersion,
-    /// When one is ejected.
+    /// Ejection of failing endpoints; off when absent.
     pub ejection: Option<Ejection>,
 }
 
-/// The version of HTTP that endpoints are spoken to in.
+/// The version of HTTP towards endpoints.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum HttpVersion {
     /// That of the port.
@@ -150,7 +150,7 @@ pub enum HttpVersion {
     Client,
 }
 
-/// How an endpoint is picked.
+/// The load-balancing policy.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Balance {
@@ -160,32 +160,32 @@ pub enum Balance {
     Random,
 }
 
-/// When an endpoint is ejected.
+/// Thresholds and duration of an endpoint's ejection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ejection {
-    /// Failures in a row.
+    /// Consecutive failures before an ejection; 0 is off.
     pub consecutive_5xx: Option<u32>,
-    /// Gateway errors in a row.
+    /// Consecutive gateway errors before an ejection; 0 is off.
     pub consecutive_gateway: Option<u32>,
-    /// Between two looks.
+    /// Interval of the ejection analysis.
     pub interval: Option<Duration>,
-    /// For how long, times how often it was.
+    /// Base ejection time, multiplied by the number of ejections.
     pub base_time: Option<Duration>,
-    /// How many at once, in percent.
+    /// Maximum share of ejected endpoints, in percent.
     pub max_percent: Option<u32>,
-    /// Failed connections in a row, where they are told apart.
+    /// Consecutive failed connections before an ejection, if these are counted apart.
     pub consecutive_local: Option<u32>,
-    /// Whether connections that fail are told apart from responses.
+    /// True to count failed connections apart from error responses.
     pub split: bool,
 }
 
-/// TCP keepalive; what isn't set is as for every connection of a sidecar.
+/// TCP keepalive; unset values are those of every connection of a sidecar.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Keepalive {
     /// Probes without an answer until the connection is dead.
     pub probes: Option<u32>,
-    /// Silence before the first probe.
+    /// Idle time before the first probe.
     pub time: Option<Duration>,
-    /// Between probes.
+    /// Interval between probes.
     pub interval: Option<Duration>,
 }

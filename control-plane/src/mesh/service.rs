@@ -1,57 +1,57 @@
-//! A service: what callers dial, where it is served, how it is routed to.
+//! A service: its host and ports, its endpoints, its routing and traffic policies.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::route::{DestinationRule, Routing};
 
-/// What callers dial.
+/// A service that callers dial.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Service {
     /// Its canonical host.
     pub host: String,
     /// Its namespace.
     pub namespace: String,
-    /// Which object it comes from.
+    /// The object that it comes from.
     pub object: String,
     /// Its ports.
     pub ports: Vec<Port>,
-    /// Where it is served.
+    /// Its endpoints.
     pub endpoints: Endpoints,
-    /// How requests are routed, if a VirtualService says so.
+    /// Its routing rules, if a VirtualService has some.
     pub routing: Option<Routing>,
-    /// How its endpoints are spoken to, by the namespace of the rule.
+    /// Its DestinationRules, by their namespace.
     pub rules: BTreeMap<String, DestinationRule>,
 }
 
 /// A port of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Port {
-    /// What callers dial.
+    /// The port number that callers dial.
     pub number: u16,
-    /// What it carries.
+    /// The protocol on it.
     pub protocol: Protocol,
 }
 
-/// What a port carries.
+/// The protocol of a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
-    /// HTTP, and the app speaks HTTP/1: what isn't HTTP is refused.
+    /// HTTP, and the app speaks HTTP/1: anything else is refused.
     Http,
-    /// HTTP, and the app speaks HTTP/2, as gRPC does: what isn't HTTP is refused.
+    /// HTTP, and the app speaks HTTP/2, as gRPC does: anything else is refused.
     Http2,
-    /// What is told from its first bytes.
+    /// Detected from the first bytes.
     Auto,
-    /// Bytes.
+    /// TCP: any bytes.
     Tcp,
 }
 
-/// Where a service is served.
+/// The endpoints of a service.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Endpoints {
-    /// Here.
+    /// A fixed list.
     Static(Vec<Endpoint>),
-    /// Wherever these names lead.
+    /// The addresses that these names resolve to.
     Dns(Vec<Name>),
 }
 
@@ -64,7 +64,7 @@ pub struct Name {
     pub ports: BTreeMap<u16, u16>,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
-    /// Its share relative to others.
+    /// Its load-balancing weight, relative to others.
     pub weight: u32,
 }
 
@@ -77,19 +77,19 @@ pub struct Endpoint {
     pub ports: BTreeMap<u16, u16>,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
-    /// Its share relative to others.
+    /// Its load-balancing weight, relative to others.
     pub weight: u32,
     /// Its service account.
     pub account: Option<String>,
     /// Its namespace.
     pub namespace: String,
-    /// Whether it has a sidecar.
+    /// True when it has a sidecar.
     pub meshed: bool,
     /// The workload's name, for metrics.
     pub workload: String,
 }
 
-/// A workload of the registry, whether or not a service is served by it.
+/// A workload of the registry, with or without a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Workload {
     /// The object that it comes from.
@@ -118,7 +118,7 @@ impl Service {
         }
     }
 
-    /// Adds a port, unless it has that number already: of its one endpoint, whose own port is `target`.
+    /// Adds a port, unless its number is taken; `target` is the own port of the service's one endpoint.
     pub fn add_port(&mut self, number: u16, protocol: Protocol, target: Option<u16>) {
         if self.port(number).is_some() {
             return;

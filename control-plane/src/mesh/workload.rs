@@ -1,6 +1,6 @@
 //! A workload as the registry describes it, and the selectors that fit it.
 //!
-//! Invariant: labels that aren't known close. A selector that may fit holds, and opens nothing.
+//! Invariant: unknown labels fail closed. A selector that may fit can restrict access, and never open it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -14,16 +14,16 @@ use super::{Mesh, Node, selects};
 /// The relation of a selector to a workload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fit {
-    /// It isn't for it.
+    /// It doesn't select it.
     No,
-    /// It may be for it: the workload's labels aren't known, or the selector's are spread over several descriptions.
+    /// It may select it: the workload's labels aren't known, or the selector's are spread over several descriptions.
     Maybe,
-    /// It is for it.
+    /// It selects it.
     Yes,
 }
 
 impl fmt::Display for Fit {
-    /// The words behind an object's name, for a person.
+    /// The note after an object's name, for a person.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Fit::Maybe => f.write_str(" (in case it selects this workload)"),
@@ -32,12 +32,12 @@ impl fmt::Display for Fit {
     }
 }
 
-/// A workload's labels, as each object has them that describes it; empty when none does.
+/// The labels of a workload, one set for each object that describes it; empty when none does.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Labels<'a>(Vec<&'a BTreeMap<String, String>>);
 
 impl<'a> Labels<'a> {
-    /// Labels from descriptions. One without labels tells nothing.
+    /// Labels from descriptions, without empty and repeated ones.
     pub fn new(descriptions: impl IntoIterator<Item = &'a BTreeMap<String, String>>) -> Labels<'a> {
         let mut labels = Labels::default();
         for own in descriptions {
@@ -48,12 +48,12 @@ impl<'a> Labels<'a> {
         labels
     }
 
-    /// True when something is known.
+    /// True when any labels are known.
     pub fn are_known(&self) -> bool {
         !self.0.is_empty()
     }
 
-    /// The fit of a selector; none at all, for everything of a namespace, always fits.
+    /// The fit of a selector; `None`, for everything of a namespace, always fits.
     pub fn fit(&self, selector: Option<&BTreeMap<String, String>>) -> Fit {
         let Some(wanted) = selector else {
             return Fit::Yes;
@@ -69,7 +69,7 @@ impl<'a> Labels<'a> {
         }
     }
 
-    /// The value of a label, as the first description has it that has one.
+    /// The value of a label in the first description that has it.
     pub fn get(&self, name: &str) -> Option<&'a str> {
         self.0
             .iter()
@@ -81,7 +81,7 @@ impl<'a> Labels<'a> {
 /// A port of a workload.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct WorkloadPort {
-    /// Its protocol, if that is declared.
+    /// Its declared protocol, if any.
     pub protocol: Option<Protocol>,
     /// The service that it serves.
     pub service: String,
@@ -94,7 +94,7 @@ pub struct WorkloadPort {
 pub struct Described {
     /// Labels of its join token.
     brought: BTreeMap<String, String>,
-    /// Objects of the registry, each with the sets of labels that it gives.
+    /// Sets of labels from each object of the registry.
     by: BTreeMap<String, BTreeSet<BTreeMap<String, String>>>,
     /// Its name.
     pub name: String,
@@ -109,8 +109,8 @@ impl Described {
         Labels::new([&self.brought].into_iter().chain(by))
     }
 
-    /// The same with what was known `before` and stands nowhere any more. An object that goes, or loses its labels, changes
-    /// nothing; one that changes replaces its own labels; one that comes with new labels replaces all that are gone.
+    /// Restores the parts of `before` that are gone. An object that is removed, or loses its labels, changes nothing;
+    /// one that changes replaces its own labels; one that is added with new labels replaces those of all that are gone.
     #[must_use]
     pub fn or(mut self, before: &Described) -> Described {
         let known: BTreeSet<_> = before.by.values().flatten().collect();
@@ -148,7 +148,8 @@ impl Described {
         for port in &service.ports {
             let own = endpoint.ports.get(&port.number).copied();
             let known = self.ports.entry(own.unwrap_or(port.number)).or_default();
-            // Of several services on one port the strictest reading holds.
+            // Of several services on one port: a declared protocol over detection, TCP over HTTP, detection for HTTP/1
+            // with HTTP/2.
             known.protocol = match (known.protocol, port.protocol) {
                 (None | Some(Protocol::Auto), own) => Some(own),
                 (Some(Protocol::Http | Protocol::Http2), Protocol::Tcp) => Some(Protocol::Tcp),
@@ -164,7 +165,7 @@ impl Described {
     }
 }
 
-/// The places of each address in the registry. Derived from services and workloads, so two indexes are never compared.
+/// Endpoints and workloads of the registry by address. Derived from services and workloads, so any two are equal.
 #[derive(Debug, Clone, Default)]
 pub struct Index(Arc<HashMap<IpAddr, At>>);
 
@@ -215,7 +216,7 @@ struct Description<'a> {
 }
 
 impl Description<'_> {
-    /// True for a workload of this account: one without a service account fits any of its namespace.
+    /// True for a workload of this account: a description without a service account fits any of its namespace.
     fn fits(&self, namespace: &str, account: &str) -> bool {
         self.namespace == namespace && self.account.is_none_or(|own| own == account)
     }
@@ -272,7 +273,7 @@ impl Mesh {
             .collect()
     }
 
-    /// The workload of `node`.
+    /// Describes the workload of `node`.
     pub fn describe(&self, node: &Node) -> Described {
         let all = self.descriptions(node.ip);
         let own = all.filter(|one| one.fits(&node.namespace, &node.account));
@@ -290,8 +291,8 @@ impl Mesh {
         described
     }
 
-    /// Objects that may be for a workload, and hold it closed: they close it, or would open what others close if they were
-    /// surely for it.
+    /// Objects that may select a workload, and close it: they restrict access, or would open what others close if they
+    /// surely selected it.
     pub fn held_by(&self, node: &Node, described: &Described) -> BTreeSet<String> {
         let (labels, namespace) = (described.labels(), &node.namespace);
         let may_be = |object: &&PeerAuthentication| {
@@ -305,7 +306,8 @@ impl Mesh {
         for port in ports.chain([None]) {
             let (mode, by) = self.mode(namespace, &labels, port);
             let is_sure = !by.as_ref().is_some_and(may_be);
-            // Where the mode is sure, those that would open it matter, else those that make it.
+            // With a sure deciding object, those that would relax its mode matter, otherwise all with a mode of their
+            // own.
             let matters = |object: &&PeerAuthentication| match object.mode_of(port) {
                 _ if object.broken => true,
                 Mode::Unset => false,
@@ -324,7 +326,8 @@ impl Mesh {
         held
     }
 
-    /// The objects that nearly describe a workload of which nothing is known, and those that would; for a person.
+    /// Explains, for a person, why a selector only may fit: the objects that nearly describe the workload, and those
+    /// needed.
     pub fn why_unknown(&self, node: &Node, described: &Described) -> String {
         if described.labels().are_known() {
             return "its labels are spread over several descriptions, and none has all of a selector's".to_owned();

@@ -1,4 +1,4 @@
-//! Objects in, a [`Mesh`] out; pure. What contradicts itself or leads nowhere becomes a problem of its object.
+//! Objects in, a [`Mesh`] out; pure. A contradiction, or a reference to nothing, becomes a problem of its object.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,19 +14,19 @@ use crate::mesh::service::{Endpoint, Endpoints, Name, Port, Protocol, Service, W
 use crate::mesh::workload::Index;
 use crate::mesh::{Mesh, OutboundTrafficPolicy, selects};
 
-/// What holds for the whole mesh.
+/// Mesh-wide settings.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// The domain of every identity.
     pub trust_domain: String,
-    /// The namespace whose policies are for all.
+    /// The root namespace, with policies for the whole mesh.
     pub root_namespace: String,
-    /// What becomes of connections to addresses that nothing is known of.
+    /// The treatment of connections to unknown addresses.
     pub outbound_traffic_policy: OutboundTrafficPolicy,
 }
 
-/// Compiles `objects`. `broken` are security objects without any good form: they fail closed. Selectors are judged by
-/// `pods` as well.
+/// Compiles `objects`. `broken` are security objects without any good form: they fail closed. Selectors are checked
+/// against `pods` as well.
 pub fn compile(
     settings: &Settings,
     objects: &[Arc<Object>],
@@ -192,7 +192,7 @@ impl Compiler<'_> {
         );
         let endpoints = Endpoints::Static(endpoints.collect());
         let addresses = said.cluster_ips.iter().chain(&said.cluster_ip);
-        // A headless Service has none, and says so.
+        // A headless Service has the address `None`.
         let addresses = addresses.filter(|address| *address != "None" && !address.is_empty());
         self.addresses(object, &host, &addresses.cloned().collect::<Vec<_>>());
         self.add(object, host, &ports, endpoints);
@@ -238,7 +238,7 @@ impl Compiler<'_> {
         }
     }
 
-    /// Callers dial `host` at these addresses as well.
+    /// Adds addresses at which callers dial `host` as well.
     fn addresses(&mut self, object: &Object, host: &str, addresses: &[String]) {
         for address in addresses {
             let Ok(address) = address.parse() else {
@@ -298,7 +298,7 @@ impl Compiler<'_> {
         Some(endpoints)
     }
 
-    /// Says which ports carry what the proxy can't.
+    /// Warns of ports with UDP, which the proxy doesn't carry.
     fn notice_protocols<'p>(&mut self, object: &Object, names: impl Iterator<Item = &'p str>) {
         for name in names {
             let word = name
@@ -413,7 +413,8 @@ impl Compiler<'_> {
         }
     }
 
-    /// A destination without a port is the one that was dialled, unless its service has just one, as in Istio.
+    /// Sets the port of a destination without one, if its service has just one; else it is the dialled port, as in
+    /// Istio.
     fn default_port(&self, target: &mut Target) {
         if let (None, Some(service)) = (target.port, self.services.get(&target.host))
             && let [only] = service.ports.as_slice()
@@ -423,7 +424,7 @@ impl Compiler<'_> {
     }
 }
 
-/// A port of a service, with what is needed to find the workload's.
+/// A port of a service, with its name and target to find the workload's port.
 struct NamedPort {
     number: u16,
     name: String,
@@ -433,7 +434,7 @@ struct NamedPort {
 }
 
 impl NamedPort {
-    /// The workload's port: as the workload says, else as the service says, else the same.
+    /// The workload's port: from the workload's entry, else from the service's target port, else the same.
     fn of(&self, entry: &istio::WorkloadEntry) -> u16 {
         let name = self.target_name.as_ref().unwrap_or(&self.name);
         let own = entry.ports.get(name).map(|port| port.0);
@@ -458,7 +459,7 @@ fn endpoint(
         .get("security.istio.io/tlsMode")
         .is_some_and(|mode| mode == "disabled");
     let account = entry.service_account.clone();
-    // A WorkloadEntry is a workload of its own; an address in a list is known by what runs there.
+    // A WorkloadEntry is a workload of its own; an address in a list is named after its app.
     let app = labels.get("app").filter(|_| key.kind != "WorkloadEntry");
     Some(Endpoint {
         address: entry.address.parse().ok()?,
@@ -475,7 +476,7 @@ fn endpoint(
     })
 }
 
-/// The names that a DNS entry leads to: its endpoints', or the host's own.
+/// The names that a ServiceEntry with resolution DNS resolves: its endpoints', or the host's own.
 fn names(host: &str, said: &istio::ServiceEntry, ports: &[NamedPort]) -> Vec<Name> {
     let own = istio::WorkloadEntry {
         address: host.to_owned(),

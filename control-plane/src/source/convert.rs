@@ -1,4 +1,4 @@
-//! Istio's words as the mesh's: pure conversions that [`super::compile`] puts together.
+//! Istio's types as the mesh's: pure conversions that [`super::compile`] puts together.
 
 use std::collections::BTreeMap;
 
@@ -14,10 +14,10 @@ use crate::mesh::route::{
 };
 use crate::mesh::service::Protocol;
 
-/// What a port carries, by Istio's protocol names: the prefix up to a dash, or the whole. What isn't named is told from
-/// its first bytes.
+/// The protocol of a port, by Istio's names: the prefix up to a dash, or the whole. Without a known name it is detected
+/// from the first bytes.
 pub(super) fn protocol(name: &str) -> Protocol {
-    // Kubernetes' own words for `appProtocol`.
+    // Kubernetes' own values of `appProtocol`.
     match name {
         "kubernetes.io/h2c" => return Protocol::Http2,
         "kubernetes.io/ws" => return Protocol::Http,
@@ -36,7 +36,7 @@ pub(super) fn protocol(name: &str) -> Protocol {
     }
 }
 
-/// A host inside a rule is of the rule's namespace.
+/// Qualifies a short host in a rule by the rule's namespace.
 pub(super) fn qualified(host: &str, namespace: &str) -> String {
     match host.contains('.') {
         true => host.to_owned(),
@@ -53,7 +53,7 @@ pub(super) fn rule(object: &Object, index: usize, said: &vs::HttpRoute) -> Resul
         host: qualified(&route.destination.host.0, &object.key.namespace),
         subset: route.destination.subset.clone(),
         port: route.destination.port.map(|port| port.number.0),
-        // A lone destination's weight doesn't matter; among several, what has none gets nothing, as in Istio.
+        // A lone destination's weight doesn't matter; among several, one without a weight gets nothing, as in Istio.
         weight: match (lone, route.weight) {
             (true, _) => 1,
             (false, weight) => weight.map_or(0, |weight| weight.0),
@@ -84,7 +84,7 @@ pub(super) fn rule(object: &Object, index: usize, said: &vs::HttpRoute) -> Resul
     })
 }
 
-/// `retries: {}`, and anything without `attempts`, turns them off, as with Istio.
+/// Retries of a route. `retries: {}`, and anything without `attempts`, turns them off, as with Istio.
 fn retries(said: Option<&vs::HttpRetry>) -> Retries {
     let Some(said) = said else {
         return Retries::Default;
@@ -138,7 +138,7 @@ fn http_match(said: &vs::HttpMatch) -> Result<Match, String> {
     })
 }
 
-/// A policy; what a subset doesn't say is as its host's, block by block.
+/// A traffic policy; the blocks that a subset leaves out are its host's.
 pub(super) fn policy(said: Option<&dr::TrafficPolicy>, host: Option<&Policy>) -> Policy {
     let mut policy = host.cloned().unwrap_or_default();
     let Some(said) = said else {
@@ -209,7 +209,7 @@ pub(super) fn wildcard(said: &Wildcard) -> StringMatch {
     }
 }
 
-/// Istio's word for the mesh's own trust domain, whatever that is called.
+/// Istio's alias of the mesh's own trust domain.
 const OWN_DOMAIN: &str = "cluster.local";
 
 /// A principal as a match on the whole SPIFFE ID, of which `spiffe://` is no part that a suffix may reach into. As with
@@ -223,7 +223,7 @@ pub(super) fn principal(said: &Wildcard, domain: &str) -> StringMatch {
         Wildcard::Present => StringMatch::Present,
         Wildcard::Exact(text) => StringMatch::Exact(format!("spiffe://{}", own(text))),
         Wildcard::Prefix(text) => StringMatch::Prefix(format!("spiffe://{}", own(text))),
-        // With five parts and nothing before them it ends within the trust domain.
+        // With at most four slashes it begins within the trust domain, not in the scheme.
         Wildcard::Suffix(text) if text.matches('/').count() <= 4 => {
             StringMatch::Suffix(text.clone())
         }
@@ -231,7 +231,7 @@ pub(super) fn principal(said: &Wildcard, domain: &str) -> StringMatch {
     }
 }
 
-/// The trust domain that a principal names, if it is another than the mesh's: nobody of it gets past the handshake.
+/// The trust domain that a principal names, if it is another than the mesh's: no peer of it passes the handshake.
 pub(super) fn foreign_domain<'a>(said: &'a Wildcard, domain: &str) -> Option<&'a str> {
     let is_own = |named: &str, rest: &str| {
         named == domain || (named == OWN_DOMAIN && rest.matches('/').count() == 3)
@@ -242,7 +242,7 @@ pub(super) fn foreign_domain<'a>(said: &'a Wildcard, domain: &str) -> Option<&'a
             Some((named, rest)) => (!is_own(named, rest)).then_some(named),
             None => (!domain.starts_with(text.as_str())).then_some(text),
         },
-        // With all five parts it ends a trust domain.
+        // With all five parts its first is the end of a trust domain.
         Wildcard::Suffix(text) if text.matches('/').count() == 4 => {
             let (named, _) = text.split_once('/')?;
             (!domain.ends_with(named)).then_some(named)

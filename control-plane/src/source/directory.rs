@@ -1,4 +1,4 @@
-//! The files of a directory: which are read, and a word on each that isn't.
+//! The files of a directory: those that are read, and a reason for each that isn't.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
@@ -7,17 +7,17 @@ use std::time::SystemTime;
 
 use crate::istio::{Hidden, Limits, Severity, hidden};
 
-/// Files that a directory may hold.
+/// Most files of a directory.
 const MAX_FILES: usize = 100_000;
-/// Directories below each other.
+/// Deepest nesting of directories.
 const MAX_DEPTH: usize = 32;
-/// Files of one directory that are named where they are not read.
+/// Most files of one directory that are named where they are not read.
 const NAMED: usize = 5;
-/// Bytes that a text which shows a security object is looked for in.
+/// Most bytes after the first [`MAX_KEPT`] that are searched for the names of security objects.
 const MAX_LOOKED_AT: u64 = 1 << 30;
-/// Bytes of a file that is too large that are looked at for what it would hold.
+/// Most bytes of a file over the limit that are parsed for its security objects.
 const MAX_KEPT: u64 = 64 << 20;
-/// Stand in security objects, at least one of them in each; compared without case.
+/// Texts of which each security object holds at least one; compared without case.
 const SECURITY: [&[u8]; 4] = [
     b"security.istio.io",
     b"authorizationpolicy",
@@ -30,7 +30,7 @@ const LONGEST: usize = 21;
 /// The files of a directory.
 #[derive(Debug, Default)]
 pub(super) struct Files {
-    /// Those that are read, in their order.
+    /// Files that are read, in their order.
     pub(super) read: BTreeSet<PathBuf>,
     /// Paths that aren't read, or can't be, each with the reason.
     pub(super) unread: Vec<(PathBuf, Severity, String)>,
@@ -65,7 +65,7 @@ pub(super) fn walk(root: &Path) -> io::Result<Files> {
         files: Files::default(),
     };
     walk.directory(root, &std::fs::canonicalize(root)?, 0)?;
-    // What stands there itself goes before what leads to it.
+    // Files and directories themselves go before links to them.
     while let Some((link, depth)) = walk.links.pop() {
         walk.link(&link, depth);
     }
@@ -77,7 +77,7 @@ pub(super) fn walk(root: &Path) -> io::Result<Files> {
 
 struct Walk {
     root: PathBuf,
-    /// Real paths of what was visited.
+    /// Real paths that were visited.
     seen: BTreeSet<PathBuf>,
     links: Vec<(PathBuf, usize)>,
     files: Files,
@@ -132,7 +132,7 @@ impl Walk {
         let real = match path.canonicalize() {
             Ok(real) => real,
             Err(error) => {
-                // It may have been a directory: what it held is not to be taken for gone.
+                // It may have been a directory: the objects in it must not count as removed.
                 let text = format!("the link leads nowhere: {error}");
                 return self.unread(path, Severity::Error, text);
             }
@@ -167,7 +167,7 @@ impl Walk {
         self.files.unread.push((path.to_owned(), severity, text));
     }
 
-    /// Says which files of a directory aren't read, in one line.
+    /// Notes the files of a directory that aren't read, in one line.
     fn skip(&mut self, path: &Path, names: &[String]) {
         if names.is_empty() {
             return;
@@ -194,13 +194,13 @@ fn is_yaml(path: &Path) -> bool {
 /// A file that can't be read as text.
 #[derive(Debug, Clone)]
 pub(super) struct Unreadable {
-    /// Why.
+    /// The reason.
     pub(super) message: String,
     /// The security objects that its bytes show.
     pub(super) hidden: Vec<Hidden>,
 }
 
-/// Files that were looked at and are too large: what they are is read once, since they may be looked at for long.
+/// Files over the limit, with their size and time: each is searched once, since that may take long.
 pub(super) type Large = BTreeMap<PathBuf, (u64, Option<SystemTime>, Unreadable)>;
 
 /// Reads a file of at most `limits.bytes`.
@@ -212,7 +212,7 @@ pub(super) fn read(path: &Path, limits: &Limits, large: &mut Large) -> Result<St
     let limit = limits.bytes;
     let about = std::fs::metadata(path).map_err(failed)?;
     if !about.is_file() {
-        // One that never ends would be read for ever.
+        // A pipe or a device would be read for ever.
         return Err(failed(io::Error::other("it is no file")));
     }
     let (size, modified) = (about.len(), about.modified().ok());
@@ -250,7 +250,7 @@ pub(super) fn read(path: &Path, limits: &Limits, large: &mut Large) -> Result<St
     Err(Unreadable { message, hidden })
 }
 
-/// The text of bytes that aren't UTF-8, as far as it is one, if it shows a security object.
+/// The text of bytes, decoded as far as possible, if it shows a security object.
 fn shown_text(bytes: &[u8]) -> Option<String> {
     let text = match bytes {
         [0xff, 0xfe, ..] => utf16(bytes, u16::from_le_bytes),
@@ -267,7 +267,7 @@ fn utf16(bytes: &[u8], unit: fn([u8; 2]) -> u16) -> String {
         .collect()
 }
 
-/// The text of a file that is too large, if it shows a security object.
+/// The text of a file over the limit, if it shows a security object.
 fn look_at(path: &Path) -> io::Result<Option<String>> {
     let found = || Some(String::from_utf8_lossy(SECURITY[0]).into_owned());
     let mut file = std::fs::File::open(path)?;
@@ -291,14 +291,14 @@ fn look_at(path: &Path) -> io::Result<Option<String>> {
         }
         window.drain(..window.len() - LONGEST.min(window.len()));
     }
-    // Nobody knows what is behind the end of this.
+    // The bytes after the limit are unknown: they count as a security object.
     Ok(match rest.limit() {
         0 => found(),
         _ => None,
     })
 }
 
-/// The security objects of a text that shows some: where nobody can tell them, one that closes the mesh.
+/// The security objects of a text that shows some: where they can't be identified, one that closes the whole mesh.
 fn shown(text: &str, limits: &Limits) -> Vec<Hidden> {
     let found = hidden(text, limits);
     if !found.is_empty() {

@@ -1,5 +1,5 @@
-//! Addresses of names that services are served under: resolved when somebody uses them, again when their time is up.
-//! A name that can't be resolved keeps its last addresses.
+//! Addresses of services with DNS names: resolved on first use, again when the TTL ends. A name that can't be resolved
+//! keeps its last addresses.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -14,31 +14,31 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-/// Names that one control plane resolves.
+/// Most names that one control plane resolves.
 const MAX_NAMES: usize = 10_000;
-/// An answer is used at least this long…
+/// An answer is used at least so long…
 const MIN_TTL: Duration = Duration::from_secs(1);
-/// … and at most this long.
+/// … and at most so long.
 const MAX_TTL: Duration = Duration::from_secs(300);
-/// How long a failure is used that says nothing itself.
+/// Time until a failed lookup without a negative TTL is repeated.
 const FAILED: Duration = Duration::from_secs(5);
 
-/// What names were resolved to; empty when there is no such name.
+/// Addresses by name; empty for a name that could not be resolved yet.
 pub type Addresses = BTreeMap<String, Vec<IpAddr>>;
 
-/// Asks for names.
+/// Requests for names to be resolved.
 #[derive(Debug, Clone)]
 pub struct Demand(mpsc::UnboundedSender<String>);
 
 impl Demand {
-    /// Somebody uses `name`.
+    /// Requests that `name` be resolved.
     pub fn want(&self, name: &str) {
-        // Without a resolver nothing is resolved; that is the end of the process.
+        // The resolver's task ends only with the process.
         let _ = self.0.send(name.to_owned());
     }
 }
 
-/// Starts resolving; the addresses come out of the receiver whenever they change. `server` replaces the system's.
+/// Starts the resolver; the receiver yields the addresses whenever they change. `server` replaces the system's DNS.
 ///
 /// # Errors
 /// When the system's configuration can't be read.
@@ -81,7 +81,7 @@ async fn resolve(
             () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {
                 let now = Instant::now();
                 for (name, at) in due.iter_mut().filter(|(_, at)| **at <= now) {
-                    // Until the answer says when to ask again.
+                    // Until the answer sets the time of the next lookup.
                     *at = now + MAX_TTL;
                     under_way.spawn(look_up(resolver.clone(), name.clone()));
                 }
@@ -94,11 +94,11 @@ async fn resolve(
     }
 }
 
-/// Records an answer; true when it changes something.
+/// Records an answer; true when it changes the addresses.
 fn record(addresses: &mut Arc<Addresses>, name: String, answer: Option<Vec<IpAddr>>) -> bool {
     let known = addresses.get(&name);
     let next = match (answer, known) {
-        // What fails keeps what it had.
+        // A failed lookup keeps the last addresses.
         (None, Some(_)) => return false,
         (None, None) => Vec::new(),
         (Some(answer), known) if known == Some(&answer) => return false,
@@ -110,7 +110,7 @@ fn record(addresses: &mut Arc<Addresses>, name: String, answer: Option<Vec<IpAdd
 
 type Answer = (String, Option<Vec<IpAddr>>, Duration);
 
-/// The sorted addresses of a name, or `None` when it can't be resolved now; and for how long that holds.
+/// Looks up a name: its sorted addresses, or `None` when it can't be resolved now; and the time until the next lookup.
 async fn look_up(resolver: TokioResolver, name: String) -> Answer {
     match resolver
         .lookup_ip(format!("{}.", name.trim_end_matches('.')))
@@ -131,7 +131,7 @@ async fn look_up(resolver: TokioResolver, name: String) -> Answer {
     }
 }
 
-/// How long a name that doesn't exist stays so, as its zone says.
+/// Negative TTL of a name without records, as its zone sets it (RFC 2308).
 fn negative_ttl(error: &NetError) -> Option<Duration> {
     match error {
         NetError::Dns(DnsError::NoRecordsFound(none)) => none

@@ -17,29 +17,29 @@ use super::{Counts, Known, Rejected, State};
 use crate::istio::{self, Contents, Key, Limits, Place, Problem, Severity};
 use crate::mesh::{Draining, Mesh};
 
-/// Stands before each last good form, with the file that it came from.
+/// Comment before each last good form, with the file that it came from.
 const FROM: &str = "# from: ";
-/// The time at which it was taken, in seconds since 1970.
+/// Comment with the time of the reading that brought it, in seconds since 1970.
 const TAKEN: &str = "# taken: ";
-/// The time since which the file holds another text, if it does.
+/// Comment with the time since which the file holds another text, if it does.
 const STALE: &str = "# stale since: ";
-/// A change is read after so much quiet: an editor's save is several events.
+/// Quiet time before a change is read: an editor's save is several events.
 const QUIET: Duration = Duration::from_millis(100);
-/// Changes that never end are read after this all the same.
+/// Longest wait for quiet: changes that never end are read all the same.
 const MAX_QUIET: Duration = Duration::from_secs(1);
-/// A file that shrank to nothing is believed after this: some editors truncate first.
+/// Time after which an emptied file counts as empty: some editors truncate first.
 const EMPTY: Duration = Duration::from_secs(2);
-/// Without any event the directory is read again after this: a watch can be lost.
+/// Interval of readings without any event: a watch can be lost.
 const REREAD: Duration = Duration::from_secs(30);
 
-/// Where the YAML is, and what bounds it.
+/// Paths, settings and limits of a source.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Directories, or files; together they are one configuration.
     pub paths: Vec<PathBuf>,
-    /// Where last good forms are kept, if anywhere.
+    /// File of the last good forms, if they are kept.
     pub last_good: Option<PathBuf>,
-    /// What holds for the whole mesh.
+    /// Mesh-wide settings.
     pub settings: Settings,
     /// Bounds on YAML.
     pub limits: Limits,
@@ -51,12 +51,12 @@ pub struct Source {
     options: Options,
     last: LastGood,
     saved: String,
-    /// Files that hold nothing now and held something before, with since when.
+    /// Files that were emptied, each with the time at which that was seen.
     emptied: HashMap<PathBuf, Instant>,
     held: BTreeMap<PathBuf, bool>,
     large: Large,
     complete: bool,
-    /// The mesh without addresses.
+    /// The compiled mesh, without resolved addresses and draining workloads.
     mesh: Mesh,
     problems: Arc<Vec<Problem>>,
     objects: Arc<Vec<Known>>,
@@ -65,7 +65,7 @@ pub struct Source {
 }
 
 impl Source {
-    /// A source; what was good before a restart is read back.
+    /// A source with the good forms from before a restart.
     pub fn new(options: Options) -> Source {
         let restored = options
             .last_good
@@ -130,7 +130,7 @@ impl Source {
         }
     }
 
-    /// Reads everything on a thread that may wait: for a slow disk, or a large directory.
+    /// Reads everything on a thread that may block: the disk may be slow, or the directory large.
     async fn read_aside(mut self) -> Result<Source, String> {
         let reading = tokio::task::spawn_blocking(move || {
             self.read();
@@ -162,7 +162,7 @@ impl Source {
         let (reading, skipped) = match self.read_all() {
             Ok(read) => read,
             Err(error) => {
-                // What ran goes on running.
+                // The mesh stays as it was.
                 self.emptied.clear();
                 tracing::error!("{error}");
                 self.problems = Arc::new(vec![error]);
@@ -183,7 +183,7 @@ impl Source {
         self.save();
     }
 
-    /// Takes what runs after a reading, and tells what is new about it.
+    /// Takes the outcome of a reading, and logs the changes.
     fn take(&mut self, applied: Applied, skipped: usize) {
         let Applied {
             mesh,
@@ -218,7 +218,7 @@ impl Source {
         self.complete = true;
     }
 
-    /// The contents of all files, and how many were left out.
+    /// The contents of all files, and the number of those left out.
     fn read_all(&mut self) -> Result<(Reading, usize), Problem> {
         let mut files = Files::default();
         for path in &self.options.paths {
@@ -332,7 +332,7 @@ impl Source {
     }
 }
 
-/// The forms that were good before a restart. Each says which file it came from: what that file holds later is held against it.
+/// The forms that were good before a restart. Each names its file, so that it runs on while that file can't be read.
 fn restore(path: &Path, limits: &Limits) -> Vec<Good> {
     let Ok(text) = std::fs::read_to_string(path) else {
         return Vec::new();
@@ -385,7 +385,7 @@ fn watch_all(
     let mut watcher =
         RecommendedWatcher::new(take, options).map_err(|e| failed(Path::new(""), e))?;
     for path in paths {
-        // What is to be watched is what a link leads to.
+        // The target of a link is watched, not the link.
         let real = path.canonicalize().unwrap_or_else(|_| path.clone());
         let watched = watcher.watch(&real, RecursiveMode::Recursive);
         watched.map_err(|error| failed(path, error))?;
@@ -393,7 +393,7 @@ fn watch_all(
     Ok(watcher)
 }
 
-/// Waits until nothing has happened for a moment.
+/// Waits for [`QUIET`] without an event, at most [`MAX_QUIET`].
 async fn settle(changed: &mut mpsc::UnboundedReceiver<()>) {
     let quiet = async { while timeout(QUIET, changed.recv()).await.is_ok() {} };
     let _ = timeout(MAX_QUIET, quiet).await;

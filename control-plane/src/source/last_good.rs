@@ -1,5 +1,5 @@
-//! What runs of what was read: a broken object keeps its last good form, and security objects without one fail closed.
-//! Pure; whoever reads the files feeds it.
+//! Forms of the objects that run: a broken object keeps its last good form, and security objects without one fail
+//! closed. Pure; the reader of the files passes their contents in.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::PathBuf;
@@ -11,10 +11,10 @@ use super::{Counts, Rejected, Runs};
 use crate::istio::{Contents, Key, Object, Pods, Problem, Severity};
 use crate::mesh::Mesh;
 
-/// The contents of each file. A directory that can't be read stands for all below it.
+/// The contents of each file. A directory that can't be read stands for all files below it.
 pub type Reading = BTreeMap<Arc<PathBuf>, Contents>;
 
-/// Workloads that are named where an object holds them closed.
+/// Most workloads that are named where an object holds them closed.
 const MAX_NAMED: usize = 20;
 
 /// The last good form of an object.
@@ -22,9 +22,9 @@ const MAX_NAMED: usize = 20;
 pub struct Good {
     /// The form.
     pub object: Arc<Object>,
-    /// When it was taken.
+    /// Time of the reading that brought it.
     pub taken: SystemTime,
-    /// Since when the text is another one, if it is.
+    /// Time since which the file holds another text, if it does.
     pub stale: Option<SystemTime>,
 }
 
@@ -38,18 +38,18 @@ pub struct LastGood {
 /// The outcome of a reading.
 #[derive(Debug, Default)]
 pub struct Applied {
-    /// The mesh that is meant.
+    /// The compiled mesh.
     pub mesh: Mesh,
-    /// Mistakes, and what is worth a word.
+    /// Errors, warnings and notices.
     pub problems: Vec<Problem>,
     /// Objects whose text is not in force.
     pub rejected: Vec<Rejected>,
-    /// Counts of what was read.
+    /// Counts of the reading.
     pub counts: Counts,
 }
 
 impl LastGood {
-    /// Begins with what was good before a restart.
+    /// Begins with the good forms from before a restart.
     pub fn restore(forms: impl IntoIterator<Item = Good>) -> LastGood {
         let keyed = forms
             .into_iter()
@@ -73,7 +73,7 @@ impl LastGood {
             read.take_file(&file, contents, &self.good);
         }
         let mut used: Vec<Arc<Object>> = read.objects.values().cloned().collect();
-        // What runs comes first: where two objects claim the same thing, the newcomer is the one that is wrong.
+        // Objects that run come first: where two conflict, the newcomer is the one that is wrong.
         used.sort_by_key(|object| !self.runs(object));
         let broken: Vec<Problem> = read.broken.values().flatten().cloned().collect();
         let (mut mesh, mut problems) = compile(settings, &used, &broken, &read.pods);
@@ -82,7 +82,7 @@ impl LastGood {
             .filter_map(|problem| Some((problem.key.clone()?, problem.clone())))
             .collect();
         if !failed.is_empty() {
-            // What contradicts itself only when it is put together falls back as well, once.
+            // Objects with contradictions that only the compilation finds fall back as well, once.
             used = (used.iter())
                 .filter_map(|object| self.fallback(object, &failed))
                 .collect();
@@ -191,13 +191,13 @@ impl LastGood {
     }
 }
 
-/// A reading, as it is put together.
+/// A reading while its files are merged.
 #[derive(Default)]
 struct Read {
     objects: BTreeMap<Key, Arc<Object>>,
-    /// Problems of objects without a good form, the first of each that closes for the same.
+    /// Problems of objects without a good form, the first of each distinct closing.
     broken: BTreeMap<Key, Vec<Problem>>,
-    /// Problems of objects whose good form runs on, the first of each.
+    /// Problems of objects with a good form that runs on, the first of each.
     stale: BTreeMap<Key, Problem>,
     problems: Vec<Problem>,
     pods: Vec<Pods>,
@@ -207,7 +207,7 @@ struct Read {
 impl Read {
     fn take_file(&mut self, file: &Arc<PathBuf>, contents: Contents, good: &BTreeMap<Key, Good>) {
         let mut named = BTreeSet::new();
-        // Nobody knows what was there: whatever this file held and holds no more may be it.
+        // A torn document may be any object that this file held before and doesn't hold now.
         let mut unnamed = contents.is_torn;
         let mut why = None;
         for object in contents.objects {
@@ -219,7 +219,7 @@ impl Read {
                 (Some(key), Severity::Error) => {
                     named.insert(key.clone());
                     self.keep(key, &problem, good);
-                    // It may be what this file held under another name, or under one that was guessed wrongly.
+                    // It may be an object that this file held under another name, or its name was guessed wrongly.
                     unnamed |= !good.contains_key(key);
                 }
                 (None, Severity::Error) => unnamed = true,
@@ -246,7 +246,8 @@ impl Read {
     }
 
     fn take(&mut self, object: Object) {
-        // A good form that a broken text left in place gives way to a good text elsewhere; what that text closes stays closed.
+        // A good form that a broken text left in place gives way to a good text elsewhere; the broken text still
+        // closes.
         match (
             self.stale.remove(&object.key),
             self.objects.get(&object.key),
@@ -279,7 +280,8 @@ impl Read {
         }
     }
 
-    /// Takes a broken text beside a good one of the same name: nobody knows which was meant, so what it closes is closed.
+    /// Takes a broken text beside a good one of the same name: either may be the intended one, so the broken one
+    /// closes.
     fn break_beside(&mut self, problem: Problem) {
         if let Some(key) = problem.key.clone().filter(|_| problem.closes.is_some()) {
             self.break_new(&key, &problem);
@@ -451,7 +453,7 @@ mod tests {
             let of = "default/p PeerAuthentication runs the form of 1970-01-01T00:00:00Z, since 1970-01-01T00:00:20Z: ";
             assert!(told.len() == 1 && told[0].starts_with(of), "{told:?}");
         }
-        // Its file can't be read: what it held runs on, for that reason.
+        // Its file can't be read: its good form runs on, for that reason.
         let told = standing(&mut last, &[("p.yaml", "a: [")], 40);
         assert!(
             told.len() == 1 && told[0].contains("since 1970-01-01T00:00:20Z: "),

@@ -1,4 +1,4 @@
-//! Where configuration comes from, and what is made of it: objects in, a [`Mesh`] out.
+//! Sources of configuration and its compilation: objects in, a [`Mesh`] out.
 
 pub mod compile;
 mod convert;
@@ -22,41 +22,41 @@ use crate::mesh::Mesh;
 /// An object that could be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Known {
-    /// Which it is.
+    /// Its kind, namespace and name.
     pub key: Key,
-    /// Where it begins.
+    /// The place where it begins.
     pub place: Place,
-    /// What it says.
+    /// Its text, as it stands in the file.
     pub text: Arc<str>,
 }
 
-/// What the source says at a moment.
+/// A snapshot of the source.
 #[derive(Debug, Clone, Default)]
 pub struct State {
-    /// What is meant.
+    /// The compiled mesh.
     pub mesh: Arc<Mesh>,
-    /// What is wrong, or worth a word.
+    /// Errors, warnings and notices.
     pub problems: Arc<Vec<Problem>>,
     /// Objects that could be read.
     pub objects: Arc<Vec<Known>>,
     /// Objects whose text is not in force.
     pub rejected: Arc<Vec<Rejected>>,
-    /// Counts of what was read.
+    /// Counts of the last reading.
     pub counts: Counts,
-    /// Whether the source has been read whole at least once: until then nothing is said to be gone.
+    /// True once the source has been read whole: until then no resource is reported as removed.
     pub complete: bool,
 }
 
 /// An object whose text is not in force.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Rejected {
-    /// The object, as far as that can be told.
+    /// The object, as far as it can be identified.
     pub key: Key,
     /// The place of its text.
     pub place: Place,
-    /// Why it is not in force.
+    /// The reason why it is not in force.
     pub reason: String,
-    /// When this was seen first.
+    /// The time at which this was seen first.
     pub since: SystemTime,
     /// The form that runs instead.
     pub runs: Runs,
@@ -69,17 +69,17 @@ pub enum Runs {
     Nothing,
     /// The form that was in force before, taken at this time.
     LastGood(SystemTime),
-    /// A form that closes, for these of the workloads that are known.
+    /// A form that closes, for these of the known workloads.
     Closed {
-        /// The closing.
+        /// Its effect and selector.
         closes: Closes,
-        /// Workloads that it is for.
+        /// Workloads that it closes.
         workloads: Vec<String>,
     },
 }
 
 impl Rejected {
-    /// The object's effect on its workloads until it can be read, for a person; none unless it closes.
+    /// The object's effect on its workloads until it can be read, in words; none unless it closes.
     pub fn closes(&self) -> Option<String> {
         let Runs::Closed { closes, workloads } = &self.runs else {
             return None;
@@ -95,7 +95,7 @@ impl Rejected {
         Some(format!("{how} {}{known}", whom(&self.key, closes)))
     }
 
-    /// The form that runs instead, since when, and why, for a person.
+    /// The form that runs instead, since when, and why, in words.
     pub fn standing(&self) -> String {
         let runs = match &self.runs {
             Runs::LastGood(taken) => format!("runs the form of {}", rfc3339(*taken)),
@@ -104,7 +104,7 @@ impl Rejected {
         format!("{runs}, since {}: {}", rfc3339(self.since), self.reason)
     }
 
-    /// The same as a metric has it: kind, namespace, name, what runs, whom it holds closed, why.
+    /// The labels of its metric: kind, namespace, name, the form that runs, the workloads that it closes, the reason.
     pub fn labels(&self) -> [String; 6] {
         let Key {
             kind,
@@ -118,7 +118,7 @@ impl Rejected {
         [kind, namespace, name, runs, closes, self.reason.clone()]
     }
 
-    /// The same for programs.
+    /// The same as JSON.
     pub fn json(&self) -> Value {
         let taken = match &self.runs {
             Runs::LastGood(taken) => Some(rfc3339(*taken)),
@@ -143,7 +143,7 @@ impl Runs {
     }
 }
 
-/// The workloads that an object holds closed, for a person.
+/// The workloads that an object holds closed, in words.
 fn whom(key: &Key, closes: &Closes) -> String {
     let labels: Vec<String> = (closes.selector.iter())
         .map(|(name, value)| format!("{name}={value}"))
@@ -158,13 +158,13 @@ fn whom(key: &Key, closes: &Closes) -> String {
     }
 }
 
-/// A time to the second, as RFC 3339 has it.
+/// Formats a time to the second (RFC 3339).
 pub fn rfc3339(time: SystemTime) -> String {
     let time = OffsetDateTime::from(time).truncate_to_second();
     time.format(&Rfc3339).unwrap_or_default()
 }
 
-/// Counts of a reading.
+/// Counts of one reading of the source.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Files that were read.
@@ -173,7 +173,7 @@ pub struct Counts {
     pub skipped: usize,
     /// Objects whose text is in force.
     pub objects: usize,
-    /// Objects whose text is not.
+    /// Objects whose text is not in force.
     pub rejected: usize,
     /// Documents of kinds that aren't used.
     pub unused: usize,

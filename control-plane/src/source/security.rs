@@ -1,4 +1,5 @@
-//! Security objects as the mesh has them, and the descriptions that their selectors meet. An object that can't be read fails closed.
+//! Compilation of security objects, and warnings about selectors, principals and descriptions that can't match. An
+//! object that can't be read fails closed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -45,7 +46,7 @@ impl Compiler<'_> {
             };
             let mut key = key.clone();
             if key.namespace.is_empty() {
-                // Nobody knows whose it is: it closes the mesh.
+                // Its namespace is unknown: it closes the whole mesh.
                 key.namespace.clone_from(&self.settings.root_namespace);
             }
             match closes.how {
@@ -91,7 +92,7 @@ impl Compiler<'_> {
         }
     }
 
-    /// Notices principals that nobody has.
+    /// Warns of principals of other trust domains, which no peer has.
     fn notice_foreign(&mut self, object: &Object, said: &istio::AuthorizationPolicy) {
         let own = self.settings.trust_domain.clone();
         let sources = said.rules.iter().flat_map(|rule| &rule.from);
@@ -107,7 +108,8 @@ impl Compiler<'_> {
         }
     }
 
-    /// Notices PeerAuthentications that are for the same workloads. Istio takes the oldest of them; here the stricter counts.
+    /// Warns of PeerAuthentications for the same workloads. Istio takes the oldest of them; here the stricter mode
+    /// counts.
     fn notice_rivals(
         &mut self,
         objects: &[Arc<Object>],
@@ -131,7 +133,7 @@ impl Compiler<'_> {
         }
     }
 
-    /// Notices workloads of the registry that no selector can tell, and those that are described in several ways.
+    /// Warns of workloads of the registry that no selector can match, and of those with several descriptions.
     pub(super) fn notice_descriptions(&mut self, objects: &[Arc<Object>]) {
         let mut at: HashMap<IpAddr, Vec<Entry<'_>>> = HashMap::new();
         let mut notices = Vec::new();
@@ -176,12 +178,12 @@ impl Compiler<'_> {
     }
 }
 
-/// An entry of the registry: an object's words on the workload at an address.
+/// An entry of the registry: an object's description of the workload at an address.
 struct Entry<'a> {
     object: &'a Object,
-    /// Its place in the object.
+    /// Its field in the object.
     field: String,
-    /// True when a sidecar is to be expected there.
+    /// True when a sidecar is expected there.
     is_workload: bool,
     address: IpAddr,
     account: Option<&'a str>,
@@ -189,7 +191,7 @@ struct Entry<'a> {
 }
 
 impl Entry<'_> {
-    /// True for another that tells the same.
+    /// True for another of the same namespace, account and labels.
     fn is_as(&self, other: &Entry<'_>) -> bool {
         self.account == other.account
             && self.labels == other.labels
@@ -249,8 +251,8 @@ fn entry_of<'a>(
     })
 }
 
-/// True for two PeerAuthentications of a namespace that are of one level and for the same workloads, of labels that are
-/// `described` or would be selected by both.
+/// True for two PeerAuthentications of one namespace and level that both select some labels: `described` ones, or those
+/// of either selector.
 fn are_rivals(
     one: &PeerAuthentication,
     other: &PeerAuthentication,
@@ -280,14 +282,14 @@ fn peer_authentication(object: &Object, said: &istio::PeerAuthentication) -> Pee
     }
 }
 
-/// Labels of a selector; one without any selects everything, as no selector does.
+/// Labels of a selector; `None` for one without any, which selects everything, as no selector does.
 fn labels(selector: Option<&istio::Selector>) -> Option<BTreeMap<String, String>> {
     selector
         .map(|selector| selector.match_labels.clone())
         .filter(|labels| !labels.is_empty())
 }
 
-/// A security object without a good form fails closed: for whom it selects, or for its namespace.
+/// A security object without a good form fails closed: for the workloads that it selects, or for its namespace.
 fn strict(key: &Key, closes: &Closes) -> PeerAuthentication {
     PeerAuthentication {
         object: format!("{key} (broken: STRICT until it can be read)"),

@@ -1,4 +1,4 @@
-//! Selectors that select nobody: a slip in a label leaves a workload as open as no object at all.
+//! Selectors that match no workload: a slip in a label leaves a workload as open as no object at all.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -29,7 +29,7 @@ impl Compiler<'_> {
         described
     }
 
-    /// Warns of selectors that no workload fits: none of the registry's, which are `described`, nor of `pods` beside it.
+    /// Warns of selectors that match no workload: neither of the registry, as `described`, nor of `pods` beside it.
     pub(super) fn warn_of_selectors(
         &mut self,
         objects: &[Arc<Object>],
@@ -81,13 +81,13 @@ impl Compiler<'_> {
     }
 }
 
-/// The labels of workloads by namespace, to be found by any of them.
+/// Index of the workloads' labels by namespace.
 #[derive(Default)]
 struct Index<'a> {
     namespaces: BTreeMap<&'a String, Here<'a>>,
 }
 
-/// The labels of a namespace's workloads, by each name and value.
+/// The sets of labels of a namespace's workloads, by each label in them.
 #[derive(Default)]
 struct Here<'a>(HashMap<(&'a String, &'a String), Vec<&'a BTreeMap<String, String>>>);
 
@@ -101,7 +101,7 @@ impl<'a> Index<'a> {
 }
 
 impl Here<'_> {
-    /// True when some workload fits: of those that have the label that the fewest have.
+    /// True when a workload matches: only those with the rarest label of the selector are compared.
     fn has(&self, selector: &BTreeMap<String, String>) -> bool {
         let having = selector
             .iter()

@@ -1,9 +1,9 @@
-//! The forms of clients that aren't sidecars of ours.
+//! Resources for clients other than Leno's sidecar: gRPC's library and Envoy.
 //!
 //! gRPC's library dials by name like a sidecar and takes the subset of xDS that gRFC A27 to A36 name: a Listener with an
-//! `api_listener`, Clusters that balance by turns, and TLS by the certificate providers of its bootstrap. Envoy is given
-//! everything at once: one Listener for what its app sends, with the routes of all services, and one for what others send
-//! to it. Its own certificate is the static secret `default` of its bootstrap: a key never travels over xDS.
+//! `api_listener`, Clusters with round robin, and TLS by the certificate providers of its bootstrap. Envoy is given
+//! everything at once: one outbound Listener, with the routes of all services, and one inbound Listener. Its own
+//! certificate is the static secret `default` of its bootstrap: a key never travels over xDS.
 
 use std::collections::BTreeSet;
 
@@ -33,13 +33,13 @@ use super::{INBOUND, ROOTS, World, clusters, inbound, routes, wire};
 use crate::mesh::service::{Port, Protocol, Service};
 use crate::mesh::{Client, Mesh, Node};
 
-/// Envoy's Listener for what its app sends, and the routes that it leads to; its name is Istio's.
+/// The name of Envoy's outbound Listener and of its RouteConfiguration; Istio's.
 pub(super) const OUTBOUND: &str = "virtualOutbound";
-/// Where Envoy's two Listeners are; the ports are Istio's.
+/// The addresses of Envoy's two Listeners; the ports are Istio's.
 const OUTBOUND_ADDRESS: (&str, u16) = ("127.0.0.1", 15001);
 const INBOUND_ADDRESS: (&str, u16) = ("0.0.0.0", 15006);
 
-/// Envoy's clients speak TLS 1.2 unless they are told otherwise; between sidecars it is 1.3.
+/// TLS 1.3 for Envoy's upstream connections, as between sidecars: by default they use 1.2.
 pub(super) fn tls_params(client: Client) -> Option<TlsParameters> {
     let version = TlsProtocol::TlSv13.into();
     (client == Client::Envoy).then(|| TlsParameters {
@@ -49,7 +49,7 @@ pub(super) fn tls_params(client: Client) -> Option<TlsParameters> {
     })
 }
 
-/// Every name of a type that Envoy is given unasked.
+/// Every name of a type, for Envoy's wildcard subscriptions.
 pub fn everything(world: World<'_>, node: &Node, type_url: &str) -> BTreeSet<String> {
     let World { mesh, workload, .. } = world;
     match type_url {
@@ -66,7 +66,7 @@ pub fn everything(world: World<'_>, node: &Node, type_url: &str) -> BTreeSet<Str
     }
 }
 
-/// Every port of the mesh that carries HTTP: what an explicit proxy can tell apart by `Host`.
+/// Every port of the mesh that may carry HTTP: an explicit proxy can tell those apart by `Host`.
 fn http_ports(mesh: &Mesh) -> impl Iterator<Item = (&Service, &Port)> {
     let services = mesh.services.values();
     let ports =
@@ -74,7 +74,7 @@ fn http_ports(mesh: &Mesh) -> impl Iterator<Item = (&Service, &Port)> {
     ports.filter(|(_, port)| port.protocol != Protocol::Tcp)
 }
 
-/// Envoy's outbound Listener: an explicit proxy for whoever is on the machine.
+/// Envoy's outbound Listener: an explicit proxy for every process on the machine.
 pub(super) fn envoy_outbound() -> Listener {
     let manager = HttpConnectionManager {
         stat_prefix: OUTBOUND.to_owned(),
@@ -100,8 +100,8 @@ pub(super) fn envoy_outbound() -> Listener {
     }
 }
 
-/// Envoy's inbound Listener: a sidecar's, with what Envoy needs to tell connections apart. It expects them to be
-/// redirected to it, as Istio does.
+/// Envoy's inbound Listener: a sidecar's, with the listener filters that Envoy needs to tell connections apart. It
+/// expects them to be redirected to it, as Istio does.
 pub(super) fn envoy_inbound(world: World<'_>, node: &Node) -> Listener {
     Listener {
         address: Some(wire::address(INBOUND_ADDRESS)),
@@ -131,7 +131,7 @@ fn listener_filter<M: Message + Name>(name: &str, config: &M) -> ListenerFilter 
     }
 }
 
-/// The routes of every service: what [`OUTBOUND`] leads to.
+/// The routes of every service, to which [`OUTBOUND`] leads.
 pub(super) fn envoy_routes(mesh: &Mesh, node: &Node) -> RouteConfiguration {
     let mut taken = BTreeSet::new();
     let hosts = http_ports(mesh).map(|(service, port)| {
@@ -154,7 +154,7 @@ pub(super) fn envoy_routes(mesh: &Mesh, node: &Node) -> RouteConfiguration {
     }
 }
 
-/// Every way in which a caller in `namespace` may write a service's port.
+/// Every authority by which a caller in `namespace` may name a service's port.
 fn domains(service: &Service, port: u16, namespace: &str) -> Vec<String> {
     let mut names = vec![service.host.clone()];
     let suffixes = [".cluster.local", ".svc.cluster.local"];

@@ -102,7 +102,7 @@ pub fn outbound(mesh: &Mesh, node: &Node, name: &str) -> Answer {
     }
 }
 
-/// Whom a service's endpoints with a sidecar may be.
+/// The SPIFFE IDs of a service's endpoints with a sidecar.
 fn identities(mesh: &Mesh, service: &Service) -> BTreeSet<String> {
     let Endpoints::Static(endpoints) = &service.endpoints else {
         return BTreeSet::new();
@@ -140,7 +140,7 @@ pub(super) fn find<'a>(mesh: &'a Mesh, node: &Node, name: &'a str) -> Result<Par
     })
 }
 
-/// Istio's auto mTLS: endpoints that say so are spoken to by mutual TLS, the others in plaintext.
+/// Istio's auto mTLS: endpoints with `tlsMode: istio` in their metadata get mutual TLS, the others plaintext.
 fn sockets(
     node: &Node,
     identities: &BTreeSet<String>,
@@ -155,7 +155,7 @@ fn sockets(
     } else {
         &format!("{}_", name.subset)
     };
-    // An address is no name of a server: its parts make a label.
+    // An IP address is no server name for SNI: dashes make a label of it.
     let host = match address_of(name.host) {
         Some(_) => &name.host.replace(['.', ':'], "-"),
         None => name.host,
@@ -224,7 +224,7 @@ pub(super) fn breakers(policy: &Policy) -> Option<CircuitBreakers> {
     })
 }
 
-/// What endpoints of a port that carries `port` are spoken to in.
+/// The protocol towards the endpoints of a port, from the port's own and the policy's HTTP version.
 fn spoken(port: Protocol, version: HttpVersion) -> Protocol {
     match (port, version) {
         (Protocol::Tcp, _) => Protocol::Tcp,
@@ -234,7 +234,7 @@ fn spoken(port: Protocol, version: HttpVersion) -> Protocol {
     }
 }
 
-/// How connections for HTTP are used. What isn't declared is spoken as the request was.
+/// The HTTP options of upstream connections. Without a declared protocol they use the request's version.
 pub(super) fn http_options(
     client: Client,
     policy: &Policy,
@@ -286,7 +286,7 @@ fn keepalive(said: Keepalive) -> TcpKeepalive {
 fn ejection(policy: &Policy) -> Option<OutlierDetection> {
     let said = policy.ejection.as_ref()?;
     Some(OutlierDetection {
-        // 0 switches it off, which Envoy says by enforcing it never.
+        // 0 switches it off; for Envoy that is an enforcing percentage of 0.
         consecutive_5xx: said.consecutive_5xx.filter(|n| *n > 0).map(wire::number),
         enforcing_consecutive_5xx: (said.consecutive_5xx == Some(0)).then(|| wire::number(0)),
         consecutive_gateway_failure: said

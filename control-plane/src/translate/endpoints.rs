@@ -1,4 +1,4 @@
-//! ClusterLoadAssignments: the endpoints of a cluster, each with how it is spoken to and whose it is.
+//! ClusterLoadAssignments: the endpoints of a cluster, each with its transport and its workload.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -14,8 +14,8 @@ use super::{Answer, clusters, present, wire};
 use crate::mesh::service::{Endpoint, Endpoints};
 use crate::mesh::{Mesh, Node, selects};
 
-/// The assignment of the cluster `name`. A subset without endpoints has an empty one, which explains itself by the
-/// cluster's object.
+/// The assignment of the cluster `name`. A subset without endpoints has an empty one; the object in the cluster's
+/// metadata explains it.
 pub fn assignment(mesh: &Mesh, node: &Node, name: &str) -> Answer {
     let (service, parsed, rule) = match clusters::find(mesh, node, name) {
         Ok(found) => found,

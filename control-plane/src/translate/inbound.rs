@@ -1,5 +1,5 @@
 //! The one inbound Listener of a proxy: chains by workload port, each with its mTLS mode, policies and protocol, and
-//! chains without a port for whatever the registry doesn't know.
+//! chains without a port for ports that the registry doesn't know.
 
 use std::collections::BTreeSet;
 
@@ -42,11 +42,11 @@ use crate::mesh::service::Protocol;
 use crate::mesh::workload::{Described, WorkloadPort};
 use crate::mesh::{Client, Node};
 
-/// ALPN protocols that only a sidecar offers: for HTTP, and for anything else.
+/// ALPN protocols that only a sidecar offers: two for HTTP, and one for anything else.
 const SIDECAR: [&str; 3] = ["istio-h2", "istio-http/1.1", "istio"];
-/// What a connection that looks like HTTP counts as offering.
+/// Application protocols of a plaintext connection that is detected as HTTP.
 const HTTP: [&str; 2] = ["http/1.1", "h2c"];
-/// What mutual TLS that carries HTTP offers, whoever speaks it.
+/// ALPN protocols of mutual TLS that carries HTTP: a sidecar's, then those of other clients.
 const HTTP_TLS: [&str; 4] = ["istio-h2", "istio-http/1.1", "h2", "http/1.1"];
 
 /// The inbound Listener of `node`.
@@ -76,7 +76,7 @@ pub(super) fn listener(world: World<'_>, node: &Node) -> Listener {
     }
 }
 
-/// The inbound Listener of a client that refuses the one it is meant to have: it lets nothing in.
+/// The inbound Listener of a client that refuses the intended one: it lets nothing in.
 pub(super) fn closed(meant: Listener) -> Listener {
     let filters = tcp_filters(&[policies::deny_all()], &passthrough());
     Listener {
@@ -89,7 +89,7 @@ pub(super) fn closed(meant: Listener) -> Listener {
     }
 }
 
-/// The inbound Listener without what only describes it: two that agree in this let in the same.
+/// The inbound Listener without names and metadata of its chains: two that agree in the rest let in the same.
 pub(super) fn guard(mut listener: Listener) -> Listener {
     for chain in &mut listener.filter_chains {
         (chain.metadata, chain.name) = (None, String::new());
@@ -106,7 +106,7 @@ pub(super) fn cluster_names(workload: &Described) -> BTreeSet<String> {
         .collect()
 }
 
-/// The cluster of what the registry doesn't know, under Istio's name.
+/// The cluster of ports that the registry doesn't know, under Istio's name.
 fn passthrough() -> String {
     "inbound|0||".to_owned()
 }
@@ -140,8 +140,8 @@ pub(super) fn cluster(workload: &Described, node: &Node, name: &str) -> Answer {
     )
 }
 
-/// The addresses that a sidecar calls its app from, Istio's: of these nothing is taken over, so it doesn't call itself. A
-/// sidecar of ours knows them by itself.
+/// The source addresses of a sidecar's connections to its app, Istio's: connections from them aren't intercepted, so it
+/// doesn't call itself. A sidecar of ours knows them without this.
 fn from_the_sidecar() -> BindConfig {
     let source = |address: &str| SocketAddress {
         address: address.to_owned(),
@@ -158,7 +158,7 @@ fn from_the_sidecar() -> BindConfig {
     }
 }
 
-/// The cluster of connections that go where they were dialled.
+/// The cluster of connections to their original destination.
 pub(super) fn passthrough_cluster(node: &Node) -> Answer {
     let rule = "outboundTrafficPolicy ALLOW_ANY";
     let cluster = dialled(node, PASSTHROUGH, &Policy::default(), Protocol::Auto, rule);
@@ -179,7 +179,7 @@ fn dialled(node: &Node, name: &str, policy: &Policy, protocol: Protocol, rule: &
     }
 }
 
-/// The chains of one port: what comes by mutual TLS, and what comes otherwise where the mode lets it.
+/// The chains of one port: for mutual TLS, and for other connections where the mode permits them.
 fn port_chains(
     world: World<'_>,
     node: &Node,
@@ -217,7 +217,7 @@ fn port_chains(
     taken(protocol, mode).into_iter().map(chain).collect()
 }
 
-/// The connections that a chain takes.
+/// The connections that a chain matches.
 #[derive(Debug)]
 struct Takes {
     carried: Carried,
@@ -250,16 +250,16 @@ fn taken(protocol: Protocol, mode: Mode) -> Vec<Takes> {
     };
     match protocol {
         _ if mode == Mode::Strict => {}
-        // TLS that isn't ours passes to the app as it is.
+        // TLS that isn't the mesh's passes to the app as it is.
         Protocol::Auto => taken.extend([plain(Http, &HTTP), takes(Tcp, "", &[], false)]),
         Protocol::Tcp => taken.extend([plain(Tcp, &[]), takes(Tcp, "tls", &[], false)]),
-        // What is declared HTTP gets HTTP: no rule sees into a stranger's TLS.
+        // A port that is declared HTTP takes HTTP only: rules can't look into TLS that isn't terminated here.
         Protocol::Http | Protocol::Http2 => taken.push(plain(Http, &[])),
     }
     taken
 }
 
-/// What explanations and metrics say of a chain.
+/// The metadata of a chain, for explanations and metrics.
 fn describe(rule: &str, node: &Node, workload: &Described, known: &WorkloadPort) -> Metadata {
     let label = |name: &str| workload.labels().get(name).unwrap_or_default();
     wire::metadata(&[

@@ -19,7 +19,7 @@ use super::{
 use crate::mesh::service::Protocol;
 use crate::mesh::{Client, Mesh, Node};
 
-/// The Listener `authority`. It bears exactly the name that was asked for, and leads to canonical names only.
+/// The Listener `authority`. It has exactly the requested name, and leads to canonical names only.
 pub fn outbound(mesh: &Mesh, node: &Node, authority: &str) -> Answer {
     if is_passed_through(mesh, node, authority) {
         let rule = "outboundTrafficPolicy ALLOW_ANY";
@@ -72,7 +72,7 @@ pub fn outbound(mesh: &Mesh, node: &Node, authority: &str) -> Answer {
 fn listener(authority: &str, filters: Vec<Filter>, rule: &str, protocol: Protocol) -> Listener {
     let mut said = vec![("rule", rule)];
     if protocol == Protocol::Auto {
-        // It is told from its first bytes, whoever sends them.
+        // It is detected from the first bytes, of either peer.
         said.push(("protocol", "auto"));
     }
     Listener {

@@ -23,35 +23,35 @@ pub use clients::everything;
 
 /// The name of the one inbound Listener.
 pub const INBOUND: &str = "virtualInbound";
-/// The name under which roots are asked for.
+/// The name of the Secret with the roots.
 pub const ROOTS: &str = "ROOTCA";
 
-/// The cluster of connections that go where they were dialled, under Istio's name.
+/// The cluster of connections to their original destination, under Istio's name.
 pub const PASSTHROUGH: &str = "PassthroughCluster";
 
-/// What there is under a name.
+/// The result of looking a resource up.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Answer {
     /// A resource, with its version.
     Present(Any, String),
-    /// Nothing; why, for a person.
+    /// No such resource, for this reason.
     Missing(String),
-    /// It isn't known yet: these names must be resolved first.
+    /// Not known yet: these names must be resolved first.
     Pending(Vec<String>),
 }
 
-/// Everything that resources are made from.
+/// Everything that a client's resources are made from.
 #[derive(Debug, Clone, Copy)]
 pub struct World<'a> {
-    /// What the operator means.
+    /// The compiled configuration.
     pub mesh: &'a Mesh,
-    /// The workload of the client that asks.
+    /// The client's workload.
     pub workload: &'a Described,
     /// Roots of trust, in PEM.
     pub roots: &'a str,
 }
 
-/// A cluster's name, taken apart.
+/// A parsed cluster name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClusterName<'a> {
     /// The service's port.
@@ -63,7 +63,7 @@ pub struct ClusterName<'a> {
 }
 
 impl<'a> ClusterName<'a> {
-    /// Reads `outbound|80|v1|user-service.default.svc.cluster.local`.
+    /// Parses `outbound|80|v1|user-service.default.svc.cluster.local`.
     pub fn parse(name: &'a str) -> Option<ClusterName<'a>> {
         let mut parts = name.split('|');
         let (direction, port) = (parts.next()?, parts.next()?);
@@ -108,12 +108,12 @@ fn inbound_listener(world: World<'_>, node: &Node) -> Listener {
     }
 }
 
-/// The inbound Listener as it is meant to be, and what a client gets that refuses it.
+/// The intended inbound Listener, and the one for a client that refuses it.
 #[derive(Debug)]
 pub struct Inbound {
-    /// As it is meant to be.
+    /// The intended Listener.
     pub meant: Answer,
-    /// A version of what protects in it: it changes only when who gets in may.
+    /// A version of the access that it grants, without names and metadata: it changes only when the access may.
     pub guard: Answer,
     listener: Listener,
 }
@@ -139,7 +139,7 @@ fn is_envoys(node: &Node, name: &str) -> bool {
     node.client == Client::Envoy && name == clients::OUTBOUND
 }
 
-/// Everything that a Listener leads to: type and name, in the order in which a client should have it.
+/// Type and name of each resource that a Listener leads to, in the order in which a client should have them.
 pub fn chain(world: World<'_>, node: &Node, listener: &str) -> Vec<(&'static str, String)> {
     let clusters = match listener {
         INBOUND => inbound::cluster_names(world.workload),
@@ -158,7 +158,7 @@ pub fn chain(world: World<'_>, node: &Node, listener: &str) -> Vec<(&'static str
     chain
 }
 
-/// The host that a name is about, as the caller in `namespace` means it; for telling whether a change touches it.
+/// The host that a resource's name refers to, as `node` resolves it; to decide if a change touches the resource.
 pub fn host_of<'a>(mesh: &'a Mesh, node: &Node, type_url: &str, name: &'a str) -> Option<&'a str> {
     match type_url {
         LISTENER => find(mesh, node, name)
@@ -170,7 +170,7 @@ pub fn host_of<'a>(mesh: &'a Mesh, node: &Node, type_url: &str, name: &'a str) -
     }
 }
 
-/// Whether connections to `authority` go where they were dialled, because nothing is known of that address.
+/// True when connections to `authority` go to their original destination, because it is an unknown address.
 fn is_passed_through(mesh: &Mesh, node: &Node, authority: &str) -> bool {
     let host = authority.rsplit_once(':').map(|(host, _)| host);
     mesh.outbound_traffic_policy == OutboundTrafficPolicy::AllowAny

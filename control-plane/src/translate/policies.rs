@@ -1,4 +1,5 @@
-//! AuthorizationPolicies as RBAC filters: one that denies, then those that allow, each of which must.
+//! AuthorizationPolicies as RBAC filters: one that denies, then those that allow, each of which must let a request
+//! pass.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -13,21 +14,21 @@ use crate::mesh::route::StringMatch;
 use crate::mesh::selects;
 use crate::mesh::workload::Fit;
 
-/// The traffic that rules are asked about.
+/// The traffic that rules apply to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Carried {
     /// Requests.
     Http,
-    /// Bytes: as with Istio, what a DENY rule says of HTTP falls away, and an ALLOW rule that says something of it meets
-    /// none. It isn't sent: Envoy's network filter refuses rules that it can't ask about.
+    /// TCP: as with Istio, the HTTP conditions of a DENY rule fall away, and an ALLOW rule with HTTP conditions never
+    /// matches. It isn't sent: Envoy's network filter refuses rules with conditions that it can't evaluate.
     Tcp,
 }
 
 /// The filters of a workload's policies. Without an ALLOW policy everything that isn't denied passes.
 ///
-/// A DENY that may be for it holds. An ALLOW that may be for it opens nothing, and closes where no other is surely for it:
-/// only what each possible selection of them would let through passes. A selection holds with each policy those that
-/// select less, so each selector that holds no other one is a filter of its own.
+/// A DENY that may be for it applies. An ALLOW that may be for it opens nothing, and closes where no other is surely
+/// for it: only a request that each possible selection of them would allow passes. A selection holds with each policy
+/// those that require fewer labels, so each selector that contains no other one is a filter of its own.
 pub(super) fn filters<'a>(
     policies: impl Iterator<Item = (Fit, &'a AuthorizationPolicy)>,
     carried: Carried,
@@ -66,7 +67,7 @@ pub(super) fn filters<'a>(
     filters
 }
 
-/// The filter that denies everything: of a client that refuses its policies.
+/// The filter that denies everything, for a client that refuses its policies.
 pub(super) fn deny_all() -> Rbac {
     let policy = Policy {
         permissions: vec![any_permission()],
@@ -92,7 +93,7 @@ fn rbac(action: Action, policies: &[(Fit, &AuthorizationPolicy)], carried: Carri
                 "ns[{}]-policy[{}]-rule[{i}]{fit}",
                 policy.namespace, policy.name
             );
-            // All that an operation can name is of HTTP.
+            // All conditions of an operation are of HTTP.
             let is_of_http = !rule.to.is_empty();
             if is_of_http && carried == Carried::Tcp && !policy.denies {
                 continue;
@@ -139,7 +140,7 @@ fn identifier(identifier: principal::Identifier) -> Principal {
     }
 }
 
-/// Everything that an operation names must hold.
+/// The permission of an operation: everything that it names must match.
 fn permission(operation: &Operation) -> Permission {
     let method =
         |method: &StringMatch| rule(permission::Rule::Header(routes::header(":method", method)));
@@ -164,7 +165,7 @@ fn permission(operation: &Operation) -> Permission {
     }
 }
 
-/// Everything that a source names must hold.
+/// The principal of a source: everything that it names must match.
 fn principal(source: &Source) -> Principal {
     let named = |name: &StringMatch| {
         identifier(principal::Identifier::Authenticated(

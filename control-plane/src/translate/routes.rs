@@ -81,7 +81,7 @@ pub(super) fn routes(service: &Service, port: u16) -> Vec<Route> {
     }
 }
 
-/// A service without a VirtualService takes every request.
+/// The route of a service without a VirtualService: it takes every request.
 fn default_route(service: &Service, port: u16) -> Route {
     let action = RouteAction {
         cluster_specifier: Some(ClusterSpecifier::Cluster(cluster_name(
@@ -108,7 +108,7 @@ fn default_route(service: &Service, port: u16) -> Route {
     }
 }
 
-/// A rule is a route for each of its matches, all with the same action.
+/// The routes of a rule: one for each of its matches, all with the same action.
 fn rule_routes(rule: &Rule, port: u16) -> Vec<Route> {
     let everything = [Match::default()];
     let matches = match rule.matches.is_empty() {
@@ -154,8 +154,8 @@ fn action(rule: &Rule, port: u16) -> RouteAction {
     }
 }
 
-/// What the default policy is called in a route's metadata: with it, only what was never sent or may be repeated is sent
-/// again, whatever conditions it names for others.
+/// The name of the default policy in a route's metadata: with it, a sidecar of ours retries only requests that were
+/// never sent or may be repeated, whatever conditions it names for other clients.
 fn retries_word(retries: &Retries) -> &'static str {
     match retries {
         Retries::Default => "default",
@@ -163,7 +163,7 @@ fn retries_word(retries: &Retries) -> &'static str {
     }
 }
 
-/// Istio's default policy, or the one that somebody wrote. Each try prefers an endpoint that wasn't tried.
+/// Istio's default policy, or the configured one. Each try prefers an endpoint that wasn't tried.
 fn retry(retries: &Retries) -> Option<RetryPolicy> {
     const DEFAULT: &str = "connect-failure,refused-stream,unavailable,cancelled";
     let previous = RetryHostPredicate {

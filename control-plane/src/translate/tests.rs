@@ -77,7 +77,7 @@ fn mesh(yaml: &str) -> (Mesh, Vec<String>) {
     (mesh, problems.iter().map(ToString::to_string).collect())
 }
 
-/// Everything that a client is told that dials what `# dial:` lines name, as the workload that `# node:` names.
+/// All resources of a client that dials the authorities of the `# dial:` lines, as the workload that `# node:` names.
 fn told(yaml: &str) -> String {
     let (mesh, problems) = mesh(yaml);
     let mut out = String::new();

@@ -1,4 +1,4 @@
-//! Small messages that everything here is put together from.
+//! Small messages that all translations share.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ use leno_proto::{Any, pack};
 use crate::mesh::Client;
 use crate::mesh::route::StringMatch;
 
-/// Where everything comes from: this stream.
+/// The source of every resource: this ADS stream.
 pub(super) fn ads() -> ConfigSource {
     ConfigSource {
         resource_api_version: ApiVersion::V3.into(),
@@ -78,7 +78,7 @@ pub(super) fn inline(text: &str) -> DataSource {
     }
 }
 
-/// Texts under the name of a filter.
+/// A `Struct` of texts, without empty ones.
 pub(super) fn texts(pairs: &[(&str, &str)]) -> Struct {
     let fields = pairs
         .iter()
@@ -92,7 +92,7 @@ pub(super) fn texts(pairs: &[(&str, &str)]) -> Struct {
     }
 }
 
-/// What Leno says beside Envoy's own fields: which rule of which object, for explanations and metrics.
+/// Leno's own metadata beside Envoy's fields, such as the rule and its object, for explanations and metrics.
 pub(super) fn metadata(pairs: &[(&str, &str)]) -> Metadata {
     Metadata {
         filter_metadata: [("leno".to_owned(), texts(pairs))].into(),
@@ -127,7 +127,7 @@ pub(super) fn socket(name: &str, config: Any) -> TransportSocket {
     }
 }
 
-/// A string matcher; `None` when the string only has to be there.
+/// A string matcher; `None` when the string only has to be present.
 pub(super) fn string(said: &StringMatch) -> Option<StringMatcher> {
     let pattern = match said {
         StringMatch::Exact(text) => MatchPattern::Exact(text.clone()),

@@ -1,4 +1,4 @@
-//! What the monitoring port shows: the live map, the same as JSON, metrics, readiness. Read-only.
+//! Pages of the monitoring port: the live map, the same as JSON, metrics, readiness. Read-only.
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,24 +21,24 @@ use crate::map::{Book, view};
 use crate::metrics::Metrics;
 use crate::xds::hub::Hub;
 
-/// Pages that are looked at at once.
+/// Most pages with the live map that are served at once.
 const MAX_VIEWERS: usize = 32;
-/// How often a page is told what is new.
+/// Interval of the map's events.
 const EACH: Duration = Duration::from_secs(1);
-/// What the page may do: nothing but what it brings along, and ask us.
+/// Content-Security-Policy of the page: its own inline content, and requests to this server only.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; \
     frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
 
-/// What the monitoring port shows.
+/// State behind the monitoring port.
 #[derive(Debug)]
 pub struct Shown {
-    /// Streams, and the configuration.
+    /// Open streams, and the configuration.
     pub hub: Arc<Hub>,
     /// Counters.
     pub metrics: Arc<Metrics>,
-    /// What goes on.
+    /// Traffic, as the sidecars report it.
     pub book: Arc<Mutex<Book>>,
-    /// How many look at the map.
+    /// Open event streams with the map.
     pub viewers: AtomicUsize,
 }
 
@@ -98,14 +98,14 @@ async fn ready(Extract(shown): Extract<Arc<Shown>>) -> (StatusCode, &'static str
     }
 }
 
-/// For `leno status`: the map without its traffic.
+/// The answer to `leno status`: proxies, and the state of the configuration.
 async fn status(Extract(shown): Extract<Arc<Shown>>) -> axum::Json<Value> {
     let mesh = shown.mesh();
     let state = shown.hub.state().borrow().clone();
     axum::Json(view::status(&mesh, &state))
 }
 
-/// Somebody who looks at the map, counted until dropped.
+/// A viewer of the map, counted until dropped.
 struct Viewer(Arc<Shown>);
 
 impl Drop for Viewer {
@@ -114,7 +114,7 @@ impl Drop for Viewer {
     }
 }
 
-/// The map, each second.
+/// Server-sent events: the map, each second.
 async fn events(
     Extract(shown): Extract<Arc<Shown>>,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, (StatusCode, &'static str)> {
@@ -135,7 +135,7 @@ struct Node {
     node: String,
 }
 
-/// What one sidecar runs.
+/// Resources of one sidecar.
 async fn proxy(
     Extract(shown): Extract<Arc<Shown>>,
     Query(asked): Query<Node>,
@@ -147,7 +147,7 @@ async fn proxy(
     ))
 }
 
-/// Istio's page of who is connected, as Kiali asks for it.
+/// Istio's page of connected proxies, for Kiali.
 async fn syncz(Extract(shown): Extract<Arc<Shown>>) -> axum::Json<Value> {
     let proxies = shown.hub.proxies();
     let one = |proxy: &Value| json!({"proxy": proxy["node"], "proxy_type": "sidecar", "istio_version": env!("CARGO_PKG_VERSION")});

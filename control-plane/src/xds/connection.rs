@@ -1,7 +1,8 @@
 //! One proxy's delta stream as a state machine without IO: requests and changes in, responses out.
 //!
-//! Invariants: what was sent is recorded when it is sent; a version is sent once, and one that was refused never again
-//! until it changes; clusters go before endpoints, those before listeners, those before routes.
+//! Invariants: each version is recorded when it is sent; it is sent once for a subscription, and a refused one not
+//! again until it changes (but alone, after a NACK that doesn't name the resource); clusters go before endpoints, those
+//! before listeners, those before routes.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -17,21 +18,21 @@ use super::{Dialog, Lookup, MAX_NAME, MAX_NAMES};
 use crate::mesh::Client;
 use crate::translate::{Answer, INBOUND};
 
-/// The name that asks for everything.
+/// The name of a wildcard subscription.
 const ANY: &str = "*";
-/// gRPC's NOT_FOUND, which a negative answer bears.
+/// gRPC's NOT_FOUND, the code of a resource error.
 const NOT_FOUND: i32 = 5;
-/// Responses that a proxy may leave unanswered.
+/// Most responses that a proxy may leave unanswered.
 const MAX_UNANSWERED: usize = 1000;
 
-/// What was said last about a name.
+/// The answer last sent for a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Said {
     /// Nothing yet: the answer is pending.
     Nothing,
     /// This version.
     Version(String),
-    /// That there is no such thing, for this reason.
+    /// No such resource, for this reason.
     Missing(String),
 }
 
@@ -39,15 +40,15 @@ enum Said {
 #[derive(Debug, Default)]
 pub struct Connection {
     subscribed: HashMap<&'static str, BTreeMap<String, Said>>,
-    /// Types of which the client asked for everything there is.
+    /// Types with a wildcard subscription.
     wildcards: BTreeSet<&'static str>,
     refused: BTreeMap<(String, String), Refused>,
-    /// The version of the inbound Listener that the client took last, or says that it holds.
+    /// The version of the inbound Listener that the client accepted last, or reported as held.
     inbound: Option<String>,
     nonce: u64,
-    /// What the last responses held, by nonce, until they are answered.
+    /// Resources of the unanswered responses, by nonce.
     sent: HashMap<String, Vec<(&'static str, String, String)>>,
-    /// What was refused without a word on which of it: to be sent alone.
+    /// Resources of a NACK that doesn't name one, to be sent alone.
     alone: Vec<(&'static str, String)>,
 }
 
@@ -150,14 +151,15 @@ impl Dialog for Connection {
     }
 }
 
-/// What the client says that it holds already, at the start of a stream. A name that is asked for again is answered again.
+/// The version that the client reports as held, at the start of a stream. A repeated subscription is answered again.
 fn held(request: &DeltaDiscoveryRequest, name: &str) -> Said {
     let version = request.initial_resource_versions.get(name);
     version.map_or(Said::Nothing, |version| Said::Version(version.clone()))
 }
 
 impl Connection {
-    /// `*`, or the first request of a type without a name, asks for all Listeners or Clusters there are, as Envoy does.
+    /// Takes a wildcard subscription: `*`, or the first request of a type without a name, asks for all Listeners or
+    /// Clusters there are, as Envoy does.
     fn take_wildcard(
         &mut self,
         type_url: &'static str,
@@ -181,13 +183,13 @@ impl Connection {
             names.insert(name.clone(), held(request, name));
         }
         let mut fresh = self.adopt_everything(type_url, lookup);
-        // What it holds and is there no more must be taken from it.
+        // Resources that it holds and that are gone must be removed.
         let held = request.initial_resource_versions.keys();
         fresh.extend(held.map(|name| (type_url, name.clone())));
         fresh
     }
 
-    /// Subscribes to everything there is of a type; returns what is new.
+    /// Subscribes to every name of a type; returns the new ones.
     fn adopt_everything(
         &mut self,
         type_url: &'static str,
@@ -205,7 +207,7 @@ impl Connection {
         fresh
     }
 
-    /// An ACK or NACK: what it doesn't name was accepted.
+    /// Handles an ACK or NACK: a resource that it doesn't name was accepted.
     fn take_answer(&mut self, request: &DeltaDiscoveryRequest) {
         let Some(sent) = self.sent.remove(&request.response_nonce) else {
             return;
@@ -244,8 +246,8 @@ impl Connection {
         }
     }
 
-    /// A NACK that doesn't say what it is about, as Envoy's: each resource is sent again alone, and the one that is
-    /// refused alone is the one.
+    /// Takes a NACK that doesn't name the resource, such as Envoy's: each one is sent again alone, until a NACK is of
+    /// one resource.
     fn take_blunt_refusal(&mut self, sent: Vec<(&'static str, String, String)>, status: &Status) {
         if let [(type_url, name, version)] = sent.as_slice() {
             let refusal = Refused {
@@ -266,7 +268,7 @@ impl Connection {
             .extend(sent.into_iter().map(|(type_url, name, _)| (type_url, name)));
     }
 
-    /// Sends what must go alone, a response each.
+    /// Sends the resources that must go alone, a response each.
     fn send_alone(&mut self, lookup: &dyn Lookup) -> Vec<DeltaDiscoveryResponse> {
         let mut responses = Vec::new();
         for (type_url, name) in std::mem::take(&mut self.alone) {
@@ -282,7 +284,8 @@ impl Connection {
         responses
     }
 
-    /// Adds what the Listeners among `names` lead to: the client adopts what it didn't ask for.
+    /// Adds the resources that the Listeners among `names` lead to: a sidecar of ours takes them without a
+    /// subscription.
     fn with_chains(
         &mut self,
         mut names: BTreeSet<(&'static str, String)>,
@@ -305,7 +308,8 @@ impl Connection {
         names
     }
 
-    /// One response a type, in the order in which changes must be made, of what differs from what was said.
+    /// One response a type, in the order in which changes must be made, of the resources that differ from those last
+    /// sent.
     fn respond(
         &mut self,
         names: &BTreeSet<(&'static str, String)>,
@@ -370,7 +374,7 @@ impl Connection {
                 let was_there = matches!(said, Said::Version(_));
                 *said = Said::Missing(reason.clone());
                 if lookup.client() != Client::Leno {
-                    // Others know removals; that nothing is there, they learn from silence.
+                    // Other clients support removals only: a resource that never existed isn't answered.
                     if was_there {
                         response.removed_resources.push(name.to_owned());
                     }
@@ -401,7 +405,7 @@ mod tests {
 
     use super::*;
 
-    /// A world of which the test says what there is.
+    /// Resources that the test sets.
     #[derive(Default)]
     struct World {
         client: Client,

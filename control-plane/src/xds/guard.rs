@@ -1,5 +1,5 @@
-//! The way in to one client: the inbound Listener as it is meant, or, where the client refuses a change of who gets
-//! in, one that lets nothing in. A client that goes on with what it had would leave open what was just closed.
+//! The inbound Listener of one client: the intended one, or, where the client refuses a change of inbound access, one
+//! that lets nothing in. A client that goes on with its last Listener would leave open traffic that was just closed.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,10 +9,11 @@ use leno_proto::type_url::LISTENER;
 
 use crate::translate::INBOUND;
 
-/// Versions of inbound Listeners that are remembered.
+/// Most versions of inbound Listeners that are remembered.
 const MAX_KNOWN: usize = 50_000;
 
-/// The guards of inbound Listeners, by their versions: of all clients, so that one which comes back is known by what it holds.
+/// The guards of inbound Listeners, by the Listeners' versions: of all clients, so that one which reconnects is known
+/// by the version that it holds.
 #[derive(Debug, Default)]
 pub(super) struct Guards(Mutex<HashMap<String, String>>);
 
@@ -42,11 +43,11 @@ pub(super) struct Guard(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// The version that is meant.
+    /// The intended version.
     meant: Option<String>,
-    /// Why it refused that, while it is the one that is meant.
+    /// The reason of its NACK of that version.
     refused: Option<String>,
-    /// The version that lets nothing in, and why it refused that as well, if it did.
+    /// The version that lets nothing in, and the reason of a NACK of that as well.
     closed: Option<(String, Option<String>)>,
 }
 
@@ -55,8 +56,8 @@ impl Guard {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that the Listener is meant to be of this `version`, with this `guard` in it. True when the client refused that,
-    /// and is to be closed.
+    /// Sets the intended `version` of the Listener, with the `guard` in it. True when the client has refused that
+    /// version, and is to be closed.
     pub(super) fn is_refused(&self, guards: &Guards, version: &str, guard: &str) -> bool {
         guards.insert(version, guard);
         let mut state = self.state();
@@ -69,7 +70,7 @@ impl Guard {
         state.refused.is_some()
     }
 
-    /// Notes the version that lets nothing in.
+    /// Sets the version that lets nothing in.
     pub(super) fn closes(&self, version: &str) {
         let mut state = self.state();
         if state
@@ -81,7 +82,7 @@ impl Guard {
         }
     }
 
-    /// Looks at what the client refuses, and at the version that it `took` last. True when it is to be closed from now on.
+    /// Checks the client's NACKs against the version that it `took` last. True when it is to be closed from now on.
     pub(super) fn judge(&self, guards: &Guards, refused: &[&Refused], took: Option<&str>) -> bool {
         let mut state = self.state();
         let is_inbound = |r: &&&Refused| r.r#type == LISTENER && r.name == INBOUND;
@@ -95,7 +96,7 @@ impl Guard {
             *why = Some(refused.reason.clone());
         }
         let took = took.and_then(|version| guards.get(version));
-        // What protects in what it has is what is meant: it goes on with that.
+        // The version that it has holds the intended guard: it goes on with that.
         let is_same = took.is_some() && took == guards.get(&meant);
         if refused.version != meant || is_same {
             return false;
@@ -103,7 +104,7 @@ impl Guard {
         state.refused.replace(refused.reason.clone()).is_none()
     }
 
-    /// Why the client is closed, if it is.
+    /// The reason why the client is closed, if it is.
     pub(super) fn closed(&self) -> Option<String> {
         let state = self.state();
         let why = state.refused.as_ref()?;
@@ -151,12 +152,12 @@ mod tests {
         assert!(meant("3", "deny"), "it is closed");
         guard.closes("closed");
         assert_eq!(guard.closed().as_deref(), Some("no"));
-        // An answer to the closed form is no word on the one that is meant.
+        // An ACK of the closed Listener says nothing about the intended one.
         assert!(!judge(&[], Some("closed")));
         assert!(meant("3", "deny"));
         assert!(!meant("4", "open"), "another one is tried");
         assert!(!judge(&[], Some("closed")) && guard.closed().is_none());
-        // It is refused as well, while the client lets nothing in: it stays so, and that is told.
+        // It is refused as well, while the client lets nothing in: that stays so, and is reported.
         assert!(judge(&[&refuses("4")], Some("closed")));
         assert!(meant("4", "open"));
     }

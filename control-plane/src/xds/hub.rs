@@ -1,4 +1,4 @@
-//! What every stream looks at: the mesh of the moment, the roots, and who is connected.
+//! State that all streams share: the current mesh, the roots, and the connected proxies.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,14 +21,14 @@ use crate::source::State;
 use crate::source::dns::Demand;
 use crate::translate::{Answer, INBOUND, Inbound, World, chain, everything, host_of, resource};
 
-/// What every stream looks at.
+/// State that all streams share.
 #[derive(Debug)]
 pub struct Hub {
     state: watch::Receiver<State>,
     roots: String,
     dns: Demand,
     proxies: Mutex<BTreeMap<u64, Stream>>,
-    /// What each stream's client has taken, as a revision of who drains.
+    /// The revision of the draining workloads that each stream's client has taken, and its node id.
     taken: watch::Sender<BTreeMap<u64, (u64, String)>>,
     pub(super) drains: Drains,
     pub(super) workloads: Workloads,
@@ -39,7 +39,7 @@ pub struct Hub {
 #[derive(Debug)]
 struct Stream {
     shown: Value,
-    /// Type, name and version of what it was sent.
+    /// Type, name and version of the resources that its client holds.
     held: Vec<(&'static str, String, String)>,
 }
 
@@ -63,7 +63,7 @@ impl Hub {
         self.state.clone()
     }
 
-    /// Who is connected, and what they refuse.
+    /// The connected proxies, and the resources that they refuse.
     pub fn proxies(&self) -> Vec<Value> {
         let proxies = self.proxies.lock().unwrap_or_else(PoisonError::into_inner);
         proxies
@@ -72,7 +72,7 @@ impl Hub {
             .collect()
     }
 
-    /// What the proxy `node` runs, as far as it was sent; nothing when it isn't connected.
+    /// The resources of the proxy `node`, as they were sent; `None` when it isn't connected.
     pub fn resources(&self, node: &str) -> Option<Vec<Value>> {
         let proxies = self.proxies.lock().unwrap_or_else(PoisonError::into_inner);
         let stream = proxies.values().find(|s| s.shown["node"] == node)?;
@@ -106,7 +106,7 @@ impl Hub {
             .insert(stream, Stream { shown, held });
     }
 
-    /// The client of `stream` has taken everything up to `revision`.
+    /// Records that the client of `stream` has taken everything up to `revision`.
     pub(super) fn took(&self, stream: u64, node: &str, revision: u64) {
         self.taken.send_if_modified(|taken| {
             let (before, _) = taken.entry(stream).or_insert_with(|| (0, node.to_owned()));
@@ -114,7 +114,7 @@ impl Hub {
         });
     }
 
-    /// Waits until every client has taken `revision`, for `at_most`; who hasn't by then.
+    /// Waits until every client has taken `revision`, for `at_most`; returns the nodes that haven't by then.
     pub(super) async fn all_took(&self, revision: u64, at_most: Duration) -> Vec<String> {
         let mut taken = self.taken.subscribe();
         let everyone = taken.wait_for(|taken| taken.values().all(|(r, _)| *r >= revision));
@@ -133,7 +133,7 @@ impl Hub {
             .remove(&stream);
     }
 
-    /// How one proxy looks at a mesh, of which `touched` has changed; all of it when nothing is said.
+    /// One proxy's view of a mesh, of which `touched` has changed; all of it when `None`.
     pub(super) fn view<'a>(
         &'a self,
         mesh: &'a Mesh,
@@ -167,7 +167,7 @@ pub(super) struct Proxy<'a> {
     pub(super) guard: Guard,
 }
 
-/// The objects that may be for a workload and hold it closed, and why its labels don't tell.
+/// The objects that may be for a workload and hold it closed, and why its labels don't decide it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Held {
     pub(super) by: BTreeSet<String>,
@@ -181,7 +181,7 @@ impl Held {
 }
 
 impl<'a> Proxy<'a> {
-    /// The proxy `node`, as its first message `said`.
+    /// The proxy `node`, with the metadata of its first message, `said`.
     pub(super) fn new(hub: &'a Hub, node: Node, said: &'a NodeMessage) -> Proxy<'a> {
         Proxy {
             name: &said.id,
@@ -209,7 +209,7 @@ impl<'a> Proxy<'a> {
     }
 }
 
-/// A text in a node's metadata.
+/// A string in a node's metadata.
 fn said<'a>(node: &'a NodeMessage, name: &str) -> Option<&'a str> {
     match node.metadata.as_ref()?.fields.get(name)?.kind.as_ref()? {
         Kind::StringValue(text) => Some(text),
@@ -217,17 +217,17 @@ fn said<'a>(node: &'a NodeMessage, name: &str) -> Option<&'a str> {
     }
 }
 
-/// The name of this life of its workload's proxy, where it says one.
+/// The name of this instance of its workload's proxy; empty without one.
 pub(super) fn instance(node: &NodeMessage) -> &str {
     said(node, "INSTANCE").unwrap_or_default()
 }
 
-/// True when connections for its app come to it: taken over, or on ports of its own. One that doesn't say so has them.
+/// True when connections for its app come to it: intercepted, or on ports of its own. The default without metadata.
 fn has_inbound(node: &NodeMessage) -> bool {
     said(node, "INTERCEPTION_MODE") != Some("NONE") || said(node, "POD_PORTS") != Some("[]")
 }
 
-/// How one proxy looks at the mesh.
+/// One proxy's view of the mesh.
 #[derive(Debug)]
 pub(super) struct View<'a> {
     hub: &'a Hub,
@@ -296,13 +296,13 @@ impl Lookup for View<'_> {
         let Some(touched) = self.touched else {
             return true;
         };
-        // A name without a host is the inbound Listener's, or one that means nothing yet.
+        // A name without a host is the inbound Listener's, or one that resolves to nothing yet.
         let host = host_of(self.mesh, self.node, type_url, name);
         touched.all || host.is_none_or(|host| touched.hosts.contains(host))
     }
 }
 
-/// A state is worth telling proxies of when the source has been read whole.
+/// The mesh of a state, if the source has been read whole: only such a mesh is sent to proxies.
 pub(super) fn usable(state: &State) -> Option<Arc<Mesh>> {
     state.complete.then(|| Arc::clone(&state.mesh))
 }

@@ -1,4 +1,4 @@
-//! Workloads that come and go: who drains, and when everybody knows.
+//! Workloads that come and go: those that drain, and the wait until every client has taken that.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -19,35 +19,35 @@ use crate::auth::Peer;
 use crate::ca::Identity;
 use crate::mesh::{Client, Draining, Mesh, Node, WorkloadKey};
 
-/// How long the subscribers are given to take the change.
+/// Longest wait for the clients to take the change.
 const BARRIER: Duration = Duration::from_secs(5);
-/// A workload that went and never came back is forgotten after this: whatever is at its address then is another.
+/// Time after which a drained workload that didn't come back is forgotten: its address may be another's by then.
 const FORGOTTEN: Duration = Duration::from_secs(600);
-/// Bytes of what a proxy calls its life.
+/// Longest name of a proxy's instance, in bytes.
 pub(super) const MAX_INSTANCE: usize = 128;
-/// Bytes of a node id.
+/// Longest node id, in bytes.
 const MAX_NODE_ID: usize = 512;
 
-/// Who drains.
+/// The workloads that drain.
 #[derive(Debug, Clone, Default)]
 pub struct Drains {
     said: watch::Sender<Arc<Draining>>,
     lives: Arc<Mutex<BTreeMap<WorkloadKey, Life>>>,
 }
 
-/// The life of a workload's proxy that ends, or has ended.
+/// The instance of a workload's proxy that drains, or has ended.
 #[derive(Debug)]
 struct Life {
-    /// What the proxy calls it.
+    /// Its name, as the proxy sends it.
     instance: String,
-    /// Calls that say so.
+    /// Open `Drain` calls of it.
     calls: usize,
-    /// The revision that began it: what is forgotten later is this, and no other.
+    /// The revision that began its drain: only this drain is forgotten later, and no other.
     revision: u64,
 }
 
 impl Drains {
-    /// Who drains, now and as it changes.
+    /// The workloads that drain, now and as they change.
     pub fn watch(&self) -> watch::Receiver<Arc<Draining>> {
         self.said.subscribe()
     }
@@ -56,7 +56,7 @@ impl Drains {
         self.lives.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A workload's life ends from now on; the revision of which everybody must know.
+    /// Starts a workload's drain; returns the revision that every client must take.
     fn begin(&self, key: &WorkloadKey, instance: &str) -> u64 {
         let mut lives = self.lives();
         let revision = self.said.borrow().revision + 1;
@@ -70,7 +70,7 @@ impl Drains {
         self.say(&lives)
     }
 
-    /// The call is over. The workload drains until it comes back, or for so long that it won't.
+    /// Ends a `Drain` call. The workload drains until it comes back, or is forgotten.
     async fn end(&self, key: &WorkloadKey, instance: &str) {
         let revision = {
             let mut lives = self.lives();
@@ -89,7 +89,7 @@ impl Drains {
         }
     }
 
-    /// A workload's proxy opens a stream: another life than the one that ends takes work.
+    /// Ends a workload's drain when another instance of its proxy than the draining one opens a stream.
     pub(super) fn begins(&self, node: &Node, instance: &str) {
         let (key, mut lives) = (node.workload(), self.lives());
         if lives
@@ -153,8 +153,8 @@ impl Service for Lifecycle {
             let mut state = hub.state();
             let read = state.wait_for(|state| state.complete).await;
             let mesh = read.map(|state| Arc::clone(&state.mesh));
-            // Nobody is told of what isn't in the registry as this account's: nobody need know. An endpoint without an account
-            // is no proof of whose it is.
+            // A workload that isn't in the registry as this account's has no clients that must know. An endpoint
+            // without an account doesn't prove that it is this workload's.
             let is_known = |mesh: &Mesh| {
                 let mut own = mesh.endpoints_of(&node);
                 own.any(|(_, endpoint)| endpoint.account.is_some())
@@ -171,7 +171,7 @@ impl Service for Lifecycle {
                 tracing::warn!(node = name, ?waiting, "not every proxy knows in time");
             }
             let _ = out.send(Ok(DrainResponse { waiting })).await;
-            // When the control plane ends so does the call: it is made again to the next one.
+            // When the control plane ends so does the call: the proxy repeats it at the next one.
             let ending = async { while state.changed().await.is_ok() {} };
             tokio::select! {
                 () = out.closed() => hub.drains.end(&key, &instance).await,
@@ -182,7 +182,7 @@ impl Service for Lifecycle {
     }
 }
 
-/// Who a proxy is: as its certificate says, and as its node id says where the certificate doesn't.
+/// Identifies a proxy: by its certificate, and by its node id where the certificate says nothing.
 pub(super) fn identify(peer: &Identity, id: &str, user_agent: &str) -> Result<Node, Status> {
     let form = || {
         let text = "node.id must be sidecar~IP~workload.namespace~domain";

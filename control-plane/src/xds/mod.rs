@@ -1,4 +1,4 @@
-//! xDS towards the proxies: the two variants of a stream without IO, and the service that pumps between them and the wire.
+//! xDS for the proxies: the two variants of a stream without IO, and the gRPC service that drives them.
 
 pub mod connection;
 mod guard;
@@ -18,55 +18,55 @@ use leno_proto::pb::google::rpc::Status;
 use crate::mesh::Client;
 use crate::translate::Answer;
 
-/// Names that one client may subscribe to, of one type.
+/// Most names of one type that one client may subscribe to.
 const MAX_NAMES: usize = 20_000;
-/// Bytes of a name; a host has 253 at most.
+/// Longest name, in bytes; a host has 253 at most.
 const MAX_NAME: usize = 512;
 
-/// Answers what there is under a name, for one client.
+/// The resources as one client gets them.
 pub trait Lookup {
-    /// What kind of client it is.
+    /// The kind of the client.
     fn client(&self) -> Client;
     /// The resource `name` of a type.
     fn resource(&self, type_url: &str, name: &str) -> Answer;
-    /// Everything that a Listener leads to, in the order in which a client should have it.
+    /// Type and name of each resource that a Listener leads to, in the order in which a client should have them.
     fn chain(&self, listener: &str) -> Vec<(&'static str, String)>;
-    /// Every name of a type, for clients that ask for all there is.
+    /// Every name of a type, for wildcard subscriptions.
     fn everything(&self, type_url: &str) -> BTreeSet<String>;
-    /// Whether a change touches a name; everything, when nothing is said about what changed.
+    /// True when a change touches a name; always true when the change isn't known.
     fn touches(&self, type_url: &str, name: &str) -> bool;
 }
 
-/// One stream's side of the conversation: requests and changes in, responses out.
+/// The server's side of one xDS stream: requests and changes in, responses out.
 pub trait Dialog: Default + Send + Sync {
-    /// What the client sends.
+    /// A request of the client.
     type Request: Send + Sync;
-    /// What it is sent.
+    /// A response to the client.
     type Response: Send;
 
-    /// Who the client says it is; in the first request.
+    /// The client's node, in the first request.
     fn node(request: &Self::Request) -> Option<&Node>;
-    /// The type that a request is about.
+    /// The type URL of a request.
     fn of(request: &Self::Request) -> &str;
-    /// The type that a response is about.
+    /// The type URL of a response.
     fn sent(response: &Self::Response) -> &str;
-    /// What it says against the response that the request answers.
+    /// The error of a request that is a NACK.
     fn error(request: &Self::Request) -> Option<&Status>;
-    /// Takes a request; returns what to send.
+    /// Handles a request; returns the responses to send.
     fn request(&mut self, request: &Self::Request, lookup: &dyn Lookup) -> Vec<Self::Response>;
-    /// Something changed; returns what to send.
+    /// Handles a change; returns the responses to send.
     fn changed(&mut self, lookup: &dyn Lookup) -> Vec<Self::Response>;
-    /// What the client refuses now.
+    /// The resources that the client refuses now.
     fn refused(&self) -> Vec<&Refused>;
-    /// The version of the inbound Listener that the client took last.
+    /// The version of the inbound Listener that the client accepted last.
     fn inbound(&self) -> Option<&str>;
-    /// Whether the client has answered everything that it was sent.
+    /// True when the client has answered (ACK or NACK) every response.
     fn is_settled(&self) -> bool;
-    /// What it was sent of what it asks for: type, name, version.
+    /// Type, name and version of the subscribed resources that it holds.
     fn held(&self) -> Vec<(&'static str, String, String)>;
-    /// Names that are subscribed.
+    /// The number of subscribed names.
     fn names(&self) -> usize;
-    /// Whether the client leaves too much unanswered to be served on.
+    /// True when the client leaves too many responses unanswered to be served on.
     fn is_overrun(&self) -> bool {
         false
     }

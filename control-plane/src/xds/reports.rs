@@ -1,4 +1,4 @@
-//! What sidecars report each second, into the book that the live map is made of.
+//! Reports of the sidecars, each second, for the live map.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,9 +17,9 @@ use crate::auth::Peer;
 use crate::ca::Identity;
 use crate::map::Book;
 
-/// Reports of one sidecar are taken no more often than this.
+/// Shortest interval between two reports of one sidecar.
 const EACH: Duration = Duration::from_millis(200);
-/// A sidecar that reports nothing for so long is gone.
+/// Longest wait for a report; then the call ends.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The service.
@@ -52,7 +52,7 @@ impl Service for Reports {
         tokio::spawn(async move {
             let life = identity.not_after.duration_since(SystemTime::now());
             let taking = take(&book, &identity, request.into_inner(), &out);
-            // As with the ADS stream: whoever held this certificate must show a newer one.
+            // As with the ADS stream: the client must present a newer certificate when this one expires.
             if let Ok(Err(status)) = timeout(life.unwrap_or_default(), taking).await {
                 let _ = out.send(Err(status)).await;
             }

@@ -1,4 +1,4 @@
-//! The gRPC service: pumps between a stream and its [`Connection`], and checks who is at the other end.
+//! The aggregated discovery service: carries messages between a gRPC stream and its [`Dialog`], and checks the peer.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -27,9 +27,9 @@ use crate::mesh::{Mesh, Touched};
 use crate::metrics::Metrics;
 use crate::source::State;
 
-/// Responses on their way to one proxy; a proxy that doesn't read holds nobody else up.
+/// Responses that are buffered for one stream; a proxy that doesn't read holds no other one up.
 const RESPONSES: usize = 64;
-/// A proxy must say who it is within this.
+/// Timeout of the first request, which carries the node.
 const FIRST: Duration = Duration::from_secs(10);
 
 type Out<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -116,7 +116,7 @@ impl<D: Dialog> Pump<D> {
             .not_after
             .duration_since(SystemTime::now())
             .unwrap_or_default();
-        // Whoever held this certificate must show a newer one by then.
+        // The client must present a newer certificate when this one expires.
         let served = tokio::time::timeout(life, self.serve(&mut requests)).await;
         if let Ok(Err(status)) = served {
             tracing::info!(peer = self.peer.id, %status, "stream ended");
@@ -178,7 +178,7 @@ impl<D: Dialog> Pump<D> {
         }
     }
 
-    /// The proxy that a stream's first request is from.
+    /// Identifies the proxy by its stream's first request.
     fn welcome<'a>(&'a self, first: &'a D::Request) -> Result<Proxy<'a>, Status> {
         let no_node = || Status::invalid_argument("the first request must carry the node");
         let said = D::node(first).ok_or_else(no_node)?;
@@ -193,7 +193,7 @@ impl<D: Dialog> Pump<D> {
         Ok(Proxy::new(&self.hub, node, said))
     }
 
-    /// Looks up the proxy's workload, and tells which objects hold it closed.
+    /// Looks up the proxy's workload, and reports the objects that hold it closed.
     fn look_up(&self, proxy: &mut Proxy<'_>, mesh: &Mesh) {
         if !proxy.look_up(mesh) {
             return;
@@ -216,7 +216,7 @@ impl<D: Dialog> Pump<D> {
         }
     }
 
-    /// Closes the client's inbound where it refuses a change of who gets in.
+    /// Closes the client's inbound where it refuses a change of inbound access.
     fn judge(&self, connection: &mut D, proxy: &Proxy<'_>, mesh: &Mesh) -> Vec<D::Response> {
         let (refused, took) = (connection.refused(), connection.inbound());
         let is_new = proxy.guard.judge(&self.hub.guards, &refused, took);
@@ -233,7 +233,7 @@ impl<D: Dialog> Pump<D> {
             reason,
             "refuses a change of who gets in: its inbound is closed until that changes"
         );
-        // Nothing but what has no host of its own, as the inbound Listener.
+        // Only resources without a host of their own, such as the inbound Listener.
         let touched = Touched::default();
         connection.changed(&self.hub.view(mesh, proxy, Some(&touched)))
     }
@@ -290,14 +290,14 @@ impl<D: Dialog> Pump<D> {
     }
 }
 
-/// Waits until the source has been read whole: until then nothing is said, so that nothing is said to be gone.
+/// Waits until the source has been read whole: until then nothing is sent, so that nothing is reported as removed.
 async fn read_whole(state: &mut watch::Receiver<State>) -> Result<Arc<Mesh>, Status> {
     let whole = state.wait_for(|state| usable(state).is_some()).await;
     let whole = whole.ok().and_then(|state| usable(&state));
     whole.ok_or_else(|| Status::unavailable("the control plane ends"))
 }
 
-/// A type as Istio's metrics call it.
+/// The name of a type in Istio's metrics.
 fn short(type_url: &str) -> &'static str {
     match type_url {
         LISTENER => "lds",

@@ -1,7 +1,7 @@
-//! One client's state-of-the-world stream as a state machine without IO, for clients that speak nothing else, like gRPC.
+//! One client's state-of-the-world stream as a state machine without IO, for clients without delta xDS, such as gRPC.
 //!
 //! Invariants: one response of a type is under way at a time; a Listener or Cluster response holds everything that is
-//! subscribed (what is absent is deleted), the others what changed; a version that was refused is not offered again.
+//! subscribed (an absent one is deleted), the others only the changes; a version that was refused is not offered again.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -26,23 +26,23 @@ pub struct StateOfTheWorld {
     nonce: u64,
 }
 
-/// What is said about one type.
+/// The state of one type.
 #[derive(Debug, Default)]
 struct Type {
     names: BTreeSet<String>,
-    /// Everything there is, whatever it is called.
+    /// True for a wildcard subscription.
     wildcard: bool,
-    /// What the client holds.
+    /// Resources that the client holds.
     accepted: Set,
     offer: Option<Offer>,
-    /// Something changed while an offer was under way.
+    /// True when a change came while an offer was under way.
     stale: bool,
     refused: BTreeMap<String, Refused>,
-    /// What was refused together with something else: to be offered one by one.
+    /// Resources that were refused together with others, to be offered one by one.
     alone: VecDeque<String>,
 }
 
-/// A response that waits for its answer.
+/// A response that waits for its ACK or NACK.
 #[derive(Debug)]
 struct Offer {
     nonce: String,
@@ -97,7 +97,7 @@ impl Dialog for StateOfTheWorld {
         }
         let set = state.build(type_url, lookup, false);
         if is_first && request.version_info == version(&set) && !set.is_empty() {
-            // What it held before it lost its stream is what there is.
+            // The client reconnected, and holds the current version already.
             state.accepted = set;
             return Vec::new();
         }
@@ -160,7 +160,7 @@ impl Dialog for StateOfTheWorld {
 }
 
 impl Type {
-    /// Takes the answer that a request carries; `false` when it is an answer to something older.
+    /// Takes the ACK or NACK that a request carries; `false` when it answers an older response.
     fn take_answer(&mut self, type_url: &str, request: &DiscoveryRequest) -> bool {
         if request.response_nonce.is_empty() {
             self.offer = None;
@@ -185,7 +185,8 @@ impl Type {
         true
     }
 
-    /// A refusal is of a whole response: when more than one thing was new in it, each is offered again alone.
+    /// Takes a NACK, which is of a whole response: when more than one resource had changed in it, each is offered again
+    /// alone.
     fn take_refusal(&mut self, type_url: &str, offer: Offer, status: &Status) {
         if offer.changed.len() > 1 {
             self.alone = offer.changed.into_iter().collect();
@@ -205,7 +206,8 @@ impl Type {
         }
     }
 
-    /// What the client should hold: what there is, but what it refused, and what must wait for its turn, as it holds it.
+    /// The set that the client should hold: the current resources; but those that it refused, that are pending, or that
+    /// wait to be offered alone stay as it holds them.
     fn build(&self, type_url: &str, lookup: &dyn Lookup, changes: bool) -> Set {
         let names = match self.wildcard {
             true => lookup.everything(type_url),
@@ -235,7 +237,7 @@ impl Type {
         set
     }
 
-    /// Goes on with what must be offered alone, when the one whose turn it was is there no more.
+    /// Goes on with the resources to be offered alone, when the one whose turn it was needs no offer any more.
     fn offer_next(
         &mut self,
         type_url: &'static str,
@@ -251,7 +253,7 @@ impl Type {
         None
     }
 
-    /// Offers `set`, if it differs from what the client holds, or `always`.
+    /// Offers `set`, if it differs from the set that the client holds, or `always`.
     fn offer(
         &mut self,
         type_url: &'static str,
@@ -269,7 +271,7 @@ impl Type {
         let changed: BTreeSet<String> = changed.map(|(name, _)| name.clone()).collect();
         let removed = self.accepted.keys().any(|name| !set.contains_key(name));
         if changed.is_empty() && !always && !(removed && is_whole) {
-            // The others forget what nothing leads to any more by themselves.
+            // Clients drop resources of the other types by themselves, once nothing refers to them.
             self.accepted = set;
             return None;
         }
@@ -292,7 +294,7 @@ impl Type {
     }
 }
 
-/// One word for everything in a set.
+/// The version of a whole set: a hash of its names and versions.
 fn version(set: &Set) -> String {
     let mut hasher = DefaultHasher::new();
     for (name, (version, _)) in set {
@@ -310,7 +312,7 @@ mod tests {
     use super::*;
     use crate::mesh::Client;
 
-    /// A world of which the test says what there is.
+    /// Resources that the test sets.
     #[derive(Default)]
     struct World(RefCell<BTreeMap<(&'static str, String), &'static str>>);
 
@@ -384,7 +386,7 @@ mod tests {
         }
     }
 
-    /// What responses hold: the type, then name and version of each resource.
+    /// The contents of responses: the type, then name and version of each resource.
     fn held(responses: &[DiscoveryResponse]) -> Vec<String> {
         let line = |response: &DiscoveryResponse| {
             let resources = response.resources.iter().map(|any| any.type_url.as_str());

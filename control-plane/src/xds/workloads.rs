@@ -1,7 +1,7 @@
 //! The last known descriptions of the workloads of connected proxies.
 //!
 //! Invariant: as long as a proxy is connected, labels that were known of its workload stay known: an endpoint that is
-//! removed, as in a drain, opens nothing and closes nothing. Another life of the proxy begins anew.
+//! removed, as in a drain, opens nothing and closes nothing. Another instance of the proxy begins anew.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,13 +12,13 @@ use tokio::time::Instant;
 use crate::mesh::workload::Described;
 use crate::mesh::{Mesh, Node, WorkloadKey};
 
-/// A proxy whose stream broke comes back within this, or doesn't.
+/// Time for which an instance without a stream is remembered.
 const FORGOTTEN: Duration = Duration::from_secs(600);
 
-/// Lives that are remembered without a stream.
+/// Most instances that are remembered without a stream.
 const MAX_LEFT: usize = 10_000;
 
-/// A workload, and the name of one life of its proxy.
+/// A workload, and the name of one instance of its proxy.
 type Life = (WorkloadKey, String);
 
 /// The last known descriptions of connected workloads.
@@ -28,7 +28,7 @@ pub(super) struct Workloads(Mutex<Lives>);
 #[derive(Debug, Default)]
 struct Lives {
     connected: BTreeMap<Life, Last>,
-    /// Lives whose last stream ended, each with the moment.
+    /// Instances without a stream any more, each with the time at which the last one ended.
     left: BTreeMap<Life, (Instant, Arc<Described>)>,
 }
 
@@ -40,7 +40,7 @@ struct Last {
 }
 
 impl Lives {
-    /// Remembers a life that left.
+    /// Remembers an instance after its last stream.
     fn remember(&mut self, life: Life, described: Arc<Described>) {
         let now = Instant::now();
         self.left.insert(life, (now, described));
@@ -58,7 +58,7 @@ impl Workloads {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that a proxy opens a stream.
+    /// Registers a stream of a proxy.
     pub(super) fn join(&self, node: &Node, instance: &str) -> Seat<'_> {
         let life = (node.workload(), instance.to_owned());
         let mut lives = self.lives();
@@ -75,7 +75,7 @@ impl Workloads {
     }
 }
 
-/// A proxy's place among the workloads, until its stream ends.
+/// The registration of a proxy's stream, until dropped.
 #[derive(Debug)]
 pub(super) struct Seat<'a> {
     of: &'a Workloads,
@@ -83,7 +83,7 @@ pub(super) struct Seat<'a> {
 }
 
 impl Seat<'_> {
-    /// The workload as it is in `mesh`; what was known of it and stands nowhere any more stays.
+    /// The workload as `mesh` describes it; earlier descriptions that the registry doesn't have any more stay.
     pub(super) fn describe(&self, mesh: &Mesh, node: &Node) -> Arc<Described> {
         let described = mesh.describe(node);
         match self.of.lives().connected.get_mut(&self.life) {
@@ -108,7 +108,7 @@ impl Drop for Seat<'_> {
         }
         let described = Arc::clone(&last.described);
         lives.connected.remove(&self.life);
-        // A life without a name can't be told from the next one, and what isn't known needn't be kept.
+        // Instances without a name can't be distinguished, and a description without labels needn't be kept.
         let (_, instance) = &self.life;
         if !instance.is_empty() && described.labels().are_known() {
             lives.remember(self.life.clone(), described);

@@ -1,5 +1,5 @@
-//! Buffers that busy connections borrow from their thread, so that an idle connection holds none, and that the same few,
-//! warm in the cache, serve all of them.
+//! Buffers that busy connections borrow from their thread, so that an idle connection holds none, and that the same
+//! few, warm in the cache, serve all of them.
 
 use std::cell::RefCell;
 use std::future::Future;
@@ -15,7 +15,7 @@ use crate::stream::Stream;
 pub const SIZE: usize = 8 * 1024;
 /// Room for reads grows to this: large bodies then cost few system calls.
 const MAX_READ: usize = 128 * 1024;
-/// Bytes that a thread keeps for the next to ask.
+/// Bytes that a thread keeps for reuse.
 const KEPT: usize = 1024 * 1024;
 
 #[derive(Debug)]
@@ -23,7 +23,7 @@ struct Free {
     /// The one that was given back last is lent first.
     buffers: Vec<Vec<u8>>,
     bytes: usize,
-    /// How many of them nobody has wanted since the last [`trim`].
+    /// Number of them that weren't lent since the last [`trim`].
     unused: usize,
 }
 
@@ -37,7 +37,7 @@ thread_local! {
     static FREE: RefCell<Free> = const { RefCell::new(NONE) };
 }
 
-/// Makes sure that `buffer` has room: an unused one becomes a buffer that was given back, or a fresh one.
+/// Makes sure that `buffer` has capacity: if it has none, it becomes a buffer that was given back, or a fresh one.
 pub fn lend(buffer: &mut Vec<u8>) {
     if buffer.capacity() > 0 {
         return;
@@ -51,7 +51,7 @@ pub fn lend(buffer: &mut Vec<u8>) {
     *buffer = free.unwrap_or_else(|| Vec::with_capacity(SIZE));
 }
 
-/// Takes a buffer back; what is in it is forgotten.
+/// Returns a buffer to the thread's pool; its contents are dropped.
 pub fn give_back(buffer: &mut Vec<u8>) {
     let mut buffer = mem::take(buffer);
     let capacity = buffer.capacity();
@@ -67,8 +67,9 @@ pub fn give_back(buffer: &mut Vec<u8>) {
     });
 }
 
-/// Reads more behind what is in `buffer`, which is lent one, and given back when nothing comes and nothing is in it; how
-/// much. `room` is made for it, and grows while reads fill it.
+/// Reads more behind the contents of `buffer`, and returns the number of bytes. The buffer is lent first, and given
+/// back when the read is pending and the buffer is empty. Reserves `room` bytes; `room` doubles while reads fill the
+/// buffer.
 ///
 /// # Errors
 /// When the transport failed.
@@ -94,7 +95,7 @@ pub fn poll_fill(
     Poll::Ready(Ok(count))
 }
 
-/// Frees what nobody has borrowed since the last time.
+/// Frees the buffers that weren't lent since the last call.
 pub fn trim() {
     FREE.with_borrow_mut(|free| {
         let unused = free.buffers.drain(..free.unused);

@@ -1,5 +1,4 @@
-//! What time it is to a worker: it is read once a turn, in which each of its tasks that can go on does a step, a few dozen at
-//! most.
+//! A worker's clock: it is read once a turn, in which the worker's runnable tasks are polled, a few dozen at most.
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -8,12 +7,12 @@ use std::pin::pin;
 use tokio::time::Instant;
 
 thread_local! {
-    /// Whether the thread says when its turns begin, and what time it is in this one, if anybody has asked.
+    /// True on a thread that has turns, and the time of the current turn, once it was read.
     static TURN: Cell<(bool, Option<Instant>)> = const { Cell::new((false, None)) };
 }
 
-/// Runs what a thread's set of tasks is for: it is looked at before each round of the others, whether or not the thread has slept
-/// in between, and so is where a turn begins. Threads without turns read the clock each time.
+/// Runs the main future of a thread's `LocalSet`: it is polled before each round of the spawned tasks, even if the
+/// thread hasn't slept in between, so each poll begins a turn. Threads without turns read the clock each time.
 pub async fn with_turns<F: Future>(future: F) -> F::Output {
     let mut future = pin!(future);
     poll_fn(|cx| {
@@ -23,12 +22,12 @@ pub async fn with_turns<F: Future>(future: F) -> F::Output {
     .await
 }
 
-/// The clock is read anew: what is over in the turn that it began in took time as well.
+/// Makes the next [`now`] read the clock again: work that ends in the turn in which it began took time as well.
 pub fn again() {
     TURN.set((TURN.get().0, None));
 }
 
-/// When this turn began, or a moment later.
+/// The time at which this turn began, or a moment later.
 pub fn now() -> Instant {
     match TURN.get() {
         (_, Some(now)) => now,

@@ -1,5 +1,5 @@
-//! One coarse timer for everything that a task waits for in turn. Setting a later deadline costs a store: the timer
-//! underneath stays where it is, and moves on when it fires too early.
+//! One coarse timer for all that a task waits for in turn. Setting a later deadline costs a store: the timer underneath
+//! stays, and is reset when it fires too early.
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -7,14 +7,14 @@ use std::task::{Context, Poll, ready};
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// A deadline that moves. Most of what it limits is there at once, and needs no timer.
+/// A movable deadline. Most of the futures that it limits are ready at once, and need no timer.
 #[derive(Debug, Default)]
 pub struct Deadline {
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl Deadline {
-    /// Waits for `future`, until `at` at most; `None` when it didn't come in time.
+    /// Waits for `future`, until `at` at most; `None` when it isn't ready in time.
     pub async fn limit<F: Future>(&mut self, at: Instant, future: F) -> Option<F::Output> {
         let mut future = pin!(future);
         poll_fn(|cx| match future.as_mut().poll(cx) {

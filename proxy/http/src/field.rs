@@ -1,4 +1,4 @@
-//! The fields of a head, as ranges of its buffer, and how they are looked at from outside.
+//! The fields of a head, as ranges of its buffer, and the views of them that other modules get.
 
 use std::ops::Range;
 
@@ -23,14 +23,14 @@ impl Span {
         self.end - self.start
     }
 
-    /// The same range, counted from `at` on.
+    /// The same range, relative to `at`.
     #[allow(clippy::cast_possible_truncation)] // as in `new`
     pub(super) fn from(self, at: usize) -> Span {
         let (start, end) = (self.start - at as u32, self.end - at as u32);
         Span { start, end }
     }
 
-    /// The range that this one is, when it is counted from `at` on.
+    /// The range in the buffer, for one that is relative to `at`.
     #[allow(clippy::cast_possible_truncation)] // as in `new`
     pub(super) fn behind(self, at: usize) -> Span {
         let (start, end) = (self.start + at as u32, self.end + at as u32);
@@ -48,9 +48,9 @@ pub(super) struct Field {
     pub(super) name: Span,
     pub(super) value: Span,
     pub(super) known: Known,
-    /// Whether the buffer holds it as `name: value`, CR and LF.
+    /// True when the buffer holds it as `name: value`, CR and LF.
     pub(super) is_plain: bool,
-    /// Whether its name may have upper-case letters.
+    /// True when its name may have upper-case letters.
     pub(super) is_mixed: bool,
 }
 
@@ -62,12 +62,12 @@ pub struct Line<'a> {
 }
 
 impl<'a> Line<'a> {
-    /// What the path knows it as.
+    /// Its name, as a [`Known`].
     pub fn known(&self) -> Known {
         self.field.known
     }
 
-    /// Whether its name may have upper-case letters.
+    /// True when its name may have upper-case letters.
     pub fn is_mixed(&self) -> bool {
         self.field.is_mixed
     }
@@ -82,14 +82,14 @@ impl<'a> Line<'a> {
         &self.bytes[self.field.value.range()]
     }
 
-    /// All of it as HTTP/1 has it, if it stands so somewhere.
+    /// The whole line as HTTP/1 serialises it, CR LF included, if the buffer holds it so.
     pub fn plain(&self) -> Option<&'a [u8]> {
         let (name, value) = (self.field.name.range(), self.field.value.range());
         (self.field.is_plain).then(|| &self.bytes[name.start..value.end + 2])
     }
 }
 
-/// Lines of a head that follow each other in it.
+/// Adjacent lines of a head.
 #[derive(Debug, Clone, Copy)]
 pub struct Stretch<'a> {
     pub(super) fields: &'a [Field],
@@ -103,7 +103,7 @@ impl<'a> Stretch<'a> {
         self.fields.iter().map(move |field| Line { field, bytes })
     }
 
-    /// The text of several lines, which stand one after another as HTTP/1 has them.
+    /// The serialised text of two lines or more, which the buffer holds one after another; `None` for a single line.
     pub fn text(&self) -> Option<&'a [u8]> {
         match self.fields {
             [first, .., last] => {
@@ -114,10 +114,10 @@ impl<'a> Stretch<'a> {
     }
 }
 
-/// Parsed fields of a head, for another one with the same text.
+/// Parsed fields of a head, to be reused for another head with the same text.
 #[derive(Debug, Clone)]
 pub struct Section {
-    /// Where they are from its beginning on.
+    /// The fields, as ranges relative to the start of the text.
     pub(super) fields: Vec<Field>,
     pub(super) known: Set,
     pub(super) places: [u8; 32],

@@ -1,6 +1,6 @@
-//! Fields that the path looks at, told apart once, when a field is read.
+//! Field names that the data path handles, recognised once, when a field is parsed.
 
-/// Fields that the path looks at.
+/// A field name that the data path handles; `Other` is any other name, `Removed` a field that was removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Known {
@@ -37,12 +37,12 @@ pub enum Known {
 }
 
 impl Known {
-    /// Tells which field `name` is, whatever its case.
+    /// Recognises the field `name`, ignoring its case.
     pub fn of(name: &[u8]) -> Known {
         let Some(first) = name.first().map(|first| first | 0x20) else {
             return Known::Other;
         };
-        // One byte tells most names from most others, of which there are many a request.
+        // The first byte rules out most of the comparisons, of which there are many per request.
         let is = |other: &str| first == other.as_bytes()[0] && is_called(name, other.as_bytes());
         match name.len() {
             2 if is("te") => Known::Te,
@@ -78,15 +78,15 @@ impl Known {
     }
 }
 
-/// A set of fields, a bit each.
+/// A set of field names, one bit each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Set(u32);
 
 impl Set {
-    /// No field.
+    /// The empty set.
     pub const NONE: Set = Set(0);
 
-    /// Some fields.
+    /// The set of `fields`.
     pub const fn of(fields: &[Known]) -> Set {
         let (mut set, mut at) = (Set::NONE, 0);
         while at < fields.len() {
@@ -96,30 +96,30 @@ impl Set {
         set
     }
 
-    /// These and another.
+    /// This set with `known` added.
     #[must_use]
     pub const fn with(self, known: Known) -> Set {
         Set(self.0 | 1 << known as u32)
     }
 
-    /// These and others.
+    /// The union with `others`.
     #[must_use]
     pub const fn and(self, others: Set) -> Set {
         Set(self.0 | others.0)
     }
 
-    /// Whether a field is among them.
+    /// True when `known` is in the set.
     pub const fn has(self, known: Known) -> bool {
         self.0 >> known as u32 & 1 != 0
     }
 
-    /// Whether any of some fields is among them.
+    /// True when the set has any of `others`.
     pub const fn has_any(self, others: Set) -> bool {
         self.0 & others.0 != 0
     }
 }
 
-/// The letters among eight bytes in lower case; what isn't ASCII stays.
+/// Eight bytes with their ASCII letters in lower case; bytes that aren't ASCII stay.
 fn lower(eight: u64) -> u64 {
     const ONES: u64 = 0x0101_0101_0101_0101;
     let low = eight & (0x7f * ONES);
@@ -129,7 +129,8 @@ fn lower(eight: u64) -> u64 {
     eight | capitals >> 2
 }
 
-/// Whether a name is `lower`, which is in lower case, whatever its own. Eight bytes at a time, the last perhaps twice.
+/// True when `name`, in any case, is the lower-case name `in_lower`. Eight bytes at a time, the last eight perhaps
+/// twice.
 pub fn is_called(name: &[u8], in_lower: &[u8]) -> bool {
     if name.len() != in_lower.len() {
         return false;
@@ -159,7 +160,8 @@ pub fn is_called(name: &[u8], in_lower: &[u8]) -> bool {
     }
 }
 
-/// Fields that belong to one connection and never travel on (RFC 9110, section 7.6.1), and what sidecars tell each other.
+/// Fields that belong to one connection and are never forwarded (RFC 9110, section 7.6.1), and the fields that sidecars
+/// send to each other.
 pub(super) const HOP_BY_HOP: Set = Set::of(&[
     Known::Connection,
     Known::TransferEncoding,

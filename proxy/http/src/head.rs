@@ -1,7 +1,8 @@
 //! The head of a message: method, target or status, and fields, as ranges of one owned buffer plus edits.
 //!
-//! HTTP/1 reads straight into the buffer; what Leno adds is appended to it. The order and the case of fields are kept.
-//! Invariant: every range lies inside `bytes`, and every byte of a field passed the strict grammar of `h1::parse`.
+//! HTTP/1 reads straight into the buffer; text that Leno adds is appended to it. The order and the case of fields are
+//! kept. Invariant: every range lies inside `bytes`, and every byte of a field passed the strict grammar of
+//! `h1::parse`.
 
 use std::cell::RefCell;
 use std::{iter, mem};
@@ -13,16 +14,16 @@ use super::buffers;
 use super::field::Field;
 use super::field_name::HOP_BY_HOP;
 
-/// Fields that most messages have no more of.
+/// Capacity that suffices for the fields of most messages.
 const USUAL: usize = 16;
-/// Rooms for fields that a thread keeps for the next head.
+/// Lists of fields that a thread keeps for reuse.
 const SPARE: usize = 256;
 
 thread_local! {
     static ROOMS: RefCell<Vec<Vec<Field>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Frees what no head needs now.
+/// Frees the lists of fields that no head uses now.
 pub fn trim() {
     ROOMS.with_borrow_mut(mem::take);
 }
@@ -38,18 +39,18 @@ pub enum Version {
     Http2,
 }
 
-/// The head of a request or a response. What it is held in goes to the next one when it is dropped.
+/// The head of a request or a response. Its allocations are reused by the next one when it is dropped.
 #[derive(Debug, Clone)]
 pub struct Head {
     bytes: Vec<u8>,
     fields: Vec<Field>,
-    /// The fields that were ever there: most that are asked for are not.
+    /// Names of the fields that were ever present: most look-ups are for absent ones.
     known: Set,
-    /// Where the first one of each stands, one too high: 0 when there never was one, and the highest for all that are far back.
+    /// Index plus one of the first field of each name, at most 255; 0 when there never was one.
     places: [u8; 32],
-    /// Where the fields begin and end in the buffer, if there are any, and all in between is to be written as it stands.
+    /// Range of all fields in the buffer, if there are any and the whole range can be written as it is.
     straight: Option<Span>,
-    /// Bytes of the names and values of those that are there.
+    /// Bytes of the names and values of the present fields.
     size: u32,
     /// A request's method; a response's reason phrase.
     first: Span,
@@ -104,7 +105,7 @@ impl Head {
         head
     }
 
-    /// A request made here, without fields. For tests and for what `leno explain` asks.
+    /// A request made here, without fields. For tests and for the requests of `leno explain`.
     pub fn request(method: &str, target: &str) -> Head {
         let mut head = Head::default();
         head.first = head.append(method.as_bytes());
@@ -112,7 +113,7 @@ impl Head {
         head
     }
 
-    /// Forgets the message and begins one of HTTP/2, whose method, target and status follow.
+    /// Clears the message and begins one of HTTP/2; its method, target and status are set later.
     pub fn begin(&mut self) {
         self.clear();
         buffers::lend(&mut self.bytes);
@@ -120,7 +121,7 @@ impl Head {
         (self.first, self.target) = Default::default();
     }
 
-    /// Takes over what `other` has said so far, after [`Head::begin`].
+    /// Copies the buffer and the fields of `other`, after [`Head::begin`].
     pub fn begin_as(&mut self, other: &Head) {
         self.bytes.extend_from_slice(&other.bytes);
         self.fields.extend_from_slice(&other.fields);
@@ -128,17 +129,17 @@ impl Head {
         self.straight = other.straight;
     }
 
-    /// Notes text that is not part of a field.
+    /// Appends text that is not part of a field to the buffer, such as a pseudo-header's value.
     pub fn note(&mut self, text: &[u8]) -> Span {
         self.append(text)
     }
 
-    /// A text that was noted.
+    /// Text that [`Head::note`] appended.
     pub fn noted(&self, span: Span) -> &[u8] {
         &self.bytes[span.range()]
     }
 
-    /// Forgets the message, and makes room for the fields of another.
+    /// Clears the message, and makes room for the fields of another.
     pub fn clear(&mut self) {
         self.bytes.clear();
         self.fields.clear();
@@ -153,7 +154,7 @@ impl Head {
         self.status = 0;
     }
 
-    /// Forgets the message and gives the buffer back to whoever needs it next.
+    /// Clears the message and gives the buffer back for reuse.
     pub fn rest(&mut self) {
         self.clear();
         buffers::give_back(&mut self.bytes);
@@ -202,7 +203,7 @@ impl Head {
         }));
     }
 
-    /// Records a parsed field; `is_plain` when it stands in the buffer just as [`Head::write_fields`] would write it.
+    /// Records a parsed field; `is_plain` when the buffer holds it just as [`Head::write_fields`] would write it.
     pub fn push_parsed(&mut self, name: Span, value: Span, known: Known, is_plain: bool) {
         self.push(name, value, known, (is_plain, true));
     }
@@ -234,7 +235,7 @@ impl Head {
         });
     }
 
-    /// A response's reason phrase, if it isn't the one that belongs to its status.
+    /// A response's reason phrase, if it has one other than the canonical one of its status.
     pub fn unusual_reason(&self) -> Option<&[u8]> {
         let reason = &self.bytes[self.first.range()];
         let is_usual = self.status == 0
@@ -279,35 +280,35 @@ impl Head {
         self.fields().count()
     }
 
-    /// Whether there are no fields.
+    /// True when there are no fields.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The first value of a field that the path knows.
+    /// The first value of a known field.
     pub fn get(&self, known: Known) -> Option<&[u8]> {
         let place = usize::from(self.places[known as usize % 32]).checked_sub(1)?;
         let field = self.fields.get(place)?;
         let field = match field.known == known {
             true => field,
-            // It was removed, or is further back than can be noted.
+            // It was removed, or its index doesn't fit into `places`.
             false => self.fields[place..].iter().find(|f| f.known == known)?,
         };
         Some(&self.bytes[field.value.range()])
     }
 
-    /// Whether a field was ever there.
+    /// True when the field was ever present.
     fn may_have(&self, known: Known) -> bool {
         self.known.has(known)
     }
 
-    /// Every value of a field that the path knows.
+    /// Every value of a known field.
     pub fn get_all(&self, known: Known) -> impl Iterator<Item = &[u8]> {
         let fields = self.fields.iter().filter(move |f| f.known == known);
         fields.map(|field| &self.bytes[field.value.range()])
     }
 
-    /// Every value of the field `name`, which is in lower case, whatever its own case.
+    /// Every value of the field with the lower-case name `name`, in whatever case it was sent.
     pub fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
         let has_length = move |f: &&Field| f.name.len() as usize == name.len();
         let text = |span: Span| &self.bytes[span.range()];
@@ -316,7 +317,8 @@ impl Head {
         named.map(move |f| text(f.value))
     }
 
-    /// Bytes of the message's head but for what its version adds between them.
+    /// Bytes of the method or reason phrase, the target, and the names and values of the fields, without the separators
+    /// that the version adds.
     pub fn size(&self) -> u64 {
         u64::from(self.first.len() + self.target.len() + self.size)
     }
@@ -327,8 +329,8 @@ impl Head {
             .map(|f| (&self.bytes[f.name.range()], &self.bytes[f.value.range()]))
     }
 
-    /// Every field of a kind that isn't among those of `without`, in stretches as long as can be: lines that are to be written
-    /// as they stand, one after another, or a single one.
+    /// The fields that aren't in `without`, in stretches as long as possible: adjacent lines that can be written as
+    /// they are, or a single one.
     pub fn stretches(&self, without: Set) -> impl Iterator<Item = Stretch<'_>> {
         let without = without.with(Known::Removed);
         let mut rest = self.fields.as_slice();
@@ -351,7 +353,7 @@ impl Head {
         })
     }
 
-    /// The fields of some kinds.
+    /// The fields that are in `of`.
     pub fn lines(&self, of: Set) -> impl Iterator<Item = Line<'_>> {
         let fields = self.fields.iter().filter(move |f| of.has(f.known));
         fields.map(|field| Line {
@@ -360,8 +362,8 @@ impl Head {
         })
     }
 
-    /// Removes what a trailer section must not carry: fields that change how the message is framed or routed (RFC 9110,
-    /// section 6.5.1), or say who sent it.
+    /// Removes fields that a trailer section must not carry: those that change the framing or the routing of the
+    /// message (RFC 9110, section 6.5.1), or identify its sender.
     pub fn sanitise_trailers(&mut self) {
         for known in [Known::ContentLength, Known::Host, Known::ClientCert] {
             self.remove(known);
@@ -384,13 +386,13 @@ impl Head {
         }
     }
 
-    /// Appends a field that was checked, is told from others, and has a lower-case name.
+    /// Appends a checked field that is `known`, with a lower-case name.
     #[inline(always)]
     pub fn add_known(&mut self, name: &[u8], known: Known, value: &[u8]) {
         self.add_checked(name, known, value, false);
     }
 
-    /// Appends a field that was checked and is told from others; its name is lower-case unless it `is_mixed`.
+    /// Appends a checked field that is `known`; its name is lower-case unless it `is_mixed`.
     #[inline(always)]
     pub fn add_checked(&mut self, name: &[u8], known: Known, value: &[u8], is_mixed: bool) {
         let start = self.bytes.len();
@@ -402,7 +404,7 @@ impl Head {
         self.push_line(start, name.len(), known, is_mixed);
     }
 
-    /// Appends a field with a text that was noted.
+    /// Appends a field with a value that [`Head::note`] appended.
     pub fn add_noted(&mut self, name: &[u8], known: Known, value: Span) {
         let name = self.append(name);
         self.bytes.extend_from_slice(b": ");
@@ -413,8 +415,8 @@ impl Head {
         self.push(name, value, known, (true, false));
     }
 
-    /// Appends a field that was checked and stands there as [`Head::write_fields`] writes it; its name has `name` bytes, and
-    /// is lower-case unless it `is_mixed`.
+    /// Appends a checked field from a line that is just as [`Head::write_fields`] writes it; its name has `name` bytes,
+    /// and is lower-case unless it `is_mixed`.
     #[inline]
     pub fn add_line(&mut self, line: &[u8], name: usize, known: Known, is_mixed: bool) {
         let start = self.bytes.len();
@@ -422,7 +424,7 @@ impl Head {
         self.push_line(start, name, known, is_mixed);
     }
 
-    /// Records the line that the buffer ends with, which begins at `start`.
+    /// Records the line from `start` to the end of the buffer.
     #[inline]
     fn push_line(&mut self, start: usize, name: usize, known: Known, is_mixed: bool) {
         let value = Span::new(start + name + 2, self.bytes.len() - 2);
@@ -434,7 +436,7 @@ impl Head {
         );
     }
 
-    /// Sets the one value of a field, in the place and case that it had.
+    /// Sets the only value of a field, keeping its position and the case of its name.
     #[inline(always)]
     pub fn set(&mut self, name: &str, known: Known, value: &[u8]) {
         if !self.may_have(known) || !self.replace(known, value) {
@@ -442,7 +444,7 @@ impl Head {
         }
     }
 
-    /// Replaces the first value of a field, and removes the others; whether there was one.
+    /// Replaces the first value of a field, and removes the others; false when there was none.
     fn replace(&mut self, known: Known, value: &[u8]) -> bool {
         let Some(at) = self.fields.iter().position(|f| f.known == known) else {
             return false;
@@ -456,7 +458,7 @@ impl Head {
         true
     }
 
-    /// Removes every occurrence of a field that the path knows.
+    /// Removes every occurrence of a known field.
     pub fn remove(&mut self, known: Known) {
         if !self.may_have(known) {
             return;
@@ -464,7 +466,7 @@ impl Head {
         self.drop_fields(0, |field| field.known == known);
     }
 
-    /// Removes the fields from the one numbered `from` on that are meant.
+    /// Removes the fields from index `from` on that satisfy `is_meant`.
     fn drop_fields(&mut self, from: usize, is_meant: impl Fn(&Field) -> bool) {
         for field in &mut self.fields[from..] {
             if field.known != Known::Removed && is_meant(field) {
@@ -475,7 +477,8 @@ impl Head {
         }
     }
 
-    /// Removes what belongs to one connection: the fixed set, and what `Connection` names (RFC 9110, section 7.6.1).
+    /// Removes the fields that belong to one connection: the fixed set, and those that `Connection` names (RFC 9110,
+    /// section 7.6.1).
     pub fn remove_hop_by_hop(&mut self) {
         if !self.known.has_any(HOP_BY_HOP) {
             return;
@@ -486,7 +489,8 @@ impl Head {
         self.drop_fields(0, |field| HOP_BY_HOP.has(field.known));
     }
 
-    /// `Connection: x` makes x hop-by-hop, but a client can't use it to strip what Leno or the framing relies on.
+    /// `Connection: x` makes x hop-by-hop, but a client can't use it to strip fields that Leno or the framing relies
+    /// on.
     fn remove_named_by_connection(&mut self) {
         let mut named = Vec::new();
         for value in self.get_all(Known::Connection) {
@@ -502,7 +506,7 @@ impl Head {
         self.bytes = bytes;
     }
 
-    /// Whether a `Connection` field holds `option`.
+    /// True when a `Connection` field holds `option`.
     pub fn connection_has(&self, option: &str) -> bool {
         let has = |value: &[u8]| {
             let mut options = value.split(|&b| b == b',');
@@ -536,8 +540,8 @@ impl Head {
         self.write_fields(out);
     }
 
-    /// Writes the fields alone: a head's, or a trailer section's. What stands in the buffer as it is to be written is
-    /// copied in runs.
+    /// Writes only the fields, of a head or a trailer section. Adjacent lines that can be written as they are in the
+    /// buffer are copied in runs.
     pub fn write_fields(&self, out: &mut Vec<u8>) {
         if let Some(fields) = self.straight {
             return out.extend_from_slice(&self.bytes[fields.range()]);
@@ -569,7 +573,7 @@ impl Head {
     }
 }
 
-/// The phrase for a status that Leno answers with itself.
+/// The canonical reason phrase of a status, or `Unknown`.
 fn reason_phrase(status: u16) -> &'static str {
     http::StatusCode::from_u16(status)
         .ok()

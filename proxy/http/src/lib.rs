@@ -26,31 +26,31 @@ pub trait Incoming {
     /// Waits until [`Incoming::data`] holds something (`true`) or the body has ended (`false`).
     ///
     /// # Errors
-    /// [`Broken`] when the peer left, or broke the framing.
+    /// [`Broken`] when the peer closed, or broke the framing.
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Broken>>;
 
-    /// The data that is here and not consumed yet.
+    /// The data that was received and isn't consumed yet.
     fn data(&self) -> &[u8];
 
     /// Consumes `count` bytes of [`Incoming::data`].
     fn consume(&mut self, count: usize);
 
-    /// The trailer section, once the body has ended; empty when there is none.
+    /// The trailer section, once the body has ended; `None` when there is none.
     fn trailers(&self) -> Option<&Head>;
 }
 
 /// The sending direction of a message body.
 pub trait Outgoing {
-    /// Waits until little enough is buffered that more may be written.
+    /// Waits until so little is buffered that more may be written.
     ///
     /// # Errors
-    /// [`Broken`] when the peer left.
+    /// [`Broken`] when the peer closed.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>>;
 
     /// Buffers `data`.
     fn write(&mut self, data: &[u8]);
 
-    /// How much is buffered.
+    /// Number of bytes that are buffered.
     fn unsent(&self) -> usize;
 
     /// Ends the body.
@@ -59,14 +59,14 @@ pub trait Outgoing {
     /// Sends everything that is buffered.
     ///
     /// # Errors
-    /// [`Broken`] when the peer left.
+    /// [`Broken`] when the peer closed.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>>;
 }
 
-/// How a peer broke a connection.
+/// Failure of a connection or a stream, by its peer.
 #[derive(Debug, thiserror::Error)]
 pub enum Broken {
-    /// It closed in the middle of a message.
+    /// It closed before the message was complete.
     #[error("connection closed")]
     Closed,
     /// The transport failed.
@@ -75,13 +75,13 @@ pub enum Broken {
     /// It reset the stream (RFC 9113, section 5.4.2).
     #[error("stream reset: {0}")]
     Reset(h2::Reason),
-    /// It says that it didn't process the request (RFC 9113, section 8.7), or was never sent it.
+    /// It didn't process the request, as it reports (RFC 9113, section 8.7) or because the request was never sent.
     #[error("not processed: {0}")]
     Unprocessed(String),
-    /// It took nothing of what is sent to it for this long.
+    /// It accepted no byte for this long.
     #[error("nothing was taken for {0:?}")]
     Stalled(Duration),
-    /// It sent what isn't HTTP, or not in the strict form that Leno accepts.
+    /// It sent bytes that aren't HTTP, or not in the strict form that Leno accepts.
     #[error("{0}")]
     Syntax(h1::Invalid),
 }

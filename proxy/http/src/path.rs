@@ -1,4 +1,4 @@
-//! Path normalisation: what is matched is what is forwarded.
+//! Path normalisation: routes and policies match the same path that is forwarded.
 //!
 //! Istio's `BASE` rules (RFC 3986, section 6, as Envoy's `normalize_path`): `.` and `..` segments are resolved, `\`
 //! becomes `/`, percent-encoded unreserved characters are decoded; `%2F` and repeated slashes stay. A dot segment with
@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-/// Why a path can't be normalised.
+/// Error of a path that can't be normalised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Invalid {
     /// `%00`, or a `%` that isn't followed by two hexadecimal digits.
@@ -17,7 +17,7 @@ pub enum Invalid {
 /// Normalises the path of an origin-form target; the query is left alone.
 ///
 /// # Errors
-/// [`Invalid`] when the path can't be told apart from another one after decoding.
+/// [`Invalid`] when its percent-encoding is malformed or encodes NUL.
 pub fn normalise(target: &[u8]) -> Result<Cow<'_, [u8]>, Invalid> {
     if is_normal(target) {
         return Ok(Cow::Borrowed(target));
@@ -30,9 +30,9 @@ pub fn normalise(target: &[u8]) -> Result<Cow<'_, [u8]>, Invalid> {
     Ok(Cow::Owned(normal))
 }
 
-/// Whether there is nothing to be done up to the query.
+/// True when the path, up to the query, needs no normalisation.
 fn is_normal(target: &[u8]) -> bool {
-    // Most have nothing of what may have to be changed. Eight bytes at a time, the last perhaps twice.
+    // Most paths hold no byte that may have to change. Eight bytes at a time, the last eight perhaps twice.
     if let Some(last) = target.last_chunk()
         && !may_change(last)
         && !target.as_chunks().0.iter().any(may_change)
@@ -51,7 +51,7 @@ fn is_normal(target: &[u8]) -> bool {
     true
 }
 
-/// Whether one of eight bytes is `%`, `\`, or a dot.
+/// True when one of eight bytes is `%`, `\`, or a dot.
 fn may_change(eight: &[u8; 8]) -> bool {
     const ONES: u64 = 0x0101_0101_0101_0101;
     let word = u64::from_le_bytes(*eight);
@@ -96,7 +96,7 @@ fn encoded(path: &[u8], at: usize) -> Result<u8, Invalid> {
     Ok(digit(at + 1)? << 4 | digit(at + 2)?)
 }
 
-/// RFC 3986, section 5.2.4.
+/// Removes dot segments (RFC 3986, section 5.2.4).
 fn resolve_dots(path: &[u8]) -> Vec<u8> {
     let mut segments: Vec<&[u8]> = Vec::new();
     let mut parts = path.split(|&b| b == b'/').skip(1).peekable();

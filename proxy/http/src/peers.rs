@@ -1,4 +1,4 @@
-//! The two halves of an exchange, whichever version their peers speak: one concrete type each, so that what joins them is
+//! The two halves of an exchange, over HTTP/1 or HTTP/2: one concrete type each, so that the code that joins them is
 //! compiled once.
 
 use std::task::{Context, Poll};
@@ -8,7 +8,7 @@ use super::h2::{self, ClientStream, ServerStream};
 use super::head::Head;
 use super::{Broken, Incoming, Outgoing};
 
-/// Who sent a request.
+/// The downstream half: the client that sent the request.
 #[derive(Debug)]
 pub enum Down<'a> {
     /// Over HTTP/1.
@@ -17,7 +17,7 @@ pub enum Down<'a> {
     H2(&'a mut ServerStream),
 }
 
-/// Who answers it.
+/// The upstream half: the server that responds to it.
 #[derive(Debug)]
 #[allow(clippy::large_enum_variant)] // it lives in the box of its connection
 pub enum Up {
@@ -28,7 +28,7 @@ pub enum Up {
 }
 
 impl Down<'_> {
-    /// The same for a while.
+    /// The same half, borrowed for a shorter time.
     pub fn reborrow(&mut self) -> Down<'_> {
         match self {
             Down::H1(half) => Down::H1(half),
@@ -36,17 +36,17 @@ impl Down<'_> {
         }
     }
 
-    /// Whether the request was made in HTTP/2, and not only carried by it between sidecars.
+    /// True when the client speaks HTTP/2; false for HTTP/1 carried over HTTP/2 between sidecars.
     pub fn is_h2(&self) -> bool {
         matches!(self, Down::H2(stream) if !stream.is_of_http1())
     }
 
-    /// Whether a sidecar of ours carries the request for a caller of HTTP/1.
+    /// True when a Leno sidecar carries an HTTP/1 client's request over HTTP/2.
     pub fn is_carried(&self) -> bool {
         matches!(self, Down::H2(stream) if stream.is_of_http1())
     }
 
-    /// How the request's body is framed.
+    /// Framing of the request's body.
     pub fn body_length(&self) -> Length {
         match self {
             Down::H1(half) => half.body_length(),
@@ -54,7 +54,7 @@ impl Down<'_> {
         }
     }
 
-    /// Whether the request is a HEAD: its response has no body whatever its head says.
+    /// True for a HEAD request: its response has no body, regardless of the response's head.
     pub fn is_head(&self) -> bool {
         match self {
             Down::H1(half) => half.is_head(),
@@ -62,7 +62,7 @@ impl Down<'_> {
         }
     }
 
-    /// Whether the request has been received whole.
+    /// True when the request has been received completely.
     pub fn has_received(&self) -> bool {
         match self {
             Down::H1(half) => half.conn_ref().has_received(),
@@ -70,19 +70,19 @@ impl Down<'_> {
         }
     }
 
-    /// No request after this one, where requests follow each other.
+    /// Makes this request the connection's last, over HTTP/1.
     pub fn close_after(&mut self) {
         if let Down::H1(half) = self {
             half.close_after();
         }
     }
 
-    /// Whether an answer of 2xx would say that the protocol was switched.
+    /// True while a 2xx response would say that the protocol was switched (extended CONNECT, RFC 8441).
     pub fn is_held(&self) -> bool {
         matches!(self, Down::H2(stream) if stream.is_held())
     }
 
-    /// Passes an informational response on.
+    /// Sends an informational response.
     pub fn inform(&mut self, head: &Head) {
         match self {
             Down::H1(half) => half.inform(head),
@@ -90,7 +90,7 @@ impl Down<'_> {
         }
     }
 
-    /// Starts a response whose body has `length` as its sender framed it.
+    /// Starts a response; its body was framed as `length` by its sender.
     pub fn respond(&mut self, head: &mut Head, length: Length) {
         match self {
             Down::H1(half) => half.respond(head, length),
@@ -98,7 +98,7 @@ impl Down<'_> {
         }
     }
 
-    /// Switches to the protocol that `request` asked for, with the answer `head`.
+    /// Switches to the protocol that `request` names, with the response `head`.
     pub fn switch(&mut self, request: &Head, head: &mut Head) {
         match self {
             Down::H1(half) => half.switch(request, head),
@@ -106,7 +106,7 @@ impl Down<'_> {
         }
     }
 
-    /// Waits until the peer takes its request back, as far as its protocol can say so.
+    /// Waits until the client's stream is reset or fails; HTTP/1 has no such signal.
     pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Broken> {
         match self {
             Down::H1(_) => Poll::Pending,
@@ -114,7 +114,8 @@ impl Down<'_> {
         }
     }
 
-    /// Lets the peer see that what was sent isn't whole. An HTTP/1 connection is then closed by whoever has it.
+    /// Resets the stream, so that the client sees that the response is incomplete. An HTTP/1 connection is then closed
+    /// by its owner.
     pub fn cut(&mut self, reason: Option<h2::Reason>) {
         if let Down::H2(stream) = self {
             stream.reset(h2::reason(reason));
@@ -123,7 +124,7 @@ impl Down<'_> {
 }
 
 impl Up {
-    /// How many requests its connection carried before the one under way.
+    /// Number of requests sent on its connection so far.
     pub fn exchanges(&self) -> u64 {
         match self {
             Up::H1(half) => half.exchanges(),
@@ -131,10 +132,10 @@ impl Up {
         }
     }
 
-    /// Starts a request whose body has `length` as its sender framed it.
+    /// Starts a request; its body was framed as `length` by its sender.
     ///
     /// # Errors
-    /// [`Broken`] when it can't be sent; it wasn't then.
+    /// [`Broken`] when it can't be sent; nothing of it was sent then.
     pub fn request(&mut self, head: &mut Head, length: Length) -> Result<(), Broken> {
         match self {
             Up::H1(half) => {
@@ -145,7 +146,7 @@ impl Up {
         }
     }
 
-    /// Whether a byte of the request has left.
+    /// True once a byte of the request was written, or, in HTTP/2, once the connection has its head.
     pub fn is_sent(&self) -> bool {
         match self {
             Up::H1(half) => half.conn_ref().is_sent(),
@@ -156,7 +157,7 @@ impl Up {
     /// Waits for a response's head.
     ///
     /// # Errors
-    /// [`Broken`] when the peer left first, or what it sent isn't an acceptable response.
+    /// [`Broken`] when the peer closed first, or sent no acceptable response.
     pub fn poll_head(&mut self, cx: &mut Context<'_>, head: &mut Head) -> Poll<Result<(), Broken>> {
         match self {
             Up::H1(half) => half.poll_head(cx, head),
@@ -164,10 +165,10 @@ impl Up {
         }
     }
 
-    /// Starts receiving the body of the final response `head`; returns how it is framed.
+    /// Starts receiving the body of the final response `head`; returns its framing.
     ///
     /// # Errors
-    /// [`Invalid`] when the head leaves a doubt about it.
+    /// [`Invalid`] when the head is ambiguous about it.
     pub fn receive(&mut self, head: &Head, is_head: bool) -> Result<Length, Invalid> {
         match self {
             Up::H1(half) => half.receive(head, is_head),
@@ -175,7 +176,7 @@ impl Up {
         }
     }
 
-    /// What is sent and received from now on belongs to the protocol that was switched to.
+    /// Ends HTTP: all bytes from now on belong to the protocol that was switched to.
     pub fn switch(&mut self) {
         match self {
             Up::H1(half) => half.switch(),

@@ -12,25 +12,26 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream, lookup_host};
 
-/// After so long a silence a peer is asked whether it is there.
+/// Idle time after which TCP keepalive probes the peer.
 const KEEPALIVE: Duration = Duration::from_secs(30);
-/// How often it is asked before it counts as gone: a minute after its last sign of life.
+/// Unanswered probes after which the peer counts as gone: a minute after its last sign of life.
 const PROBES: u32 = 3;
 
-/// The priority (`SO_PRIORITY`) of the sidecar's own connections, by which the rules of `init` know all of their packets: those
-/// of a socket whose owner has closed it have no user any more. The kernel queues it as it queues 0.
+/// `SO_PRIORITY` of the sidecar's own connections, by which the rules of `init` match all of their packets: those of a
+/// socket that its owner has closed have no user ID any more. The kernel queues it as it queues 0.
 pub const PRIORITY: u32 = 4;
 
-/// Connects to an address, from one of the machine's own if there is one. This, and [`connect_to`], is how the sidecar dials.
+/// Connects to `address`, from the local address `source` if there is one. This and [`connect_to`] are how the sidecar
+/// dials, except for its app's metrics.
 ///
 /// # Errors
-/// When it can't.
+/// When the connection can't be established.
 pub async fn connect_from(source: Option<IpAddr>, address: SocketAddr) -> io::Result<TcpStream> {
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
-    // Without the rules it means nothing.
+    // Without the rules the priority has no use.
     let _ = SockRef::from(&socket).set_priority(PRIORITY);
     if let Some(source) = source {
         socket.bind((source, 0).into())?;
@@ -38,10 +39,10 @@ pub async fn connect_from(source: Option<IpAddr>, address: SocketAddr) -> io::Re
     socket.connect(address).await
 }
 
-/// Connects to `host:port`: to the first of its addresses that takes a connection.
+/// Connects to `host:port`: to the first of its addresses that accepts a connection.
 ///
 /// # Errors
-/// Why the last one can't be connected to; or when it has none.
+/// The error of the last address; or `NotFound` when there is none.
 pub async fn connect_to(authority: &str) -> io::Result<TcpStream> {
     let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for address in lookup_host(authority).await? {
@@ -53,9 +54,9 @@ pub async fn connect_to(authority: &str) -> io::Result<TcpStream> {
     Err(failed)
 }
 
-/// Sets what every connection of ours has, whose other end is at `peer`: messages are written whole, so waiting to fill a
-/// segment would only delay them; and one who vanished is noticed, however long nothing is said. On this machine nobody
-/// vanishes without the kernel saying so.
+/// Sets the options of every connection, to a peer at `peer`: `TCP_NODELAY`, since messages are written whole and
+/// waiting to fill a segment would only delay them; and keepalive, so that a vanished peer is noticed on an idle
+/// connection. A peer on this machine doesn't vanish without the kernel reporting it.
 pub fn tune(tcp: &TcpStream, peer: SocketAddr) {
     let _ = tcp.set_nodelay(true);
     if peer.ip().to_canonical().is_loopback() {
@@ -68,12 +69,12 @@ pub fn tune(tcp: &TcpStream, peer: SocketAddr) {
     let _ = SockRef::from(tcp).set_tcp_keepalive(&keepalive);
 }
 
-/// An address as people write it: one of IPv4 that a socket of IPv6 tells is one of IPv4.
+/// The address in its usual form: an IPv4-mapped IPv6 address, as a dual-stack socket reports it, becomes IPv4.
 pub fn unmapped(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-/// A TCP connection of which the first bytes may have been read already, to tell what it carries.
+/// A TCP connection; its first bytes may have been read already, to detect the protocol.
 #[derive(Debug)]
 pub struct Socket {
     tcp: TcpStream,
@@ -81,12 +82,12 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// A connection of which nothing was read.
+    /// A connection of which no byte was read.
     pub fn new(tcp: TcpStream) -> Socket {
         Socket::with_read(tcp, Vec::new())
     }
 
-    /// A connection of which `read` was read; it will be read again.
+    /// A connection of which `read` was read; these bytes are read again first.
     pub fn with_read(tcp: TcpStream, read: Vec<u8>) -> Socket {
         Socket { tcp, read }
     }
@@ -131,7 +132,7 @@ impl AsyncWrite for Socket {
     }
 }
 
-/// Bytes both ways, whatever carries them.
+/// A duplex byte stream over any transport.
 pub trait Bytes: AsyncRead + AsyncWrite + Unpin + Debug {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Debug> Bytes for T {}
@@ -141,16 +142,16 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Debug> Bytes for T {}
 pub enum Stream {
     /// Plain TCP.
     Plain(Socket),
-    /// TLS that we accepted.
+    /// TLS, as its server.
     Accepted(Box<tokio_rustls::server::TlsStream<Socket>>),
-    /// TLS that we opened.
+    /// TLS, as its client.
     Opened(Box<tokio_rustls::client::TlsStream<TcpStream>>),
-    /// A stream inside another connection.
+    /// A stream inside another connection, such as an HTTP/2 tunnel.
     Inside(Box<dyn Bytes>),
 }
 
 impl Stream {
-    /// The ALPN protocol that was agreed on.
+    /// The negotiated ALPN protocol.
     pub fn alpn(&self) -> Option<&[u8]> {
         match self {
             Stream::Accepted(tls) => tls.get_ref().1.alpn_protocol(),
@@ -159,7 +160,7 @@ impl Stream {
         }
     }
 
-    /// The own end of the TCP connection, if it is one itself.
+    /// The local address of the TCP connection; `None` for a stream inside another connection.
     pub fn local_address(&self) -> Option<SocketAddr> {
         let tcp = match self {
             Stream::Plain(socket) => socket.tcp(),
@@ -170,11 +171,11 @@ impl Stream {
         tcp.local_addr().ok()
     }
 
-    /// Whether a read may give something. Far cheaper than a read that gives nothing.
+    /// Ready when a read may make progress. Far cheaper than a read that is pending.
     pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
         let (has_some, tcp) = match self {
             Stream::Plain(socket) => (!socket.read.is_empty(), socket.tcp()),
-            // rustls wants nothing more to read while it holds plaintext.
+            // rustls wants no more input while it holds plaintext.
             Stream::Accepted(tls) => {
                 let (socket, connection) = tls.get_ref();
                 let has_some = !connection.wants_read() || !socket.read.is_empty();
@@ -189,7 +190,7 @@ impl Stream {
         if has_some {
             return Poll::Ready(());
         }
-        // A broken socket is readable: the read then says what is wrong.
+        // A broken socket is readable: the read then returns its error.
         tcp.poll_read_ready(cx).map(drop)
     }
 }

@@ -1,12 +1,12 @@
-//! The protocols that a request may switch to (RFC 9110, section 7.8). What follows a switch is bytes that no rule sees: by
-//! default WebSocket alone is passed on.
+//! The protocols that a request may switch to (RFC 9110, section 7.8). No rule sees the bytes that follow a switch: by
+//! default only WebSocket is forwarded.
 
 use std::str::FromStr;
 
 use super::h1::is_token;
 use super::head::{Head, Known};
 
-/// The protocol that is always passed on.
+/// The protocol that is always forwarded.
 const WEBSOCKET: &str = "websocket";
 
 /// A protocol that `Upgrade` names, such as `websocket` or `irc/6.9`.
@@ -35,7 +35,7 @@ impl FromStr for Protocol {
     }
 }
 
-/// The protocols that requests may switch to: WebSocket, and those that are named, with commas between.
+/// The protocols that requests may switch to: WebSocket, and those of a comma-separated list.
 #[derive(Debug, Clone, Default)]
 pub struct Upgrades(Vec<Protocol>);
 
@@ -55,7 +55,8 @@ impl FromStr for Upgrades {
 }
 
 impl Upgrades {
-    /// The first protocol that `request` would switch to and may, as it names it: in a list or not, on any of its lines.
+    /// The first allowed protocol among the request's `Upgrade` fields, on any line and in a list or not, spelt as in
+    /// the request.
     pub fn find<'a>(&self, request: &'a Head) -> Option<&'a [u8]> {
         let lines = request.get_all(Known::Upgrade);
         let mut named =

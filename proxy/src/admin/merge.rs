@@ -1,4 +1,5 @@
-//! The app's own metrics, fetched when ours are scraped: one scrape sees both, and the app needs no certificate for it.
+//! The app's own metrics, fetched when the sidecar's are scraped: one scrape returns both, and the app needs no
+//! certificate for it.
 
 use std::net::SocketAddr;
 use std::str::FromStr;
@@ -11,12 +12,12 @@ use tokio::time::timeout;
 
 use crate::control::http_client::{ask, body};
 
-/// How long the app may take.
+/// Timeout of the fetch.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Bytes of its metrics.
+/// Largest response, in bytes.
 const MAX_ANSWER: usize = 16 * 1024 * 1024;
 
-/// Where the app's metrics are.
+/// Address and path of the app's metrics.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AppMetrics {
     address: SocketAddr,
@@ -39,10 +40,10 @@ impl FromStr for AppMetrics {
 }
 
 impl AppMetrics {
-    /// What the app says, in Prometheus' text format.
+    /// Fetches the app's metrics, in Prometheus' text format.
     ///
     /// # Errors
-    /// Why it can't be had, in words.
+    /// The reason why they are missing, as text.
     pub(super) async fn fetch(&self) -> Result<String, String> {
         let fetched = timeout(PATIENCE, self.ask()).await;
         fetched.unwrap_or_else(|_| Err(format!("no answer within {PATIENCE:?}")))

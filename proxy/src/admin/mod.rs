@@ -1,6 +1,6 @@
-//! What a sidecar shows: the admin port on loopback (`/ready`, `/config`, `/metrics`), and the two that Prometheus scrapes
-//! (`/stats/prometheus`, `/metrics`; 15020 with the app's own merged in, `/healthz/ready`, and the app's probes under
-//! `/app-health/`).
+//! Admin endpoints: the admin port on loopback (`/ready`, `/config`, `/metrics`), and the two ports that Prometheus
+//! scrapes (`/stats/prometheus`, `/metrics`; 15020 with the app's own merged in, `/healthz/ready`, and the app's probes
+//! under `/app-health/`).
 
 mod merge;
 mod probe;
@@ -27,38 +27,38 @@ use crate::observe::metrics::Metrics;
 use crate::status::Status;
 use crate::tls::Credentials;
 
-/// What the admin port shows.
+/// State that the admin endpoints read.
 #[derive(Debug)]
 pub struct Admin {
-    /// Who we are.
+    /// Node id.
     pub node: String,
-    /// What runs.
+    /// Running configuration, and the state of the xDS stream.
     pub directory: Arc<Directory>,
-    /// What we prove ourselves with.
+    /// The workload's certificate.
     pub credentials: Arc<Credentials>,
     /// Every metric.
     pub metrics: Arc<Metrics>,
-    /// What `/config` shows.
+    /// Contents of `/config`.
     pub status: Arc<Status>,
-    /// Where the app's own metrics are, if they are to be merged in.
+    /// The app's own metrics, if they are to be merged in.
     pub app: Option<AppMetrics>,
-    /// What is asked of the app in the node's place, and at which address it is.
+    /// The app's probes, made in the kubelet's place, and the workload's address.
     pub probers: Option<(AppProbers, IpAddr)>,
 }
 
-/// Which of the ports it is.
+/// A port of the admin endpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Port {
-    /// 15000, for people on the machine.
+    /// 15000, for operators on the machine.
     Admin,
-    /// 15020, for Prometheus: all there is to scrape, and whether the sidecar is ready.
+    /// 15020, for Prometheus and the kubelet: metrics merged with the app's, readiness, the app's probes.
     Merged,
     /// 15090, for Prometheus: the sidecar's own.
     Own,
 }
 
 impl Admin {
-    /// Serves until the end.
+    /// Serves `port` until the proxy ends.
     pub async fn serve(self: Arc<Self>, listener: TcpListener, port: Port, watch: Watch) {
         loop {
             let accepted = tokio::select! {
@@ -75,7 +75,7 @@ impl Admin {
                 let connection = http1::Builder::new()
                     .timer(TokioTimer::new())
                     .serve_connection(TokioIo::new(tcp), service_fn(answer));
-                // Whoever asks may leave at any time.
+                // The client may disconnect at any time.
                 let _ = connection.await;
             });
         }
@@ -118,7 +118,7 @@ impl Admin {
         respond(status, "text/plain", text)
     }
 
-    /// Ours, and the app's where there are any.
+    /// The sidecar's metrics, followed by the app's if there are any.
     async fn merged(&self) -> Response<Full<Bytes>> {
         let Some(app) = &self.app else {
             return exposition(self.metrics.render());
@@ -129,13 +129,13 @@ impl Admin {
             tracing::warn!(error, "the app's metrics are missing from this scrape");
         }
         let mut all = self.metrics.render();
-        // OpenMetrics ends with a line that ends everything.
+        // OpenMetrics ends with `# EOF`, which would end the whole exposition.
         let theirs = fetched.unwrap_or_default().replace("# EOF", "#");
         all.push_str(&theirs);
         exposition(all)
     }
 
-    /// Ready is a valid certificate and an accepted inbound Listener with what it names.
+    /// Readiness: a valid certificate, and an accepted inbound Listener with the resources that it names.
     fn ready(&self) -> Response<Full<Bytes>> {
         let identity = self.credentials.identity();
         let valid = identity.is_some_and(|i| std::time::SystemTime::now() < i.not_after);

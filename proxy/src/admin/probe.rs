@@ -1,5 +1,5 @@
-//! Probes of the app, asked in its place: the node's would come in plaintext to ports where mutual TLS is demanded. What is asked
-//! comes from `leno inject`, as Istio's `ISTIO_KUBE_APP_PROBERS` has it.
+//! Probes of the app, made in the kubelet's place: its own would come in plaintext to ports that require mutual TLS.
+//! `leno inject` configures them, in the format of Istio's `ISTIO_KUBE_APP_PROBERS`.
 
 use std::collections::HashMap;
 use std::io;
@@ -26,7 +26,7 @@ use crate::intercept::passing_to;
 use crate::tls::client::unverified;
 use leno_http::stream::connect_from;
 
-/// What each path asks of the app.
+/// The app's probes, by path.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AppProbers(HashMap<String, Prober>);
 
@@ -37,19 +37,19 @@ struct Prober {
     asks: Asks,
 }
 
-/// What is asked of the app.
+/// Kind of a probe.
 #[derive(Debug, Clone, PartialEq)]
 enum Asks {
-    /// Nothing: it is enough that the port is open.
+    /// TCP: the port accepts a connection.
     Open,
     Http(HttpGet),
-    /// The health of this service, by gRPC's protocol for it; of the whole app if it is empty.
+    /// gRPC health checking of this service; of the whole app if it is empty.
     Grpc(String),
 }
 
 #[derive(Debug, Clone, PartialEq)]
 struct HttpGet {
-    /// Whether it is asked by TLS, from whoever answers: nobody says by which certificate it is to be judged.
+    /// True for HTTPS. Any certificate is accepted: a probe names none to verify it by.
     is_encrypted: bool,
     path: String,
     headers: Vec<(HeaderName, HeaderValue)>,
@@ -100,7 +100,7 @@ impl Prober {
 
     async fn probe(&self, ip: IpAddr) -> Result<(StatusCode, String), String> {
         let address = SocketAddr::new(ip, self.port);
-        // As the sidecar's own connection to the app.
+        // From the source address of the sidecar's connections to the app: the rules don't redirect those.
         let tcp = connect_from(Some(passing_to(ip)), address).await;
         let tcp = tcp.map_err(|error| format!("{address}: {error}"))?;
         match &self.asks {
@@ -122,7 +122,7 @@ impl Prober {
     }
 }
 
-/// Asks for the health of `service` on `tcp`: <https://github.com/grpc/grpc/blob/master/doc/health-checking.md>
+/// Checks the health of `service` on `tcp`: <https://github.com/grpc/grpc/blob/master/doc/health-checking.md>
 async fn check_health(
     tcp: TcpStream,
     address: SocketAddr,
@@ -161,7 +161,7 @@ impl HttpGet {
         for (name, value) in &self.headers {
             request.headers_mut().insert(name, value.clone());
         }
-        // Its body says nothing to a probe, however long it is.
+        // A probe ignores the body, however long it is.
         let status = async |answer: Response<Incoming>| Ok(answer.status());
         if !self.is_encrypted {
             return ask(tcp, request, status).await;
@@ -195,7 +195,7 @@ impl HttpGet {
 }
 
 impl AppProbers {
-    /// The app's answer to the probe under `path`, at `ip`; nothing when there is no such probe.
+    /// Makes the probe under `path` at `ip` and returns the response's status and text; `None` without such a probe.
     pub(super) async fn probe(&self, path: &str, ip: IpAddr) -> Option<(StatusCode, String)> {
         let prober = self.0.get(path)?;
         let probed = timeout(prober.timeout, prober.probe(ip)).await;

@@ -1,4 +1,4 @@
-//! One endpoint: its address, how it is spoken to, and its counters, shared by every worker.
+//! One endpoint: its address, its TLS, and its counters, shared by every worker.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::observe::standard::Series;
 use crate::tls::client::Connector;
 use leno_rules::config::endpoints::Workload;
 
-/// Numbers endpoints, so that pools can name them.
+/// Next endpoint id, by which pools refer to endpoints.
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
 /// One endpoint of a cluster.
@@ -19,50 +19,50 @@ static NEXT: AtomicU64 = AtomicU64::new(0);
 pub struct Endpoint {
     /// Unique in this process.
     pub id: u64,
-    /// Where it listens.
+    /// Address that it listens on.
     pub address: SocketAddr,
-    /// Its share relative to others.
+    /// Load-balancing weight, relative to others.
     pub weight: u32,
-    /// How it is spoken to when it has a sidecar.
+    /// TLS towards its sidecar, if it has one.
     pub tls: Option<Arc<Connectors>>,
-    /// Where connections to it come from, if that is not the system's choice.
+    /// Source address of connections to it; `None` leaves the choice to the system.
     pub source: Option<IpAddr>,
-    /// Whose it is.
+    /// Workload that it belongs to.
     pub workload: Workload,
-    /// Where requests to it are counted.
+    /// Metric series of requests to it.
     pub series: Option<Arc<Series>>,
-    /// How it has been doing.
+    /// State of outlier detection.
     pub health: Health,
     /// The shortest time, in milliseconds, after which it closed an idle connection.
     idle_close: AtomicU32,
     in_flight: AtomicU32,
-    /// Whether it is an app that may still be starting: it was never reached.
+    /// True for an app that may still be starting: it was never reached.
     is_awaited: AtomicBool,
     retired: AtomicBool,
     http1_only: AtomicBool,
     is_alone: AtomicBool,
 }
 
-/// The TLS of one set of identities, by what is carried.
+/// TLS for one set of identities, by protocol.
 #[derive(Debug)]
 pub struct Connectors {
     /// For HTTP/1.
     pub http: Connector,
-    /// For streams of HTTP/1, or HTTP/1 where they aren't known.
+    /// For shared connections, with HTTP/1 as the fallback.
     pub shared: Connector,
-    /// For HTTP/2, or HTTP/1 where it isn't known.
+    /// For HTTP/2, with HTTP/1 as the fallback.
     pub http2: Connector,
     /// For any other protocol.
     pub tcp: Connector,
 }
 
 impl Endpoint {
-    /// An endpoint that is spoken to in plaintext: the local app, or one without a sidecar.
+    /// A plaintext endpoint: the local app, or one without a sidecar.
     pub fn plain(address: SocketAddr, weight: u32) -> Endpoint {
         Endpoint::new(address, weight, None, Workload::default(), None)
     }
 
-    /// The app at an address of this pod, reached from the address of which nothing is taken over.
+    /// The app at an address of this pod, reached from the source address that is never intercepted.
     pub fn passing(address: SocketAddr) -> Endpoint {
         Endpoint {
             source: Some(passing_to(address.ip())),
@@ -96,35 +96,36 @@ impl Endpoint {
         }
     }
 
-    /// The app beside us, which may be starting still.
+    /// Marks it as the local app, which may still be starting.
     #[must_use]
     pub fn awaited(self) -> Endpoint {
         self.is_awaited.store(true, Ordering::Relaxed);
         self
     }
 
-    /// Whether it may still be starting.
+    /// True while it may still be starting.
     pub fn is_awaited(&self) -> bool {
         self.is_awaited.load(Ordering::Relaxed)
     }
 
-    /// It was reached, or is waited for no longer.
+    /// Ends the wait for its start: it was reached, or the time is over.
     pub fn was_awaited(&self) {
         self.is_awaited.store(false, Ordering::Relaxed);
     }
 
-    /// Requests that it is working on.
+    /// Requests in flight on it.
     pub fn in_flight(&self) -> u32 {
         self.in_flight.load(Ordering::Relaxed)
     }
 
-    /// It closed a connection that was idle for `idle`.
+    /// Records that it closed a connection that was idle for `idle`.
     pub fn closed_after(&self, idle: Duration) {
         let millis = u32::try_from(idle.as_millis()).unwrap_or(u32::MAX);
         self.idle_close.fetch_min(millis, Ordering::Relaxed);
     }
 
-    /// It had left a connection open that was idle for `idle`: what it did before, it does no more.
+    /// Records that it left a connection open that was idle for `idle`: an earlier close after a shorter time no longer
+    /// counts.
     pub fn open_after(&self, idle: Duration) {
         let millis = u32::try_from(idle.as_millis()).unwrap_or(u32::MAX);
         if self.idle_close.load(Ordering::Relaxed) < millis {
@@ -132,39 +133,39 @@ impl Endpoint {
         }
     }
 
-    /// Whether a connection that was idle for `idle` is surely open still: for less than half as long as the shortest
-    /// after which the endpoint closed one.
+    /// True when a connection that was idle for `idle` is surely open still: for less than half the shortest time after
+    /// which the endpoint closed one.
     pub fn surely_open_after(&self, idle: Duration) -> bool {
         let shortest = Duration::from_millis(self.idle_close.load(Ordering::Relaxed).into());
         idle < shortest / 2
     }
 
-    /// Its TLS knows no HTTP/2.
+    /// Records that its TLS negotiates no HTTP/2.
     pub fn refuses_http2(&self) {
         self.http1_only.store(true, Ordering::Relaxed);
     }
 
-    /// Whether its TLS knows no HTTP/2.
+    /// True when its TLS negotiates no HTTP/2.
     pub fn is_http1_only(&self) -> bool {
         self.http1_only.load(Ordering::Relaxed)
     }
 
-    /// Its TLS knows no connections that HTTP/1 shares.
+    /// Records that its TLS negotiates no shared connections for HTTP/1.
     pub fn refuses_to_share(&self) {
         self.is_alone.store(true, Ordering::Relaxed);
     }
 
-    /// Whether each of its HTTP/1 connections carries one request at a time.
+    /// True when each of its HTTP/1 connections carries one request at a time.
     pub fn is_alone(&self) -> bool {
         self.is_alone.load(Ordering::Relaxed)
     }
 
-    /// No cluster names it any more: its idle connections are closed.
+    /// Marks it as removed from all clusters: its idle connections are closed.
     pub fn retire(&self) {
         self.retired.store(true, Ordering::Relaxed);
     }
 
-    /// Whether no cluster names it any more.
+    /// True when no cluster names it any more.
     pub fn is_retired(&self) -> bool {
         self.retired.load(Ordering::Relaxed)
     }

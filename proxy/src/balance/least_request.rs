@@ -1,6 +1,6 @@
 //! Least request over endpoints of equal weight; pure.
 
-/// Up to here every endpoint is looked at; beyond, two draws do nearly as well at a fixed cost.
+/// Up to this many endpoints all are compared; beyond, two draws do nearly as well at a fixed cost.
 const EXACT: usize = 16;
 
 /// The endpoint with the fewest requests in flight: exact over few, the better of two draws over many. Ties are broken

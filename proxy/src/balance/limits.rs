@@ -1,4 +1,4 @@
-//! What of a cluster may happen at once, over every worker of the process (Istio's `connectionPool`).
+//! Limits on a cluster's requests and connections at once, over every worker of the process (Istio's `connectionPool`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -8,11 +8,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::error::{Error, Kind};
 use leno_rules::config::cluster::Limits;
 
-/// A retry budget: so much of the requests under way, but at least [`MIN_RETRIES`].
+/// Retry budget: percentage of the requests in flight, but at least [`MIN_RETRIES`].
 const RETRY_PERCENT: u32 = 20;
 const MIN_RETRIES: u32 = 3;
 
-/// What is under way.
+/// Requests and connections in flight, with their limits.
 #[derive(Debug)]
 pub struct Load {
     limits: Limits,
@@ -22,7 +22,7 @@ pub struct Load {
     connections: Arc<Semaphore>,
 }
 
-/// Something that is under way, until it is dropped.
+/// A place in a counter of [`Load`], until it is dropped.
 #[derive(Debug)]
 pub struct Held(Arc<Load>, fn(&Load) -> &AtomicU32);
 
@@ -32,12 +32,12 @@ impl Drop for Held {
     }
 }
 
-/// Leave to use a connection, until it is dropped.
+/// Permit to use a connection, until it is dropped.
 #[derive(Debug)]
 pub struct Leave(#[allow(dead_code)] Option<OwnedSemaphorePermit>);
 
 impl Load {
-    /// Nothing under way yet.
+    /// An empty load under `limits`.
     pub fn new(limits: Limits) -> Arc<Load> {
         let connections = limits.connections.map_or(0, |limit| limit as usize);
         Arc::new(Load {
@@ -54,27 +54,27 @@ impl Load {
         &self.limits
     }
 
-    /// How many requests are under way, wait for a connection, and are being sent again.
+    /// Numbers of requests in flight, of requests that wait for a connection, and of retries in flight.
     pub fn under_way(&self) -> [u32; 3] {
         [&self.requests, &self.pending, &self.retries].map(|count| count.load(Ordering::Relaxed))
     }
 
-    /// Leave that costs no connection: the request is one of many on a shared one.
+    /// Permit that takes no connection: the request is a stream on a shared one.
     pub fn shared() -> Leave {
         Leave(None)
     }
 
-    /// A request begins.
+    /// Counts a request, until the guard is dropped.
     ///
     /// # Errors
-    /// [`Kind::Overload`] when as many as may are under way.
+    /// [`Kind::Overload`] when the limit of requests is reached.
     pub fn begin(self: &Arc<Load>) -> Result<Held, Error> {
         let limit = self.limits.requests;
         self.hold(|load| &load.requests, limit)
             .ok_or_else(|| overflow("http2MaxRequests", limit))
     }
 
-    /// A request is sent again. `None` when the budget is used up.
+    /// Takes a place in the retry budget; `None` when it is used up.
     pub fn retry(self: &Arc<Load>) -> Option<Held> {
         let active = self.requests.load(Ordering::Relaxed);
         let budget = (active * RETRY_PERCENT / 100).max(MIN_RETRIES);
@@ -82,7 +82,7 @@ impl Load {
         self.hold(|load| &load.retries, Some(limit))
     }
 
-    /// Leave to use a connection, while there are fewer than may be.
+    /// Permit to use a connection, if one is free.
     pub fn connection_now(&self) -> Option<Leave> {
         if self.limits.connections.is_none() {
             return Some(Leave(None));
@@ -91,10 +91,10 @@ impl Load {
         permit.ok().map(|permit| Leave(Some(permit)))
     }
 
-    /// Leave to use a connection: at once while there are fewer than may be, else after one ends.
+    /// Permit to use a connection: at once if one is free, else after another is dropped.
     ///
     /// # Errors
-    /// [`Kind::Overload`] when as many as may are waiting already.
+    /// [`Kind::Overload`] when the limit of pending requests is reached.
     pub async fn connection(self: &Arc<Load>) -> Result<Leave, Error> {
         if let Some(leave) = self.connection_now() {
             return Ok(leave);
@@ -108,10 +108,10 @@ impl Load {
         Ok(Leave(permit.ok()))
     }
 
-    /// Leave to use a connection for bytes, which nobody can be asked to wait for.
+    /// Permit for an opaque TCP connection, whose client can't be made to wait.
     ///
     /// # Errors
-    /// [`Kind::Overload`] when as many as may are open.
+    /// [`Kind::Overload`] when the limit of connections is reached.
     pub fn open(self: &Arc<Load>) -> Result<Leave, Error> {
         let Some(limit) = self.limits.connections else {
             return Ok(Leave(None));
@@ -123,7 +123,7 @@ impl Load {
 
     fn hold(self: &Arc<Load>, of: fn(&Load) -> &AtomicU32, limit: Option<u32>) -> Option<Held> {
         let count = of(self).fetch_add(1, Ordering::Relaxed);
-        // Dropped when there are too many: it was one more already.
+        // It is counted already: above the limit, dropping it takes it back.
         let held = Held(Arc::clone(self), of);
         limit.is_none_or(|limit| count < limit).then_some(held)
     }

@@ -1,4 +1,4 @@
-//! Which endpoint takes a request: a [`Cluster`] picks, a [`Lease`] counts the request in flight until it is dropped.
+//! Load balancing: a [`Cluster`] picks an endpoint, a [`Lease`] counts the request in flight until it is dropped.
 //!
 //! Invariant: an [`Endpoint`] outlives the configuration that named it first; a push replaces the list, never the
 //! counters of an endpoint that stays.
@@ -27,37 +27,37 @@ use outlier::{Ejection, Fitness, Verdict};
 pub struct Cluster {
     /// Its name: `outbound|80|v1|user-service.default.svc.cluster.local`.
     pub name: Arc<str>,
-    /// Which object it comes from, for explanations.
+    /// Configuration object that it comes from, for explanations.
     pub object: Arc<str>,
-    /// How long a connection to one of its endpoints may take.
+    /// Timeout for connecting to one of its endpoints, TLS included.
     pub connect_timeout: Duration,
-    /// How its connections are used.
+    /// Settings of its connections.
     pub connections: Connections,
-    /// What is under way.
+    /// Its requests and connections in flight.
     pub load: Arc<Load>,
     balance: Balance,
     outlier: Option<Outlier>,
-    /// When it began: sweeps are counted from there.
+    /// Time from which sweeps are counted: when the cluster began.
     start: Instant,
     endpoints: ArcSwap<EndpointSet>,
     turn: AtomicU32,
-    /// How many endpoints are ejected: while none is, picking doesn't look. One thread at a time ejects or restores.
+    /// Serialises ejections and returns. A pick checks no endpoint while `any_ejected` is false.
     ejected: Mutex<()>,
     any_ejected: AtomicBool,
 }
 
-/// What a request asks of an endpoint.
+/// Requirements of a request on its endpoint.
 #[derive(Debug, Clone, Copy)]
 pub struct Ask<'a> {
-    /// Endpoints that it tried already: taken again only when there is no other.
+    /// Ids of endpoints that were tried already: taken again only when there is no other.
     pub tried: &'a [u64],
-    /// Whether it can be sent again: then it may be the one that tries an endpoint on probation.
+    /// True when the request can be sent again, and so may probe an endpoint on probation.
     pub is_replayable: bool,
-    /// When it asks.
+    /// Time of the pick.
     pub now: Instant,
 }
 
-/// The endpoints of a moment, with what picking needs worked out.
+/// The endpoints of a moment, with the sums that picking needs.
 #[derive(Debug, Default)]
 pub struct EndpointSet {
     endpoints: Vec<Arc<Endpoint>>,
@@ -82,7 +82,7 @@ impl EndpointSet {
         &self.endpoints
     }
 
-    /// Which endpoint is next; there is at least one.
+    /// Index of the next endpoint; there is at least one.
     fn choose(&self, balance: Balance, turn: &AtomicU32, mut dice: impl FnMut() -> u32) -> usize {
         let at = match (self.endpoints.len(), balance) {
             (1, _) => 0,
@@ -113,7 +113,7 @@ impl EndpointSet {
         at.min(self.endpoints.len() - 1)
     }
 
-    /// The endpoint at `dice`, by weight.
+    /// Index of the endpoint at `dice`, by weight.
     fn by_weight(&self, dice: u32) -> usize {
         let Some(&total) = self.sums.last() else {
             return scaled(dice, self.endpoints.len());
@@ -132,15 +132,15 @@ fn running_sums(endpoints: &[Arc<Endpoint>]) -> Vec<u32> {
     endpoints.iter().map(add).collect()
 }
 
-/// `dice`, evenly spread over all of `u32`, as a number below `count`.
+/// `dice`, uniform over `u32`, as a number below `count`.
 fn scaled(dice: u32, count: usize) -> usize {
     let scaled = (u64::from(dice) * count as u64) >> 32;
     usize::try_from(scaled).unwrap_or(0)
 }
 
 impl Cluster {
-    /// A cluster as `config` says, without endpoints yet. What is under way on `before`, which it replaces, counts on,
-    /// and ejections stay, as long as what they are judged by does.
+    /// A cluster as in `config`, without endpoints yet. It takes over the load of `before`, which it replaces, if the
+    /// limits are the same; ejections stay with their endpoints while there is outlier detection.
     pub fn new(config: &config::cluster::Cluster, before: Option<&Cluster>) -> Cluster {
         let load = before
             .map(|before| &before.load)
@@ -161,25 +161,25 @@ impl Cluster {
         }
     }
 
-    /// The endpoints of the moment.
+    /// The current endpoints.
     pub fn endpoints(&self) -> Arc<EndpointSet> {
         self.endpoints.load_full()
     }
 
-    /// Whether there is a sidecar before one of its endpoints at least.
+    /// True when at least one of its endpoints has a sidecar.
     pub fn has_sidecars(&self) -> bool {
         let endpoints = self.endpoints.load();
         endpoints.endpoints.iter().any(|e| e.tls.is_some())
     }
 
-    /// Requests are spread over these endpoints from now on.
+    /// Replaces the endpoints over which requests are spread.
     pub fn set_endpoints(&self, endpoints: Vec<Arc<Endpoint>>) {
         let lock = self.lock();
         self.endpoints.store(Arc::new(EndpointSet::new(endpoints)));
         self.count_ejected(&lock);
     }
 
-    /// Picks an endpoint and counts a request in flight on it. `dice` gives numbers evenly spread over `u32`.
+    /// Picks an endpoint and counts a request in flight on it. `dice` gives numbers uniform over `u32`.
     ///
     /// # Errors
     /// [`Kind::NoEndpoint`] when there is none.
@@ -196,7 +196,7 @@ impl Cluster {
         self.pick_among(&set, ask, dice)
     }
 
-    /// Picks when some endpoints are not to be picked: on probation first, then what wasn't tried, then what is left.
+    /// Picks around ejected and tried endpoints: one on probation first, then one not tried, then any that is left.
     fn pick_among(
         &self,
         set: &EndpointSet,
@@ -236,8 +236,8 @@ impl Cluster {
         Err(Error::own(Kind::NoEndpoint, detail).behind(&self.object))
     }
 
-    /// An endpoint that may return, and that no request has tried for as long as an ejection lasts: somebody should see
-    /// whether it takes connections. Whoever gets it has its one try.
+    /// An endpoint that may return, and that no request has probed for the base time of an ejection: the caller should
+    /// probe it by connecting. The lease holds its one probe.
     pub fn due_for_a_look(&self, now: Instant) -> Option<Lease> {
         let outlier = self.outlier.as_ref()?;
         if !self.any_ejected.load(Ordering::Relaxed) {
@@ -253,7 +253,7 @@ impl Cluster {
             .map(Lease::probe)
     }
 
-    /// Takes what became of a request on an endpoint. Says for how long the endpoint is ejected, if it is by this.
+    /// Reports the result of a request at an endpoint. Returns the ejection that it causes, if any.
     pub fn report(&self, lease: &mut Lease, verdict: Verdict, now: Instant) -> Option<Ejection> {
         let outlier = self.outlier.as_ref()?;
         let health = &lease.endpoint.health;
@@ -274,7 +274,7 @@ impl Cluster {
         let count = set.endpoints.iter().filter(ejected).count();
         let is_new = health.ejection().is_none();
         if !is_new {
-            // Whoever ejected it may have done so for the cluster that this one replaced.
+            // It may have been ejected on behalf of the cluster that this one replaced.
             self.count_ejected(&lock);
             return None;
         }
@@ -286,7 +286,7 @@ impl Cluster {
         health.ejection()
     }
 
-    /// Whether it wants to be told what becomes of requests.
+    /// True when it needs reports on the results of requests.
     pub fn is_watched(&self) -> bool {
         self.outlier.is_some()
     }
@@ -307,7 +307,7 @@ impl Cluster {
 #[derive(Debug)]
 pub struct Lease {
     endpoint: Arc<Endpoint>,
-    /// Whether it is the one try of an endpoint on probation.
+    /// True when it holds the one probe of an endpoint on probation.
     is_probe: bool,
 }
 
@@ -331,7 +331,7 @@ impl Lease {
         &self.endpoint
     }
 
-    /// Whether it is the one try of an endpoint on probation.
+    /// True when it holds the one probe of an endpoint on probation.
     pub fn is_probe(&self) -> bool {
         self.is_probe
     }

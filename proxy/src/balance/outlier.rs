@@ -1,7 +1,8 @@
-//! Outlier ejection, Envoy's arithmetic without its timer: who failed often in a row takes no requests for a while.
+//! Outlier detection, Envoy's arithmetic without its timer: an endpoint that failed often in a row is ejected for a
+//! while.
 //!
-//! Nothing runs in the background: when an endpoint may return is worked out when it is ejected, up to the next sweep that
-//! Envoy would make. Then one request at a time tries it, and what comes of that decides.
+//! Nothing runs in the background: the end of an ejection is computed when it begins, up to the next sweep that Envoy
+//! would make. Then one request at a time probes the endpoint, and its result decides.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,18 +12,18 @@ use tokio::time::Instant;
 
 use leno_rules::config::cluster::Outlier;
 
-/// What an endpoint made of a request.
+/// Result of a request at an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// It answered with this status.
+    /// A response with this status.
     Status(u16),
-    /// It couldn't be reached, or broke off before it answered.
+    /// No connection, or one that broke before a response.
     Failed,
-    /// It didn't answer in time.
+    /// No connection or response in time.
     TimedOut,
 }
 
-/// How an endpoint has been doing.
+/// Health of an endpoint.
 #[derive(Debug, Default)]
 pub struct Health {
     fives: AtomicU32,
@@ -36,40 +37,40 @@ struct State {
     /// Ejections in a row.
     times: u32,
     ejected: Option<Ejection>,
-    /// When it came back last.
+    /// Time of its last return.
     returned: Option<Instant>,
 }
 
-/// An ejection under way.
+/// An ejection that is in force.
 #[derive(Debug, Clone)]
 pub struct Ejection {
-    /// Why, in words.
+    /// Reason, in words.
     pub reason: String,
-    /// When the endpoint may be tried again.
+    /// Time from which the endpoint may be probed.
     pub until: Instant,
-    /// How many times in a row it was ejected.
+    /// Number of its ejections in a row.
     pub times: u32,
     probing: bool,
 }
 
-/// Whether an endpoint takes a request.
+/// Availability of an endpoint for requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fitness {
-    /// Any.
+    /// Takes any request.
     Fit,
-    /// One, to see whether it is well again.
+    /// Takes one request, as a probe.
     OnProbation,
-    /// None.
+    /// Takes no request.
     Unfit,
 }
 
 impl Health {
-    /// The ejection under way.
+    /// The ejection in force.
     pub fn ejection(&self) -> Option<Ejection> {
         self.state().ejected.clone()
     }
 
-    /// Whether it takes a request now.
+    /// Its availability at `now`.
     pub fn fitness(&self, now: Instant) -> Fitness {
         match &self.state().ejected {
             None => Fitness::Fit,
@@ -78,7 +79,7 @@ impl Health {
         }
     }
 
-    /// Takes the one try that an endpoint on probation has; `false` when somebody else has it.
+    /// Takes the one probe of an endpoint on probation; `false` when there is none to take.
     pub(super) fn begin_probe(&self, now: Instant) -> bool {
         match &mut self.state().ejected {
             Some(ejected) if ejected.until <= now && !ejected.probing => {
@@ -89,14 +90,14 @@ impl Health {
         }
     }
 
-    /// Gives the try back: nothing was learnt by it.
+    /// Gives the probe back: it had no result.
     pub(super) fn abandon_probe(&self) {
         if let Some(ejected) = &mut self.state().ejected {
             ejected.probing = false;
         }
     }
 
-    /// Counts `verdict`; says why the endpoint is to be ejected, if it is.
+    /// Counts `verdict`. Returns the reason when the endpoint is to be ejected.
     pub(super) fn count(&self, outlier: &Outlier, verdict: Verdict) -> Option<String> {
         let is_local = !matches!(verdict, Verdict::Status(_));
         if outlier.split && is_local {
@@ -110,7 +111,7 @@ impl Health {
             Verdict::Status(status) => (status >= 500, matches!(status, 502..=504)),
             Verdict::Failed | Verdict::TimedOut => (true, true),
         };
-        // Reading before writing: a healthy endpoint's line stays shared between the workers.
+        // Read before written: a healthy endpoint's cache line stays shared between the workers.
         let reset = |counter: &AtomicU32| {
             if counter.load(Ordering::Relaxed) > 0 {
                 counter.store(0, Ordering::Relaxed);
@@ -131,10 +132,10 @@ impl Health {
         over(&self.fives, outlier.consecutive_5xx, "5xx responses").or(of_gateway.flatten())
     }
 
-    /// Ejects it, or again. `start` is when the cluster began: sweeps are counted from there.
+    /// Ejects it, for longer each time in a row. Sweeps are counted from `start`, when the cluster began.
     pub(super) fn eject(&self, outlier: &Outlier, reason: String, start: Instant, now: Instant) {
         let mut state = self.state();
-        // For each interval that it did well since it came back, one ejection is forgotten.
+        // Each interval that it did well since its return takes one ejection off the count.
         if let Some(returned) = state.returned.take() {
             let well = now.duration_since(returned).as_secs_f64();
             let forgotten = well / outlier.interval.as_secs_f64().max(0.001);
@@ -154,7 +155,7 @@ impl Health {
         });
     }
 
-    /// Lets it take requests again.
+    /// Ends the ejection.
     pub(super) fn restore(&self, now: Instant) {
         let mut state = self.state();
         state.ejected = None;
@@ -169,7 +170,7 @@ impl Health {
     }
 }
 
-/// Counts one more; says so, and begins anew, when that reaches the limit.
+/// Increments a counter; at the limit, resets it and returns the reason.
 fn over(counter: &AtomicU32, limit: u32, what: &str) -> Option<String> {
     let count = counter.fetch_add(1, Ordering::Relaxed) + 1;
     if limit == 0 || count < limit {
@@ -179,7 +180,7 @@ fn over(counter: &AtomicU32, limit: u32, what: &str) -> Option<String> {
     Some(format!("{count} {what} in a row"))
 }
 
-/// Whether one more of `hosts` may be ejected when so many are.
+/// True when one more of `hosts` may be ejected beside those `ejected`.
 pub(super) fn may_eject(outlier: &Outlier, ejected: usize, hosts: usize) -> bool {
     let within = 100 * (ejected + 1) <= outlier.max_percent as usize * hosts;
     within || (ejected == 0 && hosts >= 2)
@@ -210,7 +211,7 @@ mod tests {
         }
     }
 
-    /// After which of these verdicts the endpoint is to be ejected.
+    /// Number of these verdicts after which the endpoint is to be ejected.
     fn ejected_after(outlier: &Outlier, verdicts: &[Verdict]) -> Option<usize> {
         let health = Health::default();
         let at = verdicts

@@ -15,7 +15,7 @@ fn config(balance: Balance) -> config::cluster::Cluster {
     }
 }
 
-/// What a request asks that was never sent.
+/// Pick for a request that was never sent.
 fn first() -> Ask<'static> {
     Ask {
         tried: &[],
@@ -38,7 +38,7 @@ fn of(config: &config::cluster::Cluster, weights: &[u32]) -> Cluster {
     cluster
 }
 
-/// How often each endpoint is picked in `rounds`, when each request is over before the next.
+/// Number of picks of each endpoint in `rounds`, when each request is over before the next.
 fn counts(cluster: &Cluster, rounds: usize) -> Vec<usize> {
     let mut rng = fastrand::Rng::with_seed(7);
     let mut counts = vec![0; cluster.endpoints().endpoints().len()];
@@ -151,7 +151,7 @@ async fn who_fails_is_left_out_and_one_request_tries_it_again() {
         assert_ne!(next(&cluster, first(), 200).expect("others"), 2);
     }
     tokio::time::advance(Duration::from_secs(10)).await;
-    // What can't be sent again doesn't try it, and one try at a time is enough.
+    // A request that can't be sent again doesn't probe it, and one probe at a time is enough.
     let careful = Ask {
         is_replayable: false,
         ..first()
@@ -181,7 +181,7 @@ async fn when_all_are_ejected_nobody_is_asked_until_the_time_is_up() {
     assert_eq!(error.kind, Kind::NoEndpoint);
     assert!(error.detail.contains("ejected, after 2 5xx"), "{error}");
     tokio::time::advance(Duration::from_secs(10)).await;
-    // Nothing else is left: even what can't be sent again may try.
+    // Nothing else is left: even a request that can't be sent again may probe.
     let careful = Ask {
         is_replayable: false,
         ..first()

@@ -1,5 +1,5 @@
-//! Two sidecars say who they are before the bytes of others pass between them: Envoy's metadata exchange, which is agreed on by
-//! ALPN `istio-peer-exchange`.
+//! Exchange of peer metadata between two sidecars, before the bytes of a TCP connection: Envoy's metadata exchange,
+//! negotiated by ALPN `istio-peer-exchange`.
 
 use std::io::{Error, ErrorKind, Result};
 use std::time::Duration;
@@ -12,10 +12,10 @@ use leno_http::stream::Stream;
 use leno_rules::config::endpoints::Workload;
 use leno_rules::config::peer::{PREFACE, frame_length, read_frame};
 
-/// Says `own`, a frame, and hears what the peer says, if both agreed to; nothing when it doesn't say who it is.
+/// Sends `own`, a frame, and reads the peer's, if that was negotiated; `None` when the peer names no workload.
 ///
 /// # Errors
-/// When the connection breaks, or the peer says something else than a frame, or nothing `within` the time.
+/// When the connection breaks, or the peer sends anything but a frame, or nothing `within` the time.
 pub async fn exchange(
     stream: &mut Stream,
     own: &[u8],

@@ -16,19 +16,19 @@ use crate::tls::Peer;
 use leno_http::stream::{Socket, Stream, connect_from, tune};
 use leno_rules::config::cluster::Keepalive;
 
-/// Between two tries to reach an app that may be starting.
+/// Delay between attempts to reach an app that may be starting.
 const AGAIN: Duration = Duration::from_millis(50);
 
-/// What a connection will carry.
+/// Protocol that a connection will carry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Carries {
     /// HTTP/1.
     Http,
-    /// HTTP/1 of many callers as streams, where the peer is a sidecar of ours.
+    /// HTTP/1 of many clients as streams, where the peer is a sidecar of ours.
     Shared,
-    /// HTTP/2, or HTTP/1 where the peer's TLS knows nothing newer.
+    /// HTTP/2, or HTTP/1 where the peer's TLS negotiates nothing newer.
     Http2,
-    /// Any bytes.
+    /// Opaque bytes.
     Tcp,
 }
 
@@ -83,7 +83,7 @@ async fn connect(
         Carries::Http2 => &tls.http2,
         Carries::Tcp => &tls.tcp,
     };
-    // A box: what an app's connections don't need must not make all of them larger.
+    // Boxed: connections to an app need no TLS, which must not enlarge them all.
     let (stream, peer) = Box::pin(connector.connect(tcp)).await?;
     Ok((stream, Some(peer)))
 }
@@ -92,7 +92,7 @@ fn is_refusal(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::ConnectionRefused
 }
 
-/// Sets TCP keepalive as the configuration says; what it doesn't say stays.
+/// Sets TCP keepalive as configured; an unset value stays.
 fn keep_alive(tcp: &TcpStream, said: Keepalive) {
     let mut keepalive = TcpKeepalive::new();
     if let Some(time) = said.time {
@@ -104,6 +104,6 @@ fn keep_alive(tcp: &TcpStream, said: Keepalive) {
     if let Some(probes) = said.probes {
         keepalive = keepalive.with_retries(probes);
     }
-    // A connection without them works as well.
+    // The connection works without keepalive as well.
     let _ = SockRef::from(tcp).set_tcp_keepalive(&keepalive);
 }

@@ -1,5 +1,5 @@
-//! HTTP/2 connections of one worker, each shared by many requests. Requests to an endpoint wait for the one that is
-//! being opened.
+//! HTTP/2 connections of one worker, each shared by many requests. Requests to an endpoint wait for a connection that
+//! is being opened.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -20,23 +20,23 @@ use leno_http::h2::Connection;
 use leno_http::peers::Up;
 use leno_rules::config::cluster::Connections;
 
-/// A connection with what it may be used for.
+/// A shared connection, with the settings of its use.
 #[derive(Debug)]
 pub struct Member {
     /// The connection.
     pub connection: Rc<Connection>,
-    /// When it is mutual TLS: how long the certificates that made it are valid.
+    /// With mutual TLS: expiry of the certificates of its handshake.
     pub until: Option<Instant>,
-    /// Its own end.
+    /// Its local address.
     pub local: Option<SocketAddr>,
-    /// Where it leads.
+    /// Endpoint that it leads to.
     pub endpoint: Arc<Endpoint>,
-    /// How it is used.
+    /// Connection settings of the cluster.
     pub uses: Connections,
 }
 
 impl Member {
-    /// Whether it may be used for requests to come. Learns from what it sees.
+    /// True when it may be used for further requests. Records in the endpoint that it stayed open, or closed when idle.
     fn is_usable(&self, now: Instant, idle_timeout: Duration) -> bool {
         if !self.connection.is_open() {
             if let Some(idle) = self.connection.closed_after() {
@@ -49,7 +49,7 @@ impl Member {
         self.endpoint.open_after(idle);
         let is_stale = idle >= self.uses.idle_timeout.unwrap_or(idle_timeout);
         let expires = self.until.is_some_and(|until| until <= now + BEFORE_EXPIRY);
-        // A sidecar at the other end keeps the limit for its app itself.
+        // A sidecar at the other end applies the limit for its app itself.
         let max = self
             .uses
             .max_requests
@@ -58,7 +58,7 @@ impl Member {
         !(is_stale || expires || is_worn_out || self.endpoint.is_retired())
     }
 
-    /// Whether it has room for a request. One that can't be sent again needs a connection that is surely open: a busy
+    /// True when it has room for a request. One that can't be sent again needs a connection that is surely open: a busy
     /// one, or one that the endpoint has never closed so early.
     fn takes(&self, now: Instant, is_repeatable: bool) -> bool {
         let is_sure = is_repeatable
@@ -76,7 +76,7 @@ impl Member {
     }
 }
 
-/// What came of opening a connection.
+/// Result of opening a connection; `None` until then.
 type Opened = Option<Result<(), Error>>;
 
 /// Connections by endpoint.
@@ -86,7 +86,7 @@ pub struct Multiplexed {
     opening: RefCell<HashMap<u64, watch::Receiver<Opened>>>,
 }
 
-/// Somebody opens a connection to an endpoint, until this is dropped.
+/// Marks a connection to an endpoint as being opened, until this is dropped.
 #[derive(Debug)]
 struct Opening(Rc<Multiplexed>, u64);
 
@@ -112,29 +112,29 @@ impl Multiplexed {
         Some(member.stream())
     }
 
-    /// Keeps a connection for requests to come.
+    /// Keeps a connection for further requests.
     pub fn add(&self, member: Member) {
         let mut members = self.members.borrow_mut();
         let of = members.entry(member.endpoint.id).or_default();
-        // The freshest is asked first.
+        // The newest is tried first.
         of.insert(0, member);
     }
 
-    /// Waits until somebody else's try to connect to `endpoint` is over; `None` when nobody is at it.
+    /// Waits for the end of another request's attempt to connect to `endpoint`; `None` when there is none.
     ///
     /// # Errors
-    /// Why it failed.
+    /// Error of that attempt.
     pub async fn wait(&self, endpoint: u64) -> Option<Result<(), Error>> {
         let mut opened = self.opening.borrow().get(&endpoint)?.clone();
         let outcome = opened.wait_for(Option::is_some).await;
         outcome.ok()?.clone()
     }
 
-    /// Connects to `endpoint` by `open`, for whoever asks and whoever waits; what it gives is a stream on the connection,
-    /// or nothing where the endpoint knows no HTTP/2.
+    /// Connects to `endpoint` by `open`, for the caller and for the requests that wait. Returns a stream on the
+    /// connection, or `None` where the endpoint negotiates no HTTP/2.
     ///
     /// # Errors
-    /// Why it can't be connected to.
+    /// When the connection can't be made.
     pub async fn open<F>(
         self: &Rc<Self>,
         endpoint: u64,
@@ -146,14 +146,14 @@ impl Multiplexed {
         let (sender, receiver) = watch::channel(None);
         self.opening.borrow_mut().insert(endpoint, receiver);
         let (own, opening) = (Rc::clone(self), Opening(Rc::clone(self), endpoint));
-        // A task: whoever asked first may leave, and the others still wait.
+        // A task: the first request may be cancelled, and the others still wait.
         let task = tokio::task::spawn_local(async move {
             let outcome = open.await;
             drop(opening);
             let said = outcome.as_ref().map(drop).map_err(Clone::clone);
             let stream = outcome.map(|member| {
                 let member = member?;
-                // It is good for this request, whatever the next ones want of a connection.
+                // It is good for this request, even if the next ones can't use it.
                 let stream = member.stream();
                 own.add(member);
                 Some(stream)
@@ -165,7 +165,8 @@ impl Multiplexed {
         task.await.map_err(ended)?
     }
 
-    /// Closes what can't be used any more, once nobody uses it. Called every second or so.
+    /// Drops connections that take no further requests; they close once their streams have ended. Called every second
+    /// or so.
     pub fn sweep(&self, now: Instant, idle_timeout: Duration) {
         self.members.borrow_mut().retain(|_, members| {
             members.retain(|member| member.is_usable(now, idle_timeout));

@@ -1,7 +1,7 @@
 //! Upstream connections of one worker: idle ones, the most recently used first, and those that many requests share.
 //!
-//! Invariant: what is handed out was open a moment ago, its peer's certificate is valid, and a cluster still names its
-//! endpoint.
+//! Invariant: a connection that is handed out was open a moment ago, its peer's certificate is valid, and a cluster
+//! still names its endpoint.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -21,16 +21,16 @@ use leno_http::h1::Before;
 use leno_http::peers::Up;
 use leno_rules::config::cluster::Connections;
 
-/// A connection is given up this long before a certificate that made it ends: the peer closes it then, and a request
-/// must not meet that.
+/// A connection is given up this long before a certificate of its handshake expires: the peer closes it then, and a
+/// request must not meet that.
 pub(super) const BEFORE_EXPIRY: Duration = Duration::from_millis(500);
 
 /// An upstream connection.
 #[derive(Debug)]
 pub struct Upstream {
-    /// HTTP on it.
+    /// HTTP on it, as the client.
     pub half: Up,
-    /// Its own end.
+    /// Its local address.
     pub local: Option<SocketAddr>,
     until: Option<Instant>,
     endpoint: Arc<Endpoint>,
@@ -38,8 +38,8 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// A connection from `local` to `endpoint`, or a stream of one, used as `uses` says; when it is mutual TLS, the
-    /// certificates that made it are valid `until` then.
+    /// A connection from `local` to `endpoint`, or a stream of one, used as `uses` allows; with mutual TLS, the
+    /// certificates of its handshake are valid `until` then.
     pub fn new(
         half: Up,
         (until, local): (Option<Instant>, Option<SocketAddr>),
@@ -55,7 +55,7 @@ impl Upstream {
         })
     }
 
-    /// Whether it is good now, after having been idle for `idle`. Learns from what it sees.
+    /// True when it is usable now, after being idle for `idle`. Records in the endpoint that it stayed open, or closed.
     fn is_usable(&mut self, idle: Duration, now: Instant, idle_timeout: Duration) -> bool {
         let expires = self.until.is_some_and(|until| until <= now + BEFORE_EXPIRY);
         let idle_timeout = self.uses.idle_timeout.unwrap_or(idle_timeout);
@@ -73,7 +73,8 @@ impl Upstream {
         is_alive
     }
 
-    /// Whether it has carried as many requests as it may. A sidecar at the other end keeps this for its app itself.
+    /// True once it has carried the requests that it may. A sidecar at the other end applies that limit for its app
+    /// itself.
     fn is_worn_out(&self) -> bool {
         let max = self
             .uses
@@ -83,7 +84,7 @@ impl Upstream {
     }
 }
 
-/// Hashes the numbers of endpoints, which are ours: nobody can choose them to collide.
+/// Hashes endpoint ids, which are ours: no client can choose them to collide.
 #[derive(Debug, Default)]
 pub(super) struct IdHasher(u64);
 
@@ -104,10 +105,10 @@ impl Hasher for IdHasher {
     }
 }
 
-/// Idle connections of one endpoint, and since when they are, the latest last.
+/// Idle connections of one endpoint, each with the time since which it is idle, the latest last.
 type Idle = Vec<(Instant, Box<Upstream>)>;
 
-/// Idle connections by endpoint.
+/// Idle connections by endpoint, and shared ones.
 #[derive(Debug)]
 pub struct Pool {
     idle: RefCell<HashMap<u64, Idle, BuildHasherDefault<IdHasher>>>,
@@ -118,7 +119,7 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// A pool that keeps a connection for `idle_timeout` at most.
+    /// A pool that keeps an idle connection for `idle_timeout` at most.
     pub fn new(idle_timeout: Duration) -> Pool {
         Pool {
             idle: RefCell::default(),
@@ -128,8 +129,8 @@ impl Pool {
         }
     }
 
-    /// An idle connection to `endpoint`, if there is a good one. For a request that can't be sent again only one that is
-    /// surely open, since a request that meets a connection that is just being closed is lost.
+    /// An idle connection to `endpoint`, if there is a usable one. For a request that can't be sent again only one that
+    /// is surely open, since a request that meets a connection that is just being closed is lost.
     pub fn take(
         &self,
         endpoint: &Endpoint,
@@ -171,7 +172,7 @@ impl Pool {
             return;
         };
         if is_done || !half.is_reusable() {
-            // In its place mostly another one comes.
+            // Mostly another connection takes its place, and begins with its last head.
             self.before
                 .borrow_mut()
                 .clone_from(half.conn_ref().before());
@@ -183,14 +184,14 @@ impl Pool {
         connections.push((clock::now(), upstream));
     }
 
-    /// Tells a new connection what the head was like that came last on one that is closed.
+    /// Gives a new connection the last head of a closed one, which its own first head probably repeats.
     pub fn tell(&self, upstream: &mut Upstream) {
         if let Up::H1(half) = &mut upstream.half {
             half.conn().set_before(self.before.borrow().elsewhere());
         }
     }
 
-    /// Closes what has been idle for too long, or can't be used any more. Called every second or so.
+    /// Closes connections that were idle for too long, or are no longer usable. Called every second or so.
     pub fn sweep(&self, now: Instant) {
         self.multiplexed.sweep(now, self.idle_timeout);
         let mut idle = self.idle.borrow_mut();

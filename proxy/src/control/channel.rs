@@ -1,4 +1,4 @@
-//! How the control plane is reached: one address, TLS with its SPIFFE ID, for the stream and for certificates.
+//! Connections to the control plane: one address, TLS verified by SPIFFE ID, for each of its gRPC services.
 
 use std::fmt;
 use std::future::Future;
@@ -22,10 +22,10 @@ use crate::tls::client::Connector;
 use leno_http::stream::connect_to;
 use leno_rules::spiffe::SpiffeId;
 
-/// How long a connection to the control plane may take, TLS included.
+/// Timeout of connecting to the control plane, TLS handshake included.
 const CONNECT: Duration = Duration::from_secs(5);
 
-/// Where the control plane is, and who it must prove to be.
+/// Address of the control plane, and the SPIFFE ID that it must prove.
 #[derive(Debug, Clone)]
 pub struct Target {
     /// `host:port`.
@@ -41,20 +41,20 @@ impl fmt::Display for Target {
 }
 
 impl Target {
-    /// A connector that proves who we are by our certificate.
+    /// A dialer that presents the workload's certificate.
     ///
     /// # Errors
-    /// When the address isn't one.
+    /// When the address is invalid.
     pub fn connector(&self, credentials: &Arc<Credentials>) -> Result<Dialer, String> {
         let allowed = vec![self.identity.clone()];
         let connector = Connector::new(credentials, self.host(), &[b"h2"], allowed)?;
         self.dialer(connector.config())
     }
 
-    /// A connector with a TLS configuration of the caller's.
+    /// A dialer with the caller's TLS configuration.
     ///
     /// # Errors
-    /// When the address isn't one.
+    /// When the address is invalid.
     pub fn dialer(&self, config: Arc<ClientConfig>) -> Result<Dialer, String> {
         let name = ServerName::try_from(self.host().to_owned());
         let name = name.map_err(|error| format!("{:?}: {error}", self.address))?;
@@ -73,7 +73,7 @@ impl Target {
     }
 }
 
-/// Bytes both ways, on the threads of tonic.
+/// A byte stream in both directions that is `Send`, as tonic requires.
 pub trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
@@ -82,7 +82,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
 type Connection = TokioIo<Box<dyn Duplex>>;
 type Dialling = Pin<Box<dyn Future<Output = io::Result<Connection>> + Send>>;
 
-/// Dials for tonic. One type for whatever is dialled: each is another copy of all that is above it in the program.
+/// A connector for tonic. One type for every kind of connection: each further one would put another copy of the code
+/// above it into the program.
 #[derive(Clone)]
 pub struct Dialer(Arc<dyn Fn() -> Dialling + Send + Sync>);
 
@@ -93,7 +94,7 @@ impl fmt::Debug for Dialer {
 }
 
 impl Dialer {
-    /// Dials by `dial`.
+    /// A connector that calls `dial` for each connection.
     pub fn new<F, T>(dial: impl Fn() -> F + Send + Sync + 'static) -> Dialer
     where
         F: Future<Output = io::Result<T>> + Send + 'static,

@@ -1,4 +1,4 @@
-//! Going without losing a request: callers are sent elsewhere first, then the app's requests end, then ours.
+//! Drain without losing a request: callers are sent elsewhere, then requests to the app finish, then the app's own.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -15,30 +15,30 @@ use crate::directory::Directory;
 use crate::drain::{ON_THE_WAY, Phase, Side, Signal};
 use crate::tls::Credentials;
 
-/// How long the control plane is given to say that the others know: it gives them five seconds itself.
+/// Timeout for the control plane to confirm that every subscriber took the drain; it gives them five seconds itself.
 const FAREWELL: Duration = Duration::from_secs(6);
-/// Between two tries to tell it.
+/// Delay before the drain call is made again.
 const AGAIN: Duration = Duration::from_millis(500);
-/// Whole seconds without a request of the app's, and without a connection, after which it is gone.
+/// Whole seconds without an outbound request after which an app without a connection counts as gone.
 const QUIET: u64 = 2;
 
-/// What is needed to go.
+/// The drain of this proxy: announces it to the control plane and runs its phases.
 #[derive(Debug, Clone)]
 pub struct Lifecycle {
-    /// Where the control plane is.
+    /// Address and SPIFFE ID of the control plane.
     pub target: Target,
-    /// Who we are, and which life of it.
+    /// Node id, as on the ADS stream.
     pub node: String,
-    /// Tells this life from others, as on the stream.
+    /// Id of this process of the workload's proxy, as on the ADS stream.
     pub instance: String,
-    /// What we prove it with.
+    /// Client certificate of the call.
     pub credentials: Arc<Credentials>,
-    /// Knows what the app asks for.
+    /// Knows when the app last used a destination.
     pub directory: Arc<Directory>,
 }
 
 impl Lifecycle {
-    /// Ends in good order, within `at_most`.
+    /// Runs the phases of the drain, within `at_most`.
     pub async fn end(&self, signal: &Signal, at_most: Duration) {
         let deadline = Instant::now() + at_most;
         let left = || deadline.saturating_duration_since(Instant::now());
@@ -65,14 +65,14 @@ impl Lifecycle {
         }
     }
 
-    /// Whether the app asks for nothing any more. One with a connection to us lives.
+    /// True when the app has no connection open and has sent no request for `QUIET` seconds.
     async fn is_app_gone(&self, signal: &Signal) -> bool {
         let is_quiet = self.directory.quiet().is_none_or(|quiet| quiet >= QUIET);
         is_quiet && signal.idle(Side::Outbound, Duration::ZERO).await
     }
 
-    /// Tells the control plane, again when it forgets. `known` is used once every subscriber has learned it, or when
-    /// there is nobody to tell.
+    /// Announces the drain to the control plane, again each time the call ends. `known` is sent with the first answer,
+    /// or when the call ends without one.
     async fn keep_telling(&self, known: oneshot::Sender<()>) -> Infallible {
         let mut known = Some(known);
         loop {
@@ -82,13 +82,13 @@ impl Lifecycle {
                     "the control plane doesn't know that this proxy ends"
                 );
             }
-            // Whoever can't be told can't tell anybody.
+            // A control plane that can't be reached can't inform the callers: waiting gains nothing.
             known.take().map(|known| known.send(()));
             sleep(AGAIN).await;
         }
     }
 
-    /// One call: it stays open for as long as the control plane lives.
+    /// Makes one drain call, which stays open until the control plane ends it.
     async fn tell(&self, known: &mut Option<oneshot::Sender<()>>) -> Result<(), String> {
         let connector = self.target.connector(&self.credentials)?;
         let endpoint = Endpoint::from_static("http://control-plane");

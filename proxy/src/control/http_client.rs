@@ -1,4 +1,5 @@
-//! One question by HTTP/1, on a connection of its own: to the app, or to a collector. Not the path, whose HTTP is our own.
+//! HTTP/1 client (hyper) for one request on a connection of its own: to the app, or to a collector. The request path
+//! doesn't use it: that has Leno's own HTTP.
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
@@ -9,10 +10,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::channel::words;
 
-/// Asks on `io`; `take` makes of the answer what is wanted of it, and reads its body if that is.
+/// Sends `request` on `io`; `take` turns the response into the result, and reads the body if it needs it.
 ///
 /// # Errors
-/// Why there is no answer, in words; or what `take` says.
+/// The reason why there is no response, as text; or the error of `take`.
 pub async fn ask<T>(
     io: impl AsyncRead + AsyncWrite + Unpin,
     request: Request<Bytes>,
@@ -25,19 +26,19 @@ pub async fn ask<T>(
         take(response.map_err(|error| words(&error))?).await
     };
     let mut answer = std::pin::pin!(answer);
-    // The connection ends with the answer, or when this is given up.
+    // The connection is closed after the response, or when this future is dropped.
     let ended = tokio::select! {
         answered = &mut answer => return answered,
         ended = connection => ended,
     };
-    // It may have brought the answer first; if not, why it broke says more than that there is none.
+    // The response may have arrived first; if not, the connection's error says more than the request's.
     match ended {
         Ok(()) => answer.await,
         Err(error) => answer.await.map_err(|_| words(&error)),
     }
 }
 
-/// The body of an answer, `at_most` bytes of it.
+/// Reads the body of a response, at most `at_most` bytes.
 ///
 /// # Errors
 /// When it breaks off, or is longer.

@@ -1,7 +1,7 @@
-//! What a restarted proxy begins with: its certificate and the last good configuration, in a directory of its own.
+//! State for a restart: the certificate and the last good configuration, in the workload's own directory.
 //!
-//! Invariant: what is read back is what was written, for this identity, and nobody else could read or change it; anything
-//! else is refused with the reason, and the proxy begins as if it were new.
+//! Invariant: a file is loaded only as it was written, for this identity, and if no other user could read or change it;
+//! any other is refused with the reason, and the proxy starts without it.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
@@ -14,14 +14,14 @@ use serde::de::DeserializeOwned;
 
 use leno_rules::spiffe::SpiffeId;
 
-/// The first words of every file: what it is, and the version of its form.
+/// Magic words at the start of every file, with the version of the format.
 const MAGIC: &str = "leno-proxy state 1";
-/// The largest file that is read.
+/// Largest file that is read, in bytes.
 const MAX_FILE: u64 = 256 * 1024 * 1024;
-/// Permissions that others have.
+/// Permission bits of the group and of others.
 const OTHERS: u32 = 0o077;
 
-/// The directory of one workload.
+/// State directory of one workload.
 #[derive(Debug)]
 pub struct State {
     directory: PathBuf,
@@ -57,7 +57,7 @@ impl State {
         })
     }
 
-    /// Keeps `payload` as `name`. A file is there whole or not at all.
+    /// Writes `payload` as `name`, atomically: a file exists whole or not at all.
     ///
     /// # Errors
     /// When it can't be written.
@@ -76,10 +76,10 @@ impl State {
         fs::rename(next, self.directory.join(name))
     }
 
-    /// What was kept as `name`; `None` when nothing was.
+    /// Reads the payload saved as `name`; `None` when there is no such file.
     ///
     /// # Errors
-    /// Why what is there is not used.
+    /// The reason why the file is refused.
     pub fn load<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, String> {
         let path = self.directory.join(name);
         let wrong = |words: &dyn std::fmt::Display| format!("{}: {words}", path.display());
@@ -119,7 +119,7 @@ impl State {
         format!("{MAGIC} {} {sum}", self.id)
     }
 
-    /// What is wrong with a header that isn't the expected one.
+    /// The reason why a header isn't the expected one.
     fn difference(&self, header: &[u8]) -> String {
         let header = String::from_utf8_lossy(header);
         let Some(rest) = header.strip_prefix(MAGIC) else {
@@ -133,7 +133,7 @@ impl State {
     }
 }
 
-/// Whether a file is of the user that this process runs as.
+/// True when a file belongs to the user that this process runs as.
 fn is_ours(metadata: &fs::Metadata) -> bool {
     fs::metadata("/proc/self").is_ok_and(|own| own.uid() == metadata.uid())
 }

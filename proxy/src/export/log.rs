@@ -1,4 +1,4 @@
-//! Writes the access log. Its thread is its own: a reader of stdout that stops must hold up nothing else.
+//! Writes the access log on a thread of its own: a reader of stdout that stops must not block anything else.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
@@ -12,12 +12,12 @@ use tokio::time::sleep;
 use crate::drain::Watch;
 use crate::observe::queue::Queue;
 
-/// Lines are collected for so long, so that many are one write.
+/// Time that lines are collected, so that many share one write.
 const COLLECT: Duration = Duration::from_millis(50);
-/// Lines of one write.
+/// Most lines of one write.
 const BATCH: usize = 4096;
 
-/// Where lines go.
+/// Destination of the access log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Sink {
     /// To standard output.
@@ -51,7 +51,7 @@ impl Sink {
     }
 }
 
-/// Writes what comes out of `lines` until the end.
+/// Writes queued lines until the proxy ends.
 pub async fn run(lines: Arc<Queue<Vec<u8>>>, mut sink: Box<dyn Write + Send>, watch: Watch) {
     let mut is_broken = false;
     loop {

@@ -1,4 +1,4 @@
-//! What leaves the process besides metrics: lines of the access log, spans, reports. Each has its own task, off the path.
+//! Exports, besides metrics: lines of the access log, spans, reports. Each has its own task, off the path.
 
 pub mod log;
 pub mod otlp;
@@ -16,10 +16,10 @@ use crate::observe::queue::Queue;
 use crate::observe::trace::{self, Traces};
 use otlp::Exporter;
 
-/// Lines of the access log, and where they go.
+/// Lines of the access log, and their destination.
 pub type Lines = (Arc<Queue<Vec<u8>>>, Box<dyn Write + Send>);
 
-/// What takes away what the path hands over.
+/// Consumers of the queues that the path fills.
 pub struct Exports {
     /// Lines of the access log.
     pub log: Option<Lines>,
@@ -29,7 +29,8 @@ pub struct Exports {
     pub failures: Arc<Queue<Failure>>,
 }
 
-/// What the path hands over to, and what takes it away. `service` and `node` say whose it is.
+/// Creates the queues, the [`Observer`] that fills them and the [`Exports`] that empty them. `service` and `node` name
+/// the resource of spans.
 ///
 /// # Errors
 /// When the access log can't be opened.

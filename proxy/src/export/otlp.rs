@@ -1,6 +1,6 @@
-//! Hands spans to a collector: OTLP over gRPC, or over HTTP as binary protobuf.
+//! Exports spans to a collector: OTLP over gRPC, or over HTTP as binary protobuf.
 //!
-//! A collector that is away or silent costs nothing but its spans: what waits is bounded, and what is lost is counted.
+//! A collector that is down or silent costs nothing but its spans: the queue is bounded, and losses are counted.
 
 use std::str::FromStr;
 use std::sync::Arc;
@@ -31,17 +31,17 @@ use crate::observe::queue::Queue;
 use crate::observe::trace::{Event, Span, Value};
 use leno_http::stream::connect_to;
 
-/// Spans are collected for so long.
+/// Time that spans are collected for one message.
 const COLLECT: Duration = Duration::from_millis(100);
-/// Spans of one message.
+/// Most spans of one message.
 const BATCH: usize = 128;
-/// How long a collector may take.
+/// Timeout for connecting to a collector, and for its response.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// The pause after a failure, which doubles.
+/// First pause after a failure; each further one doubles it.
 const MIN_PAUSE: Duration = Duration::from_millis(500);
-/// It grows no further than this.
+/// Longest pause.
 const MAX_PAUSE: Duration = Duration::from_secs(10);
-/// Longest answer of a collector.
+/// Largest response of a collector, in bytes.
 const MAX_ANSWER: usize = 64 * 1024;
 
 /// How spans are handed over.
@@ -54,7 +54,7 @@ pub enum Protocol {
     Http,
 }
 
-/// Where a collector is: `http://HOST:PORT`.
+/// Address of a collector: `http://HOST:PORT`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Address(Uri);
 
@@ -74,23 +74,23 @@ impl FromStr for Address {
     }
 }
 
-/// What hands spans over.
+/// Exporter of spans.
 #[derive(Debug)]
 pub struct Exporter {
-    /// Where to.
+    /// Address of the collector.
     pub address: Address,
-    /// How.
+    /// OTLP's transport.
     pub protocol: Protocol,
-    /// `service.name`: whose spans they are.
+    /// `service.name` of the resource.
     pub service: String,
-    /// `service.instance.id`.
+    /// `service.instance.id` of the resource.
     pub node: String,
-    /// The spans.
+    /// Queue of spans.
     pub spans: Arc<Queue<Span>>,
 }
 
 impl Exporter {
-    /// Hands spans over until the end.
+    /// Exports spans until the proxy ends.
     pub async fn run(self, watch: Watch) {
         let uri = self.address.0.clone();
         let authority = self.authority();
@@ -142,13 +142,13 @@ impl Exporter {
         }
     }
 
-    /// Where the collector is, as host:port.
+    /// The collector's `host:port`.
     fn authority(&self) -> String {
         let authority = self.address.0.authority();
         authority.map(ToString::to_string).unwrap_or_default()
     }
 
-    /// Hands spans over; how many of them were refused.
+    /// Exports spans; returns the number of those that the collector refused.
     async fn export(
         &self,
         client: &mut TraceServiceClient<Channel>,

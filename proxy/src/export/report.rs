@@ -1,5 +1,5 @@
-//! Tells the control plane each second what this sidecar saw: what went between whom, what failed and why, which endpoints
-//! are ejected, how it is itself. The live map is made of that; without a control plane it isn't kept.
+//! Reports to the control plane each second: traffic between peers, failures with their reasons, the state of
+//! endpoints, the sidecar's health. The live map is built from that; without a control plane there is none.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,31 +25,31 @@ use crate::observe::standard::{Cell, Key, Protocol, Series};
 use crate::status::Status;
 use crate::tls::Credentials;
 
-/// Between two reports.
+/// Interval of reports.
 const EACH: Duration = Duration::from_secs(1);
-/// Before the stream is opened again.
+/// Pause before the stream is opened again.
 const AGAIN: Duration = Duration::from_secs(2);
-/// Endpoints of one report.
+/// Most endpoints of one report.
 const MAX_ENDPOINTS: usize = 2000;
 
-/// What reports.
+/// Sends the reports of this sidecar.
 #[derive(Debug)]
 pub struct Reporter {
-    /// Where the control plane is.
+    /// Address and identity of the control plane.
     pub target: Target,
-    /// Who we are.
+    /// Node ID of this sidecar.
     pub node: String,
-    /// What we prove it with.
+    /// Credentials for mutual TLS.
     pub credentials: Arc<Credentials>,
-    /// What was counted.
+    /// Metrics to report.
     pub metrics: Arc<Metrics>,
-    /// What failed.
+    /// Queue of failures.
     pub failures: Arc<Queue<Failure>>,
-    /// What runs.
+    /// Running clusters and endpoints.
     pub status: Arc<Status>,
 }
 
-/// What a cell held at the last report.
+/// Values of a cell at the last report.
 #[derive(Debug, Clone, Default)]
 struct Seen {
     count: u64,
@@ -57,12 +57,12 @@ struct Seen {
     bytes: u64,
 }
 
-/// What was reported before, so that a report tells what is new.
+/// Values of all cells at the last report: a report holds only the difference.
 #[derive(Debug, Default)]
 struct Before(HashMap<(Labels, Key), Seen>);
 
 impl Reporter {
-    /// Reports until the end, or until the control plane turns out not to take reports.
+    /// Reports until the proxy ends; a stream that ends is opened again.
     pub async fn run(self, watch: Watch) {
         let mut before = Before::default();
         loop {
@@ -78,7 +78,7 @@ impl Reporter {
         }
     }
 
-    /// One stream; why it ended.
+    /// Runs one stream; returns the reason that it ended for.
     async fn stream(&self, before: &mut Before) -> String {
         self.credentials.ready().await;
         let connector = match self.target.connector(&self.credentials) {
@@ -91,7 +91,7 @@ impl Reporter {
             Err(error) => return words(&error),
         };
         let (requests, receiver) = mpsc::channel(1);
-        // What happened while nobody listened is history: the map shows what goes on.
+        // Traffic from before the stream is dropped: the map shows the present.
         drop(before.since(&self.metrics.standard().all()));
         let mut tick = interval(EACH);
         tick.tick().await;
@@ -154,7 +154,7 @@ impl Reporter {
 }
 
 impl Before {
-    /// What is new, and is old from now on.
+    /// Traffic since the last call.
     fn since(&mut self, all: &[Arc<Series>]) -> Vec<Traffic> {
         let mut next = HashMap::new();
         let mut traffic: Vec<Traffic> = Vec::new();
@@ -193,7 +193,7 @@ impl Seen {
     }
 }
 
-/// Adds what is new in a cell to what goes between the same peers by the same protocol.
+/// Adds the difference in a cell to the traffic between the same peers by the same protocol.
 fn add(new: &mut Vec<Traffic>, labels: &Labels, cell: &Cell, now: &Seen, before: &Seen) {
     let protocol = cell.key.protocol.as_str();
     let at = new.iter().position(|traffic| traffic.protocol == protocol);
@@ -254,7 +254,7 @@ fn traffic(labels: &Labels, protocol: &str) -> Traffic {
     }
 }
 
-/// Failures, those that are alike as one.
+/// Merges failures that are alike, with their count.
 fn together(failures: Vec<Failure>) -> Vec<FailureMessage> {
     let mut all: Vec<(Failure, u64)> = Vec::new();
     for failure in failures {

@@ -1,4 +1,4 @@
-//! Answers that Leno gives itself: Envoy's status and text, and `proxy-status` (RFC 9209) with the cause in words.
+//! Local replies: Envoy's status and text, and `proxy-status` (RFC 9209) with the cause in words.
 
 use super::headers;
 use crate::error::{Error, Progress};
@@ -9,20 +9,20 @@ use leno_http::h1::{Length, ServerHalf};
 use leno_http::head::Head;
 use leno_http::peers::Down;
 
-/// Longest explanation that travels in a header.
+/// Longest explanation in a field, in bytes.
 const MAX_DETAILS: usize = 1024;
 
-/// Who is told why.
+/// Audience of a local reply, for its level of detail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Audience {
-    /// The local app, or a mesh peer that proved who it is: the whole story.
+    /// The local app, or an authenticated mesh peer: the whole cause.
     Trusted,
-    /// Anyone else: the type of the error and the request's id.
+    /// Any other client: only the type of the error and the request's id.
     Anyone,
 }
 
-/// Counts a request that failed, and buffers its answer. Whatever of its body hasn't come makes the connection close after it.
-/// gRPC's clients look for a status of theirs, in a response without a body.
+/// Counts a failed request, and buffers its local reply. A request body that wasn't received whole makes the connection
+/// close after it. gRPC clients get a gRPC status, in a response without a body.
 pub fn refuse(
     down: &mut Down<'_>,
     outcome: &mut Outcome,
@@ -31,7 +31,7 @@ pub fn refuse(
     audience: Audience,
 ) {
     clock::again();
-    // A caller that left is counted as one.
+    // A client that left stays counted as one (`DC`).
     if !error.is_farewell() {
         outcome.answered(error.answer().status, error.answer().flag);
         if outcome.call().is_some() {
@@ -70,7 +70,7 @@ pub fn refuse(
     down.finish(None);
 }
 
-/// Whether whoever sent `request` waits for a gRPC status.
+/// True when the client of `request` expects a gRPC status.
 pub fn is_grpc(request: &Head) -> bool {
     request.values("content-type").any(|value| {
         let rest = value.strip_prefix(b"application/grpc");
@@ -78,8 +78,8 @@ pub fn is_grpc(request: &Head) -> bool {
     })
 }
 
-/// A gRPC response without messages: the status that stands for the HTTP status (gRPC's `http-grpc-status-mapping`), and
-/// why, percent-encoded.
+/// A gRPC response without messages: the status mapped from the HTTP status (gRPC's `http-grpc-status-mapping`), and
+/// the cause, percent-encoded.
 fn grpc(error: &Error, audience: Audience) -> Head {
     let mut head = Head::response(200);
     head.add("content-type", b"application/grpc");
@@ -87,7 +87,7 @@ fn grpc(error: &Error, audience: Audience) -> Head {
     head
 }
 
-/// Ends a gRPC response that can't go on with a status that says why; false when the response isn't one.
+/// Ends a truncated gRPC response with a status and the cause; `false` when it isn't gRPC over HTTP/2.
 pub fn conclude_call(
     down: &mut Down<'_>,
     outcome: &mut Outcome,
@@ -116,13 +116,13 @@ fn grpc_status(error: &Error, audience: Audience, head: &mut Head) {
     head.add("grpc-message", words.as_bytes());
 }
 
-/// Buffers an answer without a body.
+/// Buffers a response without a body.
 pub fn plain(down: &mut ServerHalf, status: u16) {
     down.respond(&mut Head::response(status), Length::Empty);
     down.conn().finish(None);
 }
 
-/// Whether a sidecar's `proxy-status` says that its app was never connected to.
+/// True when a sidecar's `proxy-status` reports that it never connected to its app.
 pub fn says_never_reached(said: &[u8]) -> bool {
     let kinds: [&[u8]; 2] = [b"connection_refused", b"connection_timeout"];
     let kind = said.strip_prefix(b"leno; error=");
@@ -141,7 +141,7 @@ fn proxy_status(error: &Error, audience: Audience) -> String {
     format!("leno; error={kind}; details=\"{}\"", quoted(&words))
 }
 
-/// The text as the inside of an RFC 9651 string: printable ASCII, with quotes and backslashes escaped.
+/// The text as content of an RFC 9651 string: printable ASCII, with quotes and backslashes escaped.
 fn quoted(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for character in text.chars() {
@@ -158,7 +158,7 @@ fn quoted(text: &str) -> String {
     out
 }
 
-/// The gRPC status that stands for the HTTP status of an answer of ours.
+/// gRPC status that stands for the HTTP status of a local reply.
 fn call_status(error: &Error) -> u8 {
     match error.answer().status {
         400 | 431 => 13,

@@ -1,4 +1,4 @@
-//! A request on its way to a cluster: tries, each at one endpoint, until one is answered or there is no use in another.
+//! A request to a cluster: attempts, each at one endpoint, until one is answered or no further one can help.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -30,56 +30,56 @@ use leno_http::peers::Down;
 use leno_rules::config::cluster::Protocol;
 use leno_rules::config::peer;
 
-/// Why there is no other try when the policy allows no more.
+/// Reason for a withheld retry when the policy allows no more.
 const USED_UP: &str = "attempts used up";
 
-/// A request on its way to a cluster.
+/// A request to a cluster, over all its attempts.
 #[derive(Debug)]
 pub struct Attempt<'a> {
-    /// What the worker has at hand.
+    /// The worker that serves it.
     pub worker: &'a Worker,
-    /// Who sent the request.
+    /// The downstream peer.
     pub down: Down<'a>,
     /// The request's head, as it will be sent.
     pub request: &'a mut Head,
-    /// Where the response's head goes.
+    /// Buffer for the response's head.
     pub response: &'a mut Head,
-    /// What became of the request.
+    /// Record of the request for metrics, access log and spans.
     pub outcome: &'a mut Outcome,
-    /// Who tells of it, and whose request it is.
+    /// Reporter and downstream connection, for that record.
     pub teller: Teller<'a>,
 }
 
-/// How long a request may take.
+/// Time limit of a request.
 #[derive(Debug)]
 pub struct Limit<'a> {
     /// The connection's timer.
     pub deadline: &'a mut Deadline,
-    /// When the time began.
+    /// Start of the limit.
     pub since: Instant,
-    /// How much there is of it.
+    /// Length of the limit; `None` is unlimited.
     pub at_most: Option<Duration>,
 }
 
-/// A response that has begun.
+/// A response whose head has arrived.
 #[derive(Debug)]
 struct Begun {
     upstream: Box<Upstream>,
     leave: Leave,
-    /// When its head was there.
+    /// Arrival of its head.
     heard: Instant,
 }
 
-/// Why a try is over without an answer for the caller.
+/// End of an attempt without a response for the client.
 #[derive(Debug)]
 enum Ended {
     Error(Error),
-    /// With a response that the policy doesn't want.
+    /// A response on which the policy retries.
     Unwanted,
 }
 
 impl Attempt<'_> {
-    /// Records what became of the request, and answers it if nobody has.
+    /// Ends the request: sends a local reply if there was no response, and records the outcome.
     pub fn conclude(mut self, forwarded: Result<(), Error>, audience: Audience) -> Served {
         let is_whole = self.answer(&forwarded, audience);
         let over = self.outcome.over();
@@ -100,7 +100,7 @@ impl Attempt<'_> {
         }
     }
 
-    /// Answers the request if nobody has; whether the answer is whole.
+    /// Sends a local reply if there was no response. Returns `false` if the response is truncated.
     fn answer(&mut self, forwarded: &Result<(), Error>, audience: Audience) -> bool {
         let status = self.response.status();
         match forwarded {
@@ -121,11 +121,11 @@ impl Attempt<'_> {
         }
     }
 
-    /// Tries, within `limit` when there is one. `edit` changes the response's head, which
-    /// was there at the instant, before it goes down.
+    /// Makes attempts until one is answered, within `limit`. `edit` changes the response's head before it goes
+    /// downstream; its last argument is the arrival of that head.
     ///
     /// # Errors
-    /// What went wrong with the last try; its `progress` says whether the caller can still be answered.
+    /// Error of the last attempt; its `progress` tells if the client can still be answered.
     pub async fn run(
         &mut self,
         cluster: &Arc<Cluster>,
@@ -139,7 +139,7 @@ impl Attempt<'_> {
         let mut tries = Tries::new(policy, self.request, body, keeps);
         let now = limit.since;
         let answering = self.tries(cluster, now, &mut tries, edit);
-        // A protocol that was switched to takes as long as it likes.
+        // No limit for an upgrade: the protocol that is switched to may run for any time.
         let at_most = limit.at_most.filter(|_| !is_upgrade);
         let outcome = match at_most {
             None => answering.await,
@@ -170,7 +170,7 @@ impl Attempt<'_> {
         outcome.map_err(|error| explain(error, &tries).behind(&cluster.object))
     }
 
-    /// Notes how large request and response were, as far as they went.
+    /// Records the sizes of request and response, as far as they were transferred.
     fn measure(&mut self, tries: &Tries<'_>) {
         let has_response = tries.progress == Progress::Answered;
         let response = if has_response {
@@ -199,7 +199,7 @@ impl Attempt<'_> {
             let once = self.once(cluster, now, number, tries);
             let begun = match per_try {
                 None => once.await,
-                // Its time is up when no response has begun; what has begun may take as long as it likes.
+                // Limits the time to the response's head; the body may take longer.
                 Some(at_most) => Box::pin(timeout(at_most, once))
                     .await
                     .unwrap_or_else(|_| Err(Ended::Error(late(at_most)))),
@@ -237,8 +237,8 @@ impl Attempt<'_> {
         }
     }
 
-    /// One try, up to the response's head. An answer that the policy doesn't want is an error as long as another try is
-    /// allowed.
+    /// One attempt, up to the response's head. A response on which the policy retries is an error as long as another
+    /// attempt is allowed.
     async fn once(
         &mut self,
         cluster: &Arc<Cluster>,
@@ -252,7 +252,7 @@ impl Attempt<'_> {
         let leave = match self.leave_now(cluster, is_http2) {
             Some(leave) => leave,
             None => {
-                // Boxes here and below: what most requests don't wait for must not make the room of all of them larger.
+                // Boxed, as below: futures that few requests await must not enlarge every request's future.
                 let leave = Box::pin(cluster.load.connection());
                 let leave = unless_gone(&mut self.down, pin!(leave)).await;
                 now = Instant::now();
@@ -307,7 +307,7 @@ impl Attempt<'_> {
         })
     }
 
-    /// Tells whoever answers which try it is.
+    /// Sets `x-envoy-attempt-count` to the number of the attempt.
     fn tell_number(&mut self, number: u32) {
         let mut digits = itoa::Buffer::new();
         let count = digits.format(number).as_bytes();
@@ -315,7 +315,8 @@ impl Attempt<'_> {
         self.request.set(name, Known::AttemptCount, count);
     }
 
-    /// Tells the sidecar at the other end of a new connection who calls; others are not told.
+    /// Sets `x-envoy-peer-metadata` for the sidecar at the other end of a new connection; removes it for any other
+    /// endpoint.
     fn introduce(&mut self, is_mesh: bool) {
         let plan = self.worker.shared.directory.inbound_now();
         match plan.filter(|_| is_mesh) {
@@ -327,7 +328,7 @@ impl Attempt<'_> {
         }
     }
 
-    /// Passes a response on that has begun.
+    /// Forwards a response whose head has arrived.
     async fn finish(
         &mut self,
         cluster: &Arc<Cluster>,
@@ -356,7 +357,7 @@ impl Attempt<'_> {
         Ok(())
     }
 
-    /// Leave to use a connection, if it needn't be waited for. One of many requests on a connection needs none.
+    /// Permit for a connection, if one is free at once. A stream on a shared connection needs none.
     fn leave_now(&self, cluster: &Cluster, is_http2: bool) -> Option<Leave> {
         match self.down.is_h2() && is_http2 && !is_of_http1(self.request) {
             true => Some(Load::shared()),
@@ -364,7 +365,7 @@ impl Attempt<'_> {
         }
     }
 
-    /// Whether the cluster's endpoints are spoken to in HTTP/2.
+    /// True when requests to the cluster's endpoints go by HTTP/2.
     fn speaks_http2(&self, cluster: &Cluster) -> bool {
         match cluster.connections.protocol {
             Protocol::Http1 => false,
@@ -373,7 +374,7 @@ impl Attempt<'_> {
         }
     }
 
-    /// Looks at the response's head: what it says of the endpoint, and whether the policy wants another.
+    /// Reports the response's status to outlier detection. Returns an error when the policy retries on it.
     fn judge(
         &mut self,
         cluster: &Arc<Cluster>,
@@ -392,7 +393,7 @@ impl Attempt<'_> {
         }
         let refused = Error::up(Kind::Connect, "the sidecar could not reach its app");
         let failure = match self.never_reached(tries) {
-            // As if it had not been sent: another endpoint may have it, whatever the method.
+            // As if it had not been sent: another endpoint may take it, with any method.
             true => {
                 tries.progress = Progress::Nothing;
                 Failure::Error(&refused)
@@ -405,14 +406,14 @@ impl Attempt<'_> {
         }
     }
 
-    /// Whether the sidecar at the other end says that the request never reached its app.
+    /// True when the sidecar at the other end reports that the request never reached its app.
     fn never_reached(&self, tries: &Tries<'_>) -> bool {
         let is_mesh = (tries.lease.as_ref()).is_some_and(|lease| lease.endpoint().tls.is_some());
         let said = self.response.get(Known::ProxyStatus).unwrap_or_default();
         is_mesh && answer::says_never_reached(said)
     }
 
-    /// Whether there is another try after try `number`; takes its place in the budget.
+    /// Decides on another attempt after attempt `number`, and takes its place in the retry budget.
     fn may_try_again(
         &mut self,
         cluster: &Arc<Cluster>,
@@ -420,7 +421,7 @@ impl Attempt<'_> {
         failure: Failure<'_>,
         number: u32,
     ) -> bool {
-        // Its own last try is over, and no part of the budget any more.
+        // The retry that just ended is no part of the budget any more.
         tries.held = None;
         let withheld = match tries.decide(failure) {
             Decision::Final => return false,
@@ -428,8 +429,8 @@ impl Attempt<'_> {
             Decision::Again if number > tries.policy.attempts() => USED_UP,
             Decision::Again if tries.progress > Progress::Sent => "a response had begun",
             Decision::Again if !tries.replay.is_whole() => "body not kept",
-            // The budget bounds the work that retries make: what was never sent makes none but its own, wherever it
-            // goes. Who set a limit means it.
+            // The budget bounds the load that retries add: an attempt that was never sent added none, so another one is
+            // free, at any endpoint. A configured limit applies all the same.
             Decision::Again
                 if tries.progress == Progress::Nothing
                     && cluster.load.limits().retries.is_none() =>
@@ -451,7 +452,7 @@ impl Attempt<'_> {
         false
     }
 
-    /// Tells the cluster of an error, if it is the endpoint's.
+    /// Reports an error to outlier detection, if it is the endpoint's.
     fn report_error(&self, cluster: &Arc<Cluster>, tries: &mut Tries<'_>, error: &Error) {
         let verdict = match (error.side, error.kind) {
             (Side::Up, Kind::ConnectTimeout) => Verdict::TimedOut,
@@ -461,15 +462,15 @@ impl Attempt<'_> {
         self.report(cluster, tries, verdict, Instant::now());
     }
 
-    /// Tells the cluster that there was no response in time, if the endpoint had all it needed for one: it isn't to blame
-    /// for a caller that sends or reads slowly.
+    /// Reports to outlier detection that there was no response in time, if the endpoint had the whole request: it isn't
+    /// at fault for a client that sends or reads slowly.
     fn report_late(&self, cluster: &Arc<Cluster>, tries: &mut Tries<'_>) {
         if tries.progress < Progress::Answered && tries.upload.is_done() {
             self.report(cluster, tries, Verdict::TimedOut, Instant::now());
         }
     }
 
-    /// Tells the cluster what became of the request on the endpoint of the moment.
+    /// Reports `verdict` on the current endpoint to outlier detection, and logs an ejection or a return.
     fn report(
         &self,
         cluster: &Arc<Cluster>,
@@ -494,7 +495,7 @@ impl Attempt<'_> {
         }
     }
 
-    /// Sees whether an endpoint that nobody tries takes connections again.
+    /// Probes an ejected endpoint that no request tries, by connecting to it in the background.
     fn look_after(&self, cluster: &Arc<Cluster>, now: Instant) {
         let Some(mut lease) = cluster.due_for_a_look(now) else {
             return;
@@ -511,13 +512,13 @@ impl Attempt<'_> {
     }
 }
 
-/// The gRPC status that a head or trailers carry.
+/// gRPC status in a head or in trailers.
 fn grpc_status(head: &Head) -> Option<u8> {
     let text = head.get(Known::GrpcStatus)?;
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 
-/// The HTTP status that a gRPC status counts as, as with Envoy: what the server is to blame for is a 5xx.
+/// HTTP status that stands for a gRPC status, as with Envoy: a 5xx where the server is at fault.
 fn http_status(grpc: u8) -> u16 {
     match grpc {
         0 => 200,
@@ -534,7 +535,7 @@ fn late(at_most: Duration) -> Error {
     Error::own(Kind::Timeout, detail)
 }
 
-/// Says how far the last try got, and that it wasn't the first.
+/// Adds the progress of the last attempt, and the number of attempts if there were several.
 fn explain(error: Error, tries: &Tries<'_>) -> Error {
     let mut error = error.at(tries.progress);
     let count = tries.tried.len();

@@ -1,4 +1,4 @@
-//! Fields that a sidecar adds: request id, trace context, where the request came from.
+//! Fields that a sidecar adds: request id, origin of the request, and WebSocket's key and proof.
 
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use base64::Engine;
@@ -6,10 +6,10 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 
 use leno_http::head::{Head, Known, Version};
 
-/// Longest request id that is taken from a caller.
+/// Longest request id that is accepted from a client, in bytes.
 const MAX_ID: usize = 128;
 
-/// Makes sure that there is an `x-request-id`.
+/// Sets `x-request-id`, unless the client sent an acceptable one.
 pub fn request_id(request: &mut Head, rng: &mut fastrand::Rng) {
     let given = request.get(Known::RequestId);
     if !given.is_some_and(|id| !id.is_empty() && id.len() <= MAX_ID) {
@@ -17,7 +17,7 @@ pub fn request_id(request: &mut Head, rng: &mut fastrand::Rng) {
     }
 }
 
-/// Tells the caller its request's id, unless whoever answered has.
+/// Adds the request's id to the response, unless it has one.
 pub fn echo_id(request: &Head, response: &mut Head) {
     if response.get(Known::RequestId).is_none()
         && let Some(id) = request.get(Known::RequestId)
@@ -42,7 +42,7 @@ fn uuid(rng: &mut fastrand::Rng) -> [u8; 36] {
     out
 }
 
-/// A number in hexadecimal, all digits at once: each gets a byte, and those above nine what is between `9` and `a`.
+/// A number in hexadecimal, all digits at once: each gets a byte, and those above nine the distance from `9` to `a`.
 pub(super) fn hexadecimal(number: u32) -> [u8; 8] {
     const ONES: u64 = 0x0101_0101_0101_0101;
     let spread = u64::from(number);
@@ -54,7 +54,7 @@ pub(super) fn hexadecimal(number: u32) -> [u8; 8] {
     (digits + u64::from(b'0') * ONES + letters * above_nine).to_be_bytes()
 }
 
-/// Says by which scheme the request came, unless somebody before us did.
+/// Sets `x-forwarded-proto` to the scheme of the request, unless an earlier hop did.
 pub fn forwarded_proto(request: &mut Head, scheme: &str) {
     if request.get(Known::ForwardedProto).is_none() {
         request.add_known(
@@ -70,18 +70,18 @@ pub fn forwarded_for(request: &mut Head, peer: &str) {
     append(request, "x-forwarded-for", Known::ForwardedFor, ", ", peer);
 }
 
-/// Who called, as an element of `x-forwarded-client-cert`: `by` is our identity, `hash` and `uri` are the caller's.
+/// Element of `x-forwarded-client-cert`: `by` is our identity, `hash` and `uri` are the client's.
 pub fn client_cert_element(by: &str, hash: &str, uri: &str) -> String {
     format!("By={by};Hash={hash};Subject=\"\";URI={uri}")
 }
 
-/// Appends who called to `x-forwarded-client-cert`, as Istio's sidecar does (`APPEND_FORWARD`).
+/// Appends the client's `element` to `x-forwarded-client-cert`, as Istio's sidecar does (`APPEND_FORWARD`).
 pub fn client_cert(request: &mut Head, element: &str) {
     let name = "x-forwarded-client-cert";
     append(request, name, Known::ClientCert, ",", element);
 }
 
-/// Gives an HTTP/1 server the key that it expects of WebSocket (RFC 6455, section 4.1), and HTTP/2 has none of.
+/// Adds the key that an HTTP/1 server requires of WebSocket (RFC 6455, section 4.1), and that HTTP/2 doesn't have.
 pub fn websocket_key(request: &mut Head, rng: &mut fastrand::Rng) {
     let upgrade = request.get(Known::Upgrade);
     if request.version() == Version::Http2
@@ -93,8 +93,8 @@ pub fn websocket_key(request: &mut Head, rng: &mut fastrand::Rng) {
     }
 }
 
-/// Gives an HTTP/1 client the proof that it expects of WebSocket (RFC 6455, section 4.2.2), when the server is spoken to
-/// by HTTP/2, which has none.
+/// Adds the proof that an HTTP/1 client requires of WebSocket (RFC 6455, section 4.2.2), when the upstream speaks
+/// HTTP/2, which has none.
 pub fn websocket_accept(request: &Head, response: &mut Head) {
     const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
     let Some(key) = request.values("sec-websocket-key").next() else {
@@ -107,7 +107,7 @@ pub fn websocket_accept(request: &Head, response: &mut Head) {
     }
 }
 
-/// Appends an element to a field that is a list.
+/// Appends an element to a list field, and merges its lines into one.
 fn append(request: &mut Head, name: &str, known: Known, separator: &str, element: &str) {
     if request.get(known).is_none() {
         return request.set(name, known, element.as_bytes());

@@ -1,5 +1,5 @@
-//! One attempt: the two halves of an exchange joined. Both directions of the exchange run at once, in one
-//! task, so a response may begin before the request has ended, and neither body is ever held whole.
+//! One attempt: downstream and upstream half of an exchange, joined. Both directions run at once, in one task, so a
+//! response may begin before the request has ended. Bodies are streamed; only `replay` keeps a copy of a request's.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -20,25 +20,25 @@ use leno_http::peers::{Down, Up};
 use leno_http::upgrade::Upgrades;
 use leno_http::{Broken, Incoming, Outgoing};
 
-/// Informational responses that one request may have; beyond, the app is broken.
+/// Limit of informational responses to one request; an app that sends more is broken.
 const MAX_INFORMATIONAL: usize = 20;
 
-/// An exchange between the two peers of a request.
+/// An exchange between the downstream and the upstream peer of a request.
 #[derive(Debug)]
 pub struct Exchange<'a, 'd> {
-    /// Who sent the request, whose head was read already.
+    /// The downstream peer; the request's head was read already.
     pub down: &'a mut Down<'d>,
-    /// Its body.
+    /// The request's body, with the copy for a retry.
     pub replay: &'a mut Replay,
-    /// Who answers it.
+    /// The upstream peer.
     pub up: &'a mut Up,
-    /// How far it got; true after a failure as well.
+    /// Progress of the exchange; valid after a failure as well.
     pub progress: &'a mut Progress,
-    /// How much of the body was sent.
+    /// Transfer of the request's body.
     pub upload: &'a mut Transfer,
-    /// How much of the response's body was.
+    /// Transfer of the response's body.
     pub download: &'a mut Transfer,
-    /// How long a peer may take nothing of what is sent to it.
+    /// Longest time for which a peer may accept no data.
     pub patience: Duration,
 }
 
@@ -46,18 +46,18 @@ impl Exchange<'_, '_> {
     /// Sends `request` with its body, and receives the response's head into `response`.
     ///
     /// # Errors
-    /// What went wrong, on whose side.
+    /// The failure, and the side that it is on.
     pub async fn begin(&mut self, request: &mut Head, response: &mut Head) -> Result<(), Error> {
         let sent = self.up.request(request, self.down.body_length());
         sent.map_err(|broken| no_response(&broken))?;
         self.response_head(request, response).await
     }
 
-    /// Passes the response on, after `edit` has changed its head.
+    /// Forwards the response, after `edit` has changed its head.
     ///
     /// # Errors
-    /// What went wrong, on whose side. When `progress` is [`Progress::Answered`], the response's head is out and the
-    /// downstream connection can only be closed.
+    /// The failure, and the side that it is on. When `progress` is [`Progress::Answered`], the response's head was sent
+    /// and the downstream connection can only be closed.
     pub async fn finish(
         &mut self,
         request: &Head,
@@ -65,7 +65,7 @@ impl Exchange<'_, '_> {
         edit: impl FnOnce(&Head, &mut Head),
     ) -> Result<(), Error> {
         if response.status() == 101 {
-            // A box: it is rare, and must not make every request's room larger.
+            // Boxed: an upgrade is rare, and must not enlarge every request's future.
             return Box::pin(self.switch(request, response, edit)).await;
         }
         if self.down.is_held() && (200..300).contains(&response.status()) {
@@ -88,7 +88,7 @@ impl Exchange<'_, '_> {
             error
         })?;
         if !self.upload.is_done {
-            // The app answered without reading all of the request; what is left of it can't be told from a next one.
+            // The app responded without reading all of the request; the rest of it can't be told from a next one.
             self.down.close_after();
         }
         Ok(())
@@ -124,7 +124,7 @@ impl Exchange<'_, '_> {
         .await
     }
 
-    /// Sends the request while waiting for the final response's head; passes informational ones on.
+    /// Sends the request while waiting for the final response's head; forwards informational ones.
     async fn response_head(&mut self, request: &Head, response: &mut Head) -> Result<(), Error> {
         for _ in 0..=MAX_INFORMATIONAL {
             poll_fn(|cx| self.poll_response_head(cx, response)).await?;
@@ -132,7 +132,7 @@ impl Exchange<'_, '_> {
                 101 if request.get(Known::Upgrade).is_some() => return Ok(()),
                 101 => return Err(protocol_error("a 101 that was not asked for")),
                 100..=199 => {
-                    // From here on the caller has seen something of this try.
+                    // From here on the client has seen part of this attempt's response.
                     *self.progress = Progress::Informed;
                     response.remove_hop_by_hop();
                     self.down.inform(response);
@@ -164,7 +164,7 @@ impl Exchange<'_, '_> {
         }))
     }
 
-    /// Sends what there is of the request's body. An error is one that ends the exchange.
+    /// Sends the available part of the request's body. An error ends the exchange.
     fn poll_upload(&mut self, cx: &mut Context<'_>) -> Result<(), Error> {
         if let Poll::Ready(broken) = self.down.poll_gone(cx) {
             return Err(left(broken));
@@ -180,12 +180,12 @@ impl Exchange<'_, '_> {
             {
                 Err(stalled(&broken))
             }
-            // The app may refuse the rest of a request and still have answered it: its answer decides.
+            // The app may refuse the rest of a request and still have responded: its response decides.
             _ => Ok(()),
         }
     }
 
-    /// Passes the response's body on. An error comes with the reason of an upstream that reset its stream.
+    /// Forwards the response's body. An error carries the reason with which the upstream reset its stream.
     async fn response_body(&mut self, length: Length) -> Result<(), (Error, Option<Reason>)> {
         poll_fn(|cx| {
             self.poll_upload(cx).map_err(|error| (error, None))?;
@@ -205,10 +205,10 @@ impl Exchange<'_, '_> {
     }
 }
 
-/// Waits for `future`, unless whoever sent the request takes it back.
+/// Waits for `future`, unless the client cancels the request.
 ///
 /// # Errors
-/// When that happened.
+/// When the request was cancelled.
 pub fn unless_gone<'a, F: Future>(
     down: &'a mut Down<'_>,
     mut future: Pin<&'a mut F>,
@@ -219,22 +219,22 @@ pub fn unless_gone<'a, F: Future>(
     })
 }
 
-/// A body on its way from one peer to the other.
+/// Transfer of a body from one peer to the other.
 #[derive(Debug, Default)]
 pub struct Transfer {
     is_finished: bool,
     is_done: bool,
-    /// Runs while the receiver takes nothing.
+    /// Timer that runs while the receiver accepts no data.
     stalled: Option<Pin<Box<Sleep>>>,
-    /// How much it had not taken then.
+    /// Bytes unsent at the last check; the timer restarts when that changes.
     unsent: usize,
-    /// Bytes that were moved.
+    /// Bytes transferred.
     count: u64,
-    /// Counts gRPC's messages among them.
+    /// Counts the gRPC messages among them.
     messages: Option<Box<Messages>>,
 }
 
-/// Whose side a transfer failed on.
+/// Side on which a transfer failed.
 #[derive(Debug)]
 enum Failed {
     From(Broken),
@@ -250,18 +250,18 @@ impl Transfer {
         }
     }
 
-    /// Bytes of the body that were moved.
+    /// Bytes of the body that were transferred.
     pub fn count(&self) -> u64 {
         self.count
     }
 
-    /// Whether the body has been sent whole.
+    /// True once the body has been sent whole.
     pub fn is_done(&self) -> bool {
         self.is_done
     }
 
-    /// Moves what can be moved; ready when the body has been sent whole, or the receiver took nothing for as long as
-    /// `patience`.
+    /// Transfers the data that is available; ready when the body has been sent whole, or with an error, which includes
+    /// a receiver that accepted nothing for `patience`.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -318,7 +318,7 @@ impl Transfer {
                 }
                 Poll::Ready(Err(broken)) => return Poll::Ready(Err(Failed::From(broken))),
                 Poll::Pending => {
-                    // Nothing more comes for now: what is here goes out.
+                    // No more data for now: the buffered part is sent.
                     ready!(taken(to.poll_flush(cx)))?;
                     return Poll::Pending;
                 }
@@ -374,11 +374,11 @@ fn protocol_error(text: &str) -> Error {
     )
 }
 
-/// Removes from a request what a proxy must not pass on. A request for another protocol keeps saying so, if it is one of
-/// `upgrades`; without it, it is a request like any other.
+/// Removes hop-by-hop fields from a request. An upgrade to one of `upgrades` is kept; without it, the request is like
+/// any other.
 ///
 /// # Errors
-/// When it is an extended CONNECT for a protocol that isn't passed on: there would be nothing left of it.
+/// When it is an extended CONNECT for another protocol: nothing would be left of it.
 pub fn prepare(request: &mut Head, body: Length, upgrades: &Upgrades) -> Result<(), Error> {
     let upgrade = match request.get(Known::Upgrade) {
         None => None,
@@ -398,7 +398,7 @@ pub fn prepare(request: &mut Head, body: Length, upgrades: &Upgrades) -> Result<
     Ok(())
 }
 
-/// The protocol that a request for another one, which it `named`, is passed on for.
+/// Protocol of an upgrade that is forwarded, of those `named` in the request.
 #[cold]
 fn asked_upgrade(
     request: &Head,

@@ -1,4 +1,4 @@
-//! One request to one upstream and back, the bytes of an opaque connection, and the answers that Leno gives itself.
+//! Forwarding: one request to one upstream and back, opaque TCP connections, and local replies.
 
 pub mod answer;
 pub mod attempt;
@@ -26,32 +26,32 @@ use leno_http::peers::Down;
 /// A request as it arrived, over any version of HTTP.
 #[derive(Debug)]
 pub struct Arrival<'a> {
-    /// Who sent it.
+    /// The downstream peer.
     pub down: Down<'a>,
-    /// Its head; what there is of it when `read` failed.
+    /// Its head; partial when `read` failed.
     pub request: &'a mut Head,
-    /// Why the head isn't one, if it isn't.
+    /// Error of reading the head, if that failed.
     pub read: Result<(), Error>,
-    /// Where the response's head goes.
+    /// Buffer for the response's head.
     pub response: &'a mut Head,
-    /// The timer that limits it.
+    /// Timer that limits it.
     pub deadline: &'a mut Deadline,
-    /// When its head was whole.
+    /// Time at which its head was complete.
     pub at: Instant,
 }
 
-/// What a request was given.
+/// Result of serving a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Served {
-    /// An answer, though not all of it may have been sent yet; when that was.
+    /// A complete response, part of which may still be buffered; the time at which it ended.
     Whole(Instant),
-    /// Part of an answer: cutting it short is the only way left to say so.
+    /// A truncated response: only cutting the stream or connection short can still signal that.
     Cut,
-    /// Nothing, and nothing was done about it: its sender may send it elsewhere.
+    /// No response, and the request was not processed: the client may send it elsewhere.
     Refused,
 }
 
-/// Serves a request that came as a stream. It may be left for more to come, with nothing answered.
+/// Serves a request that came as a stream. A stream that `serve` leaves unanswered stays open, for a tunnel.
 pub async fn serve_stream(
     arrived: &mut Arrived,
     timeouts: &Timeouts,

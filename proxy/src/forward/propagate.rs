@@ -7,21 +7,21 @@ use crate::observe::trace::{Context, Trace};
 use crate::worker::Worker;
 use leno_http::head::{Head, Known};
 
-/// Makes sure that the request carries a trace context, which it does if a sidecar of ours carries it; where it is sampled, that
-/// of a span of ours.
+/// Ensures that the request carries a trace context, as one carried by a sidecar of ours already does; when it is
+/// sampled, the context of a span of ours.
 pub fn trace(worker: &Worker, request: &mut Head, is_carried: bool, outcome: &mut Outcome) {
     let Some(traces) = &worker.shared.observer.traces else {
         if is_carried {
             return;
         }
-        // No span of ours: an unrecorded parent must not get into somebody's trace.
+        // No span of ours: a parent that isn't recorded must not get into the client's trace.
         if !request.get(Known::Traceparent).is_some_and(Context::is_one) {
             let context = read(request).unwrap_or_else(|| begin(worker, false));
             write_traceparent(request, context);
         }
         return;
     };
-    // Whoever began it has decided, and it is passed on as it is.
+    // The root of the trace decided not to sample: the context is forwarded as it is.
     if (request.get(Known::Traceparent)).is_some_and(Context::is_unsampled) {
         return;
     }
@@ -88,7 +88,7 @@ fn write_traceparent(request: &mut Head, context: Context) {
     request.set("traceparent", Known::Traceparent, &value);
 }
 
-/// Brings B3's fields up to date, where there are any.
+/// Updates the B3 fields that are present.
 fn write_b3(request: &mut Head, own: Context, parent: Option<Context>) {
     let parent = parent.map(|parent| format!("{:016x}", parent.span));
     let (trace, span) = (format!("{:032x}", own.trace), format!("{:016x}", own.span));

@@ -1,5 +1,5 @@
-//! A request's body, kept while it may have to be sent again. Best effort: what doesn't fit isn't kept, and then the
-//! request isn't repeated; it is never refused or cut for that.
+//! A request's body, kept for a retry. Best effort: a body that doesn't fit isn't kept, and its request isn't retried;
+//! it is never refused or cut for that.
 
 use std::task::{Context, Poll};
 
@@ -7,21 +7,21 @@ use leno_http::head::Head;
 use leno_http::peers::Down;
 use leno_http::{Broken, Incoming};
 
-/// Bytes of a body that are kept.
+/// Largest body that is kept, in bytes.
 const KEPT: usize = 1024 * 1024;
 
-/// What was read of the body so far.
+/// The part of the body that was read so far.
 #[derive(Debug)]
 pub struct Replay {
     keeps: bool,
     kept: Vec<u8>,
-    /// How much of it this try has sent.
+    /// Bytes of it that the current attempt has sent.
     at: usize,
     is_lost: bool,
 }
 
 impl Replay {
-    /// Nothing was read yet. Keeps what is read, if `keeps`.
+    /// An empty buffer, which keeps the body as it is read if `keeps`.
     pub fn new(keeps: bool) -> Replay {
         Replay {
             keeps,
@@ -31,12 +31,12 @@ impl Replay {
         }
     }
 
-    /// Whether the request can be sent again from its beginning.
+    /// True when the request can be sent again from its beginning.
     pub fn is_whole(&self) -> bool {
         !self.is_lost
     }
 
-    /// The request won't be sent again; what is left of this try is sent still.
+    /// Ends the keeping: there will be no retry. This attempt still sends the rest.
     pub fn forget(&mut self) {
         self.keeps = false;
         if self.at == self.kept.len() {
@@ -45,12 +45,12 @@ impl Replay {
         }
     }
 
-    /// The body is sent from its beginning again.
+    /// Rewinds to the body's beginning.
     pub fn restart(&mut self) {
         self.at = 0;
     }
 
-    /// The body as it comes: what was kept first.
+    /// The body as a stream: the kept part first.
     pub fn over<'a, 'd>(&'a mut self, down: &'a mut Down<'d>) -> Replaying<'a, 'd> {
         Replaying { replay: self, down }
     }
@@ -66,7 +66,7 @@ impl Replay {
     }
 }
 
-/// A body that may be read a second time.
+/// A body that can be read a second time.
 #[derive(Debug)]
 pub struct Replaying<'a, 'd> {
     replay: &'a mut Replay,

@@ -1,7 +1,8 @@
-//! Whether a request is sent again: one table; pure.
+//! Decision on a retry: one table; pure.
 //!
-//! Never sent: always. Sent, and not a byte of a response: when the method may be repeated (RFC 9110, section 9.2.2), or
-//! somebody who knows said so. Answered with a status: as the policy says. Never once a byte of the response went down.
+//! Connection failed before the request was sent: always. After that, and before any response: when the method may be
+//! repeated (RFC 9110, section 9.2.2), or an explicit policy says so. Response status or timeout of one attempt: as an
+//! explicit policy says. Never once a byte of the response was sent downstream.
 
 use std::time::Duration;
 
@@ -9,33 +10,33 @@ use crate::error::{Error, Kind, Progress, Side};
 use leno_http::head::Head;
 use leno_rules::config::route::{Retry, RetryOn};
 
-/// What went wrong with a try.
+/// Failure of an attempt.
 #[derive(Debug, Clone, Copy)]
 pub enum Failure<'a> {
-    /// There is no response.
+    /// No response.
     Error(&'a Error),
-    /// There is one, with this status, and a gRPC status where it has no body.
+    /// A response with this status, and the gRPC status in its head, if there is one.
     Status(u16, Option<u8>),
 }
 
-/// What is done about it.
+/// Decision on a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
     /// The request is sent again.
     Again,
-    /// It isn't one of the failures that are repeated.
+    /// The failure is none of those that are retried.
     Final,
-    /// It could be sent again, but for this reason.
+    /// A retry would be due, but is withheld for this reason.
     Withheld(&'static str),
 }
 
-/// Whether `request` may be repeated, whatever became of it.
+/// True when `request` may be repeated after any failure.
 pub fn is_idempotent(request: &Head) -> bool {
     const METHODS: [&[u8]; 6] = [b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"];
     METHODS.contains(&request.method()) || request.values("idempotency-key").next().is_some()
 }
 
-/// The table.
+/// The decision table.
 pub fn decide(retry: &Retry, is_idempotent: bool, failure: Failure<'_>) -> Decision {
     let on = |wanted: &[RetryOn]| retry.is_explicit && wanted.iter().any(|w| retry.on.contains(w));
     let broken = [RetryOn::FiveXx, RetryOn::GatewayError, RetryOn::Reset];
@@ -56,7 +57,7 @@ pub fn decide(retry: &Retry, is_idempotent: bool, failure: Failure<'_>) -> Decis
         Failure::Error(error) => error,
     };
     match (error.side, error.kind, error.progress) {
-        // Too slow for one try, not for all of them.
+        // Timeout of one attempt, not of the whole request.
         (Side::Own, Kind::Timeout, Progress::Nothing | Progress::Sent) => match on(&broken) {
             true => Decision::Again,
             false => Decision::Final,
@@ -71,7 +72,8 @@ pub fn decide(retry: &Retry, is_idempotent: bool, failure: Failure<'_>) -> Decis
     }
 }
 
-/// How long to wait before try `number` (the second is 2): full jitter over a span that doubles, up to the longest.
+/// Pause before attempt `number` (the second is 2): full jitter over 2^(`number` - 1) - 1 times the base, up to the
+/// longest.
 pub fn backoff(retry: &Retry, number: u32, dice: u32) -> Duration {
     let (base, longest) = retry.backoff;
     let factor = (1_u32 << (number - 1).min(16)) - 1;

@@ -1,4 +1,4 @@
-//! Opaque bytes: to one endpoint, both ways, until both directions have ended.
+//! Opaque TCP: to one endpoint, in both directions, until both have ended.
 
 use std::future::poll_fn;
 use std::io;
@@ -24,15 +24,15 @@ use leno_http::stream::Stream;
 use leno_rules::config::endpoints::Workload;
 use leno_rules::config::peer;
 
-/// Endpoints that are tried before the connection is given up: nothing was sent to any of them.
+/// Endpoints that are tried before the connection is closed: nothing was sent to any of them.
 const TRIES: usize = 3;
 
-/// How soon a destination speaks that speaks first.
+/// Time within which the first bytes of a destination mark its protocol as server-first.
 const GREETING: Duration = Duration::from_secs(1);
-/// How long a caller may be silent before its destination is given the word.
+/// Silence of a client after which its destination is dialled, since the protocol may be server-first.
 const SILENCE: Duration = Duration::from_millis(2);
 
-/// A connection to an endpoint, with what is held while it is open.
+/// A connection to an endpoint, with its permit and lease.
 #[derive(Debug)]
 pub struct Opened {
     stream: Stream,
@@ -40,11 +40,11 @@ pub struct Opened {
     lease: Lease,
 }
 
-/// Opens a connection while the caller says nothing, and waits until its destination speaks: many protocols begin so. Whoever
-/// did so before is asked at once.
+/// Opens a connection while the client is silent, and waits for the destination's first bytes, as many protocols begin
+/// with them. A destination known to be server-first is dialled at once.
 ///
 /// # Errors
-/// When it can't be reached.
+/// When no endpoint can be reached.
 pub async fn spoken_first(
     worker: &Worker,
     cluster: &Arc<Cluster>,
@@ -56,15 +56,15 @@ pub async fn spoken_first(
     let opened = open(worker, cluster).await?;
     let since = Instant::now();
     poll_fn(|cx| opened.stream.poll_readable(cx)).await;
-    // Later it is more likely the end of a connection that nobody used.
+    // Later it is more likely the end of an unused connection.
     if since.elapsed() < GREETING {
         speaks_first.store(true, Ordering::Relaxed);
     }
     Ok(opened)
 }
 
-/// Carries bytes both ways over what was opened, first what was `read` already, counted by the endpoint's own series if it
-/// has one.
+/// Proxies bytes in both directions over an opened connection, first those `read` from the client already, counted in
+/// the endpoint's own series if it has one.
 ///
 /// # Errors
 /// When a connection breaks.
@@ -82,10 +82,10 @@ pub async fn carry(
     copy(down, &mut up.stream, carried).await
 }
 
-/// Opens a connection for bytes to one of the cluster's endpoints.
+/// Opens a connection for opaque TCP to one of the cluster's endpoints.
 ///
 /// # Errors
-/// When none of a few endpoints can be reached, or the cluster takes no more connections.
+/// When none of `TRIES` endpoints can be reached, or the cluster is at its limit of connections.
 pub async fn open(worker: &Worker, cluster: &Arc<Cluster>) -> Result<Opened, Error> {
     let leave = cluster.load.open().map_err(|e| e.behind(&cluster.object))?;
     let mut tried = Vec::new();
@@ -119,7 +119,7 @@ pub async fn open(worker: &Worker, cluster: &Arc<Cluster>) -> Result<Opened, Err
     }
 }
 
-/// Connects to an endpoint, and tells its sidecar who calls.
+/// Connects to an endpoint, and sends its sidecar the metadata of this workload.
 async fn dial_and_say(
     worker: &Worker,
     cluster: &Cluster,
@@ -131,13 +131,13 @@ async fn dial_and_say(
         || peer::frame(&Workload::default()),
         |plan| plan.peer_frame.clone(),
     );
-    // Who the endpoint is, the control plane has said.
+    // The endpoint's own metadata is not needed: the control plane has sent it.
     let exchanged = exchange(&mut stream, &own, cluster.connect_timeout).await;
     exchanged.map_err(|error| Error::up(Kind::Reset, format!("{}: {error}", endpoint.address)))?;
     Ok(stream)
 }
 
-/// A connection of bytes, from when it is known whose it is to its end.
+/// A TCP connection that is proxied, from the choice of its series to its end.
 #[derive(Debug)]
 pub struct Passage {
     series: Arc<Series>,
@@ -147,7 +147,7 @@ pub struct Passage {
 }
 
 impl Passage {
-    /// A connection that is counted by `series` until a closer one is known.
+    /// A connection that is counted in `series` until its endpoint's own is known.
     pub fn new(series: &Arc<Series>) -> Passage {
         Passage {
             series: Arc::clone(series),
@@ -157,7 +157,7 @@ impl Passage {
         }
     }
 
-    /// It is connected to an endpoint, whose own series counts it if it has one.
+    /// Records the endpoint that it is connected to; its own series counts it, if it has one.
     fn opened(&mut self, cluster: &Cluster, up: &Opened) -> &Carried {
         let endpoint = up.lease.endpoint();
         if let Some(series) = &endpoint.series {
@@ -172,7 +172,7 @@ impl Passage {
         self.carried.insert(Carried::opened(&self.series))
     }
 
-    /// It has ended. One that never began is counted with the reason.
+    /// Ends it, and reports it to the observer. One that reached no endpoint is counted with the error's flag.
     pub fn over(mut self, worker: &Worker, teller: Teller<'_>, error: Option<Error>) {
         let error = error.as_ref();
         let is_unbegun = |error: &&Error| error.progress == Progress::Nothing;
@@ -201,9 +201,9 @@ impl Passage {
     }
 }
 
-/// Copies between two peers; a direction that one ends is ended towards the other, while the opposite one goes on.
+/// Copies in both directions; the end of one is passed on as a half-close, while the other goes on.
 ///
-/// Bytes are counted as `carried` as they pass, so that a connection which is open for days is seen all the while.
+/// Bytes are counted in `carried` as they pass, so that metrics show a connection that stays open for days.
 ///
 /// # Errors
 /// When a connection breaks.
@@ -214,7 +214,7 @@ async fn copy(down: &mut Stream, up: &mut Stream, carried: &Carried) -> Result<(
     Ok(())
 }
 
-/// The peer that was connected to, with what passes counted.
+/// The upstream connection, with a count of the bytes that pass.
 struct Counted<'a> {
     io: &'a mut Stream,
     carried: &'a Carried,

@@ -1,4 +1,4 @@
-//! What the tries of one request share, and when there is another.
+//! State that the attempts of one request share, and the decision on another one.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,45 +18,45 @@ use leno_http::head::Head;
 use leno_http::peers::{Down, Up};
 use leno_rules::config::route::{Retry, RetryOn};
 
-/// What the tries of one request share.
+/// State that the attempts of one request share.
 #[derive(Debug)]
 pub(super) struct Tries<'a> {
     pub(super) policy: Policy<'a>,
     pub(super) is_idempotent: bool,
-    /// Whether it may be sent again although it was sent.
+    /// True when it may be sent again after it was sent.
     pub(super) is_repeatable: bool,
     pub(super) replay: Replay,
     pub(super) upload: Transfer,
     pub(super) download: Transfer,
     pub(super) progress: Progress,
-    /// Endpoints of the tries before.
+    /// Ids of the endpoints of earlier attempts.
     pub(super) tried: Vec<u64>,
-    /// The endpoint of the moment.
+    /// The current endpoint.
     pub(super) lease: Option<Lease>,
-    /// The own end of the connection of the moment.
+    /// Local address of the current connection.
     pub(super) local: Option<SocketAddr>,
-    /// Whether the connection of the moment had carried a request before.
+    /// True when the current connection, one of HTTP/1, had carried a request before.
     pub(super) is_reused: bool,
-    /// The place in the budget of retries.
+    /// Place in the retry budget.
     pub(super) held: Option<Held>,
 }
 
-/// When a request is tried again.
+/// Conditions on which a request is sent again.
 #[derive(Debug, Clone, Copy)]
 pub enum Policy<'a> {
-    /// As the route says.
+    /// The route's retry policy.
     Route(Option<&'a Retry>),
-    /// Once, when an idle connection turned out to be closed: what the app itself does is for its callers to judge.
+    /// One retry, when an idle connection turned out to be closed: failures of the app itself are left to its clients.
     Stale,
 }
 
 impl<'a> Tries<'a> {
-    /// The tries of `request`. Its body is kept for a try that may follow; also, if `keeps`, for one that follows only
-    /// because the request wasn't processed, as HTTP/2 and sidecars can say of what was sent.
+    /// State for `request`. Its body is kept for a retry that is possible; with `keeps`, also for one that is possible
+    /// only because the request wasn't processed, as HTTP/2 and sidecars can report of one that was sent.
     pub(super) fn new(policy: Policy<'a>, request: &Head, body: Length, keeps: bool) -> Tries<'a> {
         let is_idempotent = retry::is_idempotent(request);
         let is_repeatable = is_idempotent || policy.repeats_anything();
-        // Otherwise a request that can't be repeated once it was sent needs nothing of what was sent.
+        // Otherwise a request that isn't repeatable once it was sent needs no copy of the sent body.
         let keeps = keeps || is_repeatable || policy.repeats_answered();
         let keeps = keeps && policy.attempts() > 0;
         Tries {
@@ -75,10 +75,11 @@ impl<'a> Tries<'a> {
         }
     }
 
-    /// The next try goes by `upstream`, and begins with the body's first byte. Messages of a gRPC call are counted by `call`.
+    /// Starts the next attempt, on `upstream`, with the body's first byte. Messages of a gRPC call are counted in
+    /// `call`.
     pub(super) fn restart(&mut self, upstream: &Upstream, call: Option<&Arc<Series>>) {
         self.local = upstream.local;
-        // What becomes of one stream of many says nothing of the connection.
+        // The failure of one stream doesn't show that a shared connection was stale.
         self.is_reused = matches!(&upstream.half, Up::H1(half) if half.exchanges() > 0);
         self.replay.restart();
         let of = |way| Transfer::of_messages(call.map(|series| Messages::new(series, way)));
@@ -136,7 +137,7 @@ impl Policy<'_> {
         }
     }
 
-    /// Whether whoever wrote it names answers after which a request is sent again.
+    /// True when an explicit policy names responses after which a request is sent again.
     fn repeats_answered(self) -> bool {
         let answers = |on: &RetryOn| !matches!(on, RetryOn::Reset);
         let Policy::Route(Some(retry)) = self else {
@@ -145,7 +146,7 @@ impl Policy<'_> {
         retry.is_explicit && retry.on.iter().any(answers)
     }
 
-    /// Whether whoever wrote it says that requests may be repeated that were sent.
+    /// True when an explicit policy repeats requests of any method after they were sent.
     fn repeats_anything(self) -> bool {
         let broken = Error::up(Kind::Reset, "").at(Progress::Sent);
         let Policy::Route(Some(retry)) = self else {

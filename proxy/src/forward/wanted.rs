@@ -1,4 +1,4 @@
-//! The connection that a request goes by: an idle one, room on a shared one, or a new one.
+//! Checkout of a connection for a request: an idle one, a stream on a shared one, or a new one.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -19,25 +19,25 @@ use leno_http::head::{Head, Known, Version};
 use leno_http::peers::Up;
 use leno_http::stream::Stream;
 
-/// How often a request waits for a connection that others wait for as well, before it gets one of its own.
+/// Times that a request waits for a shared connection that another one opens, before it opens its own.
 const TURNS: u32 = 3;
 
-/// What a request wants of a connection.
+/// Checkout of a connection for one request.
 #[derive(Debug)]
 pub(super) struct Wanted<'a> {
-    /// Which endpoints' use it counts as.
+    /// Cluster of the endpoint, with the settings of its connections.
     pub(super) cluster: &'a Arc<Cluster>,
-    /// Where it leads.
+    /// Endpoint to connect to.
     pub(super) endpoint: &'a Arc<Endpoint>,
-    /// Whether it is spoken to in HTTP/2.
+    /// True when the cluster's protocol for the request is HTTP/2.
     pub(super) is_http2: bool,
-    /// What is sent.
+    /// The request's head.
     pub(super) request: &'a Head,
-    /// Whether that may be sent again.
+    /// True when the request may be sent again.
     pub(super) is_repeatable: bool,
 }
 
-/// What only HTTP/1 can say, between sidecars, and takes an HTTP/1 connection of its own.
+/// True for a request that only HTTP/1 can express between sidecars: it takes an HTTP/1 connection of its own.
 pub(super) fn is_of_http1(request: &Head) -> bool {
     let has_host = request
         .get(Known::Host)
@@ -46,8 +46,8 @@ pub(super) fn is_of_http1(request: &Head) -> bool {
 }
 
 impl Wanted<'_> {
-    /// Whether it goes as a stream, by HTTP/2: always if the endpoint is spoken to so, and where a sidecar of ours takes it
-    /// in whatever version it speaks to its app in.
+    /// True when the request goes as an HTTP/2 stream: to an HTTP/2 endpoint, or to a sidecar of ours, which takes
+    /// streams for an app of any version.
     fn goes_by_stream(&self) -> bool {
         let endpoint = self.endpoint;
         match (&endpoint.tls, self.is_http2) {
@@ -58,21 +58,21 @@ impl Wanted<'_> {
         }
     }
 
-    /// A connection that needn't be waited for: room on a shared one, or an idle one.
+    /// A connection that is available at once: a stream on a shared one, or an idle one.
     pub(super) fn at_hand(&self, worker: &Worker, now: Instant) -> Option<Box<Upstream>> {
         let pool = &worker.pool;
         match self.goes_by_stream() {
-            // Whether an upgrade fits is for `connection` to see.
+            // `connection` checks that the peer supports the upgrade.
             true if self.request.get(Known::Upgrade).is_some() => None,
             true => pool.stream(self.endpoint, now, self.is_repeatable),
             false => pool.take(self.endpoint, now, self.is_repeatable),
         }
     }
 
-    /// The connection.
+    /// A connection, opened if none is available.
     ///
     /// # Errors
-    /// Why there is none; nothing was sent.
+    /// When there is none, or it doesn't support the upgrade; nothing was sent.
     pub(super) async fn connection(
         &self,
         worker: &Worker,
@@ -98,7 +98,7 @@ impl Wanted<'_> {
         Ok(upstream)
     }
 
-    /// A stream; `None` when the endpoint turns out to take none.
+    /// A stream on a shared connection; `None` when the endpoint turns out to take none.
     async fn stream(
         &self,
         worker: &Worker,
@@ -126,7 +126,7 @@ impl Wanted<'_> {
         pool.multiplexed.open(endpoint.id, open).await
     }
 
-    /// The stream, if it can carry what is asked for.
+    /// Returns `stream` if it supports the upgrade that the request asks for.
     fn fitting(&self, stream: Box<Upstream>) -> Result<Box<Upstream>, Error> {
         let is_upgrade = self.request.get(Known::Upgrade).is_some();
         match &stream.half {
@@ -139,7 +139,7 @@ impl Wanted<'_> {
     }
 }
 
-/// Connects to `endpoint`; until when the certificates of the connection are valid.
+/// Connects to `endpoint`. Returns the expiry of the connection's certificates with it.
 async fn connect(
     shared: &Shared,
     cluster: &Cluster,
@@ -149,17 +149,17 @@ async fn connect(
     let identity = (endpoint.tls.as_ref()).and_then(|_| shared.credentials.identity());
     let expires = identity.map(|identity| expiry(identity.not_after));
     let (stream, peer) = dial(cluster, endpoint, carries).await?;
-    // A connection is good while both certificates that made it are.
+    // A connection is usable while both certificates of its handshake are valid.
     let until = peer.map(|peer| expires.map_or(peer.expires(), |own| own.min(peer.expires())));
     Ok((stream, until))
 }
 
-/// The own end of `stream`, if anybody wants to know.
+/// Local address of `stream`, if there is an access log to hold it.
 fn local_address(shared: &Shared, stream: &Stream) -> Option<SocketAddr> {
     (shared.observer.log.as_ref()).and_then(|_| stream.local_address())
 }
 
-/// Opens a shared connection to `endpoint`, unless it knows none for what it is to carry.
+/// Opens a shared connection to `endpoint`; `None` when TLS negotiates HTTP/1.
 async fn open(
     shared: &Shared,
     cluster: &Arc<Cluster>,

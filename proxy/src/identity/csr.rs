@@ -1,4 +1,4 @@
-//! A P-256 key, the request to certify it, and what rustls signs with once that is done.
+//! P-256 private key, its certificate signing request, and the rustls `CertifiedKey` that results.
 
 use std::sync::Arc;
 
@@ -19,19 +19,19 @@ impl Key {
         key.map(Key).map_err(|error| error.to_string())
     }
 
-    /// The key that [`Key::pem`] wrote.
+    /// Parses a key that [`Key::pem`] wrote.
     pub(super) fn from_pem(pem: &str) -> Result<Key, String> {
         KeyPair::from_pem(pem)
             .map(Key)
             .map_err(|error| error.to_string())
     }
 
-    /// The key itself, for the state directory.
+    /// The private key in PEM, for the state directory.
     pub(super) fn pem(&self) -> String {
         self.0.serialize_pem()
     }
 
-    /// The signing request for it, in PEM. The CA decides the name; it is in the request for whoever reads it.
+    /// The certificate signing request, in PEM. The CA decides the identity; the SAN here only informs a reader.
     pub(super) fn request(&self, id: &SpiffeId) -> Result<String, String> {
         let mut params = CertificateParams::default();
         let uri = id
@@ -45,7 +45,7 @@ impl Key {
         request.map_err(|error| error.to_string())
     }
 
-    /// What rustls signs with, if the chain's leaf is for this key.
+    /// The key with its chain, for rustls; an error unless the chain's leaf is for this key.
     pub(super) fn certified(
         self,
         chain: Vec<CertificateDer<'static>>,

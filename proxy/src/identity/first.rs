@@ -1,4 +1,4 @@
-//! First contact: there is no certificate yet, and nobody to trust but who the token, or `--ca-root`, names.
+//! First contact: TLS without a certificate, to a control plane under a root that the token, or `--ca-root`, names.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -18,13 +18,13 @@ use crate::tls::verify::{Allowed, signatures, verify};
 use crate::tls::{Credentials, provider, server};
 use leno_rules::spiffe::SpiffeId;
 
-/// A token is far smaller.
+/// Largest token or root file, in bytes. A token is far smaller.
 const MAX_FILE: u64 = 64 * 1024;
 
-/// Who may be trusted before there is a certificate.
+/// Token and trusted roots for the time before there is a certificate.
 #[derive(Debug)]
 pub(super) struct FirstContact {
-    /// The token, as it will be shown.
+    /// The token, as it is sent to the CA.
     pub(super) token: String,
     trust: Trust,
     control_plane: SpiffeId,
@@ -38,7 +38,7 @@ enum Trust {
     Roots(Vec<CertificateDer<'static>>),
 }
 
-/// The part of a token that its bearer reads.
+/// Fields of a token's payload that the proxy reads.
 #[derive(Debug, Deserialize)]
 struct Payload {
     #[serde(default)]
@@ -74,7 +74,7 @@ impl FirstContact {
         })
     }
 
-    /// TLS that accepts only the control plane under a trusted root, and shows no certificate.
+    /// TLS configuration that accepts only the control plane under a trusted root, and presents no certificate.
     pub(super) fn tls(&self, credentials: &Arc<Credentials>) -> Result<Arc<ClientConfig>, String> {
         let verifier = Verifier {
             trust: self.trust.clone(),
@@ -109,7 +109,7 @@ async fn read(path: &Path) -> Result<String, Error> {
         .map_err(|error| failed(error.to_string()))
 }
 
-/// The roots that a token pins. Its signature is the CA's business.
+/// The roots that a token pins. Only the CA verifies its signature.
 fn pins(token: &str) -> Result<Vec<String>, String> {
     let (payload, _) = token.split_once('.').ok_or("is not a join token")?;
     let json = URL_SAFE_NO_PAD

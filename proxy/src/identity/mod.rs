@@ -27,49 +27,49 @@ use crate::tls::{Credentials, Identity};
 use first::FirstContact;
 use leno_rules::spiffe::SpiffeId;
 
-/// How long the CA may take.
+/// Timeout of a call to the CA.
 const CALL: Duration = Duration::from_secs(10);
 /// A failed request is repeated after this, then after twice as long…
 const MIN_BACKOFF: Duration = Duration::from_millis(500);
 /// … but no longer than this.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
-/// What the identity is configured with.
+/// Configuration of the identity.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Where the CA is.
+    /// Address and SPIFFE ID of the CA.
     pub target: Target,
-    /// Who we are.
+    /// SPIFFE ID of the workload.
     pub id: SpiffeId,
-    /// The token for the first certificate: a join token, or a service account's.
+    /// File with the token for the first certificate: a join token, or a service account's.
     pub token_file: Option<PathBuf>,
-    /// The root that the control plane must chain to at first contact; else the token pins it.
+    /// File with the roots that the control plane must chain to at first contact; by default the token pins them.
     pub ca_root: Option<PathBuf>,
-    /// The life that is asked for; 0 is the CA's own default.
+    /// Lifetime to request; 0 is the CA's own default.
     pub ttl: Duration,
-    /// Where the certificate is kept for a restart.
+    /// State directory that keeps the certificate for a restart.
     pub state: Option<Arc<State>>,
 }
 
-/// What is kept of an identity.
+/// Key and chain in PEM, as saved for a restart.
 #[derive(Debug, Serialize, Deserialize)]
 struct Kept {
     key: String,
     chain: Vec<String>,
 }
 
-/// Under which name.
+/// Name of its file in the state directory.
 const FILE: &str = "identity";
 
-/// Why there is no certificate.
+/// Failure to obtain a certificate.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file of the configuration can't be used.
     #[error("{path}: {reason}")]
     File {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         reason: String,
     },
     /// The CA could not be reached, or broke the call.
@@ -78,7 +78,7 @@ pub enum Error {
     /// The CA refuses.
     #[error("the CA refuses: {0}")]
     Refused(String),
-    /// What the CA signed isn't what was asked for.
+    /// The key, the chain or its root can't be used for this workload.
     #[error("the CA's certificate is not usable: {0}")]
     Unusable(String),
 }
@@ -86,16 +86,16 @@ pub enum Error {
 /// Obtains certificates and swaps them in, until the end.
 #[derive(Debug)]
 pub struct Renewal {
-    /// What it is configured with.
+    /// Configuration.
     pub options: Options,
-    /// Where certificates are swapped in.
+    /// Credentials that certificates are swapped into.
     pub credentials: Arc<Credentials>,
-    /// Where they are counted.
+    /// Counter of certificates, and gauge of their expiry.
     pub metrics: Arc<Metrics>,
 }
 
 impl Renewal {
-    /// Keeps a valid certificate in place until the end. The one that runs stays until it is replaced.
+    /// Keeps a valid certificate in place until the proxy ends. The current one stays until it is replaced.
     pub async fn run(self, watch: Watch) {
         tokio::select! {
             () = self.renew_for_ever() => {}
@@ -103,8 +103,8 @@ impl Renewal {
         }
     }
 
-    /// Takes the certificate of before a restart; says for how long it lives still. What can't be used is left alone: a
-    /// new one is obtained.
+    /// Installs the certificate saved before a restart; returns its remaining lifetime. One that can't be used is
+    /// ignored: a new one is obtained.
     fn restore(&self) -> Option<Duration> {
         let state = self.options.state.as_ref()?;
         let kept: Kept = match state.load(FILE) {
@@ -152,7 +152,7 @@ impl Renewal {
         }
     }
 
-    /// Obtains a certificate and swaps it in; returns how long it lives from now.
+    /// Obtains a certificate and swaps it in; returns its remaining lifetime.
     async fn obtain(&self) -> Result<Duration, Error> {
         let key = csr::Key::generate().map_err(Error::Unusable)?;
         let request = IstioCertificateRequest {
@@ -193,7 +193,7 @@ impl Renewal {
         Ok(lives)
     }
 
-    /// A channel that proves who we are by the current certificate, or that shows the token.
+    /// Connects to the CA: with the current certificate if it is valid, else without one and with the token to send.
     async fn connect(&self) -> Result<(Channel, Option<String>), Error> {
         let target = &self.options.target;
         let valid = self.credentials.identity();
@@ -212,7 +212,8 @@ impl Renewal {
         Ok((channel, token))
     }
 
-    /// Checks that the chain is ours and good, and swaps it in. At `first` contact its root was verified a moment ago.
+    /// Checks that the chain is this workload's and valid, and swaps it in. With `first` its own root becomes the
+    /// trusted one: at first contact TLS has just verified the control plane, at a restart the chain is the saved one.
     fn install(&self, key: csr::Key, chain: &[String], first: bool) -> Result<Duration, Error> {
         let unusable = |error: &dyn ToString| Error::Unusable(error.to_string());
         let mut certificates = Vec::new();
@@ -231,7 +232,7 @@ impl Renewal {
         if lives.is_zero() {
             return Err(Error::Unusable("it has expired".to_owned()));
         }
-        // At first contact, or after too long a time without a certificate, the token said whom to trust.
+        // At first contact, or once the old certificate has expired, the token or `--ca-root` named the root to trust.
         if first {
             self.credentials
                 .set_roots(std::slice::from_ref(root))

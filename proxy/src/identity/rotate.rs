@@ -1,17 +1,18 @@
-//! When to renew; pure.
+//! Renewal times, as pure functions.
 
 use std::time::Duration;
 
-/// How long to wait before renewing a certificate that lives for `lives` from now: half of it, ± 10 % by `dice` (0 to
-/// 1), so that a mesh that started at once doesn't renew at once.
+/// Delay before renewing a certificate with a remaining lifetime of `lives`: half of it, ± 10 % by `dice` (0 to 1), so
+/// that a mesh that started at once doesn't renew at once.
 ///
-/// The life is counted from now and not from the certificate's start: the CA back-dates that for clocks that are late.
+/// The lifetime counts from now and not from the certificate's start: the CA back-dates that for clocks that are late.
 pub fn renew_after(lives: Duration, dice: f64) -> Duration {
     lives.mul_f64(0.45 + 0.1 * dice.clamp(0.0, 1.0))
 }
 
-/// How long to wait after a renewal that failed, when the backoff says `backoff` and the certificate lives for `left`: never
-/// so long that only a few tries are left, or an outage of the control plane outlasts its end by a whole backoff.
+/// Delay after a failed renewal: `backoff`, but at most an eighth of the certificate's remaining lifetime `left`, or
+/// `least` if that is longer. Otherwise only a few attempts would be left before it expires, or an outage of the
+/// control plane would outlast its end by a whole backoff. Once it has expired (`left` is zero), `backoff`.
 pub fn retry_after(backoff: Duration, left: Duration, least: Duration) -> Duration {
     match left.is_zero() {
         true => backoff,

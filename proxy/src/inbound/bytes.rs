@@ -1,4 +1,4 @@
-//! Connections that carry opaque bytes to the app.
+//! Opaque TCP connections to the app.
 
 use std::future::pending;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::worker::Worker;
 use leno_http::stream::Stream;
 use leno_rules::policy::rbac::{Verdict, verdict_tcp};
 
-/// Carries what `stream` brings to the app, until it ends.
+/// Proxies `stream` to the app, until it ends.
 pub(super) async fn carry(worker: &Worker, connection: Connection, mut stream: Stream) {
     let shared = &worker.shared;
     let plan = shared.directory.inbound().await;
@@ -31,7 +31,7 @@ pub(super) async fn carry(worker: &Worker, connection: Connection, mut stream: S
     let mut passage = tcp::Passage::new(&series);
     let app = connection.app(worker, &plan, chain);
     let carrying = carry_bytes(worker, &connection, chain, app, &mut passage, stream);
-    // A box: opaque connections must not make every connection's task larger.
+    // Boxed: opaque connections must not enlarge every connection's task.
     let carried = Box::pin(carrying).await;
     if let Err(error) = &carried {
         tracing::info!(address = %connection.address, %error, "connection not carried");
@@ -39,8 +39,8 @@ pub(super) async fn carry(worker: &Worker, connection: Connection, mut stream: S
     passage.over(worker, connection.teller(), carried.err());
 }
 
-/// The app's own connection, once the app has spoken on it before the caller did. Never, where plaintext isn't taken as
-/// bytes or the caller isn't allowed.
+/// Connection to the app, once the app has sent bytes before the client did. Never ready where plaintext isn't taken as
+/// opaque TCP or the client isn't allowed.
 pub(super) async fn spoken_first(worker: &Worker, connection: &Connection) -> tcp::Opened {
     let plan = worker.shared.directory.inbound().await;
     let chain = connection
@@ -60,12 +60,12 @@ pub(super) async fn spoken_first(worker: &Worker, connection: &Connection) -> tc
     };
     match tcp::spoken_first(worker, &cluster, &chain.speaks_first).await {
         Ok(up) => up,
-        // Whoever carries the connection finds out.
+        // `carry` dials again and reports the error.
         Err(_) => pending().await,
     }
 }
 
-/// Carries a connection on which the app spoke first.
+/// Proxies a connection on which the app spoke first.
 pub(super) async fn carry_spoken(
     worker: &Worker,
     connection: &Connection,
@@ -84,7 +84,7 @@ pub(super) async fn carry_spoken(
     passage.over(worker, connection.teller(), carried.err());
 }
 
-/// Carries opaque bytes to the app.
+/// Proxies opaque TCP to the app, if the policies allow it.
 async fn carry_bytes(
     worker: &Worker,
     connection: &Connection,

@@ -1,4 +1,4 @@
-//! A connection to the app, and what is known of it.
+//! A connection to the app: its peer, protocol and destination.
 
 use std::cell::OnceCell;
 use std::net::SocketAddr;
@@ -22,37 +22,37 @@ use leno_rules::config::endpoints::Workload;
 use leno_rules::config::peer;
 use leno_rules::policy::rbac::Caller;
 
-/// A connection to the app, as far as it is known.
+/// A connection to the app, with the facts known so far.
 #[derive(Debug)]
 pub(super) struct Connection {
     /// The workload port that it is for.
     port: u16,
-    /// Where it wanted to go, if it was taken over.
+    /// Original destination, if the connection was intercepted.
     dialled: Option<SocketAddr>,
-    /// Whether it begins with a TLS handshake.
+    /// True when it begins with a TLS handshake.
     tls: bool,
-    /// The ALPN protocols that its client offers; for plaintext, what it was told to be.
+    /// ALPN protocols that its client offers; for plaintext, the protocol that was detected.
     offers: Vec<Vec<u8>>,
-    /// Who is at the other end, once TLS was terminated.
+    /// The authenticated peer, once TLS was terminated.
     pub(super) peer: Option<Authenticated>,
-    /// Its address, as `x-forwarded-for` carries it.
+    /// The peer's IP address, for `x-forwarded-for`.
     pub(super) ip: String,
     pub(super) address: SocketAddr,
-    /// What it connected to.
+    /// Address that the peer connected to.
     local: Option<SocketAddr>,
-    /// The server name that its TLS asks for.
+    /// Server name (SNI) of its TLS handshake.
     server_name: Option<String>,
-    /// What the sidecar at the other end says of its workload.
+    /// Workload that the peer's sidecar reported.
     source: OnceCell<Workload>,
 }
 
-/// Who is at the other end of mutual TLS, with what each of its requests needs of that.
+/// Peer of a mutual TLS connection, with the values that each of its requests needs.
 #[derive(Debug)]
 pub(super) struct Authenticated {
     pub(super) peer: Peer,
-    /// When its certificate ends.
+    /// Expiry of its certificate.
     expires: Instant,
-    /// It as an element of `x-forwarded-client-cert`.
+    /// Its element of `x-forwarded-client-cert`.
     pub(super) element: String,
 }
 
@@ -68,7 +68,7 @@ impl Authenticated {
 }
 
 impl Connection {
-    /// A connection from `address` for workload port `port`, of which nothing is known yet.
+    /// A connection from `address` to workload port `port`, of unknown protocol yet.
     pub(super) fn new(
         address: SocketAddr,
         local: Option<SocketAddr>,
@@ -89,7 +89,7 @@ impl Connection {
         }
     }
 
-    /// Its first bytes, or their absence, have told what it carries.
+    /// Sets the protocol that was detected from the first bytes, or their absence.
     pub(super) fn is_told(&mut self, protocol: Protocol) {
         self.tls = matches!(protocol, Protocol::Tls(_));
         self.offers = match protocol {
@@ -103,7 +103,7 @@ impl Connection {
         };
     }
 
-    /// The app that it is for.
+    /// Cluster of the app that it is for.
     pub(super) fn app(
         &self,
         worker: &Worker,
@@ -126,7 +126,7 @@ impl Connection {
         self.tls
     }
 
-    /// The chain that takes it.
+    /// Filter chain that matches it.
     pub(super) fn chain<'a>(&self, plan: &'a InboundPlan) -> Option<&'a Arc<InboundChain>> {
         plan.find(self.port, self.tls, &self.offers)
     }
@@ -137,12 +137,12 @@ impl Connection {
         }
     }
 
-    /// When its peer's certificate ends.
+    /// Expiry of the peer's certificate.
     pub(super) fn expires(&self) -> Option<Instant> {
         self.peer.as_ref().map(|caller| caller.expires)
     }
 
-    /// Who tells of its requests.
+    /// Reporter and connection, for the records of its requests.
     pub(super) fn teller(&self) -> Teller<'_> {
         Teller {
             reporter: Reporter::Destination,
@@ -159,12 +159,12 @@ impl Connection {
         }
     }
 
-    /// Whether the caller's sidecar has said whose workload it is.
+    /// True once the peer's sidecar has reported its workload.
     pub(super) fn knows_source(&self) -> bool {
         self.source.get().is_some()
     }
 
-    /// Takes from `request` what the caller's sidecar says of its workload.
+    /// Takes the workload of the peer from `request`, where its sidecar reports it.
     pub(super) fn learn(&self, request: &Head) {
         if self.source.get().is_none()
             && let Some(value) = request.get(Known::PeerMetadata)
@@ -174,16 +174,16 @@ impl Connection {
         }
     }
 
-    /// Believes what the caller's sidecar says of its workload as far as its certificate goes: its name is its own
-    /// affair; whose it is, the certificate says.
+    /// Accepts the workload that the peer's sidecar reported, as far as the certificate supports it: the namespace must
+    /// be the certificate's, the name isn't verified.
     pub(super) fn believe(&self, said: Workload) {
         if (self.peer.as_ref()).is_some_and(|caller| said.namespace == caller.peer.id.namespace()) {
-            // What was said first stays.
+            // The first report stays.
             let _ = self.source.set(said);
         }
     }
 
-    /// Where requests on this connection are counted.
+    /// Metric series of requests on this connection.
     pub(super) fn series(&self, worker: &Worker, chain: &InboundChain) -> Arc<Series> {
         let source = Party {
             principal: self.peer.as_ref().map(|caller| caller.peer.id.to_string()),

@@ -1,4 +1,4 @@
-//! The inbound story: what others send to the app, from their connection to the answer.
+//! The inbound path: connections and requests to the app, from accept to response.
 
 mod bytes;
 mod connection;
@@ -40,7 +40,7 @@ use leno_http::stream::{Socket, Stream, unmapped};
 use leno_rules::policy::rbac::{Verdict, verdict};
 use leno_rules::route::matcher::RequestView;
 
-/// Serves a connection that the rules of `init` took over, until it ends.
+/// Serves a connection that the rules of `init` intercepted, until it ends.
 pub async fn serve_taken_over(worker: Rc<Worker>, tcp: TcpStream, address: SocketAddr) {
     let address = unmapped(address);
     let Some(dialled) = original_destination(&tcp) else {
@@ -65,7 +65,7 @@ async fn serve_for(
     port: u16,
     dialled: Option<SocketAddr>,
 ) {
-    // Phase 1: nothing is known; without a plan it waits, never passes.
+    // Phase 1: nothing is known; without a plan the connection waits, and never passes.
     let shared = &worker.shared;
     let local = dialled.or_else(|| tcp.local_addr().ok().map(unmapped));
     let mut connection = Connection::new(address, local, port, dialled);
@@ -79,7 +79,7 @@ async fn serve_for(
         }
     };
     connection.is_told(protocol);
-    // Nor for ever: whoever waits may have left, and each takes one of --max-connections.
+    // Not for ever: the client may have left, and each connection that waits takes one of --max-connections.
     let plan = tokio::select! {
         plan = timeout(shared.directory.patience(), shared.directory.inbound()) => plan,
         () = shared.watch.ended() => return,
@@ -96,7 +96,7 @@ async fn serve_for(
         tracing::info!(%address, port, why, "refused");
         return;
     };
-    // Phase 2: who it is.
+    // Phase 2: authenticate the peer.
     let is_http = chain.http;
     let socket = Socket::with_read(tcp, read);
     let stream = if chain.tls {
@@ -112,20 +112,20 @@ async fn serve_for(
     } else {
         Stream::Plain(socket)
     };
-    // Phase 3: what it asks for.
+    // Phase 3: serve the protocol.
     match is_http {
         true => serve_http(worker, connection, stream).await,
         false => carry(&worker, connection, stream).await,
     }
 }
 
-/// What requests on a connection are judged by, for as long as the plan stays the same.
+/// Plan for the requests on a connection, and its parts that apply, for as long as the plan stays the same.
 #[derive(Debug)]
 struct Serving {
-    /// The generation of the configuration in which the plan was seen last.
+    /// Configuration generation in which the plan was last seen.
     generation: Cell<u64>,
     plan: Arc<InboundPlan>,
-    /// Whether `series` names the caller's workload.
+    /// True when `series` names the peer's workload.
     is_told: bool,
     chain: Arc<InboundChain>,
     series: Arc<Series>,
@@ -133,7 +133,7 @@ struct Serving {
 }
 
 impl Serving {
-    /// How HTTP on `connection` is served by `plan`, if it is.
+    /// State that serves HTTP on `connection` by `plan`; `None` when the plan doesn't.
     fn new(worker: &Worker, connection: &Connection, plan: Arc<InboundPlan>) -> Option<Serving> {
         let fits = |c: &&Arc<InboundChain>| c.http && c.tls == connection.peer.is_some();
         let chain = Arc::clone(connection.chain(&plan).filter(fits)?);
@@ -148,15 +148,15 @@ impl Serving {
     }
 }
 
-/// The plan may have changed since the last request, and the caller may have said who it is: each one is judged by what
-/// runs now.
+/// Updates `serving`: the plan may have changed since the last request, and the peer may have reported its workload.
+/// Each request is judged by the current plan.
 async fn current<'a>(
     worker: &Worker,
     connection: &Connection,
     serving: &'a mut Option<Rc<Serving>>,
 ) -> Option<&'a Serving> {
     let directory = &worker.shared.directory;
-    // Looked at first: what is published meanwhile is found with the next request.
+    // Read first: a plan that is published meanwhile is found with the next request.
     let (generation, is_told) = (directory.generation(), connection.knows_source());
     let is_current = |s: &Serving| s.generation.get() == generation && s.is_told == is_told;
     if !serving.as_deref().is_some_and(is_current) {
@@ -174,7 +174,7 @@ async fn current<'a>(
 async fn serve_http(worker: Rc<Worker>, connection: Connection, stream: Stream) {
     let shared = &worker.shared;
     let mut conn = Conn::new(stream, Vec::new(), shared.limits);
-    // What was accepted may still say what it came for: its first request may be on its way.
+    // The first request of an accepted connection may be on its way.
     let over = async {
         shared.watch.reached(Phase::Closing).await;
         sleep(ON_THE_WAY).await;
@@ -186,7 +186,7 @@ async fn serve_http(worker: Rc<Worker>, connection: Connection, stream: Stream) 
     };
     match version {
         None => {}
-        // A box: a connection that carries many requests at once must not make the others' tasks larger.
+        // Boxed: a connection that carries many requests at once must not enlarge the others' tasks.
         Some(Version::Http2) => Box::pin(serve_h2(worker, connection, conn)).await,
         Some(_) => serve_h1(&worker, &connection, conn).await,
     }
@@ -210,7 +210,7 @@ async fn serve_h1(worker: &Worker, connection: &Connection, conn: Conn) {
             read = down.read_request(&mut request, &mut deadline, idle, timeouts.head) => read,
             () = &mut ended, if !is_over => {
                 is_over = true;
-                // A request of which something is there is the last.
+                // A request that has begun to arrive is the last.
                 if down.conn_ref().unread().is_empty() {
                     return;
                 }
@@ -253,9 +253,9 @@ async fn serve_h2(worker: Rc<Worker>, connection: Connection, conn: Conn) {
         until: connection.expires(),
     };
     let (io, read) = conn.into_parts();
-    // What one stream found is what the others mostly need.
+    // The state that one stream found fits most of the others.
     let serving: RefCell<Option<Rc<Serving>>> = RefCell::default();
-    // The plan may come to have no place for it.
+    // Notified when a new plan has no chain for the connection.
     let unfit: Rc<Notify> = Rc::default();
     let misfit = Rc::clone(&unfit);
     let handle = async move |arrived: &mut h2::Arrived| {
@@ -270,7 +270,7 @@ async fn serve_h2(worker: Rc<Worker>, connection: Connection, conn: Conn) {
         serve_stream(arrived, &worker.shared.timeouts, serve).await;
         serving.replace(own);
     };
-    // A connection that comes while callers are told to go elsewhere is served until they all know.
+    // A connection that comes during the drain is served until `Phase::Closing`, when all clients know of the drain.
     let closing = match shared.watch.has_reached(Phase::Draining) {
         true => Phase::Closing,
         false => Phase::Draining,
@@ -284,7 +284,7 @@ async fn serve_h2(worker: Rc<Worker>, connection: Connection, conn: Conn) {
     h2::serve(io, read, how, closing, handle).await;
 }
 
-/// Serves one request, from its head to the answer.
+/// Serves one request, from its head to the response.
 async fn serve_request(
     worker: &Worker,
     connection: &Connection,
@@ -326,7 +326,7 @@ async fn serve_request(
     attempt.conclude(forwarded, connection.audience())
 }
 
-/// From a request with an id to the app's response.
+/// Authorizes a request and forwards it to the app.
 async fn forward(
     attempt: &mut Attempt<'_>,
     connection: &Connection,
@@ -340,7 +340,7 @@ async fn forward(
         return Err(Error::down(Kind::BadRequest, "the target must be a path"));
     }
     if connection.peer.is_none() {
-        // Nobody proved these: a caller outside the mesh must not pass for one inside.
+        // Not authenticated: a client outside the mesh must not pass for one inside.
         request.remove(Known::ClientCert);
         request.remove(Known::Envoy);
         request.remove(Known::AttemptCount);
@@ -365,7 +365,7 @@ async fn forward(
     }
     attempt
         .run(app, limit, Policy::Stale, |request, response, _| {
-            // The caller's sidecar tells its app itself.
+            // The client's sidecar adds it for its app itself.
             if !is_carried {
                 headers::echo_id(request, response);
             }

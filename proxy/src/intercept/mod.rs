@@ -1,4 +1,4 @@
-//! Interception: the pod's connections are taken over by rules in its network namespace, which `leno-proxy init` writes.
+//! Interception: nftables rules in the pod's network namespace, written by `leno-proxy init`, redirect its connections.
 
 pub mod netlink;
 pub mod rules;
@@ -13,7 +13,7 @@ use socket2::SockRef;
 pub use rules::passing_to;
 use rules::{Net, PASSING, PROBE, TABLE, Wanted, Which};
 
-/// How long the self-test waits.
+/// Timeout of the self-test's connection.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Flags of `init`. Each may come from an environment variable instead; the names are those of Istio's annotations
@@ -60,7 +60,7 @@ pub struct InitArgs {
     pub exclude_outbound_ip_ranges: Which<Net>,
 }
 
-/// Ports of the sidecar that others may reach: metrics and health.
+/// Ports of the sidecar that are never redirected: metrics and health.
 const OWN: [u16; 2] = [15020, 15090];
 
 impl InitArgs {
@@ -97,11 +97,11 @@ fn listed<T>(flag: &str, which: Which<T>) -> Result<Vec<T>, String> {
     }
 }
 
-/// Writes the rules into this network namespace in one transaction, in the place of earlier ones, and looks whether they hold;
-/// gives what is to be printed.
+/// Writes the rules into this network namespace in one transaction, replacing earlier ones, and tests that they
+/// redirect; returns the text to print.
 ///
 /// # Errors
-/// Which flag is wrong, what the kernel refused and what that may mean, or that the rules take nothing over.
+/// An invalid flag, a proxy port in use, the kernel's refusal with its likely cause, or rules that redirect nothing.
 pub fn init(args: InitArgs) -> Result<String, String> {
     let is_dry = args.dry_run;
     let wanted = args.wanted()?;
@@ -112,7 +112,7 @@ pub fn init(args: InitArgs) -> Result<String, String> {
         ));
     }
     let port = wanted.outbound_port;
-    // Taken before anything changes: whoever holds the port already would be given the app's connections.
+    // Bound before anything changes: a process that holds the port already would get the app's connections.
     let listener = std::net::TcpListener::bind((IpAddr::from([127, 0, 0, 1]), port));
     let listener =
         listener.map_err(|error| format!("port {port} is to be the sidecar's: {error}"))?;
@@ -138,15 +138,15 @@ pub fn init(args: InitArgs) -> Result<String, String> {
 /// Removes the rules.
 ///
 /// # Errors
-/// What the kernel refused, and what that may mean.
+/// The kernel's refusal, with its likely cause.
 pub fn clean() -> Result<(), String> {
     netlink::remove(TABLE).map_err(|error| error.to_string())
 }
 
-/// Looks whether the pod's connections are taken over: one to a port that nobody serves must meet whoever listens for them.
+/// Tests that the pod's connections are redirected: one to a port without a listener must reach the outbound port.
 ///
 /// # Errors
-/// When they aren't, and what to do.
+/// When they aren't; the text names the remedy.
 pub fn self_test() -> io::Result<()> {
     let probe = SocketAddr::new(PASSING[0], PROBE);
     match TcpStream::connect_timeout(&probe, PATIENCE) {
@@ -161,12 +161,12 @@ pub fn self_test() -> io::Result<()> {
     }
 }
 
-/// Whether `address` is that of the self-test.
+/// True when `address` is the self-test's.
 pub fn is_probe(address: SocketAddr) -> bool {
     address.port() == PROBE && PASSING.contains(&address.ip())
 }
 
-/// Where a connection that was taken over wanted to go; `None` when it wasn't: it came to `own` by itself.
+/// Original destination (`SO_ORIGINAL_DST`) of a redirected connection; `None` when the peer dialled `own` itself.
 pub fn original_destination(tcp: &tokio::net::TcpStream) -> Option<SocketAddr> {
     let own = tcp.local_addr().ok()?;
     let own = SocketAddr::new(own.ip().to_canonical(), own.port());

@@ -1,5 +1,6 @@
-//! Rules as the kernel takes them: one batch of nfnetlink messages, which takes effect as a whole or not at all
-//! (`linux/netfilter/nf_tables.h`). Numbers in attributes are big-endian; the headers are the machine's own.
+//! nftables rules over netlink: one batch of nfnetlink messages, which takes effect as a whole or not at all
+//! (`linux/netfilter/nf_tables.h`). Numbers in attributes are big-endian; headers, and the values of `meta` and `ct`,
+//! are in the machine's byte order.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv6Addr};
@@ -9,11 +10,11 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::rules::{Chain, Match, Net, Rule, Table, Verdict};
 
-/// `AF_NETLINK`, and the protocols of it that are spoken here.
+/// `AF_NETLINK`, and the protocols of it that are used here.
 const AF_NETLINK: i32 = 16;
 const NETLINK_ROUTE: i32 = 0;
 const NETLINK_NETFILTER: i32 = 12;
-/// How long the kernel may take for an answer.
+/// Timeout of an answer of the kernel.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 const NLMSG_ERROR: u16 = 2;
@@ -57,16 +58,16 @@ const CMP_NEQ: u32 = 1;
 const NFT_RETURN: i32 = -5;
 /// The index of the loopback interface, in every network namespace.
 const LOOPBACK: u32 = 1;
-/// The prefix length of an address of one machine.
+/// Prefix length of a single IPv6 address.
 const HOST: u8 = 128;
 
-/// What a message is about, for a refusal.
+/// Subject of each message of a batch, by sequence number, for the text of a refusal.
 type Messages = Vec<String>;
 
-/// Puts `table` in the place of what is there under its name.
+/// Writes `table`, replacing one of the same name.
 ///
 /// # Errors
-/// What the kernel refused, and what that may mean.
+/// The kernel's refusal, with its likely cause.
 pub fn replace(table: &Table) -> io::Result<()> {
     let mut batch = Batch::remove(table.name);
     batch.table(NEWTABLE, CREATE, table.name);
@@ -82,15 +83,15 @@ pub fn replace(table: &Table) -> io::Result<()> {
 /// Removes the table `name`, if there is one.
 ///
 /// # Errors
-/// What the kernel refused, and what that may mean.
+/// The kernel's refusal, with its likely cause.
 pub fn remove(name: &str) -> io::Result<()> {
     Batch::remove(name).commit()
 }
 
-/// Gives the loopback interface `address` as well.
+/// Adds `address` to the loopback interface, unless it is there already.
 ///
 /// # Errors
-/// What the kernel refused.
+/// The kernel's refusal.
 pub fn add_to_loopback(address: Ipv6Addr) -> io::Result<()> {
     const RTM_NEWADDR: u16 = 20;
     const AF_INET6: u8 = 10;
@@ -113,7 +114,7 @@ fn message(kind: u16, flags: u16, sequence: u32, body: &[u8]) -> Vec<u8> {
     out.extend_from_slice(&kind.to_ne_bytes());
     out.extend_from_slice(&flags.to_ne_bytes());
     out.extend_from_slice(&sequence.to_ne_bytes());
-    // To the kernel.
+    // The sender's port id (`nlmsg_pid`), not set.
     out.extend_from_slice(&[0; 4]);
     out.extend_from_slice(body);
     out
@@ -233,7 +234,7 @@ impl Expressions {
         });
     }
 
-    /// An address whose offset in the header is one of `offsets`, for IPv4 and IPv6.
+    /// Compares an address of the IP header with `net`. `offsets` are its offsets in the header of IPv4 and of IPv6.
     fn net(&mut self, net: &Net, offsets: [u32; 2], how: u32) {
         let (family, offset, address) = match net.address {
             IpAddr::V4(v4) => (IPV4, offsets[0], v4.octets().to_vec()),
@@ -255,7 +256,7 @@ impl Expressions {
     }
 }
 
-/// Messages that take effect together.
+/// A batch of nfnetlink messages, which take effect together.
 #[derive(Debug)]
 struct Batch {
     bytes: Vec<u8>,
@@ -264,7 +265,7 @@ struct Batch {
 }
 
 impl Batch {
-    /// A batch that removes the table `name`, whether or not there is one.
+    /// A batch that begins by removing the table `name`, even if there is none.
     fn remove(name: &str) -> Batch {
         let mut batch = Batch {
             bytes: Vec::new(),
@@ -272,7 +273,7 @@ impl Batch {
             messages: Vec::new(),
         };
         batch.boundary(BATCH_BEGIN);
-        // What is made first can be removed, whatever was there.
+        // Created first, so that the deletion succeeds even if there was no such table.
         batch.table(NEWTABLE, CREATE, name);
         batch.table(DELTABLE, 0, name);
         batch
@@ -315,7 +316,7 @@ impl Batch {
             number(data, 1, hook);
             number(data, 2, u32::from_ne_bytes(priority.to_ne_bytes()));
         });
-        // Accept.
+        // Policy: accept.
         number(&mut out, 5, 1);
         text(&mut out, 7, kind);
         self.change(NEWCHAIN, CREATE, &out, format!("chain {}", chain.name));
@@ -339,7 +340,7 @@ impl Batch {
     }
 }
 
-/// A refusal in words: the object, and the capability or kernel feature that is missing.
+/// Text of a refusal: the object, and the capability or kernel feature that is missing.
 fn explain(what: &str, error: &io::Error) -> io::Error {
     const EPERM: i32 = 1;
     const ENOENT: i32 = 2;
@@ -372,8 +373,8 @@ fn explain(what: &str, error: &io::Error) -> io::Error {
     )
 }
 
-/// Sends a message or a batch, and waits until the kernel has acknowledged each of `awaited`. A refusal comes with the number
-/// of the message; all of a batch is undone then.
+/// Sends a message or a batch, and waits until the kernel has acknowledged each of `awaited`. A refusal comes with the
+/// sequence number of the message; all of a batch is undone then.
 fn send(protocol: i32, bytes: &[u8], awaited: &[u32]) -> Result<(), (Option<u32>, io::Error)> {
     let unnumbered = |error| (None, error);
     let kind = Type::from(3); // SOCK_RAW
@@ -399,7 +400,7 @@ fn send(protocol: i32, bytes: &[u8], awaited: &[u32]) -> Result<(), (Option<u32>
     Ok(())
 }
 
-/// How many messages `answers` acknowledge.
+/// Number of messages that `answers` acknowledge; the first refusal is an error.
 fn acknowledged(mut answers: &[u8]) -> Result<usize, (Option<u32>, io::Error)> {
     let mut count = 0;
     while let Some((head, rest)) = answers.split_first_chunk::<16>() {
@@ -456,7 +457,7 @@ mod tests {
                 .to_string()
                 .contains("CONFIG_NFT_REDIR")
         );
-        // What isn't a whole message is no answer.
+        // An incomplete message is no answer.
         assert_eq!(acknowledged(&[0; 7]).expect("nothing"), 0);
         assert_eq!(acknowledged(&[0; 40]).expect("nothing"), 0);
     }

@@ -1,4 +1,4 @@
-//! Which connections are taken over: pure, and printed as `nft` would take it.
+//! nftables rules that redirect the pod's connections: pure values, printed in the syntax of `nft`.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -6,31 +6,31 @@ use std::str::FromStr;
 
 use leno_http::stream::PRIORITY;
 
-/// The address from which connections to the app are made: what comes from it is never taken over. Istio's, and the one of IPv6
-/// that goes with it.
+/// Source addresses of the sidecar's connections to the app, which are never redirected: Istio's 127.0.0.6, and its
+/// counterpart for IPv6.
 pub const PASSING: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(127, 0, 0, 6)),
     IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6)),
 ];
-/// The one of [`PASSING`] from which `address` is connected to.
+/// The source address for connections to `address`: the one of [`PASSING`] of the same family.
 pub fn passing_to(address: IpAddr) -> IpAddr {
     let [v4, v6] = PASSING;
     if address.is_ipv4() { v4 } else { v6 }
 }
 
-/// A port that nobody serves: a connection to [`PASSING`] on it tells whether connections are taken over.
+/// Port of the self-test, without a listener: a connection to [`PASSING`] on it succeeds only if it is redirected.
 pub const PROBE: u16 = 15002;
 
-/// The zone in which the kernel's connection tracking keeps the sidecar's own connections. What it remembers of one, such as a SYN that nobody
-/// answered, must not be taken for a connection of the app between the same two ends: that one would not be redirected.
+/// Conntrack zone of the sidecar's own connections. An entry that one of them leaves, such as that of an unanswered
+/// SYN, must not match an app's connection between the same two ends: that one would not be redirected.
 const ZONE: u16 = 15001;
 
-/// A range of addresses.
+/// A range of addresses (CIDR).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Net {
     /// An address of it.
     pub address: IpAddr,
-    /// How many of its bits are the range's.
+    /// Prefix length, in bits.
     pub prefix: u8,
 }
 
@@ -83,12 +83,12 @@ impl fmt::Display for Net {
     }
 }
 
-/// What all is meant by, or what is named.
+/// Value of an include or exclude flag.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Which<T> {
     /// `*`
     All,
-    /// These.
+    /// The listed ones.
     These(Vec<T>),
 }
 
@@ -111,22 +111,22 @@ impl<T: FromStr> FromStr for Which<T> {
     }
 }
 
-/// What is to be taken over, as Istio's annotations `traffic.sidecar.istio.io/…` say it.
+/// Settings of the interception, as Istio's annotations `traffic.sidecar.istio.io/…` have them.
 #[derive(Debug, Clone)]
 pub struct Wanted {
-    /// Who is never taken over: the sidecar.
+    /// User ids of the sidecar. Of its connections only those to the pod's own address are redirected.
     pub uids: Vec<u32>,
-    /// The same, by group.
+    /// Group ids of the sidecar, likewise.
     pub gids: Vec<u32>,
-    /// Where the app's connections are taken to.
+    /// Port that the app's connections are redirected to.
     pub outbound_port: u16,
-    /// Where connections to the app are taken to.
+    /// Port that connections to the app are redirected to.
     pub inbound_port: u16,
     /// `includeInboundPorts`
     pub include_inbound_ports: Which<u16>,
     /// `excludeInboundPorts`, and the sidecar's own.
     pub exclude_inbound_ports: Vec<u16>,
-    /// `includeOutboundPorts`: taken over wherever they are.
+    /// `includeOutboundPorts`: redirected even outside `includeOutboundIPRanges`.
     pub include_outbound_ports: Vec<u16>,
     /// `excludeOutboundPorts`
     pub exclude_outbound_ports: Vec<u16>,
@@ -141,52 +141,52 @@ pub struct Wanted {
 pub enum Match {
     /// TCP.
     Tcp,
-    /// Of a socket of this user.
+    /// The socket belongs to this user.
     Uid(u32),
-    /// Of a socket of this group.
+    /// The socket belongs to this group.
     Gid(u32),
-    /// Has this priority.
+    /// The packet has this priority (`SO_PRIORITY`).
     Priority(u32),
     /// Leaves by the loopback interface.
     OutLoopback,
-    /// Goes to this TCP port.
+    /// The destination port.
     Port(u16),
-    /// Comes from there.
+    /// The source address is in this range.
     From(Net),
-    /// Goes there.
+    /// The destination address is in this range.
     To(Net),
-    /// Goes elsewhere, of the same family.
+    /// The destination address is of the same family, outside this range.
     NotTo(Net),
 }
 
-/// What is done with a connection that a rule fits.
+/// Action on a connection that a rule matches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// It goes where it wants to.
+    /// It isn't redirected.
     Return,
-    /// It goes to this port of ours.
+    /// It is redirected to this port of the sidecar.
     Redirect(u16),
-    /// It is tracked in this zone, as seen from its beginning.
+    /// Its original direction is tracked in this conntrack zone.
     Zone(u16),
 }
 
-/// A rule: the first that fits decides.
+/// A rule: the first that matches and returns or redirects decides.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
-    /// All of these must fit.
+    /// Conditions, all of which must hold.
     pub matches: Vec<Match>,
-    /// What is done then.
+    /// The action.
     pub verdict: Verdict,
 }
 
-/// Where connections meet a chain.
+/// Netfilter hook of a chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hook {
-    /// Those of the pod, before they are tracked.
+    /// Connections from the pod, before connection tracking.
     Raw,
-    /// Those of the pod.
+    /// Connections from the pod.
     Output,
-    /// Those that come to it.
+    /// Connections to the pod.
     Prerouting,
 }
 
@@ -195,13 +195,13 @@ pub enum Hook {
 pub struct Chain {
     /// Its name.
     pub name: &'static str,
-    /// Where it is met.
+    /// Its hook.
     pub hook: Hook,
     /// Its rules, in order.
     pub rules: Vec<Rule>,
 }
 
-/// Everything, for IPv4 and IPv6.
+/// The nftables table (family `inet`: IPv4 and IPv6).
 #[derive(Debug, Clone)]
 pub struct Table {
     /// Its name.
@@ -210,7 +210,7 @@ pub struct Table {
     pub chains: Vec<Chain>,
 }
 
-/// The name of our table.
+/// Name of Leno's table.
 pub const TABLE: &str = "leno";
 
 impl Hook {
@@ -225,7 +225,7 @@ impl Hook {
 }
 
 impl Wanted {
-    /// The rules.
+    /// The table of rules for these settings.
     pub fn table(&self) -> Table {
         let chain = |name, hook, rules| Chain { name, hook, rules };
         let apart = Rule {
@@ -245,7 +245,7 @@ impl Wanted {
     fn output(&self) -> Vec<Rule> {
         let mut rules = Rules::default();
         for passing in PASSING.map(Net::host) {
-            // The self-test, of whoever makes it.
+            // The self-test, from any user.
             let probe = [Match::To(passing), Match::Tcp, Match::Port(PROBE)];
             rules.add(&probe, Verdict::Redirect(self.outbound_port));
             // From the sidecar to the app.
@@ -278,8 +278,8 @@ impl Wanted {
         rules.0
     }
 
-    /// A pod that calls its own service meets itself as any other caller would: the sidecar's connections to the pod's own
-    /// address are taken over on their way in.
+    /// Rules for a pod that calls its own service, to be served like any other caller: the sidecar's connections to the
+    /// pod's own address are redirected to the inbound port.
     fn own_service(&self, rules: &mut Rules, own: &Match) {
         let loopback = [
             Net {

@@ -1,7 +1,7 @@
 //! The access log: a line for each request or connection, in Istio's JSON, Envoy's text or a format of the operator's.
 //!
-//! A format is compiled once. A line is written here and handed over; nothing of a request stands in it that the format
-//! doesn't name.
+//! A format is compiled once. A line is formatted here and queued; it holds only the parts of a request that the format
+//! names.
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ use super::{Share, Told};
 use crate::error::Kind;
 use leno_http::head::{Head, Known, Version};
 
-/// Lines that wait to be written.
+/// Most lines that wait to be written.
 pub const WAITING: usize = 4096;
 
 /// Istio's text format, which is Envoy's with its own fields.
@@ -63,7 +63,7 @@ const JSON: [(&str, &str); 24] = [
     ("requested_server_name", "%REQUESTED_SERVER_NAME%"),
 ];
 
-/// How lines look.
+/// Format of a line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Format {
     /// An object with these fields.
@@ -72,20 +72,20 @@ pub enum Format {
     Text(Vec<Operator>),
 }
 
-/// A part of a line: Envoy's command operators.
+/// Part of a line: literal text, or one of Envoy's command operators.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Operator {
-    /// A text of the format's own.
+    /// Literal text of the format.
     Literal(String),
-    /// A field of the request, or another where there is none.
+    /// A field of the request, or the second one where the first is missing: `%REQ(X?Y)%`.
     Request(String, Option<String>),
     /// A field of the response.
     Response(String),
-    /// What is known of the exchange.
+    /// A command without an argument, such as `%DURATION%`.
     Known(&'static str),
 }
 
-/// The commands that take no name.
+/// Commands without an argument.
 const COMMANDS: [&str; 19] = [
     "START_TIME",
     "PROTOCOL",
@@ -177,18 +177,18 @@ fn operator(command: &str) -> Result<Operator, String> {
     known.map(Operator::Known).ok_or_else(unknown)
 }
 
-/// What is written of which requests, and where to.
+/// The access log: the format of its lines, the requests that it covers, and the queue to its writer.
 #[derive(Debug)]
 pub struct Log {
     format: Format,
-    /// Of the requests that went well.
+    /// Share of the successful requests.
     share: Share,
     errors_only: bool,
     lines: Arc<Queue<Vec<u8>>>,
 }
 
 impl Log {
-    /// A log of a share of requests, or of the failed ones.
+    /// A log of a share of requests, or of the failed ones only.
     pub fn new(format: Format, share: f64, errors_only: bool, lines: Arc<Queue<Vec<u8>>>) -> Log {
         Log {
             format,
@@ -198,12 +198,12 @@ impl Log {
         }
     }
 
-    /// Whether something that goes well is written.
+    /// Sampling decision for a success.
     pub(super) fn samples(&self, dice: u32) -> bool {
         !self.errors_only && self.share.has(dice)
     }
 
-    /// Writes a line of what is over, if it is to be written. What failed is written whatever the share.
+    /// Queues a line for a finished request or connection: always for a failure, otherwise if it was sampled.
     pub(super) fn over(&self, told: &Told<'_>) {
         let has_failed = told.error.is_some() || told.status >= 500 || told.flag != "-";
         if has_failed || told.is_logged {
@@ -237,7 +237,7 @@ fn line(format: &Format, told: &Told<'_>) -> Vec<u8> {
                 ((*name).to_owned(), value)
             });
             let object: serde_json::Map<_, _> = fields.collect();
-            // Nothing of it can't be written.
+            // Serialising this object can't fail.
             let _ = serde_json::to_writer(&mut out, &object);
         }
     }
@@ -245,7 +245,7 @@ fn line(format: &Format, told: &Told<'_>) -> Vec<u8> {
     out
 }
 
-/// What a caller sends must not end the line, nor the quotes around it.
+/// Escapes a value that the client sends: it must not end the line, nor the quotes around it.
 fn escape(text: &str, out: &mut Vec<u8>) {
     for character in text.chars() {
         match character {

@@ -11,15 +11,15 @@ use prometheus::proto::{
 
 use super::standard::{BUCKETS, Cell, Histogram, Protocol, Series, Standard, Way};
 
-/// How a family gets its values.
+/// Source of a family's values.
 #[derive(Debug, Clone, Copy)]
 enum Value {
-    /// Of HTTP and gRPC requests.
+    /// Counts of HTTP and gRPC requests.
     Requests,
     Histogram(fn(&Cell) -> &Histogram),
-    /// Of connections.
+    /// Counts of TCP connections, or of their bytes.
     Tcp(fn(&Cell) -> u64),
-    /// Of gRPC messages.
+    /// Counts of gRPC messages.
     Messages(Way),
 }
 
@@ -101,7 +101,7 @@ impl Exposition {
 }
 
 impl Exposition {
-    /// How much room the series take, and how often there was none.
+    /// Families of the series' number, and of the times that their limit was exceeded.
     fn room(&self) -> [MetricFamily; 2] {
         let (cells, overflow) = self.standard.room();
         let family = |name: &str, help: &str, kind, metric| {
@@ -149,7 +149,7 @@ impl Collector for Exposition {
             family.set_metric(metrics);
             family
         });
-        // One without metrics is an error to the encoder.
+        // The encoder rejects a family without metrics.
         let families = families.filter(|family| !family.get_metric().is_empty());
         families.chain(self.room()).collect()
     }

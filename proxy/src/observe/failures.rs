@@ -5,38 +5,38 @@ use std::time::SystemTime;
 use super::{Reporter, Told};
 use leno_http::head::Known;
 
-/// Failures that wait to be reported: a second's.
+/// Most failures that wait to be reported: those of a second.
 pub const WAITING: usize = 256;
-/// Longest text of one.
+/// Longest text field, in bytes.
 const MAX_TEXT: usize = 1024;
 
 /// A request that failed, with its explanation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
-    /// When.
+    /// Time of the failure.
     pub at: SystemTime,
-    /// Who tells of it.
+    /// The sidecar that reports it.
     pub reporter: Reporter,
-    /// Who called, as namespace and service.
+    /// Namespace and service of the client.
     pub source: (String, String),
-    /// What was called, as namespace and service.
+    /// Namespace and service of the destination.
     pub destination: (String, String),
     /// The request's method.
     pub method: String,
     /// Its path, without the query.
     pub path: String,
-    /// What was answered.
+    /// HTTP status of the response.
     pub status: u16,
     /// Envoy's response flag.
     pub flag: &'static str,
-    /// Why.
+    /// Explanation, with the configuration object behind the failure.
     pub explanation: String,
     /// The request's id.
     pub request_id: String,
 }
 
 impl Failure {
-    /// What became of a request, if it is a failure.
+    /// The failure of a finished request or connection; `None` without an error of ours, or if the client left.
     pub(super) fn of(told: &Told<'_>) -> Option<Failure> {
         let error = told.error.filter(|error| !error.is_farewell())?;
         let label = |name| told.labels.get(name).to_owned();
@@ -61,7 +61,7 @@ impl Failure {
         })
     }
 
-    /// Whether it is the same failure as another, of another request.
+    /// True if both have the same peers, status, flag and explanation.
     pub fn is_like(&self, other: &Failure) -> bool {
         (self.status, self.flag) == (other.status, other.flag)
             && self.explanation == other.explanation

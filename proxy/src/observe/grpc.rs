@@ -1,4 +1,4 @@
-//! gRPC's messages in a body, counted as they pass (gRPC over HTTP/2, "Length-Prefixed-Message").
+//! gRPC messages in a body, counted as they pass (gRPC over HTTP/2, "Length-Prefixed-Message").
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ pub struct Messages {
 }
 
 impl Messages {
-    /// A counter for what goes `way`.
+    /// A counter of the messages in the direction `way`.
     pub fn new(series: &Arc<Series>, way: Way) -> Messages {
         Messages {
             series: Arc::clone(series),
@@ -22,7 +22,7 @@ impl Messages {
         }
     }
 
-    /// `data` passes.
+    /// Counts the messages that end in `data`.
     pub fn pass(&mut self, data: &[u8]) {
         let begun = self.frames.pass(data);
         if begun > 0 {
@@ -31,18 +31,18 @@ impl Messages {
     }
 }
 
-/// Where in a message the body is.
+/// Position of a body within gRPC's message framing.
 #[derive(Debug, Default)]
 struct Frames {
-    /// What there is of a prefix: one byte of flags, four of length.
+    /// Bytes received of a prefix: one of flags, four of length.
     prefix: [u8; 5],
     have: usize,
-    /// What is to come of the message.
+    /// Bytes of the message that are still to come.
     left: usize,
 }
 
 impl Frames {
-    /// How many messages have ended in `data`.
+    /// Number of messages that end in `data`.
     fn pass(&mut self, mut data: &[u8]) -> u64 {
         let mut ended = 0;
         while !data.is_empty() {

@@ -1,4 +1,4 @@
-//! How the sidecar itself is: its clock, its configuration, its certificate, as metrics and for the control plane.
+//! Health of the sidecar: its clock, its configuration, its certificate, as metrics and for the control plane.
 
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -8,21 +8,21 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::{Gauge, Metric, MetricFamily, MetricType};
 
-/// Clocks that differ by less than this are in step: a certificate is back-dated by two minutes.
+/// Seconds of skew below which clocks count as in step: a certificate is back-dated by two minutes.
 const IN_STEP: f64 = 5.0;
-/// Nothing is known of the control plane's clock.
+/// Skew that isn't known yet.
 const UNKNOWN: i64 = i64::MIN;
 
-/// How the sidecar is.
+/// Health of the sidecar.
 #[derive(Debug)]
 pub struct Health {
-    /// Ours less the control plane's, in milliseconds.
+    /// Our clock less the control plane's, in milliseconds.
     skew: AtomicI64,
     /// Resources that are refused now.
     refused: AtomicU64,
-    /// The certificate's end, in milliseconds since 1970; 0 for none.
+    /// Expiry of the certificate, in milliseconds since 1970; 0 for none.
     expires: AtomicU64,
-    /// Until when the configuration was known to be current; nothing while it is.
+    /// Time at which the configuration was last known to be current; `None` while it is.
     confirmed: Mutex<Option<SystemTime>>,
 }
 
@@ -38,20 +38,20 @@ impl Default for Health {
 }
 
 impl Health {
-    /// The control plane said that it is `theirs`, between `asked` and now.
+    /// Records the clock skew: the control plane reported the time `theirs` between `asked` and now.
     pub fn clock(&self, asked: SystemTime, theirs: SystemTime) {
         let ours = millis(asked) / 2 + millis(SystemTime::now()) / 2;
         self.skew.store(ours - millis(theirs), Ordering::Relaxed);
     }
 
-    /// By how many seconds our clock is ahead of the control plane's, if that is known.
+    /// Seconds by which our clock is ahead of the control plane's, if known.
     #[allow(clippy::cast_precision_loss)] // seconds
     pub fn skew(&self) -> Option<f64> {
         let skew = self.skew.load(Ordering::Relaxed);
         (skew != UNKNOWN).then_some(skew as f64 / 1000.0)
     }
 
-    /// The clock in words.
+    /// The clock skew as text.
     pub fn clock_words(&self) -> String {
         match self.skew() {
             None => "not compared yet".to_owned(),
@@ -61,17 +61,17 @@ impl Health {
         }
     }
 
-    /// So many resources are refused now.
+    /// Sets the number of resources that are refused now.
     pub fn refuses(&self, count: usize) {
         self.refused.store(count as u64, Ordering::Relaxed);
     }
 
-    /// How many resources are refused.
+    /// Number of resources that are refused now.
     pub fn refused(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)
     }
 
-    /// The configuration is current from now on, or was until then.
+    /// Records that the configuration is current (`None`), or was until the given time.
     pub fn is_current(&self, until: Option<SystemTime>) {
         let mut confirmed = self
             .confirmed
@@ -80,7 +80,7 @@ impl Health {
         *confirmed = until;
     }
 
-    /// For how long the configuration hasn't been known to be current.
+    /// Time since the configuration was last known to be current; zero while it is.
     pub fn config_age(&self) -> Duration {
         let confirmed = self
             .confirmed
@@ -90,13 +90,13 @@ impl Health {
         age.and_then(Result::ok).unwrap_or_default()
     }
 
-    /// The certificate ends then.
+    /// Records the expiry of the certificate.
     pub fn certificate(&self, expires: SystemTime) {
         let expires = u64::try_from(millis(expires)).unwrap_or_default();
         self.expires.store(expires, Ordering::Relaxed);
     }
 
-    /// When the certificate ends, in milliseconds since 1970; 0 for none.
+    /// Expiry of the certificate, in milliseconds since 1970; 0 for none.
     pub fn certificate_expires(&self) -> u64 {
         self.expires.load(Ordering::Relaxed)
     }
@@ -150,7 +150,7 @@ fn millis(time: SystemTime) -> i64 {
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// Health as gauges, looked at when somebody scrapes.
+/// Health as gauges, read at each scrape.
 #[derive(Debug)]
 pub(super) struct Gauges(pub(super) std::sync::Arc<Health>);
 

@@ -1,4 +1,4 @@
-//! Who the peers of a request are, as the labels of Istio's standard metrics say it.
+//! The peers of a request, as labels of Istio's standard metrics.
 
 use std::sync::Arc;
 
@@ -29,9 +29,9 @@ pub const FIXED: [&str; 21] = [
     "connection_security_policy",
 ];
 
-/// What is said where nothing is known.
+/// Value of a label that isn't known.
 pub const UNKNOWN: &str = "unknown";
-/// What is said of what is too much.
+/// Value of every label beyond the limit on series.
 pub const OTHER: &str = "other";
 /// Istio's name for the one cluster of a mesh that has no others.
 pub const CLUSTER: &str = "Kubernetes";
@@ -40,12 +40,12 @@ pub const CLUSTER: &str = "Kubernetes";
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Labels(Arc<[Box<str>; FIXED.len()]>);
 
-/// One side of a request, as labels say it.
+/// One peer of a request, as labels describe it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Party {
-    /// Whose it is.
+    /// Its workload.
     pub workload: Workload,
-    /// Its SPIFFE ID, where it is proven.
+    /// Its SPIFFE ID, if known.
     pub principal: Option<String>,
 }
 
@@ -66,12 +66,12 @@ impl Labels {
         Labels(Arc::new(std::array::from_fn(|at| all[at].clone())))
     }
 
-    /// What is counted together because it is too much.
+    /// Labels of the one series that counts everything beyond the limit.
     pub fn other() -> Labels {
         Labels(Arc::new(std::array::from_fn(|_| OTHER.into())))
     }
 
-    /// The label `name`; nothing when there is none of that name.
+    /// Value of the label `name`; empty if there is no such label.
     pub fn get(&self, name: &str) -> &str {
         let at = FIXED.iter().position(|label| *label == name);
         at.map_or("", |at| &self.0[at])
@@ -117,8 +117,7 @@ fn sides(party: &Party) -> [&str; 8] {
     ]
 }
 
-/// Name and namespace of a service: of a host of the mesh they are its first two parts, of another one the host itself and
-/// whatever is known.
+/// Name and namespace of a service: the first two parts of a host of the mesh, otherwise the host and `namespace`.
 fn split<'a>(host: &'a str, namespace: &'a str) -> (&'a str, &'a str) {
     let mut parts = host.splitn(4, '.');
     match (parts.next(), parts.next(), parts.next()) {

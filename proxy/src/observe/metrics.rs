@@ -1,4 +1,4 @@
-//! Every metric of the process: Istio's standard ones, and what the proxy says of itself.
+//! Every metric of the process: Istio's standard ones, and the proxy's own.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use super::health::{Gauges, Health};
 use super::labels::Labels;
 use super::standard::{Series, Standard};
 
-/// Series that one process keeps by default; what would be more is counted as `other`.
+/// Default limit on the series of one process; those beyond it are counted as `other`.
 pub const MAX_SERIES: usize = 1000;
 
 /// Every metric of the process.
@@ -17,13 +17,13 @@ pub const MAX_SERIES: usize = 1000;
 pub struct Metrics {
     registry: Registry,
     standard: Arc<Standard>,
-    /// Requests whose head our own parsers read.
+    /// Requests with a head that our own parsers read.
     pub parsed: IntCounter,
     /// Connections open now, from apps and from peers.
     pub connections: IntGauge,
     /// Connections closed at once because the limit was reached.
     pub refused_connections: IntCounter,
-    /// Resources refused, as counted once a version.
+    /// Resources refused, counted once for each version.
     pub refused_resources: IntCounter,
     /// Requests that were sent again.
     pub retries: IntCounter,
@@ -34,20 +34,20 @@ pub struct Metrics {
     pub app_failures: IntCounter,
     /// 1 while the stream to the control plane is up.
     pub connected: IntGauge,
-    /// How the sidecar itself is.
+    /// Health of the sidecar.
     pub health: Arc<Health>,
-    /// Lines of the access log that had no room.
+    /// Lines of the access log that were lost: the queue was full, or the write failed.
     pub log_dropped: IntCounter,
-    /// Spans that could not be handed over.
+    /// Spans that were lost: the queue was full, the export failed, or the collector refused them.
     pub spans_dropped: IntCounter,
-    /// Failures that the control plane isn't told of.
+    /// Failures that aren't reported to the control plane because the queue was full.
     pub failures_dropped: IntCounter,
     /// Certificates obtained.
     pub rotations: IntCounter,
 }
 
 impl Metrics {
-    /// A retry was not made.
+    /// Counts a retry that was not made, by its reason.
     pub fn withheld(&self, reason: &'static str) {
         self.withheld.with_label_values(&[reason]).inc();
     }
@@ -128,7 +128,7 @@ impl Metrics {
         &self.standard
     }
 
-    /// Everything in Prometheus' text format.
+    /// All metrics in Prometheus' text format.
     pub fn render(&self) -> String {
         let mut out = Vec::new();
         match TextEncoder::new().encode(&self.registry.gather(), &mut out) {
@@ -138,7 +138,7 @@ impl Metrics {
     }
 }
 
-/// Who this is, as Istio's components say it.
+/// Component and version, as Istio's components report them.
 fn build() -> Result<IntGauge, prometheus::Error> {
     let build = Opts::new("istio_build", "Component and version.")
         .const_label("component", "proxy")

@@ -1,5 +1,5 @@
-//! What is seen of a request: one [`Outcome`] each, recorded once, on drop if need be; and what is told of it when it is
-//! over, to whoever wants to know.
+//! Observation of requests: one [`Outcome`] each, recorded once, on drop if need be; at the end it is reported to the
+//! [`Observer`]'s access log, spans and live map.
 
 pub mod access_log;
 mod exposition;
@@ -30,32 +30,32 @@ use queue::Queue;
 use standard::{Cell, Key, Protocol, Series, Sizes};
 use trace::{Context, Trace, Traces};
 
-/// Who tells of a request: `reporter` of Istio's metrics.
+/// The sidecar that reports a request: `reporter` of Istio's metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reporter {
     /// The caller's sidecar.
     Source,
-    /// The callee's.
+    /// The destination's.
     Destination,
 }
 
-/// Who tells of a request or connection: its own end of the connection that it came on.
+/// The reporter of a request or connection, and the downstream connection that it came on.
 #[derive(Debug, Clone, Copy)]
 pub struct Teller<'a> {
-    /// Which sidecar it is.
+    /// The reporting sidecar.
     pub reporter: Reporter,
-    /// Who connected.
+    /// Address of the client.
     pub peer: SocketAddr,
-    /// What it connected to: the address that it dialled, where the connection was taken over.
+    /// Local address of the connection; with interception, the original destination.
     pub local: Option<SocketAddr>,
-    /// The server name that its TLS asked for.
+    /// Server name (SNI) of its TLS handshake.
     pub server_name: Option<&'a str>,
 }
 
-/// A share of requests, chosen by dice.
+/// A share of requests, sampled at random.
 #[derive(Debug, Clone, Copy)]
 struct Share {
-    /// How many of 2³².
+    /// The share as a count of 2³².
     threshold: u64,
 }
 
@@ -72,40 +72,40 @@ impl Share {
     }
 }
 
-/// What became of a request. Whoever holds it says what it learns; dropping it records.
+/// Result of a request, filled in as it becomes known; dropping it records it.
 #[derive(Debug)]
 pub struct Outcome {
     series: Arc<Series>,
     begun: Instant,
     ended: Option<Instant>,
     key: Key,
-    /// How large request and response were.
+    /// Sizes of request and response, heads included.
     pub sizes: Sizes,
     /// Bytes of their bodies.
     pub bodies: (u64, u64),
-    /// Its span, if it is recorded.
+    /// Its span, if it is sampled.
     pub trace: Option<Box<Trace>>,
-    /// Where it was sent, if anybody wants to know.
+    /// Upstream of the last attempt; set only for an error, the access log or a span.
     pub reached: Option<Box<Reached>>,
-    /// Whether it is in the access log, however it went.
+    /// True if it is sampled for the access log, even without an error.
     pub is_logged: bool,
 }
 
-/// Where a request or connection was sent.
+/// Upstream of a request or connection.
 #[derive(Debug, Clone)]
 pub struct Reached {
     /// The cluster.
     pub cluster: Arc<str>,
     /// The endpoint.
     pub address: SocketAddr,
-    /// The own end of the connection to it.
+    /// Local address of the connection to it.
     pub local: Option<SocketAddr>,
-    /// The rule that chose it.
+    /// Rule that chose it.
     pub rule: Option<Arc<str>>,
 }
 
 impl Outcome {
-    /// A request that was begun at `at`. Dropped before an answer it counts as Envoy counts a caller that left: code 0,
+    /// A request that began at `at`. Dropped before a response, it counts as a client that left, as with Envoy: code 0,
     /// `DC`.
     pub fn begun(series: &Arc<Series>, at: Instant) -> Outcome {
         Outcome {
@@ -126,43 +126,43 @@ impl Outcome {
         }
     }
 
-    /// It is over, now.
+    /// Ends the request now, and returns the time.
     pub fn over(&mut self) -> Instant {
         *self.ended.insert(clock::now())
     }
 
-    /// How long it took, or takes so far.
+    /// Duration of the request; up to now, if it hasn't ended.
     fn took(&self) -> Duration {
         let ended = self.ended.unwrap_or_else(Instant::now);
         ended.duration_since(self.begun)
     }
 
-    /// Its destination is known: from here on it is counted there.
+    /// Moves the request to the series of its destination, once that is known.
     pub fn toward(&mut self, series: &Arc<Series>) {
         self.series = Arc::clone(series);
     }
 
-    /// It is a gRPC call.
+    /// Marks the request as a gRPC call.
     pub fn is_call(&mut self) {
         self.key.protocol = Protocol::Grpc;
     }
 
-    /// Where the messages of a gRPC call are counted, if it is one.
+    /// Series that counts the messages of a gRPC call; `None` for other requests.
     pub fn call(&self) -> Option<&Arc<Series>> {
         (self.key.protocol == Protocol::Grpc).then_some(&self.series)
     }
 
-    /// The gRPC status that it ended with.
+    /// Sets the gRPC status.
     pub fn concluded(&mut self, status: Option<u8>) {
         self.key.grpc = status;
     }
 
-    /// The peer's answer was wanted no more, and there was no try left to get another.
+    /// Records that a retriable response found no attempt left (`URX`, upstream retry limit exceeded).
     pub fn exhausted(&mut self) {
         self.key.flag = "URX";
     }
 
-    /// The request was answered with what the peer answered.
+    /// Records that the upstream's response was passed on.
     pub fn passed_on(&mut self, status: u16) {
         let flag = match self.key.flag {
             "URX" => "URX",
@@ -171,7 +171,7 @@ impl Outcome {
         self.answered(status, flag);
     }
 
-    /// The request was answered.
+    /// Records the status and response flag of the response.
     pub fn answered(&mut self, status: u16, flag: &'static str) {
         (self.key.status, self.key.flag) = (status, flag);
     }
@@ -183,18 +183,18 @@ impl Drop for Outcome {
     }
 }
 
-/// What is told of a request or a connection that is over.
+/// Record of a finished request or connection.
 #[derive(Debug)]
 pub struct Told<'a> {
-    /// Who tells.
+    /// The reporter, and the downstream connection.
     pub teller: Teller<'a>,
-    /// The request's head, as it was sent on; empty for a connection of bytes.
+    /// The request's head, as it was sent on; empty for a TCP connection.
     pub request: &'a Head,
     /// The response's head.
     pub response: &'a Head,
-    /// Who the peers are.
+    /// Labels of both peers.
     pub labels: &'a Labels,
-    /// What was spoken.
+    /// Application protocol.
     pub protocol: Protocol,
     /// HTTP status.
     pub status: u16,
@@ -202,20 +202,20 @@ pub struct Told<'a> {
     pub flag: &'static str,
     /// gRPC status.
     pub grpc: Option<u8>,
-    /// How long it took.
+    /// Duration.
     pub took: Duration,
-    /// Bytes of the bodies, or of each direction.
+    /// Bytes received and sent: of the bodies, or of a TCP connection.
     pub bodies: (u64, u64),
-    /// Where it was sent.
+    /// The upstream, if one was chosen.
     pub reached: Option<&'a Reached>,
-    /// What went wrong.
+    /// The error, if there was one.
     pub error: Option<&'a Error>,
-    /// Whether it is in the access log, however it went.
+    /// True if it is sampled for the access log, even without an error.
     pub is_logged: bool,
 }
 
 impl Told<'_> {
-    /// The path without the query, which may hold what nobody else must know.
+    /// The path without the query, which may hold secrets.
     fn path(&self) -> String {
         let target = self.request.target();
         let path = target.split(|b| *b == b'?').next().unwrap_or_default();
@@ -228,7 +228,7 @@ impl Told<'_> {
     }
 }
 
-/// Who wants to know of requests that are over, besides the metrics.
+/// Consumers of finished requests, besides the metrics.
 #[derive(Debug, Default)]
 pub struct Observer {
     /// The access log.
@@ -240,13 +240,13 @@ pub struct Observer {
 }
 
 impl Observer {
-    /// Whether what is over now with `status` is in the access log, if it isn't a failure of ours.
+    /// Access log decision for a request that ends with `status` and no error of ours: any 5xx, else a sample.
     pub fn logs(&self, status: u16, dice: impl FnOnce() -> u32) -> bool {
         let log = self.log.as_ref();
         log.is_some_and(|log| status >= 500 || log.samples(dice()))
     }
 
-    /// A request is over.
+    /// Reports a finished request.
     pub fn over(
         &self,
         outcome: &Outcome,
@@ -277,7 +277,7 @@ impl Observer {
         self.told(&told);
     }
 
-    /// A request or connection is over.
+    /// Reports a finished request or connection to the access log and the live map.
     pub fn told(&self, told: &Told<'_>) {
         if let Some(log) = &self.log {
             log.over(told);
@@ -289,7 +289,7 @@ impl Observer {
         }
     }
 
-    /// What Leno answered itself has a span whatever the sampling says.
+    /// Queues the span of a request. An error has one even if it isn't sampled, unless the client left.
     fn trace(&self, told: &Told<'_>, trace: Option<&Trace>, dice: impl Fn() -> u64) {
         let Some(traces) = &self.traces else {
             return;
@@ -307,7 +307,7 @@ impl Observer {
                     span: dice() | 1,
                     sampled: Some(true),
                 };
-                // A parent that nobody records would leave the span without a root.
+                // An unrecorded parent would leave the span without a root.
                 let parent = parent.filter(|parent| parent.sampled == Some(true));
                 traces.over(
                     told,
@@ -319,7 +319,7 @@ impl Observer {
     }
 }
 
-/// A connection of bytes; dropping it counts it as closed.
+/// Counters of a TCP connection; dropping them counts it as closed.
 #[derive(Debug)]
 pub struct Carried {
     cell: Arc<Cell>,
@@ -328,12 +328,12 @@ pub struct Carried {
 }
 
 impl Carried {
-    /// A connection between the peers of `series`, which was opened.
+    /// An open connection between the peers of `series`.
     pub fn opened(series: &Series) -> Carried {
         Carried::ended(series, "-")
     }
 
-    /// A connection that came to nothing; why, as Envoy's flag.
+    /// A connection that was never opened, with the reason as Envoy's response flag.
     pub fn ended(series: &Series, flag: &'static str) -> Carried {
         let cell = series.cell(Key::tcp(flag));
         cell.count.fetch_add(1, Ordering::Relaxed);
@@ -344,7 +344,7 @@ impl Carried {
         }
     }
 
-    /// Bytes came from whoever connected.
+    /// Counts bytes from the client.
     pub fn received(&self, count: usize) {
         self.received.set(self.received.get() + count as u64);
         self.cell
@@ -352,13 +352,13 @@ impl Carried {
             .fetch_add(count as u64, Ordering::Relaxed);
     }
 
-    /// Bytes were sent to whoever connected.
+    /// Counts bytes to the client.
     pub fn sent(&self, count: usize) {
         self.sent.set(self.sent.get() + count as u64);
         self.cell.sent.fetch_add(count as u64, Ordering::Relaxed);
     }
 
-    /// How many of each there were.
+    /// Bytes received and sent.
     pub fn bytes(&self) -> (u64, u64) {
         (self.received.get(), self.sent.get())
     }

@@ -1,4 +1,4 @@
-//! What the path hands over to be told elsewhere. Handing over never waits, and what has no room is counted.
+//! Queues from the path to the tasks that export. Pushing never waits, and items without room are counted.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -15,7 +15,7 @@ pub struct Queue<T> {
 }
 
 impl<T> Queue<T> {
-    /// An empty queue with room for `at_most`; what is more is counted by `dropped`.
+    /// An empty queue of up to `at_most` items; those beyond it are counted by `dropped`.
     pub fn new(at_most: usize, dropped: IntCounter) -> Queue<T> {
         Queue {
             held: Mutex::default(),
@@ -25,43 +25,43 @@ impl<T> Queue<T> {
         }
     }
 
-    /// Hands over what `make` gives, or counts that there was no room for it: it isn't made then.
+    /// Pushes the item that `make` returns; if the queue is full, counts a drop and doesn't call `make`.
     pub fn push_with(&self, make: impl FnOnce() -> T) {
         if self.held().len() >= self.at_most {
             return self.dropped.inc();
         }
-        // Made while nobody waits for the queue; what is pushed meanwhile may still take the last place.
+        // Made while the queue isn't locked; another push may still take the last place.
         self.push(make());
     }
 
-    /// Hands `item` over, or counts that there was no room.
+    /// Pushes `item`, or counts a drop if the queue is full.
     pub fn push(&self, item: T) {
         let mut held = self.held();
         if held.len() >= self.at_most {
             return self.dropped.inc();
         }
         held.push(item);
-        // Whoever takes takes all there is: one word is enough.
+        // One notification is enough: `filled` looks at the queue before it waits.
         if held.len() == 1 {
             self.filled.notify_one();
         }
     }
 
-    /// Waits until there is something.
+    /// Waits until the queue holds an item.
     pub async fn filled(&self) {
         while self.held().is_empty() {
             self.filled.notified().await;
         }
     }
 
-    /// Takes the oldest, `at_most` of them.
+    /// Takes the oldest items, up to `at_most` of them.
     pub fn take(&self, at_most: usize) -> Vec<T> {
         let mut held = self.held();
         let count = held.len().min(at_most);
         held.drain(..count).collect()
     }
 
-    /// What can't be handed on is lost as well.
+    /// Counts items that were taken, but couldn't be exported.
     pub fn lost(&self, count: usize) {
         self.dropped.inc_by(count as u64);
     }

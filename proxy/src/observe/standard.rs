@@ -1,8 +1,8 @@
 //! Istio's standard metrics, and the handles that the path holds.
 //!
-//! A [`Series`] is one pair of peers; it is built when an endpoint or a connection is. A request then finds its [`Cell`]
-//! by what became of it, without a lock, and adds to counters that are there already. Exposition is the library's: cells
-//! become metric families when somebody scrapes.
+//! A [`Series`] is one pair of peers; it is built when an endpoint or a connection is. A request then finds its
+//! [`Cell`] by its result, without a lock, and adds to existing counters. Exposition is the library's: cells become
+//! metric families at each scrape.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -36,27 +36,27 @@ pub const BUCKETS: [u64; 19] = [
     3_600_000_000,
 ];
 
-/// What requests and connections are counted by, beside who their peers are.
+/// Labels that vary among the requests and connections of one pair of peers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Key {
-    /// What was spoken.
+    /// Application protocol.
     pub protocol: Protocol,
-    /// HTTP status; 0 when there was no answer.
+    /// HTTP status; 0 without a response.
     pub status: u16,
     /// Envoy's response flag, `-` for none.
     pub flag: &'static str,
-    /// gRPC status, where there was one.
+    /// gRPC status, if there was one.
     pub grpc: Option<u8>,
 }
 
-/// What was spoken, as `request_protocol` says it.
+/// Application protocol, as in `request_protocol`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Protocol {
     /// HTTP of any version.
     Http,
     /// gRPC.
     Grpc,
-    /// Bytes.
+    /// Opaque TCP.
     Tcp,
 }
 
@@ -72,7 +72,7 @@ impl Protocol {
 }
 
 impl Key {
-    /// A connection of bytes.
+    /// A TCP connection.
     pub fn tcp(flag: &'static str) -> Key {
         Key {
             protocol: Protocol::Tcp,
@@ -82,7 +82,7 @@ impl Key {
         }
     }
 
-    /// What is counted when there are too many of the others.
+    /// The key that counts all keys beyond the limit.
     fn other(self) -> Key {
         Key {
             status: u16::MAX,
@@ -92,7 +92,7 @@ impl Key {
         }
     }
 
-    /// Whether it is the kind of end that somebody should look at: 5xx, no answer, or a gRPC status that stands for one.
+    /// True for a 5xx, no response although the client stayed, a gRPC status that stands for a 5xx; for TCP, any flag.
     pub fn is_failure(&self) -> bool {
         let by_status = self.status >= 500 && self.status != u16::MAX;
         let by_call = matches!(self.grpc, Some(2 | 4 | 12..=15));
@@ -118,7 +118,7 @@ pub struct Histogram {
     sum: AtomicU64,
 }
 
-/// The first bucket in which a number of so many bits may be.
+/// First bucket that can hold a number, by its length in bits.
 const FIRST: [u8; 65] = {
     let (mut first, mut bits) = ([0; 65], 1);
     while bits <= 64 {
@@ -132,7 +132,7 @@ const FIRST: [u8; 65] = {
     first
 };
 
-/// The bucket that a number is in.
+/// Index of the bucket of a number.
 fn bucket(thousandths: u64) -> usize {
     let bits = u64::BITS - thousandths.leading_zeros();
     let first = usize::from(FIRST[bits as usize]);
@@ -149,7 +149,7 @@ impl Histogram {
         self.sum.fetch_add(thousandths, Ordering::Relaxed);
     }
 
-    /// How many were seen in each bucket; the last has no bound.
+    /// Number of values in each bucket; the last has no bound.
     pub fn counts(&self) -> [u64; BUCKETS.len() + 1] {
         std::array::from_fn(|at| self.buckets[at].load(Ordering::Relaxed))
     }
@@ -161,14 +161,14 @@ impl Histogram {
     }
 }
 
-/// Requests between two peers of which the same became, or connections.
+/// Counters of the requests, or connections, of one series that share a [`Key`].
 #[derive(Debug)]
 pub struct Cell {
-    /// What became of them.
+    /// The labels that they share.
     pub key: Key,
     /// Requests that ended; for TCP, connections that were opened.
     pub count: AtomicU64,
-    /// How long requests took.
+    /// Durations of requests.
     pub duration: Histogram,
     /// Heads and bodies of requests.
     pub request_bytes: Histogram,
@@ -176,15 +176,15 @@ pub struct Cell {
     pub response_bytes: Histogram,
     /// Connections that were closed.
     pub closed: AtomicU64,
-    /// Bytes that came from the peer who connected.
+    /// Bytes received from the client.
     pub received: AtomicU64,
-    /// Bytes that were sent to it.
+    /// Bytes sent to the client.
     pub sent: AtomicU64,
-    /// The count at the last sweep, and how many sweeps ago it changed.
+    /// Activity at the last sweep, and the number of sweeps since it changed.
     swept: (AtomicU64, AtomicU32),
 }
 
-/// What a request took.
+/// Sizes of a request and its response.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Sizes {
     /// Bytes of the request, head and body.
@@ -194,7 +194,7 @@ pub struct Sizes {
 }
 
 impl Cell {
-    /// Counts a request that is over.
+    /// Counts a finished request.
     fn over(&self, took: Duration, sizes: Sizes) {
         self.count.fetch_add(1, Ordering::Relaxed);
         let micros = took.as_secs().saturating_mul(1_000_000);
@@ -219,13 +219,14 @@ impl Cell {
         }
     }
 
-    /// Everything that only grows, added up: it changes when something happens.
+    /// Sum of all counters that only grow: it changes with any activity.
     fn activity(&self) -> u64 {
         let all = [&self.count, &self.closed, &self.received, &self.sent];
         all.iter().map(|a| a.load(Ordering::Relaxed)).sum()
     }
 
-    /// A sweep; whether nothing has happened for as many as `sweeps`. An open connection may do nothing for long.
+    /// Counts a sweep; true after `sweeps` without activity. An open connection is never idle: it may be silent for
+    /// long.
     fn is_idle(&self, sweeps: u32) -> bool {
         let activity = self.activity();
         if self.swept.0.swap(activity, Ordering::Relaxed) != activity {
@@ -248,7 +249,7 @@ pub struct Series {
     room: Arc<Room>,
 }
 
-/// How many cells there may be.
+/// Limit on the cells of all series.
 #[derive(Debug)]
 struct Room {
     cells: AtomicUsize,
@@ -266,12 +267,12 @@ impl Room {
     }
 }
 
-/// Which way messages of a gRPC call go.
+/// Direction of the messages of a gRPC call.
 #[derive(Debug, Clone, Copy)]
 pub enum Way {
-    /// From the caller.
+    /// From the client.
     Request,
-    /// To the caller.
+    /// To the client.
     Response,
 }
 
@@ -290,7 +291,7 @@ impl Series {
         self.messages[way as usize].fetch_add(count, Ordering::Relaxed);
     }
 
-    /// The cell of `key`, made on first use; another one when there are too many.
+    /// The cell of `key`, made on first use; beyond the limit, the one that counts all others.
     pub fn cell(&self, key: Key) -> Arc<Cell> {
         if let Some(cell) = self.cells.load().iter().find(|cell| cell.key == key) {
             return Arc::clone(cell);
@@ -310,28 +311,28 @@ impl Series {
         if !added && is_new {
             self.room.cells.fetch_sub(1, Ordering::Relaxed);
         }
-        // It is there now, whoever put it there.
+        // It is there now, added here or by another thread.
         let cells = self.cells.load();
         let found = cells.iter().find(|cell| cell.key == key);
         found.map_or(new, Arc::clone)
     }
 
-    /// Who the peers are.
+    /// Labels of both peers.
     pub fn labels(&self) -> &Labels {
         &self.labels
     }
 
-    /// What there is of requests and connections.
+    /// Cells of requests and connections.
     pub fn cells(&self) -> Arc<Vec<Arc<Cell>>> {
         self.cells.load_full()
     }
 
-    /// Messages of gRPC calls that went `way`.
+    /// Number of gRPC messages in the direction `way`.
     pub fn messages_of(&self, way: Way) -> u64 {
         self.messages[way as usize].load(Ordering::Relaxed)
     }
 
-    /// Forgets cells in which nothing has happened for as many sweeps as `sweeps`.
+    /// Drops cells without activity in the last `sweeps` sweeps.
     fn sweep(&self, sweeps: u32) {
         let cells = self.cells.load();
         let idle: Vec<Key> = cells
@@ -351,7 +352,7 @@ impl Series {
     }
 }
 
-/// Every series.
+/// All series of the process.
 #[derive(Debug)]
 pub struct Standard {
     all: Mutex<HashMap<Labels, Arc<Series>>>,
@@ -359,7 +360,7 @@ pub struct Standard {
 }
 
 impl Standard {
-    /// No series yet; `at_most` of them.
+    /// No series yet; up to `at_most` of them, and as many cells.
     pub fn new(at_most: usize) -> Standard {
         Standard {
             all: Mutex::default(),
@@ -392,25 +393,25 @@ impl Standard {
         Arc::clone(all.entry(labels.clone()).or_insert_with(new))
     }
 
-    /// Every series of the moment.
+    /// All current series.
     pub fn all(&self) -> Vec<Arc<Series>> {
         let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         all.values().cloned().collect()
     }
 
-    /// How many cells there are, and how many times one had no room.
+    /// Number of cells, and the times that a series or cell was beyond the limit.
     pub fn room(&self) -> (usize, u64) {
         let overflow = self.room.overflow.load(Ordering::Relaxed);
         (self.room.cells.load(Ordering::Relaxed), overflow)
     }
 
-    /// Forgets what nobody holds and in which nothing has happened for as many sweeps as `sweeps`.
+    /// Drops cells without activity in the last `sweeps` sweeps, then empty series without a handle.
     pub fn sweep(&self, sweeps: u32) {
         for series in self.all() {
             series.sweep(sweeps);
         }
         let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-        // A handle is only given out under this lock: nobody can come by one of those that go.
+        // A handle is only given out under this lock: none is taken of a series that is dropped here.
         all.retain(|_, series| Arc::strong_count(series) > 1 || !series.cells.load().is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! Times as people read them.
+//! Times in RFC 3339.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

@@ -1,5 +1,5 @@
-//! Spans: which requests have one, and what one says, by OpenTelemetry's semantic conventions for HTTP and under the names of
-//! Istio's tags.
+//! Spans: the sampling decision, and the attributes by OpenTelemetry's semantic conventions for HTTP and under the
+//! names of Istio's tags.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -10,31 +10,31 @@ use super::queue::Queue;
 use super::{Reporter, Share, Told};
 use leno_http::head::{Known, Version};
 
-/// Spans that wait to be exported. One takes about 2 KiB, so that a collector that hangs costs about 1 MiB.
+/// Most spans that wait to be exported. One takes about 2 KiB, so that a collector that hangs costs about 1 MiB.
 pub const WAITING: usize = 512;
-/// Events that one span may have.
+/// Most events of one span.
 const MAX_EVENTS: usize = 16;
 
-/// Where a request stands in a trace (W3C Trace Context, B3).
+/// Trace context of a request (W3C Trace Context, B3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Context {
-    /// Its trace.
+    /// Trace ID.
     pub trace: u128,
-    /// The span that caused it.
+    /// Span ID; in an incoming request, that of the parent.
     pub span: u64,
-    /// Whether that span is recorded; nothing when whoever comes next decides.
+    /// Sampling decision; `None` leaves it to the receiver.
     pub sampled: Option<bool>,
 }
 
-/// Whether the last bit of a hexadecimal digit is set.
+/// True if the last bit of a hexadecimal digit is set.
 fn is_odd(digit: u8) -> bool {
     matches!(digit, b'1' | b'3' | b'5' | b'7' | b'9' | b'b' | b'd' | b'f')
 }
 
 impl Context {
-    /// Whether it is a `traceparent` (W3C Trace Context, level 1 and what follows it).
+    /// True for a valid `traceparent` (W3C Trace Context, level 1 and later).
     pub fn is_one(value: &[u8]) -> bool {
-        // Without a way out in the middle, many bytes are looked at at once.
+        // No early exit, so that many bytes are compared at once.
         let is_hex = |part: &[u8]| {
             part.iter().fold(true, |so_far, b| {
                 so_far & (b.is_ascii_digit() | (b'a'..=b'f').contains(b))
@@ -53,12 +53,12 @@ impl Context {
             && !is_zero(span)
     }
 
-    /// Whether it is the `traceparent` of a trace that nobody records.
+    /// True for the `traceparent` of a trace that isn't sampled.
     pub fn is_unsampled(value: &[u8]) -> bool {
         Context::is_one(value) && !is_odd(value[54])
     }
 
-    /// From `traceparent`'s value.
+    /// Parses the value of `traceparent`.
     pub fn parse(value: &[u8]) -> Option<Context> {
         let known = value.get(..55).filter(|_| Context::is_one(value))?;
         let is_sampled = is_odd(known[54]);
@@ -70,7 +70,7 @@ impl Context {
         )
     }
 
-    /// From `b3`'s value: `trace-span[-sampled[-parent]]`.
+    /// Parses the value of `b3`: `trace-span[-sampled[-parent]]`.
     pub fn parse_b3(value: &[u8]) -> Option<Context> {
         let mut parts = std::str::from_utf8(value).ok()?.split('-');
         let (trace, span) = (parts.next()?, parts.next()?);
@@ -82,7 +82,7 @@ impl Context {
         Context::of(trace, span, sampled)
     }
 
-    /// From identifiers in hexadecimal, of which neither is zero.
+    /// Parses hexadecimal IDs, neither of which is zero.
     pub fn of(trace: &str, span: &str, sampled: Option<bool>) -> Option<Context> {
         let is_hex = |text: &str| text.bytes().all(|b| b.is_ascii_hexdigit());
         let sizes = matches!(trace.len(), 16 | 32) && span.len() == 16;
@@ -98,26 +98,26 @@ impl Context {
     }
 }
 
-/// A span that is recorded, until its request is over.
+/// A sampled span, until its request ends.
 #[derive(Debug)]
 pub struct Trace {
-    /// The span itself.
+    /// Context of the span itself.
     pub own: Context,
-    /// Its parent; 0 when it begins the trace.
+    /// Span ID of its parent; 0 for a root span.
     pub parent: u64,
     events: Vec<Event>,
 }
 
-/// Something that happened to a request on its way.
+/// An event of a span.
 #[derive(Debug, Clone)]
 pub struct Event {
-    /// When.
+    /// Time of the event.
     pub at: SystemTime,
-    /// What, as one word.
+    /// Name, as one word.
     pub name: &'static str,
-    /// Which try it was about.
+    /// Attempt that it is about.
     pub attempt: u32,
-    /// Why.
+    /// Reason, as text.
     pub reason: String,
 }
 
@@ -131,7 +131,7 @@ impl Trace {
         }
     }
 
-    /// The request is tried again after try `attempt`.
+    /// Adds the event that the request is retried after `attempt`.
     pub fn retried(&mut self, attempt: u32, reason: String) {
         if self.events.len() < MAX_EVENTS {
             self.events.push(Event {
@@ -144,36 +144,36 @@ impl Trace {
     }
 }
 
-/// Which requests have a span, and where spans go.
+/// Sampling of traces, and the queue of finished spans.
 #[derive(Debug)]
 pub struct Traces {
-    /// Of the requests that nobody decided about.
+    /// Share of the requests that arrive without a sampling decision.
     share: Share,
     /// `node_id`.
     node: Box<str>,
     spans: Arc<Queue<Span>>,
 }
 
-/// A span that is over.
+/// A finished span.
 #[derive(Debug)]
 pub struct Span {
-    /// Its trace.
+    /// Trace ID.
     pub trace: u128,
-    /// Itself.
+    /// Span ID.
     pub id: u64,
-    /// What caused it; 0 for none.
+    /// Span ID of the parent; 0 for none.
     pub parent: u64,
-    /// Whether it is the caller's or the callee's.
+    /// The sidecar that recorded it: the client's, or the server's.
     pub reporter: Reporter,
-    /// What is called.
+    /// Name of the operation.
     pub name: String,
-    /// When it began and ended.
+    /// Start and end.
     pub time: (SystemTime, SystemTime),
-    /// What is said of it.
+    /// Attributes.
     pub attributes: Vec<(&'static str, Value)>,
-    /// What happened meanwhile.
+    /// Events.
     pub events: Vec<Event>,
-    /// Why it failed, if it did.
+    /// Error message, if it failed; empty for a 5xx of the upstream.
     pub error: Option<String>,
 }
 
@@ -189,7 +189,7 @@ pub enum Value {
 }
 
 impl Traces {
-    /// Traces of a share of requests, for `node`.
+    /// Samples a share of requests, for `node`.
     pub fn new(share: f64, node: &str, spans: Arc<Queue<Span>>) -> Traces {
         Traces {
             share: Share::new(share),
@@ -198,13 +198,13 @@ impl Traces {
         }
     }
 
-    /// Whether a request has a span: as whoever caused it says, else by `dice`.
+    /// Sampling decision for a request: that of `parent`, else by `dice`.
     pub fn samples(&self, parent: Option<Context>, dice: impl FnOnce() -> u32) -> bool {
         let said = parent.and_then(|parent| parent.sampled);
         said.unwrap_or_else(|| self.share.has(dice()))
     }
 
-    /// The span of a request that is over.
+    /// Queues the span of a finished request.
     pub(super) fn over(&self, told: &Told<'_>, trace: &Trace) {
         self.spans.push_with(|| {
             let ended = SystemTime::now();
@@ -278,7 +278,7 @@ impl Traces {
 struct Attributes(Vec<(&'static str, Value)>);
 
 impl Attributes {
-    /// Whose span it is, under Istio's names.
+    /// Adds the attributes of the reporting workload, under Istio's names.
     fn istio(&mut self, told: &Told<'_>) {
         let own = |source, destination| match told.teller.reporter {
             Reporter::Source => told.labels.get(source).to_owned(),
@@ -328,7 +328,7 @@ impl Attributes {
     }
 }
 
-/// Istio's name of the operation: the service's host and port, whatever the path.
+/// Istio's name of the operation: the service's host and port, without the path.
 fn name(told: &Told<'_>) -> String {
     let host = told.labels.get("destination_service");
     let authority = told.authority();

@@ -1,4 +1,4 @@
-//! The outbound story: what the app sends, from its connection to the answer.
+//! The outbound path: connections and requests of the app, from accept to response.
 //!
 //! Without interception the app names the destination itself: by `Host`, by an absolute target (`HTTP_PROXY`), or by
 //! CONNECT, after which the connection is treated as one to that destination.
@@ -64,19 +64,19 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, address: SocketAddr) {
     }
 }
 
-/// Whose connection it is.
+/// Downstream connection of a request.
 #[derive(Debug, Clone)]
 struct Caller {
-    /// The app's end of it.
+    /// Address of the app's end.
     address: SocketAddr,
-    /// What it connected to.
+    /// Address that the app connected to.
     local: Option<SocketAddr>,
     /// The plan of the tunnel that it is inside.
     inside: Option<Arc<OutboundPlan>>,
 }
 
 impl Caller {
-    /// Who tells of its requests.
+    /// Reporter and connection, for the records of its requests.
     fn teller(&self) -> Teller<'static> {
         Teller {
             reporter: Reporter::Source,
@@ -89,7 +89,7 @@ impl Caller {
 
 /// Serves HTTP on `conn`.
 async fn serve_http(worker: Rc<Worker>, conn: Conn, version: Version, caller: Caller) {
-    // Boxes: what is rare must not make every connection's task larger.
+    // Boxed: rare cases must not enlarge every connection's task.
     if version == Version::Http2 {
         return Box::pin(serve_h2(worker, conn, caller)).await;
     }
@@ -98,7 +98,7 @@ async fn serve_http(worker: Rc<Worker>, conn: Conn, version: Version, caller: Ca
     }
 }
 
-/// Serves requests until the connection ends, or becomes a tunnel.
+/// Serves requests until the connection ends, or becomes the tunnel that is returned.
 async fn serve_h1(worker: &Worker, mut down: ServerHalf, caller: &Caller) -> Option<Tunnel> {
     let shared = &worker.shared;
     let timeouts = &shared.timeouts;
@@ -114,7 +114,7 @@ async fn serve_h1(worker: &Worker, mut down: ServerHalf, caller: &Caller) -> Opt
             read = down.read_request(&mut request, &mut deadline, idle, timeouts.head) => read,
             () = &mut ended, if !is_over => {
                 is_over = true;
-                // A request of which something is there is the last.
+                // A request that has begun to arrive is the last.
                 if down.conn_ref().unread().is_empty() {
                     return None;
                 }
@@ -133,7 +133,7 @@ async fn serve_h1(worker: &Worker, mut down: ServerHalf, caller: &Caller) -> Opt
                 let tunnel = Tunnel::new(down.into_conn(), plan, caller);
                 return flushed.is_ok().then_some(tunnel);
             }
-            // What was sent ahead of the answer was meant for the tunnel: it must not be read as requests.
+            // Bytes that were sent ahead of the response were for the tunnel: they must not be read as requests.
             let _ = down.settle().await;
             down.close().await;
             return None;
@@ -170,12 +170,12 @@ async fn serve_h2(worker: Rc<Worker>, conn: Conn, caller: Caller) {
         until: None,
     };
     let (io, read) = conn.into_parts();
-    // What one stream found is what the others mostly need.
+    // The destination that one stream found fits most of the others.
     let last: RefCell<Option<Rc<Destination>>> = RefCell::default();
     let handle = async move |arrived: &mut Arrived| {
         let is_connect = arrived.head.method() == b"CONNECT" && caller.inside.is_none();
         if is_connect && arrived.read.is_ok() {
-            // A box: it is rare, and must not make every request's room larger.
+            // Boxed: CONNECT is rare, and must not enlarge every request's future.
             return Box::pin(connect_stream(&worker, arrived, &caller)).await;
         }
         let mut own = last.borrow().clone();
@@ -188,7 +188,7 @@ async fn serve_h2(worker: Rc<Worker>, conn: Conn, caller: Caller) {
     h2::serve(io, read, how, shared.watch.ended(), handle).await;
 }
 
-/// Makes a stream the tunnel that it asks for.
+/// Turns a stream with CONNECT into a tunnel.
 async fn connect_stream(worker: &Rc<Worker>, arrived: &mut Arrived, caller: &Caller) {
     let mut plan = None;
     let connect = async |arrival: &mut Arrival<'_>| {
@@ -196,7 +196,7 @@ async fn connect_stream(worker: &Rc<Worker>, arrived: &mut Arrived, caller: &Cal
         Served::Whole(Instant::now())
     };
     serve_stream(arrived, &worker.shared.timeouts, connect).await;
-    // A tunnel lives for long, and needs nothing of it.
+    // A tunnel lives for long, and doesn't need the head.
     drop(mem::take(&mut arrived.head));
     if let (Some(plan), Some(stream)) = (plan, arrived.stream.take()) {
         let io = Stream::Inside(Box::new(stream.into_tunnel()));
@@ -205,14 +205,14 @@ async fn connect_stream(worker: &Rc<Worker>, arrived: &mut Arrived, caller: &Cal
     }
 }
 
-/// Serves one request, from its head to the answer.
+/// Serves one request, from its head to the response.
 async fn serve_request(
     worker: &Worker,
     caller: &Caller,
     last: &mut Option<Rc<Destination>>,
     arrival: &mut Arrival<'_>,
 ) -> Served {
-    // Phase 1: nothing is known of the request yet; what can't be read is answered, and counted under no service.
+    // Phase 1: nothing is known of the request yet; one that can't be read is answered, and counted under no service.
     let mut outcome = Outcome::begun(&worker.shared.unknown, arrival.at);
     if let Err(error) = &arrival.read {
         let (down, none) = (&mut arrival.down, &Head::default());
@@ -239,21 +239,21 @@ async fn serve_request(
     attempt.conclude(forwarded, Audience::Trusted)
 }
 
-/// Where the last request of a connection went: the next one mostly goes there as well.
+/// Destination of a connection's last request: the next one mostly goes there as well.
 #[derive(Debug)]
 struct Destination {
-    /// `Host`, as it was sent.
+    /// `Host`, as the client sent it.
     said: Vec<u8>,
     authority: String,
     /// The authority without its port.
     host: String,
     plan: Arc<OutboundPlan>,
-    /// The generation of the configuration that it was found in, and when.
+    /// Configuration generation in which it was found, and the time of the lookup.
     generation: u64,
     since: Instant,
 }
 
-/// Where the request goes. `last` is looked at first, and brought up to date.
+/// Destination of the request: `last` if it applies, else a new one, which replaces it.
 async fn destination<'a>(
     worker: &Worker,
     attempt: &mut Attempt<'_>,
@@ -287,7 +287,7 @@ async fn destination<'a>(
         .ok_or_else(|| Error::own(Kind::NotConfigured, "no destination"))
 }
 
-/// Phase 3: from a request with an id to its response.
+/// Phase 3: routes a request that has an id, and forwards it.
 async fn forward(
     attempt: &mut Attempt<'_>,
     inside: Option<&Arc<OutboundPlan>>,
@@ -326,7 +326,7 @@ async fn forward(
     http::prepare(attempt.request, body, &worker.shared.upgrades)?;
     worker.random(|rng| headers::websocket_key(attempt.request, rng));
     propagate::trace(worker, attempt.request, false, attempt.outcome);
-    // Beside the number of the try, which comes next: what is the same each time stands together (`Encoder::again`).
+    // Next to `x-envoy-attempt-count`, which follows: fields that rarely change stand together (`Encoder::again`).
     headers::forwarded_proto(attempt.request, "http");
     let edit = |request: &Head, response: &mut Head, heard: Instant| {
         let mut digits = itoa::Buffer::new();
@@ -338,7 +338,7 @@ async fn forward(
     };
     let limit = Limit {
         deadline,
-        // Waiting for the configuration is not the upstream's time.
+        // The wait for the configuration is not the upstream's time.
         since: arrived.max(found.since),
         at_most: route.timeout,
     };
@@ -351,7 +351,7 @@ async fn forward(
     outcome.map_err(|error| explain(error, route))
 }
 
-/// Names the rule before the cluster that it led to.
+/// Adds the rule before the cluster that it led to.
 fn explain(mut error: Error, route: &RoutePlan) -> Error {
     error.object = Some(match error.object {
         Some(object) => format!("{} → {object}", route.rule).into(),
@@ -378,7 +378,7 @@ fn pick<'a>(route: &'a RoutePlan, worker: &Worker) -> Result<&'a Target, Error> 
     route.split.pick(worker.dice()).ok_or_else(none)
 }
 
-/// The plan for `authority`. Inside a tunnel a `Host` that the mesh doesn't know means the tunnel's destination.
+/// Plan for `authority`. Inside a tunnel, an authority that the mesh doesn't know stands for the tunnel's destination.
 async fn find_plan(
     worker: &Worker,
     authority: &str,
@@ -390,7 +390,7 @@ async fn find_plan(
         None => Box::pin(directory.resolve(authority)).await,
     };
     match (found, inside) {
-        // The tunnel's destination as it runs now; the plan of its beginning only when that is gone.
+        // The current plan of the tunnel's destination; the one that the tunnel began with only when that is gone.
         (Err(error), Some(plan)) if error.kind == Kind::UnknownAuthority => {
             let current = directory.find(&plan.authority).and_then(Result::ok);
             Ok(current.unwrap_or_else(|| Arc::clone(plan)))
@@ -416,8 +416,8 @@ fn check_loop(worker: &Worker, authority: &str) -> Result<(), Error> {
     }
 }
 
-/// The authority that a request is for. An absolute target wins over `Host` (RFC 9112, section 3.2.2), and becomes a
-/// path and a `Host`.
+/// Authority of a request. An absolute target wins over `Host` (RFC 9112, section 3.2.2), and becomes a path and a
+/// `Host`.
 fn take_authority(request: &mut Head, inside: Option<&Arc<OutboundPlan>>) -> Result<String, Error> {
     let bad = |text: &str| Error::down(Kind::BadRequest, text);
     if request.method() == b"CONNECT" {
@@ -441,7 +441,7 @@ fn take_authority(request: &mut Head, inside: Option<&Arc<OutboundPlan>>) -> Res
     }
     match request.get(Known::Host) {
         Some(host) if !host.is_empty() => Ok(canonical(&String::from_utf8_lossy(host), port)),
-        // An old client's: the connection says it.
+        // An old client sends no `Host`: the tunnel's destination applies.
         None if inside.is_some() => Ok(inside
             .map(|plan| plan.authority.to_string())
             .unwrap_or_default()),
@@ -461,7 +461,7 @@ fn canonical(authority: &str, default_port: Option<u16>) -> String {
     format!("{}:{port}", host.to_ascii_lowercase())
 }
 
-/// What is matched is what is forwarded.
+/// Normalises the target, so that the path that is matched is the one that is forwarded.
 pub(crate) fn normalise(request: &mut Head) -> Result<(), Error> {
     if request.target() == b"*" {
         return Ok(());

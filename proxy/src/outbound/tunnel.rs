@@ -1,5 +1,5 @@
-//! Tunnels: a connection to one destination, which a CONNECT asked for or the rules of `init` took over. What it carries is told
-//! from its first bytes, whoever sends them.
+//! Tunnels: connections to one destination, requested by CONNECT or intercepted by the rules of `init`. Their protocol
+//! is detected from the first bytes of either side.
 
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
@@ -26,14 +26,14 @@ use leno_http::peers::Down;
 use leno_http::stream::{Socket, Stream};
 use leno_rules::route::matcher::RequestView;
 
-/// A connection after its CONNECT was answered.
+/// A connection after its CONNECT was answered, or after it was intercepted.
 #[derive(Debug)]
 pub(super) struct Tunnel {
     conn: Conn,
     plan: Arc<OutboundPlan>,
     address: SocketAddr,
     local: Option<SocketAddr>,
-    /// The server name that TLS inside of it asks for.
+    /// Server name (SNI) of the TLS inside of it.
     server_name: Option<String>,
 }
 
@@ -49,7 +49,7 @@ impl Tunnel {
     }
 }
 
-/// Serves a connection to `dialled` that the rules of `init` took over: as a tunnel to there, which nobody asked for.
+/// Serves a connection to `dialled` that the rules of `init` intercepted, as a tunnel without a CONNECT.
 pub(super) async fn serve_taken_over(
     worker: Rc<Worker>,
     tcp: TcpStream,
@@ -66,7 +66,7 @@ pub(super) async fn serve_taken_over(
     );
     let authority = dialled.to_string();
     let plan = find_plan(&worker, &authority, None).await;
-    // What is refused is still listened to: a request gets its answer, and may name a destination that is known.
+    // A refused destination still gets a tunnel: a request is answered with the reason, or names a known destination.
     let plan = plan.unwrap_or_else(|error| {
         let unknown = &worker.shared.unknown;
         Arc::new(OutboundPlan::refused(&authority, &error, unknown))
@@ -79,7 +79,7 @@ pub(super) async fn serve_taken_over(
     serve_tunnel(worker, Tunnel::new(conn, plan, &caller)).await;
 }
 
-/// The plan of the destination that a CONNECT names. One that can't be connected to is refused with the reason.
+/// Plan for the destination of a CONNECT. One that can't be connected to is refused with the reason.
 pub(super) async fn connect(
     worker: &Worker,
     down: &mut Down<'_>,
@@ -96,7 +96,7 @@ pub(super) async fn connect(
         Err(error) => Err(error),
     };
     match plan {
-        // What comes through the tunnel is counted.
+        // The traffic inside the tunnel is counted, not the CONNECT.
         Ok(plan) => Some(plan),
         Err(error) => {
             let mut outcome = Outcome::begun(&worker.shared.unknown, at);
@@ -108,12 +108,12 @@ pub(super) async fn connect(
     }
 }
 
-/// Carries what comes through a tunnel: HTTP by the mesh's routes, anything else as bytes.
+/// Proxies the traffic of a tunnel: HTTP by the mesh's routes, anything else as opaque TCP.
 pub(super) fn serve_tunnel(
     worker: Rc<Worker>,
     tunnel: Tunnel,
 ) -> Pin<Box<dyn Future<Output = ()>>> {
-    // A box: a tunnel may carry HTTP, which is where tunnels come from.
+    // Boxed: a tunnel may carry HTTP, and the code that serves HTTP opens tunnels.
     Box::pin(async move {
         match matches!(tunnel.plan.kind, OutboundKind::Tcp(_)) {
             true => carry(&worker, tunnel, None).await,
@@ -122,22 +122,22 @@ pub(super) fn serve_tunnel(
     })
 }
 
-/// What a connection in a tunnel begins with.
+/// First event on a connection in a tunnel.
 enum Beginning {
-    /// Its first bytes, which say what it carries.
+    /// The client's protocol, detected from its first bytes or their absence.
     Told(Protocol),
-    /// Its destination's: here is the connection.
+    /// The destination's first bytes, on this connection.
     Spoken(tcp::Opened),
-    /// It ended.
+    /// The end, or the idle timeout.
     Nothing,
 }
 
-/// Waits for the first bytes of a tunnel, whoever sends them.
+/// Waits for the first bytes of a tunnel, from either side.
 async fn beginning(worker: &Worker, conn: &mut Conn, plan: &OutboundPlan) -> Beginning {
     let shared = &worker.shared;
     let mut deadline = Instant::now() + shared.detection;
     let mut spoken = pin!(spoken_first(worker, plan));
-    // Of what is declared as HTTP the client speaks first.
+    // In a protocol that is declared as HTTP the client speaks first.
     let mut is_watched = plan.is_undeclared;
     let (mut is_reached, mut is_idle) = (true, false);
     loop {
@@ -160,7 +160,7 @@ async fn beginning(worker: &Worker, conn: &mut Conn, plan: &OutboundPlan) -> Beg
             Ok(Ok(count)) if count > 0 => {}
             Ok(_) if conn.unread().is_empty() => return Beginning::Nothing,
             Err(_) if is_idle => return Beginning::Nothing,
-            // Both are silent, as with a client that connects ahead of its requests: what it says will tell.
+            // Both are silent, as with a client that connects ahead of its requests: its first bytes will decide.
             Err(_) if is_reached && conn.unread().is_empty() => {
                 is_idle = true;
                 deadline += shared.timeouts.idle;
@@ -200,13 +200,14 @@ async fn serve_told(worker: Rc<Worker>, mut tunnel: Tunnel) {
     }
 }
 
-/// The tunnel's destination, once it has spoken before the caller did.
+/// Connection to the tunnel's destination, once that has sent bytes before the client did.
 async fn spoken_first(worker: &Worker, plan: &OutboundPlan) -> Result<tcp::Opened, Error> {
     let cluster = cluster_of_bytes(worker, plan)?;
     tcp::spoken_first(worker, &cluster, &plan.speaks_first).await
 }
 
-/// The plan for TLS to the server `name`: that of the name on the tunnel's port, if it is one of bytes.
+/// Plan for TLS with server name `name`: that of the name on the tunnel's port if it is opaque TCP, else the tunnel's
+/// own.
 async fn by_server_name(
     worker: &Worker,
     name: &str,
@@ -220,7 +221,7 @@ async fn by_server_name(
     named.ok().filter(carries).unwrap_or(inside)
 }
 
-/// Carries opaque bytes to the destination of a tunnel.
+/// Proxies opaque TCP to the destination of a tunnel.
 async fn carry(worker: &Worker, mut tunnel: Tunnel, spoken: Option<tcp::Opened>) {
     let mut passage = tcp::Passage::new(&tunnel.plan.series);
     let server_name = tunnel.server_name.take();
@@ -252,14 +253,14 @@ async fn carry_bytes(
     tcp::carry(passage, &cluster, up, &read, &mut down).await
 }
 
-/// Where bytes for a destination go.
+/// Cluster for opaque TCP to a destination.
 fn cluster_of_bytes(worker: &Worker, plan: &OutboundPlan) -> Result<Arc<Cluster>, Error> {
     let target = match &plan.kind {
         OutboundKind::Tcp(target) => target,
         OutboundKind::Refused(kind, reason) => {
             return Err(Error::own(*kind, reason.to_string()));
         }
-        // Bytes have no path to be routed by: they go where a request for `/` would.
+        // Opaque TCP has no path to be routed by: it goes to the cluster of a request for `/`.
         OutboundKind::Http(router) => {
             let root = Head::request("GET", "/");
             let view = RequestView::new(&root, host_of(&plan.authority));

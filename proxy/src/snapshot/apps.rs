@@ -1,4 +1,4 @@
-//! The apps behind ports that no flag names: with interception a connection says itself where it wanted to go.
+//! Apps behind ports that no flag names: with interception, each connection carries its original destination.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -10,11 +10,11 @@ use crate::balance::Cluster;
 use crate::balance::endpoint::Endpoint;
 use leno_rules::config::cluster;
 
-/// Apps by the address that they are reached at.
+/// Apps by the address that is dialled.
 #[derive(Debug, Default)]
 pub struct Apps(Mutex<HashMap<SocketAddr, App>>);
 
-/// An app's cluster, with what it was made from.
+/// An app's cluster, and the configuration that it was built from.
 #[derive(Debug)]
 struct App {
     config: Arc<cluster::Cluster>,
@@ -22,8 +22,8 @@ struct App {
 }
 
 impl Apps {
-    /// The app at `address`, as `plan` says that its port is used. Apps on ports of the registry are kept; any other is the
-    /// caller's own, so that who tries many ports fills nothing.
+    /// The app at `address`, with the settings of its port in `plan`. Apps on ports of the registry are cached; any
+    /// other is built for the caller alone, so that a port scan fills nothing.
     pub fn at(&self, plan: &InboundPlan, address: SocketAddr) -> Arc<Cluster> {
         let Some(config) = plan.app_configs.get(&address.port()) else {
             let config = app_cluster(&format!("inbound|{}||", address.port()));
@@ -36,7 +36,7 @@ impl Apps {
         {
             return Arc::clone(&app.cluster);
         }
-        // It may be starting still: that is known of ports that it said it would have.
+        // The registry lists this port, so the app may still be starting.
         let endpoint = Endpoint::passing(address).awaited();
         let cluster = cluster(config, endpoint, before.map(|app| &*app.cluster));
         let app = App {
@@ -48,7 +48,7 @@ impl Apps {
     }
 }
 
-/// A cluster of one endpoint; what is known of the endpoint of before stays known.
+/// A cluster of one endpoint; keeps the endpoint of `before`, with its state.
 fn cluster(
     config: &cluster::Cluster,
     endpoint: Endpoint,

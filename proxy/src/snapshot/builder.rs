@@ -1,4 +1,4 @@
-//! Plans from resources, one after the other, so that what didn't change stays what it was.
+//! Builds plans from resources; clusters and endpoints that didn't change are kept from one snapshot to the next.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -29,10 +29,10 @@ use leno_rules::route::Router;
 use leno_rules::route::split::Split;
 use leno_rules::spiffe::SpiffeId;
 
-/// How long a plan waits for what it names.
+/// Longest time that a plan waits for the resources that it names.
 const WARMING: Duration = Duration::from_secs(5);
 
-/// Makes snapshots; holds what outlives them.
+/// Builds snapshots; holds the state that outlives them.
 #[derive(Debug)]
 pub struct Builder {
     credentials: Arc<Credentials>,
@@ -45,7 +45,7 @@ pub struct Builder {
     warming: HashMap<String, Instant>,
 }
 
-/// An endpoint that runs, with what it was made from.
+/// A running endpoint, and the configuration that it was built from.
 #[derive(Debug)]
 struct Known {
     said: endpoints::Endpoint,
@@ -53,7 +53,7 @@ struct Known {
     endpoint: Arc<Endpoint>,
 }
 
-/// A cluster that runs, with what it was made from.
+/// A running cluster, and the configuration that it was built from.
 #[derive(Debug)]
 struct Running {
     config: Arc<cluster::Cluster>,
@@ -81,7 +81,7 @@ impl Builder {
         }
     }
 
-    /// The snapshot of `resources`, and when to ask again because something is still warming.
+    /// Builds the snapshot of `resources`; returns also the time for the next build if anything is still warming.
     pub fn build(
         &mut self,
         resources: &Resources,
@@ -104,7 +104,7 @@ impl Builder {
         (snapshot, self.warming.values().min().copied())
     }
 
-    /// Learns what the registry says of this workload. Series that exist by then keep what they were made with.
+    /// Takes this workload's labels from the inbound Listener. Existing series keep their old ones.
     fn learn(&mut self, resources: &Resources) {
         if let Some(Answer::Present(listener)) = resources.listeners.get(INBOUND)
             && let Some(chain) = listener.all_chains().next()
@@ -114,20 +114,20 @@ impl Builder {
         }
     }
 
-    /// Brings the endpoints of the running clusters up to date; enough when nothing else has changed.
+    /// Updates the endpoints of the running clusters; enough when nothing else has changed.
     pub fn refresh(&mut self, resources: &Resources) {
         self.update_clusters(resources);
         self.drop_unused(resources);
     }
 
-    /// The clusters that run, with their configuration.
+    /// The running clusters, with their configuration.
     pub fn clusters(&self) -> impl Iterator<Item = (&Arc<cluster::Cluster>, &Arc<Cluster>)> {
         self.clusters
             .values()
             .map(|running| (&running.config, &running.cluster))
     }
 
-    /// Puts what is to run for `name` into `snapshot`: the new plan when it is ready, else the old one.
+    /// Adds the plan of `name` to `snapshot`: the new one if it is ready, else the old one.
     fn place(
         &self,
         snapshot: &mut Snapshot,
@@ -146,7 +146,7 @@ impl Builder {
                     }
                     Some(Arc::new(plan))
                 }
-                // A removed inbound Listener leaves the last good one: accepted connections never just pass.
+                // A removed inbound Listener leaves the last good plan: no connection passes without policies.
                 _ => before.inbound.clone(),
             };
             return;
@@ -174,7 +174,7 @@ impl Builder {
         snapshot.outbound.insert(name.to_owned(), Arc::new(entry));
     }
 
-    /// Whether everything that `listener` names has been answered, or the wait for it is over.
+    /// True if every resource that `listener` names has been answered, or the wait for it is over.
     fn is_ready(
         &mut self,
         name: &str,
@@ -226,7 +226,7 @@ impl Builder {
         }
     }
 
-    /// The target `cluster` of what `authority` leads to; one that goes where it was dialled is that authority's own.
+    /// The target `cluster` of a route of `authority`; an ORIGINAL_DST cluster is that authority's own.
     fn target_of(&self, authority: &str, cluster: &str, resources: &Resources) -> Target {
         match self.clusters.get(&dialled_name(cluster, authority)) {
             Some(running) => Target {
@@ -278,8 +278,8 @@ impl Builder {
         }
     }
 
-    /// Brings the running clusters up to date: those whose configuration changed are made anew, those whose endpoints
-    /// changed get the new list, the others are left alone.
+    /// Updates the running clusters: those whose configuration changed are rebuilt, those whose endpoints changed get
+    /// the new list, the others are left alone.
     fn update_clusters(&mut self, resources: &Resources) {
         for port in self.apps.keys().copied().collect::<Vec<_>>() {
             self.update_app(port, resources);
@@ -304,7 +304,7 @@ impl Builder {
         }
     }
 
-    /// What goes where it was dialled is a cluster with one endpoint, for each address that was.
+    /// Updates the ORIGINAL_DST clusters of `authority`, if it is an address: each has that one endpoint.
     fn update_dialled(&mut self, authority: &str, listener: &Listener, resources: &Resources) {
         let Ok(address) = authority.parse() else {
             return;
@@ -320,7 +320,7 @@ impl Builder {
         }
     }
 
-    /// The local app is a cluster with one endpoint, whether or not the control plane has a word on it.
+    /// Updates the local app's cluster, of one endpoint. It exists even if the control plane sent no Cluster for it.
     fn update_app(&mut self, port: u16, resources: &Resources) {
         let name = inbound_cluster(port);
         let config = match resources.clusters.get(&name) {
@@ -335,7 +335,7 @@ impl Builder {
         self.update_fixed(&name, &config, address);
     }
 
-    /// A cluster whose one endpoint never changes.
+    /// Updates a cluster of one fixed endpoint.
     fn update_fixed(&mut self, name: &str, config: &Arc<cluster::Cluster>, address: SocketAddr) {
         let same = self.clusters.get(name).map(|running| &running.config);
         if same.is_some_and(|same| Arc::ptr_eq(same, config)) {
@@ -390,7 +390,7 @@ impl Builder {
         self.clusters.insert(name.to_owned(), running);
     }
 
-    /// The endpoint that runs for `said`: the one of before, unless how it is spoken to has changed.
+    /// The running endpoint for `said`: the existing one, unless its configuration or the cluster's TLS has changed.
     fn endpoint(
         &mut self,
         cluster: &str,
@@ -453,12 +453,11 @@ impl Builder {
         let make = |protocols: &[&[u8]]| {
             Connector::new(&self.credentials, &tls.sni, protocols, allowed.to_vec())
         };
-        // Envoy's sidecars know HTTP/2 under its own name.
         let make_all = || {
             Ok::<_, String>(Connectors {
                 http: make(&[alpn::HTTP1])?,
                 shared: make(&[alpn::SHARED, alpn::HTTP1])?,
-                // Envoy's sidecars know HTTP/2 under its own name.
+                // Envoy's sidecars accept HTTP/2 as `h2`.
                 http2: make(&[alpn::SHARED, alpn::HTTP2, b"h2", alpn::HTTP1])?,
                 tcp: make(&[alpn::EXCHANGE, alpn::TCP])?,
             })
@@ -470,14 +469,14 @@ impl Builder {
                 Some(connectors)
             }
             Err(error) => {
-                // Unreachable with an SNI that `config` accepted; plaintext instead of TLS would be the wrong way out.
+                // Unreachable with an SNI that `config` accepted; `None` would be plaintext instead of TLS.
                 tracing::error!(sni = tls.sni, error, "cannot prepare TLS");
                 None
             }
         }
     }
 
-    /// Forgets clusters and endpoints that no resource names any more.
+    /// Drops clusters and endpoints that no resource names any more.
     fn drop_unused(&mut self, resources: &Resources) {
         let apps = &self.apps;
         self.clusters.retain(|name, _| {
@@ -504,17 +503,17 @@ impl Builder {
     }
 }
 
-/// The name of the cluster that is the app behind a workload port.
+/// Name of the cluster of the app behind a workload port.
 fn inbound_cluster(port: u16) -> String {
     format!("inbound|{port}||")
 }
 
-/// The name under which a cluster runs that goes where `authority` says.
+/// Name of the ORIGINAL_DST cluster of one `authority`.
 fn dialled_name(cluster: &str, authority: &str) -> String {
     format!("{cluster} {authority}")
 }
 
-/// The port of an app's cluster, with the cluster.
+/// Workload port and configuration of an app's cluster.
 fn app_config(
     (name, answer): (&String, &Answer<cluster::Cluster>),
 ) -> Option<(u16, Arc<cluster::Cluster>)> {
@@ -538,7 +537,7 @@ fn router(config: &RouteConfig, target: impl Fn(&str) -> Target) -> Router<Route
     })
 }
 
-/// The clusters that a chain names itself.
+/// Clusters that a chain names directly.
 fn clusters_of(chain: &Chain) -> Vec<&str> {
     match &chain.filter {
         Filter::Tcp(cluster) => vec![cluster],
@@ -557,7 +556,7 @@ pub(super) fn app_cluster(name: &str) -> cluster::Cluster {
         tls: None,
         limits: cluster::Limits::default(),
         outlier: None,
-        // Nobody said what it speaks.
+        // The app's protocol isn't declared.
         connections: cluster::Connections {
             protocol: cluster::Protocol::Downstream,
             ..cluster::Connections::default()
@@ -565,7 +564,7 @@ pub(super) fn app_cluster(name: &str) -> cluster::Cluster {
     }
 }
 
-/// Whether every route configuration, cluster and assignment that `listener` leads to has been answered.
+/// True if every route configuration, cluster and assignment that `listener` leads to has been answered.
 fn is_warm(listener: &Listener, resources: &Resources) -> bool {
     listener.all_chains().all(|chain| match &chain.filter {
         Filter::Tcp(cluster) => is_cluster_warm(cluster, resources),

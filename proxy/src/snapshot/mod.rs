@@ -1,7 +1,7 @@
-//! What runs: resources in, a [`Snapshot`] out, one swap, and the path reads it.
+//! The running configuration: resources in, a [`Snapshot`] out, one swap, and the path reads it.
 //!
-//! Invariants: a plan is published only when everything that it names has been answered (or 5 s have passed); what
-//! didn't change keeps its plan; endpoints outlive the assignment that named them first.
+//! Invariants: a plan is published only when every resource that it names has been answered (or 5 s have passed);
+//! clusters and endpoints that didn't change are kept; endpoints outlive the assignment that named them first.
 
 pub mod apps;
 mod builder;
@@ -29,19 +29,19 @@ use leno_rules::route::split::Split;
 /// The name of the one inbound Listener.
 pub const INBOUND: &str = "virtualInbound";
 
-/// What the control plane said of a name.
+/// The control plane's answer for a resource.
 #[derive(Debug, Clone)]
 pub enum Answer<T> {
-    /// It exists.
+    /// The resource exists.
     Present(Arc<T>),
-    /// It doesn't; why, for a person.
+    /// The resource doesn't exist; the reason, as text.
     Missing(Arc<str>),
 }
 
-/// Everything that was answered, by name.
+/// All resources that were answered, by name.
 #[derive(Debug, Default)]
 pub struct Resources {
-    /// Listeners: authorities that are dialled, and [`INBOUND`].
+    /// Listeners, by the authority that is dialled, and [`INBOUND`].
     pub listeners: HashMap<String, Answer<Listener>>,
     /// RouteConfigurations.
     pub routes: HashMap<String, Answer<RouteConfig>>,
@@ -51,59 +51,59 @@ pub struct Resources {
     pub endpoints: HashMap<String, Answer<Assignment>>,
 }
 
-/// What runs.
+/// The running configuration.
 #[derive(Debug, Default)]
 pub struct Snapshot {
     outbound: HashMap<String, Arc<Entry>>,
-    /// What is done with connections to the app; `None` until the first inbound Listener is accepted.
+    /// Plan of connections to the app; `None` until the first inbound Listener is accepted.
     pub inbound: Option<Arc<InboundPlan>>,
 }
 
-/// What is known of one authority.
+/// Configuration of one authority.
 #[derive(Debug)]
 pub struct Entry {
-    /// What is done with its requests, or why there is no such thing.
+    /// Plan of its requests, or the reason that it doesn't exist.
     pub answer: Result<Arc<OutboundPlan>, Arc<str>>,
     used: Arc<AtomicU64>,
 }
 
-/// What is done with requests for one authority.
+/// Plan of requests for one authority.
 #[derive(Debug)]
 pub struct OutboundPlan {
-    /// The authority, as it was asked for: `user-service:80`.
+    /// The authority, as it was requested: `user-service:80`.
     pub authority: Arc<str>,
-    /// What is done.
+    /// HTTP, TCP, or a refusal.
     pub kind: OutboundKind,
-    /// Where requests are counted that reach no endpoint.
+    /// Series of requests that reach no endpoint.
     pub series: Arc<Series>,
     used: Arc<AtomicU64>,
-    /// Whether nobody declared what its connections carry.
+    /// True if the port's protocol isn't declared, so that it is detected.
     pub is_undeclared: bool,
-    /// Whether the destination was the first to speak, on a connection before.
+    /// True once the destination has been seen to send the first bytes of a connection.
     pub speaks_first: AtomicBool,
 }
 
-/// What connections to an authority carry.
+/// Protocol and routing of connections to an authority.
 #[derive(Debug)]
 pub enum OutboundKind {
     /// HTTP.
     Http(Router<RoutePlan>),
-    /// Bytes, for this cluster.
+    /// Opaque TCP, for this cluster.
     Tcp(Target),
-    /// Nothing: this is what went wrong.
+    /// Refused, with this error.
     Refused(Kind, Arc<str>),
 }
 
-/// Where a route leads.
+/// Plan of one route.
 #[derive(Debug)]
 pub struct RoutePlan {
-    /// Which rule of which object it is.
+    /// Object and rule that it comes from.
     pub rule: Arc<str>,
     /// Clusters by weight.
     pub split: Split<Target>,
-    /// How long a whole exchange may take.
+    /// Timeout of the whole exchange, retries included.
     pub timeout: Option<Duration>,
-    /// When it is tried again.
+    /// Retry policy.
     pub retry: Option<Retry>,
 }
 
@@ -112,57 +112,57 @@ pub struct RoutePlan {
 pub struct Target {
     /// Its name.
     pub name: Arc<str>,
-    /// The cluster, or why there is none.
+    /// The cluster, or the reason that there is none.
     pub cluster: Result<Arc<Cluster>, Arc<str>>,
 }
 
-/// What is done with connections to the app.
+/// Plan of connections to the app.
 #[derive(Debug)]
 pub struct InboundPlan {
-    /// What callees are told of this workload, as `x-envoy-peer-metadata`.
+    /// This workload as `x-envoy-peer-metadata`, for upstream sidecars.
     pub peer_metadata: Vec<u8>,
-    /// The same before bytes, as [`peer::frame`](leno_rules::config::peer::frame) makes it.
+    /// The same for TCP peers, as [`peer::frame`](leno_rules::config::peer::frame) makes it.
     pub peer_frame: Vec<u8>,
-    /// How apps are spoken to, by their ports.
+    /// Configuration of the apps' clusters, by workload port.
     app_configs: HashMap<u16, Arc<cluster::Cluster>>,
     chains: Vec<Arc<InboundChain>>,
     default_chain: Option<Arc<InboundChain>>,
 }
 
-/// What is done with connections to one workload port.
+/// A filter chain of the inbound Listener.
 #[derive(Debug)]
 pub struct InboundChain {
     matches: ChainMatch,
-    /// Whether mutual TLS is terminated.
+    /// True if it terminates mutual TLS.
     pub tls: bool,
-    /// Which object decided on the mTLS mode.
+    /// Object that decided on the mTLS mode.
     pub rule: Arc<str>,
-    /// Who may do what.
+    /// Authorization policies.
     pub policies: Vec<Rbac>,
-    /// Whether they carry HTTP, when they look like it; else bytes.
+    /// True for HTTP, on connections that look like it; false for opaque TCP.
     pub http: bool,
-    /// The app, by workload port.
+    /// Apps by workload port.
     apps: HashMap<u16, Target>,
     workload: Workload,
     service: String,
-    /// Whether the app was the first to speak, on a connection before.
+    /// True once the app has been seen to send the first bytes of a connection.
     pub speaks_first: AtomicBool,
 }
 
 impl Snapshot {
-    /// What is known of `authority`, and that it is being used now (in seconds of any clock that only goes forward).
+    /// The configuration of `authority`, marked as used at `now` (in seconds of any monotonic clock).
     pub fn find(&self, authority: &str, now: u64) -> Option<&Arc<Entry>> {
         let entry = self.outbound.get(authority)?;
         entry.used.store(now, Ordering::Relaxed);
         Some(entry)
     }
 
-    /// Whether anything is known of `authority`.
+    /// True if `authority` has an entry.
     pub fn knows(&self, authority: &str) -> bool {
         self.outbound.contains_key(authority)
     }
 
-    /// Authorities with when each was last used.
+    /// Authorities, with the time that each was last used at.
     pub fn uses(&self) -> impl Iterator<Item = (&str, u64)> {
         let uses = self.outbound.iter();
         uses.map(|(name, entry)| (name.as_str(), entry.used.load(Ordering::Relaxed)))
@@ -170,7 +170,7 @@ impl Snapshot {
 }
 
 impl OutboundPlan {
-    /// A plan for a destination that nothing is done with, because of an error.
+    /// A plan that refuses a destination with `error`.
     pub fn refused(authority: &str, error: &Error, series: &Arc<Series>) -> OutboundPlan {
         OutboundPlan {
             authority: authority.into(),
@@ -182,14 +182,14 @@ impl OutboundPlan {
         }
     }
 
-    /// The plan is being used now (in seconds of any clock that only goes forward).
+    /// Marks the plan as used at `now` (in seconds of any monotonic clock).
     pub fn used(&self, now: u64) {
         self.used.store(now, Ordering::Relaxed);
     }
 }
 
 impl InboundPlan {
-    /// What was learned of apps stays known.
+    /// Takes server-first detection over from chains of `before` with the same match.
     fn learn_from(&self, before: &InboundPlan) {
         for chain in &self.chains {
             let same = before
@@ -201,9 +201,9 @@ impl InboundPlan {
         }
     }
 
-    /// The chain for a connection to workload port `port` that begins with TLS or doesn't, and offers `alpn`. A chain
-    /// that names more wins, in Envoy's order: port, transport, ALPN. A port that a chain names is left to no other chain:
-    /// what its own chains don't take is not taken. Of several offers the one counts that TLS will agree on.
+    /// The chain for a connection to workload port `port`, with or without TLS, that offers `alpn`. The most specific
+    /// match wins, in Envoy's order: port, transport protocol, ALPN. A port that a chain names is left to no other
+    /// chain: a connection that its own chains don't match is refused. Of several offers, TLS's choice counts.
     pub fn find(&self, port: u16, tls: bool, alpn: &[Vec<u8>]) -> Option<&Arc<InboundChain>> {
         let is_named = self.chains.iter().any(|c| c.matches.port == Some(port));
         let fits = |chain: &&Arc<InboundChain>| {
@@ -222,8 +222,7 @@ impl InboundPlan {
 }
 
 impl InboundChain {
-    /// The place, in the order in which TLS chooses among them, of the best of the protocols that are offered and that
-    /// this chain names.
+    /// Rank in TLS's order of preference of the best protocol that is both offered and named by this chain.
     fn offer(&self, alpn: &[Vec<u8>]) -> Option<usize> {
         let named = |offer: &&Vec<u8>| self.matches.alpn.iter().any(|m| m.as_bytes() == **offer);
         let place = |offer: &Vec<u8>| {

@@ -1,4 +1,4 @@
-//! The connecting role: mutual TLS that accepts only the identities that the endpoint may have.
+//! The client role: mutual TLS that accepts only the identities that the endpoint may have.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::error;
 use leno_http::stream::Stream;
 use leno_rules::spiffe::SpiffeId;
 
-/// TLS to a server that may be anybody, as the node's probes speak it to an app. It proves nothing.
+/// TLS to any server, as the node's probes use it towards an app. It authenticates neither side.
 ///
 /// # Errors
 /// When the TLS library refuses its own configuration.
@@ -46,7 +46,7 @@ impl ServerCertVerifier for Anybody {
         Ok(ServerCertVerified::assertion())
     }
 
-    // Nor is its certificate read: one that webpki refuses, such as of X.509 v1, is as good as any here.
+    // Nor is its certificate parsed: one that webpki refuses, such as X.509 v1, is accepted as well.
     fn verify_tls12_signature(
         &self,
         _message: &[u8],
@@ -71,7 +71,7 @@ impl ServerCertVerifier for Anybody {
     }
 }
 
-/// Opens mutual TLS to peers of certain identities.
+/// Opens mutual TLS to peers with given identities.
 #[derive(Debug, Clone)]
 pub struct Connector {
     config: Arc<ClientConfig>,
@@ -119,7 +119,7 @@ impl Connector {
     /// Makes the handshake on `tcp`.
     ///
     /// # Errors
-    /// When it fails: the peer isn't who it should be, or refuses us.
+    /// When it fails: the peer's identity isn't allowed, or the peer refuses us.
     pub async fn connect(&self, tcp: TcpStream) -> Result<(Stream, Peer), error::Error> {
         let connector = tokio_rustls::TlsConnector::from(Arc::clone(&self.config));
         let tls = connector
@@ -134,7 +134,7 @@ impl Connector {
     }
 }
 
-/// Tells a wrong certificate from another failure of the handshake.
+/// Distinguishes a rejected certificate from other failures of the handshake.
 fn failure(error: &std::io::Error) -> error::Error {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
     let kind = match inner {
@@ -162,7 +162,7 @@ impl ResolvesClientCert for server::Current {
     }
 }
 
-/// Verifies that a server is one of the workloads that it may be, against the roots of the moment.
+/// Verifies that a server has one of the allowed identities, against the current roots.
 #[derive(Debug)]
 struct Expected {
     credentials: Arc<Credentials>,

@@ -1,7 +1,7 @@
-//! Mutual TLS with SPIFFE identities: what a workload proves itself with, and the two roles of a handshake.
+//! Mutual TLS with SPIFFE identities: the credentials of a workload, and the two roles of a handshake.
 //!
 //! Invariant: no stream leaves this module before its peer's certificate was verified against the current roots and its
-//! identity against who is allowed. Certificates and roots are swapped under live configurations; connections stay.
+//! identity against those allowed. Certificates and roots are swapped under live configurations; connections stay.
 
 pub mod client;
 pub mod server;
@@ -24,29 +24,29 @@ pub use verify::Rejected;
 
 /// ALPN protocols between sidecars, as Istio names them.
 pub mod alpn {
-    /// HTTP/2 between sidecars of ours, whose streams carry requests of any version: each says whether it came as HTTP/1. To
-    /// others such a request would seem to have come as HTTP/2, which not every app behind them speaks. The number goes up when what
-    /// they say to each other changes: sidecars of two builds then share no connections, and lose nothing.
+    /// HTTP/2 between sidecars of ours, whose streams carry requests of any version, marked when they came as HTTP/1.
+    /// Others would take such a request for HTTP/2, which not every app behind them speaks. The number grows when the
+    /// format changes: sidecars of two builds then share no connections, and lose nothing.
     pub const SHARED: &[u8] = b"leno-h2v2";
     /// HTTP/2 between sidecars.
     pub const HTTP2: &[u8] = b"istio-h2";
     /// HTTP/1.1 between sidecars.
     pub const HTTP1: &[u8] = b"istio-http/1.1";
-    /// Any other protocol between sidecars, which first say who they are.
+    /// Any other protocol between sidecars, after an exchange of peer metadata.
     pub const EXCHANGE: &[u8] = b"istio-peer-exchange";
     /// Any other protocol between sidecars.
     pub const TCP: &[u8] = b"istio";
-    /// Protocols that callees accept, the best first. Everybody's names last: STRICT terminates every TLS, gRPC's library speaks mutual
-    /// TLS by itself, and a foreign client's refusal should be about its certificate.
+    /// Protocols that a server accepts, the best first. The common names come last: STRICT terminates every TLS, gRPC's
+    /// library speaks mutual TLS by itself, and a foreign client's refusal should be about its certificate.
     pub const ACCEPTED: [&[u8]; 7] = [SHARED, HTTP2, HTTP1, EXCHANGE, TCP, b"h2", b"http/1.1"];
 }
 
 /// A certificate of this workload with its key.
 #[derive(Debug)]
 pub struct Identity {
-    /// What rustls signs with.
+    /// Signing key and chain, for rustls.
     pub key: Arc<CertifiedKey>,
-    /// Who it says we are.
+    /// SPIFFE ID in the certificate.
     pub id: SpiffeId,
     /// Serial number, in hexadecimal.
     pub serial: String,
@@ -56,7 +56,7 @@ pub struct Identity {
     pub not_after: SystemTime,
 }
 
-/// What this workload proves itself with, and whom it trusts. Shared by every handshake; swapped when either changes.
+/// Identity and trusted roots of this workload. Shared by every handshake; swapped when either changes.
 #[derive(Debug)]
 pub struct Credentials {
     identity: ArcSwapOption<Identity>,
@@ -81,7 +81,7 @@ impl Credentials {
         self.identity.load_full()
     }
 
-    /// New handshakes use this identity from now on.
+    /// Sets the identity that new handshakes use.
     pub fn set_identity(&self, identity: Identity) {
         self.identity.store(Some(Arc::new(identity)));
         self.changed.send_modify(|count| *count += 1);
@@ -93,10 +93,10 @@ impl Credentials {
         let _ = self.changed.subscribe().wait_for(|count| *count > 0).await;
     }
 
-    /// New handshakes trust these roots, and no others, from now on.
+    /// Sets the roots that new handshakes trust, in place of all earlier ones.
     ///
     /// # Errors
-    /// When one of them isn't a certificate; nothing changes then.
+    /// When there is none, or one of them isn't a certificate; nothing changes then.
     pub fn set_roots(&self, roots: &[CertificateDer<'_>]) -> Result<(), String> {
         let mut store = RootCertStore::empty();
         for root in roots {
@@ -110,7 +110,7 @@ impl Credentials {
         Ok(())
     }
 
-    /// Checks a chain of our own before it is used.
+    /// Verifies a chain of our own before it is used.
     ///
     /// # Errors
     /// When a peer would refuse it.
@@ -140,33 +140,33 @@ impl Credentials {
     }
 }
 
-/// Who is at the other end of a TLS connection.
+/// Authenticated peer of a TLS connection.
 #[derive(Debug, Clone)]
 pub struct Peer {
     /// Its verified identity.
     pub id: SpiffeId,
-    /// When its certificate ends.
+    /// Expiry of its certificate.
     pub not_after: SystemTime,
     /// SHA-256 of its certificate, in hexadecimal, as `x-forwarded-client-cert` carries it.
     pub hash: String,
 }
 
 impl Peer {
-    /// When the peer's certificate ends: from then on its connections take no new request.
+    /// Expiry of the peer's certificate: from then on its connections take no new request.
     pub fn expires(&self) -> Instant {
         expiry(self.not_after)
     }
 }
 
-/// The moment `not_after` by the clock that timers follow.
+/// The moment `not_after` on the clock that timers follow.
 pub fn expiry(not_after: SystemTime) -> Instant {
     let left = not_after.duration_since(SystemTime::now());
     let now = Instant::now();
-    // A certificate that outlives the clock's range never ends as far as this process can see.
+    // A certificate that outlives the clock's range counts as expired.
     now.checked_add(left.unwrap_or_default()).unwrap_or(now)
 }
 
-/// The one cryptography of the process. Never rustls's global default: a library must not depend on it.
+/// The one crypto provider of the process. Never rustls's global default: a library must not depend on it.
 pub fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
     Arc::clone(PROVIDER.get_or_init(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider())))

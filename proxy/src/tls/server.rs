@@ -1,4 +1,4 @@
-//! The accepting role: mutual TLS that demands a certificate of the trust domain.
+//! The server role: mutual TLS that requires a certificate of the trust domain.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,17 +23,17 @@ pub struct Acceptor {
     handshake: Duration,
 }
 
-/// What a handshake gave.
+/// Result of a handshake.
 #[derive(Debug)]
 pub struct Accepted {
-    /// The stream inside.
+    /// The decrypted stream.
     pub stream: Stream,
-    /// Who is at the other end.
+    /// The authenticated peer.
     pub peer: Peer,
 }
 
 impl Acceptor {
-    /// An acceptor that proves itself with `credentials`, as they are at each handshake.
+    /// An acceptor that presents `credentials`, as they are at each handshake.
     ///
     /// # Errors
     /// When the TLS library refuses its own configuration.
@@ -56,7 +56,7 @@ impl Acceptor {
     /// Makes the handshake on `socket`.
     ///
     /// # Errors
-    /// When it fails or takes too long; the peer has been told by an alert.
+    /// When it fails, of which an alert informs the peer, or when it takes too long.
     pub async fn accept(&self, socket: Socket) -> Result<Accepted, error::Error> {
         let failed = |text: String| error::Error::down(error::Kind::Tls, text);
         let acceptor = tokio_rustls::TlsAcceptor::from(Arc::clone(&self.config));
@@ -75,7 +75,7 @@ impl Acceptor {
     }
 }
 
-/// The certificate of the moment.
+/// Resolves to the current certificate.
 #[derive(Debug)]
 pub(super) struct Current(pub(super) Arc<Credentials>);
 
@@ -85,7 +85,7 @@ impl ResolvesServerCert for Current {
     }
 }
 
-/// Verifies that a client belongs to the trust domain, against the roots of the moment.
+/// Verifies that a client belongs to the trust domain, against the current roots.
 #[derive(Debug)]
 struct FromMesh(Arc<Credentials>);
 
@@ -116,7 +116,7 @@ impl ClientCertVerifier for FromMesh {
     signatures!();
 }
 
-/// A refusal as rustls carries it: our words come out of the handshake's error.
+/// A rejection as a rustls error, which keeps its text in the handshake's error.
 pub(crate) fn refusal(rejected: Rejected) -> Error {
     let other = OtherError(Arc::new(rejected));
     Error::InvalidCertificate(CertificateError::Other(other))

@@ -1,5 +1,5 @@
 //! SPIFFE checks, without IO: a certificate chains to a root, names exactly one workload of the trust domain, and that
-//! workload is one that is allowed here.
+//! workload is allowed here.
 
 use std::time::{Duration, SystemTime};
 
@@ -11,8 +11,8 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::{Peer, provider};
 use leno_rules::spiffe::SpiffeId;
 
-/// What every verifier of ours does alike: the handshake's signatures, by the process's one cryptography. The methods
-/// stand in two traits of rustls that have them in common.
+/// Methods that every verifier of ours has alike: the handshake's signatures, by the process's one crypto provider. Two
+/// traits of rustls have them in common.
 macro_rules! signatures {
     () => {
         fn verify_tls12_signature(
@@ -43,7 +43,7 @@ macro_rules! signatures {
 }
 pub(crate) use signatures;
 
-/// Why a peer's certificate isn't accepted.
+/// Reason that a peer's certificate isn't accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Rejected {
     /// The chain doesn't lead to a root, or isn't valid now.
@@ -52,13 +52,13 @@ pub enum Rejected {
     /// It doesn't hold exactly one SPIFFE ID.
     #[error("certificate must hold exactly one SPIFFE ID, it holds {0}")]
     NotOneId(usize),
-    /// What it holds is no SPIFFE ID of a mesh.
+    /// Its URI is no SPIFFE ID of a mesh.
     #[error("{0}")]
     NotSpiffe(String),
     /// It belongs to another trust domain.
     #[error("identity {id} is not of trust domain {domain}")]
     ForeignDomain {
-        /// Whose certificate it is.
+        /// Identity in the certificate.
         id: String,
         /// The domain that was expected.
         domain: String,
@@ -66,14 +66,14 @@ pub enum Rejected {
     /// It belongs to a workload that isn't allowed here.
     #[error("identity {id} is not one of {allowed:?}")]
     NotAllowed {
-        /// Whose certificate it is.
+        /// Identity in the certificate.
         id: String,
-        /// Whose it may be.
+        /// Identities that are allowed.
         allowed: Vec<String>,
     },
 }
 
-/// Who may be at the other end.
+/// Identities that the peer may have.
 #[derive(Debug, Clone, Copy)]
 pub enum Allowed<'a> {
     /// Any workload of the trust domain.
@@ -82,7 +82,7 @@ pub enum Allowed<'a> {
     Ids(&'a [SpiffeId]),
 }
 
-/// Checks `leaf` and returns whose it is.
+/// Verifies `leaf` and returns its SPIFFE ID.
 ///
 /// # Errors
 /// [`Rejected`], with the reason in words.
@@ -133,7 +133,7 @@ fn spiffe_id(cert: &EndEntityCert<'_>) -> Result<SpiffeId, Rejected> {
     }
 }
 
-/// What a verified leaf says of its holder.
+/// Identity, expiry and hash of a verified leaf.
 ///
 /// # Errors
 /// When the leaf holds no SPIFFE ID, or can't be read.
@@ -148,7 +148,7 @@ pub fn peer(leaf: &CertificateDer<'_>) -> Result<Peer, Rejected> {
     })
 }
 
-/// When a certificate is valid: from, until.
+/// Validity of a certificate: start and end.
 ///
 /// # Errors
 /// When it can't be read.

@@ -1,4 +1,4 @@
-//! The stream to the control plane: connect, back off, feed the session, apply what comes, publish once.
+//! Client of the ADS stream: connects, backs off, drives the session, applies each response and publishes it once.
 
 pub mod session;
 pub mod store;
@@ -31,34 +31,34 @@ use leno_rules::config::secret;
 use session::Session;
 use store::{Kept, Store};
 
-/// Reconnecting starts at this and doubles, with full jitter.
+/// First backoff of a reconnection; it doubles, with full jitter.
 const MIN_BACKOFF: Duration = Duration::from_millis(200);
-/// It grows no further than this.
+/// Largest backoff.
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
-/// Unsent requests of ours; the stream is asked for more names far more slowly than this.
+/// Capacity of the queue of unsent requests; new names come far more slowly than that fills.
 const REQUESTS: usize = 1024;
 
-/// What the stream is configured with.
+/// Configuration of the stream.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Where the control plane is.
+    /// Address and SPIFFE ID of the control plane.
     pub target: Target,
-    /// Who we are.
+    /// Node of this proxy.
     pub node: Node,
-    /// Largest message that is accepted.
+    /// Largest message that is accepted, in bytes.
     pub max_message: usize,
-    /// Names that were not used for so long are given back.
+    /// Time after which an unused authority is unsubscribed.
     pub idle_names: Duration,
-    /// Where the last good configuration is kept for a restart.
+    /// State directory that keeps the last good configuration for a restart.
     pub state: Option<Arc<State>>,
 }
 
-/// The name under which it is kept.
+/// Name of its file in the state directory.
 const FILE: &str = "configuration";
-/// How long changes are collected before they are written.
+/// Delay from the first change until the file is written, so that several are written at once.
 const SAVE_AFTER: Duration = Duration::from_millis(200);
 
-/// The client's side of the stream, and what it knows.
+/// The client's side of the stream, and the resources that it holds.
 #[derive(Debug)]
 pub struct Client {
     options: Options,
@@ -70,15 +70,15 @@ pub struct Client {
     metrics: Arc<Metrics>,
     shown: Arc<Shown>,
     warming: Option<Instant>,
-    /// When to look for names without use, whatever becomes of the stream until then.
+    /// Time of the next sweep for unused names, across reconnections.
     sweep: Instant,
-    /// What had no use at the last sweep.
+    /// Subscribed resources that no accepted one referred to at the last sweep.
     unneeded: BTreeSet<(&'static str, String)>,
-    /// Authorities without an answer, with since when.
+    /// Subscribed authorities without an answer, with the time at which a sweep first found them so.
     silent: HashMap<String, Instant>,
-    /// When to write down what was accepted.
+    /// Time at which the accepted resources are to be saved.
     save: Option<Instant>,
-    /// What runs is from before a restart, and the control plane hasn't been heard since.
+    /// True while restored resources run and no response has come yet.
     is_restored: bool,
 }
 
@@ -114,7 +114,7 @@ impl Client {
         }
     }
 
-    /// Lets what was kept before a restart run, until the control plane confirms it or says otherwise.
+    /// Runs the configuration saved before a restart, until the control plane confirms or replaces it.
     fn restore(&mut self) {
         let Some(state) = &self.options.state else {
             return;
@@ -135,7 +135,7 @@ impl Client {
             }
             let names = response.resources.iter().map(|r| r.name.clone());
             match type_url::ALL.into_iter().find(|t| *t == response.type_url) {
-                // The stream isn't open: its opening says all of it.
+                // The stream isn't open yet: its first requests carry every subscription.
                 Some(type_url) => drop(self.session.subscribe(type_url, names)),
                 None => continue,
             }
@@ -147,7 +147,7 @@ impl Client {
         tracing::info!(resources = count, "restored, not confirmed yet");
     }
 
-    /// Writes down what was accepted, for a restart.
+    /// Saves the accepted resources for a restart.
     fn save(&mut self) {
         self.save = None;
         if let Some(state) = &self.options.state
@@ -157,7 +157,7 @@ impl Client {
         }
     }
 
-    /// Keeps the stream up until the end. `asked` are the authorities that the path asks for.
+    /// Keeps the stream up until the proxy ends. `asked` yields the authorities that requests need.
     pub async fn run(mut self, mut asked: mpsc::UnboundedReceiver<String>, watch: Watch) {
         let mut backoff = MIN_BACKOFF;
         self.restore();
@@ -190,7 +190,7 @@ impl Client {
         }
     }
 
-    /// Waits before the next try; what is asked for meanwhile goes out with it. False at the end.
+    /// Waits before the next attempt, which subscribes to authorities requested meanwhile. False when the proxy ends.
     async fn wait(
         &mut self,
         until: Instant,
@@ -211,7 +211,7 @@ impl Client {
         }
     }
 
-    /// One stream, until it ends; says why it did.
+    /// Runs one stream until it ends; returns the reason.
     async fn stream(&mut self, asked: &mut mpsc::UnboundedReceiver<String>) -> String {
         let (requests, mut responses) = match self.open().await {
             Ok(stream) => stream,
@@ -282,7 +282,7 @@ impl Client {
         Ok((requests, stream.into_inner()))
     }
 
-    /// Applies a response; returns what to say now.
+    /// Applies a response; returns the requests to send: its ACK or NACK, and new subscriptions.
     fn receive(&mut self, response: &DeltaDiscoveryResponse) -> Vec<DeltaDiscoveryRequest> {
         self.is_restored = false;
         if self.options.state.is_some() {
@@ -291,7 +291,7 @@ impl Client {
         let applied = self.store.apply(response);
         for resource in &response.resources {
             if response.type_url != LISTENER {
-                // What is pushed along with a Listener is adopted.
+                // Resources pushed along with a Listener are adopted.
                 self.session.adopt(&response.type_url, &resource.name);
             }
         }
@@ -310,8 +310,8 @@ impl Client {
             .answer(&response.type_url, &response.nonce, &applied.refused);
         let mut outgoing = vec![answer];
         if response.type_url == LISTENER {
-            // Listeners aren't pushed: one that comes unasked was given back while it was under way, and is asked for
-            // anew, so that both sides agree.
+            // Listeners aren't pushed: one that isn't subscribed was unsubscribed while it was in flight, and is
+            // subscribed anew, so that both sides agree.
             let names = response
                 .resources
                 .iter()
@@ -334,7 +334,7 @@ impl Client {
         }
     }
 
-    /// Subscribes to what the resources lead to.
+    /// Subscribes to the resources that the accepted ones refer to.
     fn follow(&mut self) -> Vec<DeltaDiscoveryRequest> {
         let needed = self.store.needed().into_iter();
         needed
@@ -342,8 +342,8 @@ impl Client {
             .collect()
     }
 
-    /// Gives back what no resource leads to. Only what had no use at the last sweep either: the clusters of a new route
-    /// arrive before the route that names them.
+    /// Unsubscribes from resources that no accepted one refers to, now or at the last sweep: the clusters of a new
+    /// route arrive before the route that names them.
     fn give_back_unneeded(&mut self) -> Vec<DeltaDiscoveryRequest> {
         let mut requests = Vec::new();
         let mut unneeded = BTreeSet::new();
@@ -362,7 +362,7 @@ impl Client {
         requests
     }
 
-    /// Gives back authorities that nobody has asked for in a long time, and what only they led to.
+    /// Unsubscribes from authorities unused for `idle_names`, and from resources that no accepted one refers to.
     fn give_back_idle(&mut self) -> Vec<DeltaDiscoveryRequest> {
         let mut requests = self.give_back_unneeded();
         let idle = self.options.idle_names.as_secs();
@@ -372,7 +372,7 @@ impl Client {
             .uses()
             .filter(|(_, used)| now.saturating_sub(*used) > idle);
         let mut unused: BTreeSet<String> = unused.map(|(name, _)| name.to_owned()).collect();
-        // A name that was never answered has no use to look at: it is given back when it has been silent for as long.
+        // A name without an answer has no time of last use: it is unsubscribed when it has had none for as long.
         let subscribed = self.session.subscribed(LISTENER).iter();
         let silent = subscribed.filter(|name| *name != INBOUND && !snapshot.knows(name));
         let silent: BTreeSet<String> = silent.cloned().collect();
@@ -393,7 +393,7 @@ impl Client {
         requests
     }
 
-    /// Makes what was accepted run.
+    /// Puts the accepted resources into effect: as new plans, or as endpoints of the running clusters.
     fn publish(&mut self, shapes_plans: bool) {
         if !shapes_plans && self.warming.is_none() {
             self.builder.refresh(&self.store.resources);

@@ -1,8 +1,7 @@
-//! One delta xDS stream as a state machine without IO: what is subscribed, what the other side knows that we have, what
-//! must be said next.
+//! Client side of a delta xDS stream as a state machine without IO: subscriptions, and the requests that state them.
 //!
 //! Invariant: a request is made only by [`Session::opening`], [`Session::subscribe`], [`Session::unsubscribe`] and
-//! [`Session::answer`]; whoever drives the stream sends what they return, in that order.
+//! [`Session::answer`]; the driver of the stream sends the requests in the order in which they were made.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -13,10 +12,10 @@ use leno_proto::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use leno_proto::pb::google::rpc::Status;
 use leno_proto::type_url::ALL;
 
-/// gRPC's INVALID_ARGUMENT, which a NACK bears.
+/// gRPC's INVALID_ARGUMENT, the code of a NACK.
 const INVALID_ARGUMENT: i32 = 3;
 
-/// A delta xDS stream.
+/// State of a delta xDS stream; the subscriptions outlive a reconnection.
 #[derive(Debug)]
 pub struct Session {
     node: Node,
@@ -32,14 +31,14 @@ impl Session {
         }
     }
 
-    /// What is subscribed of a type.
+    /// Subscribed names of a type.
     pub fn subscribed(&self, type_url: &str) -> &BTreeSet<String> {
         static NONE: BTreeSet<String> = BTreeSet::new();
         self.subscribed.get(type_url).unwrap_or(&NONE)
     }
 
-    /// What a new stream begins with: every subscription, and the versions that are held of it, so that only what
-    /// changed meanwhile is sent. `versions` tells the version of a type's resource.
+    /// The first requests of a new stream: every subscription, and the versions held of its resources, so that only
+    /// those that changed meanwhile are sent. `versions` returns the version held of a type's resource.
     pub fn opening(
         &self,
         versions: impl Fn(&str, &str) -> Option<String>,
@@ -58,14 +57,14 @@ impl Session {
                 ..DeltaDiscoveryRequest::default()
             });
         }
-        // The node identifies the stream, and is said once.
+        // The node identifies the stream, and is sent once.
         if let Some(first) = requests.first_mut() {
             first.node = Some(self.node.clone());
         }
         requests
     }
 
-    /// Subscribes to `names`; the request to send, if any of them is new.
+    /// Subscribes to `names`; returns the request to send, if any of them is new.
     pub fn subscribe(
         &mut self,
         type_url: &str,
@@ -81,7 +80,7 @@ impl Session {
         })
     }
 
-    /// Gives `names` back; the request to send, if any of them was subscribed.
+    /// Unsubscribes from `names`; returns the request to send, if any of them was subscribed.
     pub fn unsubscribe(
         &mut self,
         type_url: &str,
@@ -96,7 +95,8 @@ impl Session {
         })
     }
 
-    /// The server pushed a resource that wasn't asked for, as part of a chain: it counts as subscribed on both sides.
+    /// Adds a resource that the server pushed unrequested, since another refers to it, to the subscriptions, as the
+    /// server does.
     pub fn adopt(&mut self, type_url: &str, name: &str) {
         if let Some(subscribed) = self.subscribed.get_mut(type_url)
             && !subscribed.contains(name)
@@ -105,7 +105,7 @@ impl Session {
         }
     }
 
-    /// The ACK of a response, or its NACK with each refused resource named; what isn't named was accepted.
+    /// The ACK of a response, or its NACK, which names each refused resource; the others were accepted.
     pub fn answer(
         &self,
         type_url: &str,

@@ -1,4 +1,4 @@
-//! What was accepted: resources by type and name, each judged alone.
+//! Accepted resources by type and name, each validated alone.
 //!
 //! Invariant: a refused resource changes nothing but the list of refusals; its last good version stays.
 
@@ -20,30 +20,30 @@ use leno_rules::config::route::RouteConfig;
 use leno_rules::config::secret::Roots;
 use leno_rules::config::{Invalid, decode};
 
-/// Resources of a response that are looked at.
+/// Most resources read from a response; any more are ignored.
 const MAX_RESOURCES: usize = 20_000;
 
-/// Everything that was accepted.
+/// The accepted resources, and the refusals.
 #[derive(Debug, Default)]
 pub struct Store {
-    /// What the path's plans are made from.
+    /// Resources that plans are built from.
     pub resources: Resources,
-    /// The roots of trust, when the control plane sent them.
+    /// Trusted roots, once the control plane has sent them.
     pub roots: Option<Arc<Roots>>,
     versions: HashMap<(&'static str, String), String>,
-    /// Resources as they were sent, when they are kept for a restart.
+    /// Resources as they were sent, if they are saved for a restart.
     bodies: Option<HashMap<(&'static str, String), Any>>,
     refused: BTreeMap<(String, String), Refused>,
 }
 
-/// What a response changed.
+/// Result of applying a response.
 #[derive(Debug, Default)]
 pub struct Applied {
-    /// What was refused.
+    /// Refused resources.
     pub refused: Vec<Refused>,
 }
 
-/// A resource that is kept for a restart.
+/// A resource as it is saved for a restart.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Kept {
     type_url: String,
@@ -54,7 +54,8 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// The resources of `kept` as the control plane would send them, a response a type, in the order of their use.
+    /// The resources of `kept` as the control plane would send them: a response for each type, in the order of
+    /// `type_url::ALL`.
     pub fn responses(kept: Vec<Kept>) -> Vec<DeltaDiscoveryResponse> {
         let mut responses: Vec<_> = leno_proto::type_url::ALL
             .map(|type_url| DeltaDiscoveryResponse {
@@ -96,7 +97,7 @@ impl Store {
         versions.map(|((type_url, name), version)| (*type_url, name.as_str(), version.as_str()))
     }
 
-    /// What is refused now, until a version of it is accepted or it goes.
+    /// Resources refused now. A refusal stays until a version is accepted, or the resource is removed.
     pub fn refused(&self) -> impl Iterator<Item = &Refused> {
         self.refused.values()
     }
@@ -204,12 +205,12 @@ impl Store {
         }
     }
 
-    /// From now on resources are also held as they were sent, for [`Store::kept`].
+    /// Holds resources also as they were sent from now on, for [`Store::kept`].
     pub fn keep_bodies(&mut self) {
         self.bodies.get_or_insert_default();
     }
 
-    /// Everything that was accepted and holds, as it was sent.
+    /// Every accepted resource that is held, as it was sent.
     pub fn kept(&mut self) -> Vec<Kept> {
         let (versions, bodies) = (&self.versions, self.bodies.get_or_insert_default());
         bodies.retain(|key, _| versions.contains_key(key));
@@ -225,7 +226,7 @@ impl Store {
         kept.collect()
     }
 
-    /// Forgets a resource that is not subscribed any more.
+    /// Drops a resource that is not subscribed any more.
     pub fn forget(&mut self, type_url: &'static str, name: &str) {
         self.versions.remove(&(type_url, name.to_owned()));
         self.refused.remove(&(type_url.to_owned(), name.to_owned()));
@@ -239,7 +240,7 @@ impl Store {
         }
     }
 
-    /// What the accepted resources lead to, by type: everything that should be subscribed besides the Listeners.
+    /// Names that the accepted resources refer to, by type: the subscriptions required besides the Listeners.
     pub fn needed(&self) -> BTreeMap<&'static str, BTreeSet<String>> {
         let mut routes = BTreeSet::new();
         let mut clusters = BTreeSet::new();
@@ -272,7 +273,7 @@ impl Store {
         BTreeMap::from([(ROUTE, routes), (CLUSTER, clusters), (ENDPOINTS, endpoints)])
     }
 
-    /// Whether a response of this type may change what plans look like, not just which endpoints they use.
+    /// True for types that may change plans themselves, not just the endpoints that they use.
     pub fn shapes_plans(type_url: &str) -> bool {
         type_url != ENDPOINTS && type_url != SECRET
     }

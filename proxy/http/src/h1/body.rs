@@ -1,14 +1,14 @@
-//! Bodies without IO: a [`Decoder`] that tells data from framing, and an [`Encoder`] that frames data again.
+//! Bodies without IO: a [`Decoder`] that separates data from framing, and an [`Encoder`] that frames data again.
 //!
 //! Chunked bodies are decoded and framed anew, so neither chunk sizes nor extensions of one peer reach the other.
 
 use super::{Invalid, Length, Limits, parse_trailers};
 use crate::head::Head;
 
-/// Bytes of a chunk extension that are read over. Extensions have no use that a proxy should carry.
+/// Longest chunk extension in bytes; extensions are skipped, since none has a use that a proxy should carry.
 const MAX_EXTENSION: usize = 256;
 
-/// Reads a body's framing.
+/// Decodes a body's framing.
 #[derive(Debug)]
 pub struct Decoder {
     state: State,
@@ -46,12 +46,12 @@ impl Decoder {
         }
     }
 
-    /// Whether the body has ended.
+    /// True when the body has ended.
     pub fn is_done(&self) -> bool {
         self.state == State::Done
     }
 
-    /// How many bytes at the front of `input` are data.
+    /// Number of bytes at the front of `input` that are data.
     pub fn available(&self, input: &[u8]) -> usize {
         match self.state {
             State::Fixed(left) | State::Data(left) => {
@@ -62,7 +62,7 @@ impl Decoder {
         }
     }
 
-    /// Records that `count` bytes of data were taken.
+    /// Records that `count` bytes of data were consumed.
     pub fn consume(&mut self, count: usize) {
         let count = count as u64;
         self.state = match self.state {
@@ -74,7 +74,8 @@ impl Decoder {
         };
     }
 
-    /// Reads framing off the front of `input` until data, the body's end, or the input's; returns how much was read.
+    /// Consumes framing at the front of `input` until data, the body's end, or the input's; returns the number of
+    /// bytes.
     ///
     /// # Errors
     /// [`Invalid`] when the chunked coding is broken.
@@ -95,10 +96,10 @@ impl Decoder {
         Ok(at)
     }
 
-    /// The connection has ended.
+    /// Records that the connection has ended.
     ///
     /// # Errors
-    /// When the body hadn't.
+    /// When the body is incomplete.
     pub fn end_of_input(&mut self) -> Result<(), Invalid> {
         match self.state {
             State::Done => Ok(()),
@@ -149,12 +150,12 @@ impl Decoder {
     }
 }
 
-/// Whether the section ends here: an empty line, at the front or after another line.
+/// True at the section's end: an empty line, at the front or after another line.
 fn ends_section(bytes: &[u8]) -> bool {
     bytes == b"\r\n" || bytes == b"\n" || bytes.ends_with(b"\n\r\n") || bytes.ends_with(b"\n\n")
 }
 
-/// One byte of the chunked coding's framing.
+/// Takes one byte of the chunked coding's framing; returns the next state.
 fn step(state: State, byte: u8) -> Result<State, Invalid> {
     let error = |text| Err(Invalid::Syntax(text));
     match (state, byte) {
@@ -206,7 +207,7 @@ impl Encoder {
         }
     }
 
-    /// Whether [`Encoder::finish`] was called: the message is whole.
+    /// True once [`Encoder::finish`] was called: the message is complete.
     pub fn is_finished(&self) -> bool {
         self.finished
     }
@@ -227,7 +228,7 @@ impl Encoder {
         out.extend_from_slice(b"\r\n");
     }
 
-    /// Ends the body. Trailers travel only with the chunked coding.
+    /// Ends the body. Trailers are sent only with the chunked coding.
     pub fn finish(&mut self, trailers: Option<&Head>, out: &mut Vec<u8>) {
         if self.length == Length::Chunked {
             out.extend_from_slice(b"0\r\n");

@@ -1,4 +1,4 @@
-//! The half that faces the peer that answers requests.
+//! The client half: sends requests to a server and receives its responses.
 
 use std::task::{Context, Poll, ready};
 
@@ -8,7 +8,7 @@ use super::{Invalid, Length, response_length};
 use crate::Broken;
 use crate::head::{Head, Known, Version};
 
-/// A connection on which responses come.
+/// An HTTP/1 connection to a server.
 #[derive(Debug)]
 pub struct ClientHalf {
     conn: Conn,
@@ -26,35 +26,35 @@ impl ClientHalf {
         }
     }
 
-    /// The connection: its body directions.
+    /// The connection, to receive and send bodies.
     pub fn conn(&mut self) -> &mut Conn {
         &mut self.conn
     }
 
-    /// The connection, to look at.
+    /// The connection, to inspect.
     pub fn conn_ref(&self) -> &Conn {
         &self.conn
     }
 
-    /// What is sent and received from now on belongs to the protocol that was switched to.
+    /// Ends HTTP: all bytes from now on belong to the protocol that was switched to.
     pub fn switch(&mut self) {
         self.keep_alive = false;
         self.conn.switch();
     }
 
-    /// How many requests were sent before the one under way.
+    /// Number of requests sent so far.
     pub fn exchanges(&self) -> u64 {
         self.exchanges
     }
 
-    /// Starts a request whose body has `length` as its sender framed it.
+    /// Starts a request; its body was framed as `length` by its sender.
     pub fn request(&mut self, head: &mut Head, length: Length) {
         self.exchanges += 1;
         self.keep_alive = false;
         if length == Length::Chunked {
             head.set("transfer-encoding", Known::TransferEncoding, b"chunked");
         }
-        // What HTTP/2 says by the end of the stream (RFC 9110, section 8.6).
+        // HTTP/2 signals an empty body by END_STREAM, HTTP/1 by a `Content-Length` of 0 (RFC 9110, section 8.6).
         if length == Length::Empty && head.version() == Version::Http2 {
             head.remove(Known::ContentLength);
             if matches!(head.method(), b"POST" | b"PUT" | b"PATCH") {
@@ -70,7 +70,7 @@ impl ClientHalf {
     /// Waits for a response's head.
     ///
     /// # Errors
-    /// [`Broken`] when the peer left first, or what it sent isn't an acceptable response.
+    /// [`Broken`] when the peer closed first, or sent no acceptable response.
     pub fn poll_head(&mut self, cx: &mut Context<'_>, head: &mut Head) -> Poll<Result<(), Broken>> {
         loop {
             if !self.conn.unread().is_empty() {
@@ -85,10 +85,10 @@ impl ClientHalf {
         }
     }
 
-    /// Starts receiving the body of the final response `head`; returns how it is framed.
+    /// Starts receiving the body of the final response `head`; returns its framing.
     ///
     /// # Errors
-    /// [`Invalid`] when the head leaves a doubt about it.
+    /// [`Invalid`] when the head is ambiguous about it.
     pub fn receive(&mut self, head: &Head, is_head: bool) -> Result<Length, Invalid> {
         let length = response_length(head, is_head)?;
         self.keep_alive = match head.version() {
@@ -100,8 +100,8 @@ impl ClientHalf {
         Ok(length)
     }
 
-    /// Whether another request may be sent on it: both messages are whole, nothing came that wasn't asked for, and the
-    /// peer keeps the connection.
+    /// True when another request may be sent: both messages are complete, no unexpected byte was received, and the peer
+    /// keeps the connection open.
     pub fn is_reusable(&self) -> bool {
         self.keep_alive
             && self.conn.is_between_messages()
@@ -109,7 +109,7 @@ impl ClientHalf {
             && !self.conn.has_ended()
     }
 
-    /// Whether an idle connection is still good: its peer has neither closed nor sent anything.
+    /// True when an idle connection is usable: its peer has neither closed it nor sent anything.
     pub fn is_alive(&mut self, cx: &mut Context<'_>) -> bool {
         self.conn.poll_fill(cx).is_pending()
     }

@@ -1,5 +1,5 @@
-//! One HTTP/1 connection: a stream, a read buffer that grows with what comes, a write buffer, and the framing of the
-//! message that is under way in each direction.
+//! One HTTP/1 connection: a stream, a read buffer that grows with the input, a write buffer, and the framing of the
+//! current message in each direction.
 
 use std::io;
 use std::pin::Pin;
@@ -13,7 +13,7 @@ use crate::head::Head;
 use crate::stream::Stream;
 use crate::{Broken, Incoming, Outgoing, buffers};
 
-/// Above this much unsent data, reading from the other side stops.
+/// Bytes of unsent data above which reading from the other side stops.
 const HIGH_WATER: usize = 64 * 1024;
 
 /// One HTTP/1 connection.
@@ -22,7 +22,7 @@ pub struct Conn {
     io: Stream,
     read: Vec<u8>,
     consumed: usize,
-    /// How much of it is known to hold no whole head.
+    /// Length of the unconsumed bytes known to hold no complete head.
     looked: usize,
     room: usize,
     write: Vec<u8>,
@@ -30,11 +30,11 @@ pub struct Conn {
     decoder: Decoder,
     encoder: Encoder,
     ended: bool,
-    /// Whether a byte of the message that is being sent has left.
+    /// True once a byte of the message being sent was written to the transport.
     is_sent: bool,
-    /// Whether the protocol was switched: the end of what is sent is the end of our direction.
+    /// True after a protocol switch: our direction then ends when the message being sent does.
     is_switched: bool,
-    /// The last head that came.
+    /// Cache of the fields of the last head received.
     before: Before,
     limits: Limits,
 }
@@ -60,17 +60,17 @@ impl Conn {
         }
     }
 
-    /// What the last head was like.
+    /// The cache of the fields of the last head received.
     pub fn before(&self) -> &Before {
         &self.before
     }
 
-    /// The next head is probably like one that came on another connection.
+    /// Sets the cache, from another connection: the next head is probably like the last one there.
     pub fn set_before(&mut self, before: Before) {
         self.before = before;
     }
 
-    /// The stream, and what was read from it and not consumed.
+    /// The stream, and the bytes that were read and not consumed.
     pub fn into_parts(mut self) -> (Stream, Vec<u8>) {
         self.compact();
         (self.io, self.read)
@@ -81,27 +81,27 @@ impl Conn {
         &self.io
     }
 
-    /// The limits that its messages are held to.
+    /// The limits on its messages.
     pub fn limits(&self) -> &Limits {
         &self.limits
     }
 
-    /// What is read and not consumed.
+    /// The bytes that were read and not consumed.
     pub fn unread(&self) -> &[u8] {
         &self.read[self.consumed..]
     }
 
-    /// Whether the peer has ended its direction.
+    /// True when the peer has ended its direction.
     pub fn has_ended(&self) -> bool {
         self.ended
     }
 
-    /// Whether the message being received has been received whole, and the one being sent has been sent.
+    /// True when the message being received is complete, and the one being sent has been sent completely.
     pub fn is_between_messages(&self) -> bool {
         self.decoder.is_done() && self.encoder.is_finished() && self.written == self.write.len()
     }
 
-    /// Whether the message being received has been received whole.
+    /// True when the message being received is complete.
     pub fn has_received(&self) -> bool {
         self.decoder.is_done()
     }
@@ -111,7 +111,7 @@ impl Conn {
         self.decoder = Decoder::new(length, self.limits);
     }
 
-    /// Starts sending a message, whose head `write_head` appends to the write buffer.
+    /// Starts sending a message; `write_head` appends its head to the write buffer.
     pub(super) fn send(&mut self, length: Length, write_head: impl FnOnce(&mut Vec<u8>)) {
         self.encoder = Encoder::new(length);
         self.is_sent = false;
@@ -119,14 +119,14 @@ impl Conn {
         write_head(&mut self.write);
     }
 
-    /// What is sent and received from now on is no HTTP, until each direction ends.
+    /// Ends HTTP: all bytes from now on are opaque, until each direction ends.
     pub(super) fn switch(&mut self) {
         self.decoder = Decoder::new(Length::UntilClose, self.limits);
         self.encoder = Encoder::new(Length::UntilClose);
         self.is_switched = true;
     }
 
-    /// Whether a byte of the message that is being sent has left.
+    /// True once a byte of the message being sent was written to the transport.
     pub fn is_sent(&self) -> bool {
         self.is_sent
     }
@@ -141,11 +141,11 @@ impl Conn {
         Poll::Ready(Ok(count))
     }
 
-    /// Moves the message head at the front of what was read into `head`, without copying it: the buffers change places,
-    /// and only what was read beyond the head moves. `false` while it isn't whole.
+    /// Moves the message head at the front of the read buffer into `head` without copying it: the buffers are swapped,
+    /// and only the bytes beyond the head move. `false` while the head is incomplete.
     pub(super) fn take_head(&mut self, head: &mut Head, parse: Parse) -> Result<bool, Invalid> {
         self.compact();
-        // Without a new line there is nothing new to be told: a head that drips in costs no more than its lines.
+        // Parsed only after another line feed: a head that drips in costs no more than one attempt per line.
         let has_line =
             self.looked == 0 || memchr::memchr(b'\n', &self.read[self.looked..]).is_some();
         let limit = self.limits.head_bytes;
@@ -174,7 +174,7 @@ impl Conn {
         }
     }
 
-    /// The next message is as small as any, whatever the last one was.
+    /// Prepares for the next message: its first read is small again, and an empty read buffer is given back.
     pub fn rest(&mut self) {
         self.room = buffers::SIZE;
         if self.unread().is_empty() {
@@ -183,17 +183,17 @@ impl Conn {
         }
     }
 
-    /// Ends our direction; the transport is told as well, so that the peer sees an orderly end.
+    /// Shuts our direction down, in TLS by `close_notify` as well, so that the peer sees an orderly end.
     pub fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_shutdown(cx)
     }
 
-    /// Forgets what was read and not consumed.
+    /// Discards the bytes that were read and not consumed.
     pub(super) fn discard(&mut self) {
         self.consumed = self.read.len();
     }
 
-    /// Ends our direction, when it is the end of what is sent that says so.
+    /// Ends our direction at the end of a switched protocol, which nothing else delimits.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
         match self.is_switched && self.encoder.is_finished() {
             true => self.poll_shutdown(cx).map_err(Broken::Io),

@@ -1,34 +1,34 @@
-//! Where a message's body ends (RFC 9112, section 6.3), in the strict reading: what two parsers could read differently
-//! is an error, never a guess.
+//! The framing of a message's body (RFC 9112, section 6.3), in the strict reading: a head that two parsers could read
+//! differently is an error, never a guess.
 
 use super::Invalid;
 use crate::head::{Head, Known, Version};
 
-/// How the end of a body is told.
+/// Framing of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Length {
     /// There is no body.
     Empty,
-    /// So many bytes.
+    /// This many bytes.
     Fixed(u64),
-    /// The chunked coding says it.
+    /// Delimited by the chunked coding.
     Chunked,
-    /// The connection's end is the body's end; responses only.
+    /// Delimited by the connection's end; responses only.
     UntilClose,
 }
 
-/// The length of a request's body.
+/// The framing of a request's body.
 ///
 /// # Errors
-/// When `Content-Length` and `Transfer-Encoding` leave a doubt.
+/// When `Content-Length` and `Transfer-Encoding` are invalid or ambiguous.
 pub fn request_length(head: &Head) -> Result<Length, Invalid> {
     Ok(declared(head)?.unwrap_or(Length::Empty))
 }
 
-/// The length of the body of a response to a request with `method`.
+/// The framing of a response's body; `is_head` when the request was a HEAD.
 ///
 /// # Errors
-/// When `Content-Length` and `Transfer-Encoding` leave a doubt.
+/// When `Content-Length` and `Transfer-Encoding` are invalid or ambiguous.
 pub fn response_length(head: &Head, is_head: bool) -> Result<Length, Invalid> {
     let declared = declared(head)?;
     let bodiless = is_head || matches!(head.status(), 100..=199 | 204 | 304);
@@ -38,7 +38,7 @@ pub fn response_length(head: &Head, is_head: bool) -> Result<Length, Invalid> {
     }
 }
 
-/// What the head declares.
+/// The framing that the head declares, if it does.
 fn declared(head: &Head) -> Result<Option<Length>, Invalid> {
     if head.get(Known::TransferEncoding).is_none() && head.get(Known::ContentLength).is_none() {
         return Ok(None);
@@ -70,7 +70,7 @@ fn declared(head: &Head) -> Result<Option<Length>, Invalid> {
     }
 }
 
-/// A decimal number of digits alone that fits: no sign, no list, no space.
+/// Parses a decimal number that fits into 64 bits: only digits, no sign, no list, no space.
 fn decimal(digits: &[u8]) -> Option<u64> {
     let digit = |byte: &u8| byte.is_ascii_digit().then(|| u64::from(byte - b'0'));
     digits.split_first()?;

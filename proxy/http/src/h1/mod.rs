@@ -1,7 +1,7 @@
 //! HTTP/1.0 and 1.1, Leno's own: strict grammar, strict framing, adaptive buffers, a server and a client half.
 //!
-//! Invariant: what leaves this module towards an upstream is re-serialised from what was parsed; no byte of a message
-//! that failed the strict rules travels on. That is what makes request smuggling impossible to express.
+//! Invariant: a message sent to an upstream is re-serialised from its parsed form; no byte of a message that failed the
+//! strict rules is forwarded. This makes request smuggling impossible to express.
 
 mod body;
 mod client;
@@ -21,10 +21,11 @@ pub use parse::{
 };
 pub use server::{Read, ReadError, ServerHalf, Timeouts};
 
-/// Reads a head from the front of its own buffer, knowing the one before; says where it ends, once all of it is there.
+/// A parser of the head at the front of its own buffer, with the cached fields of the last head; returns the head's
+/// end, `None` while it is incomplete.
 type Parse = fn(&mut Head, &Limits, &mut Before) -> Result<Option<usize>, Invalid>;
 
-/// Bounds on what is read of one message.
+/// Limits on the heads and trailer sections of messages.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Bytes of a head, or of a trailer section.

@@ -1,5 +1,5 @@
-//! Heads from bytes, in one pass and strictly: a line ends with CR LF and nothing else, there is one space where RFC 9112
-//! has one, a target has one of its four forms, and `Host` stands there once.
+//! Parses heads, in one pass and strictly: a line ends with CR LF and nothing else, there is one space where RFC 9112
+//! has one, a target has one of its four forms, and HTTP/1.1 has exactly one `Host`.
 
 use std::ops::Range;
 use std::rc::Rc;
@@ -8,7 +8,7 @@ use super::Limits;
 use crate::head::{Head, Known, Section, Span, Version};
 use crate::method;
 
-/// Why a head isn't accepted.
+/// Error of a head that isn't accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Invalid {
     /// Larger than [`Limits::head_bytes`].
@@ -22,29 +22,30 @@ pub enum Invalid {
     Syntax(&'static str),
 }
 
-/// The fields of the last head that a peer sent: those of the next one are mostly the same, and aren't looked at again then.
+/// Cache of the fields of the last head that a peer sent: those of the next one are mostly the same, and aren't parsed
+/// again then.
 #[derive(Debug, Default, Clone)]
 pub struct Before {
-    /// Their text, to the end of the head, and what was made of it.
+    /// Their text, to the end of the head, and its parsed form.
     fields: Option<Rc<(Vec<u8>, Section)>>,
-    /// How often in a row they weren't the same.
+    /// Consecutive heads that missed the cache.
     misses: u8,
 }
 
 impl Before {
-    /// Larger ones are not worth their memory.
+    /// Larger sections, in bytes, are not worth their memory.
     const LARGE: usize = 1024;
-    /// A peer whose fields differed so often in a row never sends the same.
+    /// Misses in a row after which nothing is cached any more: such a peer never repeats its fields.
     const PATIENCE: u8 = 8;
 
-    /// The same for another connection, whose peer may be more constant.
+    /// A copy for another connection, with no misses: its peer may be more constant.
     #[must_use]
     pub fn elsewhere(&self) -> Before {
         let fields = self.fields.clone();
         Before { fields, misses: 0 }
     }
 
-    /// Where the fields end that begin at `at`, if they are the same again.
+    /// Sets the cached fields in `head` if their text is at `at`; returns the end of the text.
     #[inline]
     fn recall(&mut self, bytes: &[u8], at: usize, head: &mut Head) -> Option<usize> {
         let (text, section) = self.fields.as_deref()?;
@@ -56,7 +57,7 @@ impl Before {
         Some(at + text.len())
     }
 
-    /// What stands from `at` on was read into `head`.
+    /// Caches the fields that were parsed into `head` from `text`, which begins at `at`.
     #[cold]
     fn learn(&mut self, text: &[u8], at: usize, head: &Head) {
         if self.misses == Before::PATIENCE || text.len() > Before::LARGE {
@@ -68,13 +69,14 @@ impl Before {
     }
 }
 
-/// What reading gives: where the head ends, if all of it is there.
+/// The end of the head; `None` while it is incomplete.
 type Parsed = Result<Option<usize>, Invalid>;
 
 /// Parses the request head at the front of `head`'s buffer.
 ///
 /// # Errors
-/// [`Invalid`] when it isn't a request that Leno accepts, as early as that can be told.
+/// [`Invalid`] when it isn't a request that Leno accepts: its syntax is checked as it is read, the rest by
+/// [`check_request`] once the head is complete.
 pub fn parse_request(head: &mut Head, limits: &Limits, before: &mut Before) -> Parsed {
     let end = with_bytes(head, |bytes, head| {
         let Some((line, at)) = take_line(bytes, 0)? else {
@@ -89,12 +91,12 @@ pub fn parse_request(head: &mut Head, limits: &Limits, before: &mut Before) -> P
     Ok(end)
 }
 
-/// Whether `text` is a token (RFC 9110, section 5.6.2).
+/// True for a token (RFC 9110, section 5.6.2).
 pub fn is_token(text: &[u8]) -> bool {
     !text.is_empty() && all(text, TOKEN)
 }
 
-/// Whether `value` may be a field's value: without control characters but tabs.
+/// True for a valid field value: without control characters but tabs.
 pub fn is_text(value: &[u8]) -> bool {
     let is_control = |byte: u8| (byte < b' ' && byte != b'\t') || byte == 0x7f;
     let has_one = |bytes: &[u8; 16]| {
@@ -109,7 +111,7 @@ pub fn is_text(value: &[u8]) -> bool {
     }
 }
 
-/// True for a method's name; the two that come most aren't looked at byte by byte.
+/// True for the name of a method; the two most frequent aren't checked byte by byte.
 pub fn is_token_method(name: &[u8]) -> bool {
     matches!(name, b"GET" | b"POST") || is_token(name)
 }
@@ -117,8 +119,8 @@ pub fn is_token_method(name: &[u8]) -> bool {
 /// Checks a request's head: its method, its target, its `Host`.
 ///
 /// # Errors
-/// [`Invalid`] when its method is a registered one in another case, its target isn't one that Leno accepts, or its `Host`
-/// isn't one, or is there twice.
+/// [`Invalid`] when its method is a registered one in another case, its target isn't one that Leno accepts, or its
+/// `Host` is invalid, repeated, or missing in HTTP/1.1.
 pub fn check_request(head: &Head) -> Result<(), Invalid> {
     if method::is_registered_in_another_case(head.method()) {
         let text = "the method is a registered one in another case";
@@ -131,7 +133,7 @@ pub fn check_request(head: &Head) -> Result<(), Invalid> {
 /// Parses the response head at the front of `head`'s buffer.
 ///
 /// # Errors
-/// [`Invalid`] when it isn't a response that Leno accepts, as early as that can be told.
+/// [`Invalid`] when it isn't a response that Leno accepts; its syntax is checked as it is read.
 pub fn parse_response(head: &mut Head, limits: &Limits, before: &mut Before) -> Parsed {
     with_bytes(head, |bytes, head| {
         let Some((line, at)) = take_line(bytes, 0)? else {
@@ -150,7 +152,7 @@ pub fn parse_trailers(head: &mut Head, limits: &Limits) -> Parsed {
     with_bytes(head, |bytes, head| fields(bytes, 0, head, limits))
 }
 
-/// Lends the head's bytes to `parse`, which records what it finds in the head.
+/// Lends the head's buffer to `parse`, which records the parsed parts in the head.
 fn with_bytes(head: &mut Head, parse: impl FnOnce(&[u8], &mut Head) -> Parsed) -> Parsed {
     let bytes = std::mem::take(head.buffer());
     let parsed = parse(&bytes, head);
@@ -164,7 +166,7 @@ const TOKEN: u8 = 1;
 const TARGET: u8 = 2;
 const HOST: u8 = 4;
 
-/// What each byte may be part of.
+/// The character classes of each byte.
 const CLASSES: [u8; 256] = {
     let mut classes = [0; 256];
     let mut byte = 0x21;
@@ -192,7 +194,8 @@ fn all(bytes: &[u8], class: u8) -> bool {
     leading(bytes, class) == bytes.len()
 }
 
-/// How many bytes at the front are of a class. On its own, since loops inside of others are compiled badly; four at a time.
+/// Number of leading bytes of a class. A function of its own, since nested loops are compiled badly; four bytes at a
+/// time.
 #[inline(never)]
 fn leading(bytes: &[u8], class: u8) -> usize {
     let is = |byte: u8| CLASSES[usize::from(byte)] & class != 0;
@@ -209,8 +212,8 @@ fn leading(bytes: &[u8], class: u8) -> usize {
     length + rest.iter().take_while(|byte| is(**byte)).count()
 }
 
-/// How many bytes at the front are of a field value or a reason phrase: no control character but tabs. Eight at a time:
-/// the lowest byte that `marks` marks is the first that is below a space, or DEL.
+/// Number of leading bytes of a field value or a reason phrase: no control character but tabs. Eight bytes at a time:
+/// the lowest byte set in `marks` is the first that is below a space, or DEL.
 #[inline(never)]
 fn text(bytes: &[u8]) -> usize {
     const ONES: u64 = 0x0101_0101_0101_0101;
@@ -238,7 +241,7 @@ fn text(bytes: &[u8]) -> usize {
         .count()
 }
 
-/// The line that starts at `at`, without its end, and where the next one starts; `None` while it isn't whole.
+/// The line that starts at `at`, without CR LF, and the start of the next one; `None` while it is incomplete.
 fn take_line(bytes: &[u8], at: usize) -> Result<Option<(&[u8], usize)>, Invalid> {
     let rest = &bytes[at..];
     let Some(end) = memchr::memchr(b'\n', rest) else {
@@ -276,7 +279,8 @@ fn request_line(line: &[u8], head: &mut Head) -> Result<(), Invalid> {
     Ok(())
 }
 
-/// RFC 9112, section 4: `HTTP-version SP status-code SP [ reason-phrase ]`; the last space may be missing, as everywhere.
+/// RFC 9112, section 4: `HTTP-version SP status-code SP [ reason-phrase ]`; the last space may be missing, as other
+/// parsers allow.
 fn status_line(line: &[u8], head: &mut Head) -> Result<(), Invalid> {
     let shape = Invalid::Syntax("invalid status line");
     let version = version(line.get(..8).ok_or(shape)?)?;
@@ -297,7 +301,7 @@ fn status_line(line: &[u8], head: &mut Head) -> Result<(), Invalid> {
     Ok(())
 }
 
-/// Fields that may be the same as before.
+/// Parses the fields, unless they are the cached ones.
 fn fields_again(
     bytes: &[u8],
     at: usize,
@@ -347,8 +351,8 @@ fn fields(bytes: &[u8], mut at: usize, head: &mut Head, limits: &Limits) -> Pars
     Err(Invalid::TooMany(limits.headers))
 }
 
-/// What a line is that begins with `length` bytes of a name and no colon after them: the end of the fields, or the
-/// beginning of a line that isn't all there.
+/// Classifies a line that begins with `length` bytes of a name and no colon after them: the end of the fields, an
+/// incomplete line, or an error.
 fn no_field(line: &[u8], length: usize) -> Parsed {
     match (length, line) {
         (0, [b'\r', b'\n', ..]) => Ok(Some(2)),
@@ -359,7 +363,7 @@ fn no_field(line: &[u8], length: usize) -> Parsed {
     }
 }
 
-/// Where a value is between the blanks around it, which mean nothing (RFC 9110, section 5.5).
+/// The range of a value without the whitespace around it, which is not part of it (RFC 9110, section 5.5).
 pub fn trimmed(value: &[u8]) -> Range<usize> {
     let is_text = |byte: &u8| !matches!(byte, b' ' | b'\t');
     match value {
@@ -375,7 +379,7 @@ pub fn trimmed(value: &[u8]) -> Range<usize> {
     }
 }
 
-/// Whether what comes after a value may become the end of its line.
+/// Checks that the bytes after a value may still become CR LF.
 fn no_end_of_line(rest: &[u8]) -> Result<(), Invalid> {
     match rest {
         [] | b"\r" => Ok(()),
@@ -547,13 +551,13 @@ mod tests {
         let mut rng = fastrand::Rng::with_seed(1);
         let (mut before, mut recalled) = (Before::default(), 0);
         for round in 0..300 {
-            // Otherwise nothing would be remembered once it lost patience.
+            // Resets the misses: at `PATIENCE` nothing would be cached any more.
             before = before.elsewhere();
             let section = sections[rng.usize(..sections.len()) * usize::from(rng.bool())];
             let target = "/a".repeat(rng.usize(1..4));
             let text = format!("GET {target} HTTP/1.1\r\n{section}");
             let mut head = Head::default();
-            // What follows is no part of it, and what is missing is missed.
+            // The bytes that follow are no part of the head, and one without its last byte is incomplete.
             for (cut, end) in [(1, None), (0, Some(text.len()))] {
                 head.clear();
                 head.buffer().clear();

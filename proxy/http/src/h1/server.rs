@@ -1,4 +1,4 @@
-//! The half that faces the peer that sends requests.
+//! The server half: receives requests from a client and sends the responses.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -15,12 +15,12 @@ use crate::deadline::Deadline;
 use crate::head::{Head, Known, Version};
 use crate::{Broken, Outgoing};
 
-/// What waiting for a request gave.
+/// Outcome of waiting for a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Read {
     /// A request.
     Request,
-    /// The peer closed between requests, or was idle for too long.
+    /// The peer closed, the connection failed, or it was idle for too long.
     Closed,
 }
 
@@ -35,18 +35,18 @@ pub enum ReadError {
     HeadTimeout(Duration),
 }
 
-/// How long a peer may take.
+/// Time limits for a peer.
 #[derive(Debug, Clone, Copy)]
 pub struct Timeouts {
-    /// Between requests.
+    /// Idle time between requests.
     pub idle: Duration,
     /// From the first byte of a head to its last.
     pub head: Duration,
-    /// To take anything of what is sent to it.
+    /// Without accepting any of the bytes that are sent to it.
     pub flush: Duration,
 }
 
-/// A connection on which requests come.
+/// An HTTP/1 connection from a client.
 #[derive(Debug)]
 pub struct ServerHalf {
     conn: Conn,
@@ -54,7 +54,7 @@ pub struct ServerHalf {
     version: Version,
     is_head: bool,
     length: Length,
-    /// Set once the peer is to go elsewhere after what is under way.
+    /// Set once the drain has begun: each response then closes the connection.
     draining: Option<Arc<AtomicBool>>,
 }
 
@@ -78,32 +78,32 @@ impl ServerHalf {
         self
     }
 
-    /// The connection: its body directions.
+    /// The connection, to receive and send bodies.
     pub fn conn(&mut self) -> &mut Conn {
         &mut self.conn
     }
 
-    /// The connection, to look at.
+    /// The connection, to inspect.
     pub fn conn_ref(&self) -> &Conn {
         &self.conn
     }
 
-    /// The connection, when HTTP on it is over.
+    /// The connection, once HTTP on it has ended.
     pub fn into_conn(self) -> Conn {
         self.conn
     }
 
-    /// No request after this one.
+    /// Makes this request the connection's last.
     pub fn close_after(&mut self) {
         self.keep_alive = false;
     }
 
-    /// Whether the request is a HEAD: its response has no body whatever its head says.
+    /// True for a HEAD request: its response has no body, regardless of the response's head.
     pub fn is_head(&self) -> bool {
         self.is_head
     }
 
-    /// How the request's body is framed.
+    /// Framing of the request's body.
     pub fn body_length(&self) -> Length {
         self.length
     }
@@ -119,7 +119,7 @@ impl ServerHalf {
         idle_until: Instant,
         head_timeout: Duration,
     ) -> Result<Read, ReadError> {
-        // An answer to a head that can't be read is HTTP/1.1 and closes.
+        // The response to a malformed head is HTTP/1.1 and closes the connection.
         self.version = Version::Http11;
         self.is_head = false;
         if self.conn.unread().is_empty() {
@@ -163,7 +163,7 @@ impl ServerHalf {
         Ok(())
     }
 
-    /// Passes an informational response on. HTTP/1.0 knows none.
+    /// Sends an informational response. HTTP/1.0 has none.
     pub fn inform(&mut self, head: &Head) {
         if self.version == Version::Http11 {
             self.conn.send(Length::Empty, |out| {
@@ -173,8 +173,7 @@ impl ServerHalf {
         }
     }
 
-    /// Starts a response whose body has `length` as its sender framed it; the framing towards this peer is decided
-    /// here.
+    /// Starts a response; its body was framed as `length` by its sender. The framing towards this peer is decided here.
     pub fn respond(&mut self, head: &mut Head, length: Length) {
         let length = self.frame(head, length);
         let draining = self.draining.as_ref();
@@ -192,7 +191,7 @@ impl ServerHalf {
         });
     }
 
-    /// Switches to the protocol that `request` asked for, with the answer `head`.
+    /// Switches to the protocol that `request` names, with the response `head`.
     pub fn switch(&mut self, request: &Head, head: &mut Head) {
         self.keep_alive = false;
         head.add("connection", b"upgrade");
@@ -219,7 +218,7 @@ impl ServerHalf {
                 Length::Chunked
             }
             Length::Fixed(0) => {
-                // HTTP/2 says it by the end of the stream.
+                // HTTP/2 signals it by END_STREAM.
                 if head.get(Known::ContentLength).is_none() {
                     head.add("content-length", b"0");
                 }
@@ -229,14 +228,15 @@ impl ServerHalf {
         }
     }
 
-    /// Sends what is left of the answer; whether another request may come.
+    /// Sends the rest of the response; true when another request may follow on the connection.
     pub async fn settle(&mut self) -> bool {
         let flushed = poll_fn(|cx| self.conn.poll_flush(cx)).await;
         flushed.is_ok() && self.keep_alive
     }
 
-    /// Ends the connection so that the peer still reads what was sent: our direction first, then what it had under way
-    /// is read over, within bounds. Closing with unread input would reset the connection and could destroy the response.
+    /// Closes the connection so that the peer still reads the response: our direction ends first, then input that was
+    /// under way is discarded, within bounds. Closing with unread input would reset the connection and could destroy
+    /// the response.
     pub async fn close(mut self) {
         const LINGER: Duration = Duration::from_secs(1);
         const READ_OVER: usize = 256 * 1024;

@@ -1,5 +1,5 @@
-//! The two directions of a stream. What was received is given back to flow control when it is consumed, so a slow reader
-//! slows its sender down and nothing else.
+//! The two directions of a stream. Received bytes return to the flow-control windows once they are consumed, so a slow
+//! reader slows its sender down and nothing else.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -11,32 +11,32 @@ use super::frame::Reason;
 use crate::head::Head;
 use crate::{Broken, Incoming, Outgoing, buffers};
 
-/// Above this much unsent data, reading from the other side stops.
+/// Bytes of unsent data from which reading from the other side of the exchange stops.
 const HIGH_WATER: usize = 64 * 1024;
 
-/// Both directions of a stream, from its own head on.
+/// Both directions of a stream, after the head of its request.
 pub(super) struct Body {
     core: Rc<RefCell<Core>>,
     slot: Rc<Slot>,
     chunk: Vec<u8>,
     consumed: usize,
-    /// What the head says that is still to come.
+    /// Bytes of the declared `Content-Length` that are still to come.
     declared: Option<u64>,
     trailers: Option<Box<Head>>,
     has_received: bool,
-    /// What waits for room.
+    /// Bytes to be sent that wait for room in the windows and in the connection's buffer.
     pending: Vec<u8>,
     end: End,
 }
 
-/// How the body ends.
+/// Progress of the end of the outgoing body.
 #[derive(Debug)]
 enum End {
-    /// It goes on.
+    /// More may be written.
     Open,
-    /// After what is pending, with these trailers.
+    /// It ends after the pending bytes, with these trailers.
     Coming(Option<Box<Head>>),
-    /// The connection has all of it.
+    /// The connection has all of it, or the stream was reset.
     Sent,
 }
 
@@ -48,7 +48,7 @@ impl fmt::Debug for Body {
 }
 
 impl Body {
-    /// The directions of `slot`; ours has ended with the head, if `is_sent`.
+    /// Creates the directions of `slot`; `is_sent` if ours ended with the head.
     pub(super) fn new(core: &Rc<RefCell<Core>>, slot: Rc<Slot>, is_sent: bool) -> Body {
         Body {
             core: Rc::clone(core),
@@ -67,24 +67,24 @@ impl Body {
         &self.slot
     }
 
-    /// The body is so long, as its head says.
+    /// Sets the incoming body's length as its head declares it.
     pub(super) fn declare(&mut self, length: Option<u64>) {
         self.declared = length;
     }
 
-    /// Whether the peer has ended its direction, and nothing of it is left.
+    /// Returns `true` once the peer has ended its direction and nothing of it is left to consume.
     pub(super) fn is_received(&self) -> bool {
         let state = self.slot.state.borrow();
         let is_empty = state.data.is_empty() && state.trailers.is_none() && self.rest().is_empty();
         self.has_received || (state.has_ended && is_empty)
     }
 
-    /// What comes isn't part of the message: the body has ended.
+    /// Ends the incoming body: later bytes aren't part of the message.
     pub(super) fn end(&mut self) {
         self.has_received = true;
     }
 
-    /// Writes a head; with it all, if it `ends`.
+    /// Writes a response's head; `ends` if it has no body.
     pub(super) fn write_head(&mut self, head: &Head, ends: bool) {
         if self.slot.state.borrow().failed.is_some() {
             return;
@@ -99,7 +99,7 @@ impl Body {
         }
     }
 
-    /// Waits until the peer resets the stream.
+    /// Waits until the peer resets the stream or the connection fails.
     pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Broken> {
         let mut state = self.slot.state.borrow_mut();
         match &state.failed {
@@ -111,7 +111,7 @@ impl Body {
         }
     }
 
-    /// Resets the stream, unless it has ended.
+    /// Resets the stream, unless our direction has ended.
     pub(super) fn reset(&mut self, reason: Reason) {
         if !matches!(self.end, End::Sent) {
             self.core.borrow_mut().reset(&self.slot, reason);
@@ -125,7 +125,7 @@ impl Body {
         &self.chunk[self.consumed..]
     }
 
-    /// What is received differs from what was declared: nobody must take it for the whole.
+    /// Resets a stream with another length than declared: its body must not pass for complete.
     fn differs(&mut self) -> Broken {
         let reason = Reason::PROTOCOL_ERROR;
         self.core.borrow_mut().reset_failing(&self.slot, reason);
@@ -228,7 +228,7 @@ impl Outgoing for Body {
                 core.unblock();
                 return Poll::Pending;
             }
-            // What is left of its turn is another's.
+            // The rest of its turn goes to another stream.
             core.leave(&self.slot);
             core.unblock();
         }

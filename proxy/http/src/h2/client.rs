@@ -1,4 +1,4 @@
-//! A connection whose streams carry requests of many callers, and one such stream.
+//! A client connection, with requests of many callers on its streams, and one such stream.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -19,11 +19,11 @@ use crate::head::{Head, Known};
 use crate::stream::Stream;
 use crate::{Broken, Incoming, Outgoing};
 
-/// A peer that was heard within this is there; one that isn't heard for as long after a ping gets no new request.
+/// Silence of a peer after which an unanswered request causes a PING; after as much again it gets no new request.
 const PROOF: Duration = Duration::from_secs(3);
-/// One that isn't heard for this long after that is gone, with all that is under way.
+/// Silence after that until the connection fails, with all requests in flight.
 const GONE: Duration = Duration::from_secs(20);
-/// Pings between two responses: gRPC's servers end a connection that pings more often.
+/// Pings allowed between two responses: gRPC's servers end a connection that pings more often.
 const PINGS: u32 = 2;
 
 /// A connection on which requests are sent as streams.
@@ -31,23 +31,23 @@ pub struct Connection {
     core: Rc<RefCell<Core>>,
     pulse: Rc<Pulse>,
     streams: Cell<u64>,
-    /// How many requests were sent: streams wait for their turn, and the first that is sent says who calls.
+    /// Number of requests sent: streams wait for their turn, and the first request sent carries the peer metadata.
     sent: Cell<u64>,
 }
 
-/// How a connection is doing.
+/// Liveness and load of a connection.
 struct Pulse {
-    /// Whether a ping is under way.
+    /// Set while the answer to a liveness ping is pending.
     is_asked: Cell<bool>,
     /// Pings since the last response.
     asked: Cell<u32>,
-    /// When something was read last.
+    /// Time of the last read.
     heard: Cell<Instant>,
-    /// Whether it takes no new request.
+    /// Set once it takes no new request.
     is_over: Cell<bool>,
     active: Cell<usize>,
     idle_since: Cell<Instant>,
-    /// For how long it was idle when the peer closed it.
+    /// Idle time at which the peer closed it.
     closed_after: Cell<Option<Duration>>,
 }
 
@@ -75,11 +75,11 @@ impl Drop for Connection {
 }
 
 impl Connection {
-    /// Opens a connection on `io`, whose peer is a sidecar of ours if `is_ours`. Its settings are known then: they come
-    /// before its answer to a ping.
+    /// Opens a connection on `io`; the peer is a sidecar of ours if `is_ours`. Its SETTINGS are known on return: they
+    /// arrive before its answer to a ping.
     ///
     /// # Errors
-    /// [`Broken`] when the peer is gone, or speaks something else.
+    /// [`Broken`] when the peer is gone, or doesn't speak HTTP/2.
     pub async fn open(io: Stream, is_ours: bool, limits: Limits) -> Result<Rc<Connection>, Broken> {
         let (now, peer) = match is_ours {
             true => (Instant::now(), Peer::Mesh),
@@ -107,7 +107,7 @@ impl Connection {
             streams: Cell::new(0),
             sent: Cell::new(0),
         });
-        // Without an answer the connection is over, or the caller's patience.
+        // Without an answer the connection is over, or the caller's timeout drops this future.
         let _ = pong.await;
         match &connection.core.borrow().end {
             Some(end) => Err(end.broken()),
@@ -115,7 +115,8 @@ impl Connection {
         }
     }
 
-    /// A request got no answer: unless the peer is heard, it gets no other, and what it has is given up later.
+    /// Checks the peer's liveness after a request without a response: a silent peer gets a ping, then no new request,
+    /// and later the connection fails with its requests in flight.
     fn doubt(&self) {
         let (pulse, before) = (Rc::clone(&self.pulse), self.pulse.heard.get());
         let is_heard = before.elapsed() < PROOF;
@@ -144,33 +145,35 @@ impl Connection {
         });
     }
 
-    /// Whether it takes another request now. Of more streams than have windows, some would wait for others to be read.
+    /// Returns `true` if it takes another request now. The connection's window has room for a limited number of
+    /// streams: beyond that, some would wait for others to be read.
     pub fn has_room(&self) -> bool {
         self.is_open() && self.pulse.active.get() < self.core.borrow().max_streams()
     }
 
-    /// Whether it takes requests at all: the peer neither closed it nor said that it will.
+    /// Returns `true` if it takes requests at all: it isn't closed, silent or out of stream identifiers, and the peer
+    /// sent no GOAWAY.
     pub fn is_open(&self) -> bool {
         !self.pulse.is_over.get() && self.core.borrow().is_open()
     }
 
-    /// How many requests were begun on it.
+    /// Number of requests begun on it.
     pub fn streams(&self) -> u64 {
         self.streams.get()
     }
 
-    /// Since when no request has been under way; `None` while one is.
+    /// Time since which no request has been in flight; `None` while one is.
     pub fn idle_since(&self) -> Option<Instant> {
         let pulse = &self.pulse;
         (pulse.active.get() == 0).then(|| pulse.idle_since.get())
     }
 
-    /// For how long it was idle when the peer closed it, if it was.
+    /// Idle time at which the peer closed it, if it was idle.
     pub fn closed_after(&self) -> Option<Duration> {
         self.pulse.closed_after.get()
     }
 
-    /// A stream for one request.
+    /// Creates a stream for one request; it counts as active until dropped.
     pub fn stream(self: &Rc<Connection>) -> ClientStream {
         self.pulse.active.set(self.pulse.active.get() + 1);
         self.streams.set(self.streams.get() + 1);
@@ -188,9 +191,9 @@ impl Connection {
 pub struct ClientStream {
     /// Both directions, once the request was sent.
     body: Option<Body>,
-    /// Whether the response's head is there.
+    /// Set once the final response's head was returned.
     is_answered: bool,
-    /// Whether it asks for another protocol and hasn't switched: what is sent then is no body of the request.
+    /// Set from an upgrade request to its switch: the end of the request's body doesn't end the stream meanwhile.
     is_held: bool,
     connection: Rc<Connection>,
 }
@@ -209,25 +212,25 @@ impl Drop for ClientStream {
 }
 
 impl ClientStream {
-    /// How many requests were sent on its connection so far.
+    /// Number of requests sent on its connection so far.
     pub fn exchanges(&self) -> u64 {
         self.connection.sent.get()
     }
 
-    /// Whether the peer takes extended CONNECT (RFC 8441).
+    /// Returns `true` if the peer accepts extended CONNECT (RFC 8441).
     pub fn takes_extended_connect(&self) -> bool {
         self.connection.core.borrow().takes_connect()
     }
 
-    /// Whether the connection has the request's head.
+    /// Returns `true` once the connection has the request's head.
     pub fn is_sent(&self) -> bool {
         self.body.is_some()
     }
 
-    /// Starts a request whose body has `length` as its sender framed it.
+    /// Starts a request; `length` is the framing of its body by the sender.
     ///
     /// # Errors
-    /// [`Broken`] when the connection takes no request any more; it wasn't sent then.
+    /// [`Broken::Unprocessed`] when the connection takes no more requests; nothing was sent.
     pub fn request(&mut self, head: &Head, length: Length) -> Result<(), Broken> {
         self.is_held = head.get(Known::Upgrade).is_some();
         let is_ended = !self.is_held && matches!(length, Length::Empty | Length::Fixed(0));
@@ -243,10 +246,10 @@ impl ClientStream {
         Ok(())
     }
 
-    /// Waits for a response's head.
+    /// Waits for the head of the next response, informational or final.
     ///
     /// # Errors
-    /// [`Broken`] when the peer left or reset the stream first, or what it sent isn't an acceptable response.
+    /// [`Broken`] when the peer left or reset the stream first, or the response isn't acceptable.
     pub fn poll_head(&mut self, cx: &mut Context<'_>, head: &mut Head) -> Poll<Result<(), Broken>> {
         let Some(body) = &self.body else {
             return Poll::Ready(Err(Broken::Closed));
@@ -276,10 +279,10 @@ impl ClientStream {
         Poll::Ready(Ok(()))
     }
 
-    /// Starts receiving the body of the final response `head`; returns how it is framed.
+    /// Starts receiving the body of the final response `head`; returns its framing.
     ///
     /// # Errors
-    /// [`Invalid`] when the head leaves a doubt about it.
+    /// [`Invalid`] when the framing is ambiguous, or announces a body that isn't there.
     pub fn receive(&mut self, head: &Head, is_head: bool) -> Result<Length, Invalid> {
         let length = response_length(head, is_head)?;
         let Some(body) = &mut self.body else {
@@ -303,7 +306,7 @@ impl ClientStream {
         })
     }
 
-    /// What is sent from now on belongs to the protocol that was switched to.
+    /// Completes the upgrade: bytes sent from now on belong to the new protocol.
     pub fn switch(&mut self) {
         self.is_held = false;
     }

@@ -1,5 +1,5 @@
-//! A connection's IO: what is read goes to its state, what that wants written is written, in one piece for all streams
-//! that had something to say.
+//! A connection's IO: passes the bytes that it reads to the connection's state, and writes the frames pending there,
+//! those of all streams in one piece.
 
 use std::cell::RefCell;
 use std::io;
@@ -25,12 +25,12 @@ pub(super) struct Driver {
     write: Vec<u8>,
     written: usize,
     needs_flush: bool,
-    /// Whether what is to be written is waited for although the connection is over.
+    /// Set when pending frames are still to be flushed although the connection is over.
     is_finishing: bool,
 }
 
 impl Driver {
-    /// The driver of a connection on `io`, of which `read` was read.
+    /// Creates the driver of a connection on `io`, of which `read` was read already.
     pub(super) fn new(io: Stream, read: Vec<u8>, core: &Rc<RefCell<Core>>) -> Driver {
         let now = Instant::now();
         let mut driver = Driver {
@@ -47,8 +47,8 @@ impl Driver {
         driver
     }
 
-    /// Moves what can be moved; ready when the connection is over and its peer was told. `heard` is called when something
-    /// was read.
+    /// Reads and writes as much as possible; ready when the connection is over and, after a graceful end, flushed and
+    /// shut down. `heard` is called with the time of each read.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, heard: impl Fn(Instant)) -> Poll<()> {
         self.core.borrow_mut().attend();
         loop {
@@ -66,7 +66,8 @@ impl Driver {
                 self.is_finishing = true;
                 continue;
             }
-            // What wasn't read for want of room is read now, or is waited for.
+            // Reading that was paused for want of room goes on in another round, which reads or registers for more
+            // bytes.
             let has_room_again = was_clogged && !core.is_clogged();
             if !is_over && !is_read && !has_room_again {
                 core.rest(cx);
@@ -86,7 +87,8 @@ impl Driver {
         }
     }
 
-    /// Reads and takes what was read; pending when there is nothing, or nothing is to be read.
+    /// Reads once and passes the bytes to the connection's state; pending when none are available, reading is paused or
+    /// the connection is over.
     fn poll_read(&mut self, cx: &mut Context<'_>, heard: &impl Fn(Instant)) -> Poll<()> {
         {
             let core = self.core.borrow();
@@ -100,7 +102,7 @@ impl Driver {
             Ok(0) => self.core.borrow_mut().fail(&Failure::Closed),
             Err(error) => self.core.borrow_mut().fail(&Failure::of(&error)),
             Ok(count) => {
-                // What comes after a large body needs no large buffer.
+                // Frames after a large body need no large buffer.
                 if count < self.room / 2 {
                     self.room = (self.room / 2).max(buffers::SIZE);
                 }
@@ -120,7 +122,7 @@ impl Driver {
         }
     }
 
-    /// Writes what is to be written.
+    /// Writes and flushes all pending frames.
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             if self.written == self.write.len() {
@@ -180,7 +182,7 @@ mod tests {
         write_head(&mut said, 8, PING, 0, 0);
         said.extend_from_slice(b"are you?");
         theirs.write_all(&said).await.expect("room");
-        // As much as makes it stop reading, all of which goes out at once.
+        // Enough unsent bytes to pause reading, all of which go out at once.
         let much = vec![0; 2 * 1024 * 1024];
         core.borrow_mut().out.extend_from_slice(&much);
         poll_fn(|cx| {

@@ -1,5 +1,5 @@
-//! A peer that only makes work: frames that move no request forward cost it a budget, which the bytes of bodies, and time,
-//! restore. Beyond it the connection ends.
+//! Flood protection: idle frames, which move no request forward, are charged to a peer's budget, which received DATA,
+//! written bytes and time restore. A peer that exhausts it loses the connection.
 
 use std::time::Duration;
 
@@ -7,18 +7,18 @@ use tokio::time::Instant;
 
 use super::frame::{self, FrameHead};
 
-/// Idle frames that a peer may send at once.
+/// Idle frames that a peer may send in a burst.
 const BURST: u32 = 10_000;
-/// Idle frames that it may send for good.
+/// Idle frames a second that it may send in the long run.
 const PER_SECOND: u32 = 2_000;
-/// Bytes of bodies, either way, that are worth an idle frame: windows are opened because of them.
+/// Bytes of received DATA frames, or of any frames written, that earn an idle frame, since bodies cause WINDOW_UPDATE.
 const BYTES_PER_FRAME: u32 = 64;
 
-/// Counts frames that move nothing forward.
+/// The budget of a peer's idle frames.
 #[derive(Debug)]
 pub(super) struct Budget {
     left: u32,
-    /// Bytes that are not worth a frame yet.
+    /// Bytes that don't make up a frame yet.
     bytes: u32,
     since: Instant,
 }
@@ -32,7 +32,7 @@ impl Budget {
         }
     }
 
-    /// Bytes moved that are worth something.
+    /// Credits `count` bytes received or written.
     pub(super) fn moved(&mut self, count: usize) {
         let count = u32::try_from(count).unwrap_or(u32::MAX);
         let bytes = self.bytes.saturating_add(count);
@@ -40,11 +40,14 @@ impl Budget {
         self.left = self.left.saturating_add(bytes / BYTES_PER_FRAME).min(BURST);
     }
 
-    /// Counts a frame that came; what it is called when it is one too many.
+    /// Charges a received frame.
+    ///
+    /// # Errors
+    /// The name of the flood, when the budget is exhausted.
     pub(super) fn charge(&mut self, frame: &FrameHead, now: Instant) -> Result<(), &'static str> {
         let is_idle = match frame.kind {
             frame::DATA => frame.length == 0 && !frame.has(frame::END_STREAM),
-            // Streams are bounded by number, and by how they end.
+            // Streams are limited by their number, and `Resets` judges their ends.
             frame::HEADERS | frame::RST_STREAM => false,
             _ => true,
         };
@@ -88,32 +91,32 @@ fn flood_of(kind: u8) -> &'static str {
     }
 }
 
-/// How many streams a peer opened, and how many of them it took back before anything could come of them.
+/// Counts the streams that a peer opened, and those that were reset before a response could come of them.
 #[derive(Debug, Default)]
 pub(super) struct Resets {
     opened: u32,
     premature: u32,
 }
 
-/// A stream that lived for so long was no attack.
+/// Age from which a stream's reset is no sign of an attack.
 const MATURE: Duration = Duration::from_secs(1);
-/// Streams that are opened before anything is made of how they end.
+/// Streams that must have been opened before resets are judged.
 const SOME: u32 = 500;
 
 impl Resets {
-    /// A stream was opened.
+    /// Counts an opened stream.
     pub(super) fn opened(&mut self) {
         self.opened = self.opened.saturating_add(1);
     }
 
-    /// The peer reset a stream without an answer, at `age`.
+    /// Counts a stream that was reset at `age`, before its response began.
     pub(super) fn reset(&mut self, age: Duration) {
         if age < MATURE {
             self.premature = self.premature.saturating_add(1);
         }
     }
 
-    /// Whether this is a rapid reset attack (CVE-2023-44487), by Envoy's measure.
+    /// Returns `true` for a rapid reset attack (CVE-2023-44487), by Envoy's measure.
     pub(super) fn is_flood(&self) -> bool {
         self.opened >= SOME && self.premature > self.opened / 2
     }

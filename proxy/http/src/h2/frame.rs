@@ -1,10 +1,10 @@
-//! Frames (RFC 9113, sections 4 and 6), and why streams and connections end (section 7).
+//! Frames (RFC 9113, sections 4 and 6), and the error codes of streams and connections (section 7).
 
 use std::fmt;
 
 /// Bytes of a frame's header.
 pub(super) const HEADER: usize = 9;
-/// The largest payload that we take, and send: what every peer takes.
+/// The largest payload accepted and sent: the initial SETTINGS_MAX_FRAME_SIZE, which every peer accepts.
 pub(super) const MAX_PAYLOAD: usize = 16 * 1024;
 /// The largest window (section 6.9.1).
 pub(super) const MAX_WINDOW: i64 = (1 << 31) - 1;
@@ -26,7 +26,7 @@ pub(super) const END_HEADERS: u8 = 4;
 const PADDED: u8 = 8;
 const HAS_PRIORITY: u8 = 0x20;
 
-/// Settings that mean something here (section 6.5.2; RFC 8441, section 3).
+/// Settings that are sent, applied or checked (section 6.5.2; RFC 8441, section 3).
 pub(super) mod setting {
     pub(crate) const HEADER_TABLE_SIZE: u16 = 1;
     pub(crate) const ENABLE_PUSH: u16 = 2;
@@ -80,11 +80,11 @@ impl fmt::Display for Reason {
     }
 }
 
-/// Why a connection can't go on: what its peer is told, and what is logged.
+/// A connection error: the code sent in GOAWAY, and the text that is logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Violation(pub(super) Reason, pub(super) &'static str);
 
-/// What is said before a frame's payload.
+/// A frame's header.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct FrameHead {
     pub(super) length: usize,
@@ -134,7 +134,7 @@ pub(super) fn write_head(out: &mut Vec<u8>, length: usize, kind: u8, flags: u8, 
     out.extend_from_slice(&head);
 }
 
-/// Writes a frame whose payload is one number.
+/// Writes a frame with one number as its payload.
 pub(super) fn write_number(out: &mut Vec<u8>, kind: u8, stream: u32, number: u32) {
     write_head(out, 4, kind, 0, stream);
     out.extend_from_slice(&number.to_be_bytes());

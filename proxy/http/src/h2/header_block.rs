@@ -1,18 +1,19 @@
-//! Heads in and out: a block of field lines is read into a [`Head`], in the form that HTTP/1 has, and a [`Head`] is written as
-//! a block.
+//! Header sections in and out: a field block (RFC 9113, section 4.3) is decoded into a [`Head`], in HTTP/1 form, and a
+//! [`Head`] is encoded as a field block.
 //!
-//! HTTP/2 has no upper-case names. Between two sidecars of ours names stand as they were written, and a private field, which
-//! the other one consumes, says that the message is one of HTTP/1: apps see what callers wrote, and the other way round.
+//! HTTP/2 has no upper-case names. Between two sidecars of ours names keep their case, and a private field, which the
+//! receiving sidecar consumes, marks the message as HTTP/1: apps get the names that callers wrote, and the other way
+//! round.
 
 use super::hpack::{Case, Decoder, Encoder, Kind, Line, VOLATILE, indexed, number};
 use super::prefix_cache::{Beginnings, Found};
 use crate::h1::{self, Invalid, Limits};
 use crate::head::{self, Head, Known, Set, Span, Version};
 
-/// Says that a request is one of HTTP/1, and what an HTTP/1 response gives as its reason if that is unusual.
+/// The field that marks a request as HTTP/1, and carries an HTTP/1 response's reason phrase if that is unusual.
 const HTTP1: &[u8] = b"x-leno-http1";
 
-/// Fields that belong to one HTTP/1 connection.
+/// Connection-specific fields of HTTP/1 (RFC 9113, section 8.2.2).
 const CONNECTION: Set = Set::of(&[
     Known::Connection,
     Known::Upgrade,
@@ -21,17 +22,17 @@ const CONNECTION: Set = Set::of(&[
     Known::ProxyConnection,
 ]);
 
-/// What only a sidecar of ours is believed.
+/// The kind of a peer: only a sidecar of ours may send mixed-case names and the private field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Peer {
-    /// It proved to be in the mesh.
+    /// A sidecar of ours that proved to be in the mesh.
     Mesh,
-    /// Anyone.
+    /// Any other peer.
     Foreign,
 }
 
 impl Peer {
-    /// How names are written in what the peer gets, and says.
+    /// Case of the field names sent to the peer and accepted from it.
     pub(super) fn case(self) -> Case {
         match self {
             Peer::Mesh => Case::Kept,
@@ -40,18 +41,18 @@ impl Peer {
     }
 }
 
-/// Why a head isn't one.
+/// Reason for rejecting a header section.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Bad {
-    /// The block can't be read: the connection is of no use any more.
+    /// The field block can't be decoded: a connection error (RFC 9113, section 4.3).
     Garbled,
     /// The message is malformed (RFC 9113, section 8.1.1): its stream is reset.
     Malformed(&'static str),
-    /// HTTP/1 couldn't say it, or it is too large: it is answered so.
+    /// The message can't be expressed in HTTP/1, or is too large: it is answered with an error response.
     Invalid(Invalid),
 }
 
-/// Reads the lines of a block into a head.
+/// Builds a head from the lines of a field block.
 struct Reader<'a> {
     head: &'a mut Head,
     peer: Peer,
@@ -61,7 +62,7 @@ struct Reader<'a> {
     so_far: SoFar,
 }
 
-/// What the lines of a block have said, beside what is in the head.
+/// State of a partly read field block, besides the head.
 #[derive(Debug, Clone, Copy, Default)]
 struct SoFar {
     count: usize,
@@ -69,7 +70,7 @@ struct SoFar {
     pseudo: [Option<Span>; 6],
     has_fields: bool,
     has_host: bool,
-    /// What the private field says, if it is there.
+    /// Value of the private field, if it was received.
     http1: Option<Span>,
 }
 
@@ -86,15 +87,15 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// What was read so far, for a block that begins with the same lines; unless these are no part of a good head, are not
-    /// all in it yet, or are too much to be kept.
+    /// Copies the head and the state so far, for a block that begins with the same lines. `None` if the lines are
+    /// invalid, if cookies are still to be joined, or if there is too much to keep.
     fn snapshot(&self) -> Option<(Head, SoFar)> {
         const MUCH: usize = 2048;
         let is_whole = self.bad.is_none() && self.cookies.is_empty() && self.so_far.bytes <= MUCH;
         is_whole.then(|| (self.head.clone(), self.so_far))
     }
 
-    /// The block begins with the lines that were read into `head` before.
+    /// Restores the snapshot of an earlier block that begins with the same lines.
     fn resume(&mut self, (head, so_far): &(Head, SoFar)) {
         self.head.begin_as(head);
         self.so_far = *so_far;
@@ -143,11 +144,11 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A field that is not like all the others.
+    /// Handles the private field and `Host`.
     fn special(&mut self, line: &Line<'_>) {
         match line.kind {
             Kind::Field(Known::Http1) if self.peer == Peer::Mesh && self.so_far.http1.is_none() => {
-                // The peer's own takes nothing of what a head may have.
+                // The private field doesn't count towards the limits of a head.
                 self.so_far.bytes -= line.name.len() + line.value.len();
                 self.begin_fields();
                 self.so_far.http1 = Some(self.head.note(line.value));
@@ -161,7 +162,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// HTTP/2 may cut cookies apart; HTTP/1 has one field (RFC 9113, section 8.2.3).
+    /// Joins cookies: HTTP/2 may split them into several lines; HTTP/1 has one field (RFC 9113, section 8.2.3).
     fn cookie(&mut self, line: &Line<'_>) {
         self.one_more();
         if !self.cookies.is_empty() {
@@ -190,7 +191,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The first field of a request is its `Host`.
+    /// Ends the pseudo-header fields: `:authority`, if there is one, becomes the first field, `Host`.
     fn begin_fields(&mut self) {
         if std::mem::replace(&mut self.so_far.has_fields, true) {
             return;
@@ -202,7 +203,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Whether a `Host` says something that `:authority` didn't.
+    /// Checks a `Host` against `:authority` and against others; returns `true` if it is to be added.
     fn is_new_host(&mut self, value: &[u8]) -> bool {
         self.begin_fields();
         let is_second = std::mem::replace(&mut self.so_far.has_host, true);
@@ -224,7 +225,7 @@ impl<'a> Reader<'a> {
         self.so_far.pseudo[pseudo(kind)].is_some()
     }
 
-    /// Ends the fields.
+    /// Ends the fields: returns the first error, or adds the joined cookies.
     fn end(&mut self) -> Result<(), Bad> {
         self.begin_fields();
         if let Some(bad) = self.bad {
@@ -236,7 +237,8 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// Makes a request of what was read. Extended CONNECT (RFC 8441) becomes what an HTTP/1 client would have sent.
+    /// Sets the request line and checks the request. Extended CONNECT (RFC 8441) becomes the GET with `Upgrade` of an
+    /// HTTP/1 client.
     fn request(&mut self) -> Result<(), Bad> {
         let syntax = |text| Err(Bad::Invalid(Invalid::Syntax(text)));
         let method =
@@ -327,7 +329,7 @@ fn pseudo(kind: Kind) -> usize {
     }
 }
 
-/// The reader of the heads that come on a connection.
+/// Decodes the header sections received on a connection.
 #[derive(Debug)]
 pub(super) struct HeadDecoder {
     peer: Peer,
@@ -337,7 +339,7 @@ pub(super) struct HeadDecoder {
 }
 
 impl HeadDecoder {
-    /// A reader of what `peer` sends.
+    /// Creates the decoder of the header sections that `peer` sends.
     pub(super) fn new(peer: Peer, limits: Limits) -> HeadDecoder {
         HeadDecoder {
             peer,
@@ -347,21 +349,21 @@ impl HeadDecoder {
         }
     }
 
-    /// Takes a block that says nothing to anyone.
+    /// Decodes a field block only for its effect on the dynamic table.
     ///
     /// # Errors
-    /// When it isn't a block.
+    /// [`Bad::Garbled`] when the block can't be decoded.
     pub(super) fn skip(&mut self, block: &[u8]) -> Result<(), Bad> {
         self.decoder.skip(block).map_err(|_| Bad::Garbled)
     }
 
-    /// Reads a request; whether it is one of HTTP/1 that is only carried.
+    /// Reads a request; returns `true` for an HTTP/1 request that a sidecar carries.
     ///
     /// # Errors
-    /// What is [`Bad`] about it.
+    /// [`Bad`] when it is rejected.
     pub(super) fn request(&mut self, block: &[u8], head: &mut Head) -> Result<bool, Bad> {
         let mut reader = self.read(block, head)?;
-        // What is answered with an error is answered as what it is.
+        // Set before any error, so that a request answered with an error keeps its own method and target.
         if let Some(method) = reader.so_far.pseudo[pseudo(Kind::Method)] {
             let target = reader.so_far.pseudo[pseudo(Kind::Path)].unwrap_or_default();
             reader.head.set_request_line(method, target, Version::Http2);
@@ -374,7 +376,7 @@ impl HeadDecoder {
     /// Reads a response.
     ///
     /// # Errors
-    /// What is [`Bad`] about it.
+    /// [`Bad`] when it is rejected.
     pub(super) fn response(&mut self, block: &[u8], head: &mut Head) -> Result<(), Bad> {
         let mut reader = self.read(block, head)?;
         reader.end()?;
@@ -384,7 +386,7 @@ impl HeadDecoder {
     /// Reads a trailer section.
     ///
     /// # Errors
-    /// What is [`Bad`] about it.
+    /// [`Bad`] when it is rejected.
     pub(super) fn trailers(&mut self, block: &[u8], head: &mut Head) -> Result<(), Bad> {
         let mut reader = self.read(block, head)?;
         reader.end()?;
@@ -414,7 +416,7 @@ impl HeadDecoder {
     }
 }
 
-/// Writes a request as HTTP/2 says it. `upgrades` makes it an extended CONNECT.
+/// Encodes a request as a field block. `upgrades` makes it an extended CONNECT.
 pub(super) fn write_request(encoder: &mut Encoder, out: &mut Vec<u8>, head: &Head, upgrades: bool) {
     encoder.begin(out);
     match head.method() {
@@ -439,7 +441,7 @@ pub(super) fn write_request(encoder: &mut Encoder, out: &mut Vec<u8>, head: &Hea
     write_fields(encoder, out, head, upgrades);
 }
 
-/// Writes a response as HTTP/2 says it.
+/// Encodes a response as a field block.
 pub(super) fn write_response(encoder: &mut Encoder, out: &mut Vec<u8>, head: &Head) {
     encoder.begin(out);
     let status = head.status();
@@ -459,19 +461,19 @@ pub(super) fn write_response(encoder: &mut Encoder, out: &mut Vec<u8>, head: &He
     write_fields(encoder, out, head, false);
 }
 
-/// Writes a trailer section.
+/// Encodes a trailer section as a field block.
 pub(super) fn write_trailers(encoder: &mut Encoder, out: &mut Vec<u8>, head: &Head) {
     encoder.begin(out);
     write_fields(encoder, out, head, false);
 }
 
-/// Whether a message of HTTP/1 goes to a sidecar of ours, as it is.
+/// Returns `true` if an HTTP/1 message goes to a sidecar of ours, unchanged.
 fn is_carried(encoder: &Encoder, head: &Head) -> bool {
     encoder.case() == Case::Kept && head.version() != Version::Http2
 }
 
-/// Writes the fields but those that belong to one HTTP/1 connection, and `Host`, unless it stays where it is. Those come last
-/// that have another value in each message: what comes before is mostly what it was in the last one.
+/// Writes the fields except connection-specific ones and `Host`, which only carried messages keep. Fields with another
+/// value in each message come last: the lines before them mostly repeat those of the last message.
 fn write_fields(encoder: &mut Encoder, out: &mut Vec<u8>, head: &Head, upgrades: bool) {
     let without = match is_carried(encoder, head) {
         true => CONNECTION,
@@ -518,7 +520,7 @@ mod tests {
         String::from_utf8(out).expect("ASCII")
     }
 
-    /// A block of lines; those whose names begin with a colon come first, as they stand.
+    /// Encodes lines as a field block, in the given order, with pseudo-header fields among them.
     fn block(lines: &[(&str, &str)]) -> Vec<u8> {
         let (mut encoder, mut out) = (Encoder::new(Case::Kept), Vec::new());
         for (name, value) in lines {
@@ -619,7 +621,7 @@ mod tests {
         let many: Vec<_> = (0..101).map(|_| ("x", "y")).collect();
         let many = read(&get("a", &many), Peer::Foreign);
         assert_eq!(many.err(), Some(Bad::Invalid(Invalid::TooMany(100))));
-        // A line that is a byte each time, as a number of the table.
+        // Each repetition of the line is one byte, an index of the dynamic table.
         let value = "x".repeat(900);
         for name in ["x", "x-leno-http1"] {
             let many = get("a", &[(name, &*value); 80]);
@@ -639,7 +641,7 @@ mod tests {
         HeadDecoder::new(Peer::Mesh, Limits::default())
     }
 
-    /// Whatever is remembered of messages, on either side, none is taken for another.
+    /// The caches of either side never take one message for another.
     #[test]
     fn alike_messages_arrive_as_they_were_sent() {
         let mut rng = fastrand::Rng::with_seed(7);
@@ -713,9 +715,9 @@ mod tests {
             written(&there),
             "GET / HTTP/1.1\r\nhost: a\r\nuser-agent: x\r\naccept: 2\r\nx-request-id: 1\r\ncookie: a=1\r\n"
         );
-        // Nobody else is believed to keep the case.
+        // Mixed-case names from any other peer are malformed.
         assert!(read(&block, Peer::Foreign).is_err());
-        // To say so takes nothing of what a head may have.
+        // The private field doesn't count towards the limits of a head.
         let mut full = Head::request("GET", "/");
         full.add("Host", b"a");
         (1..100).for_each(|_| full.add("X-Name", b"v"));

@@ -1,8 +1,8 @@
-//! HTTP/2 (RFC 9113), Leno's own: the streams of a connection as the same two halves that HTTP/1 has.
+//! HTTP/2 (RFC 9113), Leno's own: each stream of a connection has the same two halves as an HTTP/1 exchange.
 //!
-//! `core` is a connection without IO, `driver` its IO, `body` the two directions of a stream, and `header_block` reads heads from
-//! `hpack`'s lines into the form that HTTP/1 has. Streams write into one buffer, which leaves in one piece when all of them
-//! have had their turn: that is what makes a connection that many requests share cheap.
+//! `core` is the state of a connection without IO, `driver` its IO, `body` the two directions of a stream, and `header_block`
+//! turns the field lines that `hpack` decodes into heads in HTTP/1 form. All streams write into one buffer, which the
+//! driver sends in one piece once each of them has had its turn: that makes a connection shared by many requests cheap.
 
 mod body;
 mod client;
@@ -25,24 +25,26 @@ pub use server::{Arrived, Served, serve};
 pub use stream::ServerStream;
 pub use tunnel::Tunnel;
 
-/// What a client with prior knowledge of HTTP/2 says first (RFC 9113, section 3.4).
+/// The connection preface, which a client with prior knowledge of HTTP/2 sends first (RFC 9113, section 3.4).
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Bytes that one stream's sender may be ahead of its reader, at first.
+/// Initial receive window of a stream: bytes that its sender may be ahead of its reader.
 const STREAM_WINDOW: u32 = 64 * 1024;
-/// And between sidecars when the reader keeps up: far peers take long to say that more may be sent.
+/// Largest receive window of a stream, between sidecars and if the reader keeps up: from far peers, WINDOW_UPDATE takes
+/// long to arrive.
 const LARGE_WINDOW: u32 = 1024 * 1024;
 /// Streams that a peer may have open at once: Envoy's figure for servers.
 const MAX_STREAMS: u32 = 100;
-/// What the windows of one connection's streams may have grown by, together.
+/// Bytes by which the receive windows of one connection's streams may grow, together.
 const GROWTH: u32 = 4 * LARGE_WINDOW;
-/// All streams of a connection may be ahead at once, so that one that isn't read doesn't hold up the others.
+/// Receive window of a connection: all of its streams' windows together, so that an unread stream doesn't stall the
+/// others.
 const CONNECTION_WINDOW: u32 = STREAM_WINDOW * (MAX_STREAMS + 1) + GROWTH;
-/// How long a peer may take to end a connection that was told to end.
+/// Time that a peer has to close the connection after GOAWAY and the end of its last stream.
 const FAREWELL: Duration = Duration::from_secs(60);
 
-/// How a stream is reset after `broken` on the other side of the exchange. That a request wasn't processed is only true
-/// of the hop that said it.
+/// Error code for resetting a stream after `broken` on the other side of the exchange. REFUSED_STREAM isn't passed on:
+/// that a request wasn't processed is only true of the hop that reported it.
 pub fn reason(broken: Option<Reason>) -> Reason {
     match broken {
         Some(Reason::REFUSED_STREAM | Reason::NO_ERROR) | None => Reason::INTERNAL_ERROR,

@@ -1,35 +1,35 @@
-//! What blocks begin with. Messages of one kind begin with the same lines of the table, a byte each: what was made of these is
-//! taken whole when they come again.
+//! Cache of field block prefixes. Messages of one kind begin with the same indexed lines, one byte each: the head
+//! decoded from such a prefix is copied when the prefix comes again.
 
-/// Beginnings that a connection knows.
+/// Prefixes cached per connection.
 const KNOWN: usize = 4;
-/// What begins with fewer lines is read faster than looked up, and what begins with more is no usual head.
+/// Lengths of the prefixes worth caching: fewer lines are decoded faster than looked up, and more are no usual head.
 const LINES: std::ops::Range<usize> = 3..64;
 
-/// What blocks began with, and what was made of it.
+/// Prefixes of recent blocks, with the value decoded from each.
 #[derive(Debug)]
 pub(super) struct Beginnings<T> {
     known: [Beginning<T>; KNOWN],
-    /// Whose turn it is to be forgotten.
+    /// Index of the prefix that was replaced last: they are replaced in turn.
     turn: usize,
 }
 
 #[derive(Debug)]
 struct Beginning<T> {
     lines: Vec<u8>,
-    /// The state of the table in which these bytes say what they do.
+    /// Version of the dynamic table for which these bytes are valid.
     changes: u64,
     made: Option<T>,
 }
 
-/// What is known of a beginning.
+/// Result of a lookup.
 #[derive(Debug)]
 pub(super) enum Found<'a, T> {
-    /// What was made of it.
+    /// The cached value.
     Known(&'a T),
-    /// It comes for the second time: what is made of it is worth being remembered here.
+    /// A repeated prefix without a value: the one decoded now is worth caching here.
     Again(&'a mut Option<T>),
-    /// Nothing, until it comes again.
+    /// A new prefix, or one of an unsuitable length.
     Not,
 }
 
@@ -48,7 +48,7 @@ impl<T> Default for Beginnings<T> {
 }
 
 impl<T> Beginnings<T> {
-    /// Looks up the `lines` that a block begins with, when the table has changed so often.
+    /// Looks up the prefix `lines` of a block, at version `changes` of the dynamic table.
     pub(super) fn find(&mut self, lines: &[u8], changes: u64) -> Found<'_, T> {
         if !LINES.contains(&lines.len()) {
             return Found::Not;

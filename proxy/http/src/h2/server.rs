@@ -1,4 +1,4 @@
-//! A connection on which a peer opens streams.
+//! A server connection, on which the peer opens streams.
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
@@ -20,36 +20,36 @@ use crate::h1::{Invalid, Limits, Timeouts};
 use crate::head::Head;
 use crate::stream::Stream;
 
-/// Tasks that wait for a next request, so that most need none of their own made.
+/// Idle tasks kept for further requests, so that most requests need no new one.
 const SPARE: usize = MAX_STREAMS as usize;
-/// How long after the last request they wait.
+/// Time that they are kept after the last request.
 const REST: Duration = Duration::from_secs(1);
 
 /// A request that a peer opened a stream for.
 #[derive(Debug)]
 pub struct Arrived {
-    /// Where it came, and where its response goes, until that is a tunnel.
+    /// The stream of the request and its response; taken when it becomes a tunnel.
     pub stream: Option<ServerStream>,
     /// Its head.
     pub head: Head,
-    /// When that was read.
+    /// Time at which the head was read.
     pub at: Instant,
-    /// Why that isn't one, if it isn't.
+    /// The error in the head, if there is one.
     pub read: Result<(), Invalid>,
 }
 
-/// How the streams of a connection are served.
+/// Settings for serving the streams of a connection.
 #[derive(Debug)]
 pub struct Served {
     /// Bounds on messages.
     pub limits: Limits,
-    /// How long the peer may take.
+    /// Timeouts for the peer.
     pub timeouts: Timeouts,
-    /// Whether it proved to be in the mesh.
+    /// Set if the peer proved to be in the mesh.
     pub is_mesh: bool,
-    /// Whether it is a sidecar of ours, which carries what others sent it in any version.
+    /// Set if the peer is a sidecar of ours, which carries its callers' messages in any version.
     pub is_ours: bool,
-    /// When its certificate ends: from then on it may open no stream.
+    /// Expiry of the peer's certificate: from then on its new streams are refused.
     pub until: Option<Instant>,
 }
 
@@ -66,26 +66,27 @@ impl Served {
     }
 }
 
-/// A connection that is served.
+/// State of a connection that is served.
 #[derive(Debug)]
 struct Session {
     core: Rc<RefCell<Core>>,
     how: Served,
     streams: Rc<Streams>,
     began: Instant,
-    /// When it was told to end.
+    /// Time at which its graceful shutdown began.
     closed: Cell<Option<Instant>>,
-    /// Tasks that wait for a request, each with whether it does, so that none stands there twice.
+    /// Tasks that wait for a request, each with a flag that is set while it is listed here, so that none is listed
+    /// twice.
     spare: RefCell<Vec<(Rc<Cell<bool>>, Waker)>>,
-    /// Whether none waits, since none comes for now.
+    /// Set while no task is kept, since requests have paused.
     is_resting: Cell<bool>,
-    /// Requests that a task is on its way to.
+    /// Arrived requests for which a task was woken or spawned.
     promised: Cell<usize>,
 }
 
-/// Serves the streams that the peer opens on `io`, of which `read` was read, each by what `handle` makes, until
-/// the connection ends. It is ended in two steps (RFC 9113, section 6.8) when `closing` is ready, when no stream has been
-/// open for long, or when the peer's certificate ends.
+/// Serves the streams that the peer opens on `io`, of which `read` was read already, each with a call of `handle`,
+/// until the connection ends. Graceful shutdown in two steps (RFC 9113, section 6.8) begins when `closing` is ready,
+/// when no stream has been open for the idle timeout, or when the peer's certificate expires.
 pub async fn serve(
     io: Stream,
     read: Vec<u8>,
@@ -111,7 +112,8 @@ pub async fn serve(
             }) => break,
             () = &mut closing, if is_open => session.close(),
             () = sleep_until(wake) => {
-                // Streams may have begun or ended meanwhile. Not the turn's clock: the timer would be over at once, over and over.
+                // Streams may have begun or ended meanwhile. The turn's clock may be behind: with it the timer would be
+                // over at once, over and over.
                 let now = Instant::now();
                 if rest.is_some_and(|rest| rest <= now) && session.under_way() == 0 {
                     session.end_spare();
@@ -148,7 +150,8 @@ impl Session {
         }
     }
 
-    /// When to look at it again: it is idle for too long then, or has had time enough to begin or to end.
+    /// Time of the next check: the idle timeout, the certificate's expiry, or the deadline to send SETTINGS or to
+    /// close.
     fn wake(&self) -> Instant {
         let now = clock::now();
         if !self.core.borrow().is_settled() {
@@ -165,12 +168,12 @@ impl Session {
         }
     }
 
-    /// How many requests are worked on, or wait for that.
+    /// Number of requests in progress or waiting for a task.
     fn under_way(&self) -> usize {
         self.streams.count.get() + self.core.borrow().arrived.len()
     }
 
-    /// When the tasks that wait for requests may end, if there are any.
+    /// Time at which the spare tasks may end; `None` while none are kept.
     fn rest(&self) -> Option<Instant> {
         let since = match self.under_way() {
             0 => self.streams.idle_since.get(),
@@ -190,16 +193,16 @@ impl Session {
         self.core.borrow_mut().shut_down();
     }
 
-    /// Sends a task to each request that came.
+    /// Wakes or spawns a task for each request that arrived; ends a connection that floods.
     fn hand_out(self: &Rc<Self>, handle: &Rc<impl AsyncFn(&mut Arrived) + 'static>) {
         let arrived = self.core.borrow().arrived.len();
         let promised = self.promised.replace(arrived);
         if promised >= arrived {
             return;
         }
-        // One that its peer took back is no longer counted by the connection, but may still be worked on here.
+        // A stream that the peer reset is no longer counted by the connection, but may still be in progress here.
         let is_crowded = self.streams.count.get() + arrived > 2 * MAX_STREAMS as usize;
-        // A sidecar speaks for many callers, who may all give up when the app hangs.
+        // A sidecar carries requests of many callers, all of which may give up when the app hangs.
         let is_flood = !self.how.is_mesh && self.core.borrow().is_flood();
         if is_crowded || is_flood {
             self.core.borrow_mut().calm();
@@ -227,12 +230,13 @@ impl Session {
         }
     }
 
-    /// The next request; `None` when none comes, or enough others wait for one. Whether the task `waits` is among those.
+    /// Waits for the next request; `None` when requests have paused, or enough other tasks wait. `waits` is set while
+    /// the task is a spare one.
     async fn next(&self, waits: &Rc<Cell<bool>>) -> Option<Rc<Slot>> {
         poll_fn(|cx| {
             let mut spare = self.spare.borrow_mut();
             if waits.replace(false) {
-                // Something else woke it: it is no spare one any more.
+                // Something else woke the task: it is no spare one any more.
                 spare.retain(|(other, _)| !Rc::ptr_eq(other, waits));
             }
             let arrived = self.core.borrow_mut().arrived.pop_front();
@@ -250,7 +254,7 @@ impl Session {
         .await
     }
 
-    /// The request that a stream came with.
+    /// Takes the request from a new stream.
     fn arrived(&self, slot: Rc<Slot>) -> Arrived {
         let mut state = slot.state.borrow_mut();
         let head = state.head.take().unwrap_or_default();

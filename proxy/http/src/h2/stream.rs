@@ -1,4 +1,4 @@
-//! A request that came as a stream.
+//! A request received as a stream.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -15,30 +15,30 @@ use crate::h1::{Invalid, Length, request_length};
 use crate::head::{Head, Known};
 use crate::{Broken, Incoming, Outgoing};
 
-/// A request that came as a stream, and where its response goes.
+/// A request received as a stream, and the way of its response.
 #[derive(Debug)]
 pub struct ServerStream {
     body: Body,
     is_answered: bool,
     length: Length,
     is_head: bool,
-    /// Whether what comes after the head is not a body, but what follows when the protocol was switched.
+    /// Set while an upgrade is requested: the bytes after the head are no body, but the new protocol's.
     is_held: bool,
-    /// Whether a sidecar carries it for a caller that speaks HTTP/1.
+    /// Set if a sidecar carries it for a caller that speaks HTTP/1.
     is_carried: bool,
     opened: Opened,
 }
 
-/// A stream that is open, until this is dropped.
+/// Counts a stream as open until dropped.
 #[derive(Debug)]
 pub(super) struct Opened(Rc<Streams>);
 
-/// The streams of one connection.
+/// Counts the open streams of one connection.
 #[derive(Debug)]
 pub(super) struct Streams {
-    /// How many are open.
+    /// Number of open streams.
     pub(super) count: Cell<usize>,
-    /// When the last one that was open ended, or none ever was.
+    /// Time at which the last open stream ended, or of the connection's beginning.
     pub(super) idle_since: Cell<Instant>,
 }
 
@@ -52,7 +52,7 @@ impl Default for Streams {
 }
 
 impl Opened {
-    /// A stream was opened.
+    /// Counts another open stream.
     fn new(all: &Rc<Streams>) -> Opened {
         all.count.set(all.count.get() + 1);
         Opened(Rc::clone(all))
@@ -70,7 +70,7 @@ impl Drop for Opened {
 }
 
 impl ServerStream {
-    /// The stream of a request with `head`, and whether that fits to it.
+    /// Creates the stream of a request with `head`, and checks the framing in `head` against the stream.
     pub(super) fn new(
         core: &Rc<RefCell<Core>>,
         slot: Rc<Slot>,
@@ -106,43 +106,43 @@ impl ServerStream {
         (stream, length.map(drop))
     }
 
-    /// Whether the request is a HEAD: its response has no body whatever its head says.
+    /// Returns `true` for a HEAD request, to which the response has no body regardless of its head.
     pub fn is_head(&self) -> bool {
         self.is_head
     }
 
-    /// How the request's body is framed.
+    /// Framing of the request's body.
     pub fn body_length(&self) -> Length {
         self.length
     }
 
-    /// Whether the request has been received whole.
+    /// Returns `true` once the request has been received whole.
     pub fn has_received(&self) -> bool {
         self.body.is_received()
     }
 
-    /// Whether its response has begun.
+    /// Returns `true` once its final response has begun.
     pub fn is_answered(&self) -> bool {
         self.is_answered
     }
 
-    /// Whether a sidecar carries it for a caller that speaks HTTP/1.
+    /// Returns `true` if a sidecar carries it for a caller that speaks HTTP/1.
     pub fn is_of_http1(&self) -> bool {
         self.is_carried
     }
 
-    /// Whether it asks for another protocol: an answer of 2xx says that it was switched to.
+    /// Returns `true` while it requests an upgrade, which a 2xx response accepts.
     pub fn is_held(&self) -> bool {
         self.is_held
     }
 
-    /// Passes an informational response on.
+    /// Sends an informational response.
     pub fn inform(&mut self, head: &Head) {
-        // A stream that was reset is noticed by whoever sends the final one.
+        // A stream that was reset is noticed when the final response is sent.
         self.body.write_head(head, false);
     }
 
-    /// Starts a response whose body has `length` as its sender framed it.
+    /// Starts a response; `length` is the framing of its body by the sender.
     pub fn respond(&mut self, head: &mut Head, length: Length) {
         if head.status() == 204 {
             head.remove(Known::ContentLength);
@@ -157,7 +157,7 @@ impl ServerStream {
         self.is_answered = true;
     }
 
-    /// Switches to the protocol that was asked for by extended CONNECT, whose answer is a 200 (RFC 8441, section 5).
+    /// Accepts the protocol that extended CONNECT requested, with a 200 (RFC 8441, section 5).
     pub fn switch(&mut self, head: &Head) {
         let mut answer = Head::response(200);
         for (name, value) in head.fields() {
@@ -171,18 +171,18 @@ impl ServerStream {
         self.is_held = false;
     }
 
-    /// Makes the stream the tunnel that CONNECT asked for.
+    /// Accepts CONNECT with a 200, and makes the stream its tunnel.
     pub fn into_tunnel(mut self) -> Tunnel {
         self.send(&Head::response(200), false);
         Tunnel::new(self.body, Box::new(self.opened))
     }
 
-    /// Waits until the peer takes its request back.
+    /// Waits until the peer resets the stream or the connection fails.
     pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Broken> {
         self.body.poll_gone(cx)
     }
 
-    /// Ends the stream where it is, so that nobody takes what was sent for the whole.
+    /// Resets the stream, so that a truncated response doesn't pass for a complete one.
     pub fn reset(&mut self, reason: Reason) {
         self.body.reset(reason);
     }

@@ -1,4 +1,4 @@
-//! A stream as bytes, for what CONNECT opens.
+//! A stream as a byte stream, for the tunnels that CONNECT opens.
 
 use std::any::Any;
 use std::io;
@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::body::Body;
 use crate::{Broken, Incoming, Outgoing};
 
-/// A stream as bytes.
+/// A stream as [`AsyncRead`] and [`AsyncWrite`].
 #[derive(Debug)]
 pub struct Tunnel {
     body: Body,
@@ -58,7 +58,7 @@ impl AsyncWrite for Tunnel {
     ) -> Poll<io::Result<usize>> {
         ready!(self.body.poll_ready(cx)).map_err(io_error)?;
         self.body.write(data);
-        // What the peer takes now is on its way; the rest goes with the next call.
+        // As much as the peer takes now is sent; the rest is sent by the next call.
         if let Poll::Ready(Err(broken)) = self.body.poll_flush(cx) {
             return Poll::Ready(Err(io_error(broken)));
         }

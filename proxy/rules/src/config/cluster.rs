@@ -31,25 +31,25 @@ const DEFAULT_CONNECT: Duration = Duration::from_secs(5);
 pub struct Cluster {
     /// Its name: `outbound|80|v1|user-service.default.svc.cluster.local`.
     pub name: String,
-    /// Which object it comes from.
+    /// Object that it comes from.
     pub rule: String,
-    /// Where its endpoints come from.
+    /// Source of its endpoints.
     pub discovery: Discovery,
-    /// How one is picked.
+    /// Load balancing policy.
     pub balance: Balance,
-    /// How long a connection may take, TLS included.
+    /// Timeout of connecting, TLS included.
     pub connect_timeout: Duration,
-    /// How endpoints are spoken to that have a sidecar; without it, none are.
+    /// TLS to endpoints with a sidecar; without it, all are reached in plaintext.
     pub tls: Option<Tls>,
-    /// How much of it may happen at once.
+    /// Circuit breakers.
     pub limits: Limits,
-    /// When endpoints are ejected; without it, never.
+    /// Outlier detection; without it, endpoints are never ejected.
     pub outlier: Option<Outlier>,
-    /// How connections to it are used.
+    /// Settings of its connections.
     pub connections: Connections,
 }
 
-/// The HTTP version that a cluster's endpoints are spoken to in.
+/// HTTP version of connections to a cluster's endpoints.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Protocol {
     /// HTTP/1.1, Envoy's default.
@@ -57,40 +57,40 @@ pub enum Protocol {
     Http1,
     /// HTTP/2.
     Http2,
-    /// That of the request.
+    /// The version of the downstream request.
     Downstream,
 }
 
-/// How connections to a cluster are used.
+/// Settings of a cluster's connections.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Connections {
-    /// The HTTP version that is spoken on them.
+    /// HTTP version.
     pub protocol: Protocol,
-    /// Requests that one connection carries.
+    /// Most requests on one connection.
     pub max_requests: Option<u32>,
-    /// How long one is kept without a request.
+    /// Longest time that one is kept idle.
     pub idle_timeout: Option<Duration>,
     /// TCP keepalive.
     pub keepalive: Option<Keepalive>,
 }
 
-/// TCP keepalive; what isn't set is as for every connection of a sidecar.
+/// TCP keepalive; unset fields are as for every connection of a sidecar.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Keepalive {
-    /// Probes without an answer until the connection is dead.
+    /// Unanswered probes after which the connection is dead.
     pub probes: Option<u32>,
     /// Silence before the first probe.
     pub time: Option<Duration>,
-    /// Between probes.
+    /// Time between probes.
     pub interval: Option<Duration>,
 }
 
-/// Limits of one cluster; what isn't set is unlimited.
+/// Circuit breakers of one cluster; unset ones are unlimited.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Limits {
     /// HTTP/1 exchanges and opaque connections at once.
     pub connections: Option<u32>,
-    /// Requests that wait for one of them.
+    /// Requests that wait for a connection.
     pub pending: Option<u32>,
     /// Requests at once.
     pub requests: Option<u32>,
@@ -98,53 +98,53 @@ pub struct Limits {
     pub retries: Option<u32>,
 }
 
-/// When endpoints are ejected, and for how long (`envoy.config.cluster.v3.OutlierDetection`).
+/// Outlier detection: the conditions and durations of ejections (`envoy.config.cluster.v3.OutlierDetection`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outlier {
-    /// So many 5xx in a row, connections that failed among them; 0 is never.
+    /// Consecutive 5xx until an ejection, failed connections included unless `split`; 0 is never.
     pub consecutive_5xx: u32,
-    /// So many 502, 503 or 504 in a row; 0 is never.
+    /// Consecutive 502, 503 or 504, failed connections included unless `split`; 0 is never.
     pub consecutive_gateway: u32,
-    /// So many failed connections in a row, when they are told apart; 0 is never.
+    /// Consecutive failed connections, if `split`; 0 is never.
     pub consecutive_local: u32,
-    /// Whether connections that fail are told apart from responses.
+    /// True if failed connections are counted apart from responses.
     pub split: bool,
-    /// How often Envoy sweeps: endpoints return at a multiple of it.
+    /// Interval of Envoy's sweeps: endpoints return at a multiple of it.
     pub interval: Duration,
-    /// How long the first ejection lasts; the n-th in a row lasts n times as long.
+    /// Duration of the first ejection; the n-th in a row lasts n times as long.
     pub base_time: Duration,
-    /// No ejection lasts longer, unless the first does.
+    /// Longest duration of an ejection, unless `base_time` is longer.
     pub max_time: Duration,
-    /// How much of the cluster may be ejected. One of two or more always may.
+    /// Percentage of the cluster that may be ejected. One of two or more always may.
     pub max_percent: u32,
 }
 
-/// Where endpoints come from.
+/// Source of endpoints.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Discovery {
-    /// A ClusterLoadAssignment of this name.
+    /// EDS: the ClusterLoadAssignment of this name.
     Eds(String),
-    /// The local app.
+    /// The local app, or the address that a connection dialled.
     OriginalDst,
 }
 
-/// How an endpoint is picked.
+/// Load balancing policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Balance {
-    /// The one with the fewest requests in flight for its weight.
+    /// The fewest requests in flight for the weight.
     LeastRequest,
-    /// One after the other.
+    /// Round robin by weight.
     RoundRobin,
-    /// By chance.
+    /// Random by weight.
     Random,
 }
 
-/// How a peer with a sidecar is spoken to.
+/// Mutual TLS to a peer with a sidecar.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tls {
     /// Server name indication: `outbound_.80_.v1_.user-service.default.svc.cluster.local`.
     pub sni: String,
-    /// Identities that any endpoint may have, unless the endpoint names its own.
+    /// Identities that are allowed for any endpoint, unless the endpoint names its own.
     pub identities: Vec<SpiffeId>,
 }
 
@@ -185,7 +185,7 @@ impl Resource for Cluster {
     }
 }
 
-/// The limits of the default priority; the last word wins, as with Envoy.
+/// Circuit breakers of the default priority; the last entry wins, as with Envoy.
 fn limits(breakers: Option<&CircuitBreakers>) -> Result<Limits, Invalid> {
     let mut limits = Limits::default();
     for (i, threshold) in breakers.iter().flat_map(|b| &b.thresholds).enumerate() {
@@ -204,7 +204,7 @@ fn limits(breakers: Option<&CircuitBreakers>) -> Result<Limits, Invalid> {
     Ok(limits)
 }
 
-/// Envoy's defaults where nothing is said. What isn't enforced never happens.
+/// Reads outlier detection, with Envoy's defaults for unset fields. A detector that is enforced at 0 % is off.
 fn outlier(said: &OutlierDetection) -> Result<Outlier, Invalid> {
     let number = |value: Option<UInt32Value>, default| value.map_or(default, |value| value.value);
     let count = |threshold, default, enforcing, enforced: u32| match number(enforcing, enforced) {
@@ -317,7 +317,7 @@ fn balance(message: &ClusterMessage) -> Result<Balance, Invalid> {
     }
 }
 
-/// Istio's auto mTLS: a match on `tlsMode: istio` speaks TLS, the match on nothing speaks plaintext.
+/// Reads Istio's auto mTLS: a match on `tlsMode: istio` is TLS, the match on nothing is plaintext.
 fn tls(matches: &[TransportSocketMatch]) -> Result<Option<Tls>, Invalid> {
     let mut tls = None;
     for (i, socket) in matches.iter().enumerate() {
@@ -351,7 +351,7 @@ fn tls(matches: &[TransportSocketMatch]) -> Result<Option<Tls>, Invalid> {
     Ok(tls)
 }
 
-/// A transport socket: TLS, or `None` for plaintext.
+/// Reads a transport socket: TLS, or `None` for plaintext.
 fn upstream_tls(socket: &TransportSocket) -> Result<Option<Tls>, Invalid> {
     let transport_socket::ConfigType::TypedConfig(any) =
         super::required(socket.config_type.as_ref(), "typed_config")?;

@@ -14,13 +14,13 @@ use leno_proto::pb::google::protobuf::value::Kind;
 use super::{Invalid, Resource};
 use crate::spiffe::SpiffeId;
 
-/// Endpoints that one assignment may hold.
+/// Most endpoints of one assignment.
 const MAX_ENDPOINTS: usize = 20_000;
 
 /// The endpoints of a cluster.
 #[derive(Debug, Clone)]
 pub struct Assignment {
-    /// The name that the cluster asks under.
+    /// `cluster_name`: the name that the cluster requests it by.
     pub name: String,
     /// Its endpoints; each address once.
     pub endpoints: Vec<Endpoint>,
@@ -29,19 +29,19 @@ pub struct Assignment {
 /// One endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
-    /// Where it listens.
+    /// Its address.
     pub address: SocketAddr,
-    /// Its share relative to others; at least 1.
+    /// Load balancing weight; at least 1.
     pub weight: u32,
-    /// Whether a sidecar is there that speaks mutual TLS.
+    /// True if it has a sidecar that speaks mutual TLS.
     pub tls: bool,
-    /// The identities that it may prove; empty: those that the cluster allows.
+    /// Identities that are allowed for it; empty: those that the cluster allows.
     pub identities: Vec<SpiffeId>,
-    /// Whose endpoint it is, for metrics.
+    /// Its workload, for metrics.
     pub workload: Workload,
 }
 
-/// What metrics say of a workload.
+/// A workload, as metrics label it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Workload {
     /// Name of the workload.
@@ -55,7 +55,7 @@ pub struct Workload {
 }
 
 impl Workload {
-    /// What Leno's control plane put into `filter_metadata.leno`.
+    /// Reads the workload that Leno's control plane put into `filter_metadata.leno`.
     pub(super) fn of(metadata: Option<&Metadata>) -> Workload {
         let leno = |key| super::provenance(metadata, key).unwrap_or_default();
         Workload {
@@ -90,7 +90,7 @@ impl Resource for Assignment {
                 }
             }
         }
-        // One that is about to go is better than none.
+        // A draining endpoint is better than none.
         if endpoints.is_empty() {
             endpoints = draining;
         }
@@ -110,17 +110,17 @@ impl Resource for Assignment {
     }
 }
 
-/// What an endpoint takes, by its health.
+/// Requests that an endpoint takes, by its health status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Takes {
     Requests,
-    /// Requests that nobody else takes: it is draining.
+    /// Only if no other endpoint takes any: it is draining.
     Last,
     Nothing,
 }
 
 impl Endpoint {
-    /// The endpoint, and what it takes.
+    /// Validates an endpoint; returns also the requests that it takes.
     fn validate(message: LbEndpoint) -> Result<(Takes, Endpoint), Invalid> {
         let weight = message
             .load_balancing_weight
@@ -183,7 +183,7 @@ fn socket_address(message: &Address) -> Result<SocketAddr, Invalid> {
     }
 }
 
-/// Istio's endpoint label for auto mTLS.
+/// True if Istio's endpoint label for auto mTLS is set, `tlsMode: istio`.
 fn speaks_tls(metadata: Option<&Metadata>) -> bool {
     let fields = metadata.and_then(|m| m.filter_metadata.get("envoy.transport_socket_match"));
     let mode = fields.and_then(|f| f.fields.get("tlsMode")?.kind.as_ref());

@@ -22,68 +22,68 @@ use super::rbac::Rbac;
 use super::route::RouteConfig;
 use super::{Invalid, Resource};
 
-/// What is done with connections to one authority, or to this workload.
+/// Filter chains for connections to one authority, or to this workload.
 #[derive(Debug, Clone)]
 pub struct Listener {
     /// Its name: an authority such as `user-service:80`, or `virtualInbound`.
     pub name: String,
-    /// Whose connections it takes.
+    /// Direction of its connections.
     pub direction: Direction,
-    /// Chains; the most specific match is taken.
+    /// Filter chains; the most specific match wins.
     pub chains: Vec<Chain>,
-    /// What is taken when none matches.
+    /// Filter chain for connections that match no other.
     pub default_chain: Option<Chain>,
 }
 
-/// Whose connections a Listener takes.
+/// Direction of a Listener's connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
-    /// The app's own.
+    /// From the app.
     Outbound,
-    /// Those of others to the app.
+    /// To the app.
     Inbound,
 }
 
 /// One filter chain.
 #[derive(Debug, Clone)]
 pub struct Chain {
-    /// Which connections it takes.
+    /// Match on connections.
     pub matches: ChainMatch,
-    /// Whether it terminates mutual TLS.
+    /// True if it terminates mutual TLS.
     pub tls: bool,
-    /// Which object decided on its mTLS mode.
+    /// Object that decided on its mTLS mode.
     pub rule: String,
-    /// Whether nobody declared what it carries, so that it may be anything.
+    /// True if the port's protocol isn't declared, so that it is detected.
     pub is_undeclared: bool,
-    /// Whose connections they are, for metrics.
+    /// Workload that they reach, for metrics.
     pub workload: Workload,
     /// The service that they reach, for metrics.
     pub service: String,
-    /// What is done with them.
+    /// Terminal filter.
     pub filter: Filter,
-    /// Policies, in the order in which they are asked.
+    /// Policies, in the order of their filters.
     pub policies: Vec<Rbac>,
 }
 
-/// Which connections a chain takes.
+/// Match of a filter chain.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ChainMatch {
-    /// The workload port, where it matters.
+    /// Workload port; `None`: any.
     pub port: Option<u16>,
-    /// Whether the connection begins with a TLS handshake, where it matters.
+    /// True for a connection that begins with a TLS handshake, false for any other; `None`: either.
     pub tls: Option<bool>,
     /// ALPN protocols of which the client must offer one; empty: any.
     pub alpn: Vec<String>,
 }
 
-/// What is done with the connections of a chain.
+/// Terminal filter of a chain.
 #[derive(Debug, Clone)]
 pub enum Filter {
-    /// They carry HTTP, routed by a RouteConfiguration of this name.
+    /// HTTP, routed by the RouteConfiguration of this name.
     HttpNamed(String),
-    /// They carry HTTP, routed by these routes.
+    /// HTTP, routed by these routes.
     HttpInline(RouteConfig),
-    /// They carry bytes for this cluster.
+    /// Opaque TCP for this cluster.
     Tcp(String),
 }
 
@@ -222,7 +222,7 @@ fn chain_match(message: FilterChainMatch) -> Result<ChainMatch, Invalid> {
     })
 }
 
-/// The filters of a chain: policies first, then exactly one that ends it.
+/// Reads the filters of a chain: policies first, then exactly one terminal filter.
 fn filters(messages: Vec<FilterMessage>) -> Result<(Filter, Vec<Rbac>), Invalid> {
     let last = messages.len().checked_sub(1);
     let last = last.ok_or_else(|| Invalid::new("filters", "is required"))?;
@@ -291,7 +291,7 @@ fn http(message: HttpConnectionManager) -> Result<(Filter, Vec<Rbac>), Invalid> 
     Ok((filter, policies))
 }
 
-/// Policies first, the router last: without it Envoy would accept the listener and never answer a request.
+/// Reads policies, then the router: without it Envoy would accept the Listener and never answer a request.
 fn http_filters(messages: Vec<HttpFilter>) -> Result<Vec<Rbac>, Invalid> {
     let mut policies = Vec::new();
     let mut ends_in_router = false;

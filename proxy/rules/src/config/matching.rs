@@ -6,24 +6,24 @@ use regex::bytes::{Regex, RegexBuilder};
 
 use super::Invalid;
 
-/// A compiled regular expression may take this much memory.
+/// Most memory of a compiled regular expression, in bytes.
 const REGEX_SIZE: usize = 256 * 1024;
 
-/// How a string is compared.
+/// String matcher.
 #[derive(Debug, Clone)]
 pub enum StringMatch {
-    /// It is this.
+    /// Equal to this.
     Exact(String),
-    /// It starts with this.
+    /// Begins with this.
     Prefix(String),
-    /// It ends with this.
+    /// Ends with this.
     Suffix(String),
-    /// This describes the whole of it (RE2 syntax).
+    /// Matched as a whole by this (RE2 syntax).
     Regex(Regex),
 }
 
 impl StringMatch {
-    /// Whether `value` matches.
+    /// True if `value` matches.
     pub fn matches(&self, value: &[u8]) -> bool {
         match self {
             StringMatch::Exact(exact) => value == exact.as_bytes(),
@@ -47,7 +47,7 @@ impl StringMatch {
     }
 }
 
-/// Compiles `pattern` so that it describes the whole of a value, as Istio's and Envoy's regex matches do.
+/// Compiles `pattern` to match the whole of a value, as Istio's and Envoy's regex matches do.
 pub(super) fn full_match(pattern: &str) -> Result<Regex, Invalid> {
     RegexBuilder::new(&format!("^(?:{pattern})$"))
         .size_limit(REGEX_SIZE)
@@ -56,18 +56,18 @@ pub(super) fn full_match(pattern: &str) -> Result<Regex, Invalid> {
         .map_err(|error| Invalid::new("regex", error.to_string()))
 }
 
-/// How a header is compared.
+/// Header matcher.
 #[derive(Debug, Clone)]
 pub struct HeaderMatch {
-    /// What is compared.
+    /// Header, or pseudo-header, that is compared.
     pub subject: Subject,
-    /// What its value must be; `None` when it only has to be there.
+    /// Value that is required; `None` when presence is enough.
     pub value: Option<StringMatch>,
-    /// The outcome is turned around.
+    /// Inverts the result.
     pub invert: bool,
 }
 
-/// What of a request a header's name means.
+/// Part of a request that a header's name refers to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Subject {
     /// `:method`
@@ -81,7 +81,7 @@ pub enum Subject {
 }
 
 impl Subject {
-    /// What `name` means, whatever its case.
+    /// The part that `name` refers to, regardless of its case.
     pub fn of(name: &str) -> Subject {
         match name.to_ascii_lowercase() {
             name if name == ":method" => Subject::Method,

@@ -1,7 +1,7 @@
-//! Configuration as it arrives, turned into values that can't be wrong: one resource a file, message in, valid type out.
+//! xDS configuration, turned into values that can't be wrong: one resource a file, message in, valid type out.
 //!
-//! Invariant: past this module no value is out of range and nothing that was set has been overlooked. What isn't
-//! understood is refused with the path of the field; `leno_proto::fields` is the table of what is understood.
+//! Invariant: past this module no value is out of range, and no field that was set has been overlooked. An unsupported
+//! field is refused with its path; `leno_proto::fields` is the table of supported ones.
 
 pub mod cluster;
 pub mod endpoints;
@@ -20,12 +20,12 @@ use leno_proto::pb::google::protobuf::{self, value::Kind};
 use leno_proto::prost::{Message, Name};
 use leno_proto::{Any, fields};
 
-/// Why a resource is refused.
+/// Reason for refusing a resource.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invalid {
     /// Path of the field; empty for the resource as a whole.
     pub field: String,
-    /// Why, for a person.
+    /// Reason, as text.
     pub reason: String,
 }
 
@@ -38,7 +38,7 @@ impl Invalid {
         }
     }
 
-    /// Prefixes the path with where the message lies in a larger one.
+    /// Prefixes the path with that of the message in a larger one.
     #[must_use]
     pub fn within(mut self, outer: &str) -> Invalid {
         self.field = match self.field.is_empty() {
@@ -58,7 +58,7 @@ impl fmt::Display for Invalid {
     }
 }
 
-/// A kind of resource: how its message becomes a valid value.
+/// A kind of resource, and the validation of its message.
 pub trait Resource: Sized {
     /// The wire message.
     type Message: Message + Name + Default;
@@ -113,7 +113,7 @@ fn named(name: &str) -> Result<(), Invalid> {
     }
 }
 
-/// A string that Leno's control plane put into `filter_metadata.leno`: which rule of which object something comes from.
+/// A string that Leno's control plane put into `filter_metadata.leno`, such as the object and rule of a route.
 fn provenance(metadata: Option<&Metadata>, key: &str) -> Option<String> {
     let fields = &metadata?.filter_metadata.get("leno")?.fields;
     match fields.get(key)?.kind.as_ref()? {

@@ -1,6 +1,6 @@
-//! What a sidecar says of its workload to the one at the other end: a `google.protobuf.Struct`. Where the connection carries
-//! requests, it is Istio's field `x-envoy-peer-metadata` of the first, in base64; where it carries bytes, it goes before
-//! them, framed as Envoy's metadata exchange does.
+//! Workload metadata that sidecars exchange: a `google.protobuf.Struct`. On a connection of HTTP requests, it is
+//! Istio's field `x-envoy-peer-metadata` of the first, in base64; on a TCP connection, it precedes the payload, framed
+//! as in Envoy's metadata exchange.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -10,26 +10,26 @@ use leno_proto::prost::{Message, Name};
 
 use super::endpoints::Workload;
 
-/// Longest value that is read.
+/// Longest value that is read, in bytes.
 const MAX: usize = 4096;
 /// Longest name in it: that of a Kubernetes object.
 const MAX_NAME: usize = 253;
 
-/// The field.
+/// Name of the field.
 pub const FIELD: &str = "x-envoy-peer-metadata";
-/// What a frame begins with.
+/// Magic number at the start of a frame.
 const MAGIC: u32 = 0x3D23_0467;
-/// Bytes of what a frame begins with, and of its length.
+/// Length of a frame's magic number and length field, in bytes.
 pub const PREFACE: usize = 8;
 
-/// `workload` as the field's value.
+/// Encodes `workload` as the field's value.
 pub fn encode(workload: &Workload) -> Vec<u8> {
     BASE64
         .encode(describe(workload).encode_to_vec())
         .into_bytes()
 }
 
-/// `workload` as a frame.
+/// Encodes `workload` as a frame.
 pub fn frame(workload: &Workload) -> Vec<u8> {
     let metadata = Value {
         kind: Some(Kind::StructValue(describe(workload))),
@@ -46,14 +46,14 @@ pub fn frame(workload: &Workload) -> Vec<u8> {
     [&MAGIC.to_be_bytes(), &length.to_be_bytes(), body.as_slice()].concat()
 }
 
-/// The length of what follows a frame's `preface`; nothing when it isn't one that is read.
+/// Length of the body after a frame's `preface`; `None` if it isn't a frame, or longer than is read.
 pub fn frame_length(preface: [u8; PREFACE]) -> Option<usize> {
     let [m0, m1, m2, m3, l0, l1, l2, l3] = preface;
     let length = usize::try_from(u32::from_be_bytes([l0, l1, l2, l3])).ok()?;
     (u32::from_be_bytes([m0, m1, m2, m3]) == MAGIC && length <= MAX).then_some(length)
 }
 
-/// The workload that a frame's body tells of; nothing when it isn't one that could be.
+/// Decodes the workload in a frame's body; `None` if it is malformed.
 pub fn read_frame(body: &[u8]) -> Option<Workload> {
     let any = Any::decode(body).ok()?;
     let mut said = Struct::decode(any.value.as_slice()).ok()?;
@@ -77,7 +77,7 @@ fn describe(workload: &Workload) -> Struct {
     message
 }
 
-/// What is known of `pairs`.
+/// A Struct of those `pairs` that have a value.
 fn fields(pairs: &[(&str, &str)]) -> Struct {
     let text = |text: &str| Value {
         kind: Some(Kind::StringValue(text.to_owned())),
@@ -90,7 +90,7 @@ fn fields(pairs: &[(&str, &str)]) -> Struct {
     }
 }
 
-/// The workload that the field's `value` tells of; nothing when it isn't one that could be.
+/// Decodes the workload in the field's `value`; `None` if it is malformed.
 pub fn decode(value: &[u8]) -> Option<Workload> {
     let bytes = BASE64.decode(value.get(..value.len().min(MAX))?).ok()?;
     read(&Struct::decode(bytes.as_slice()).ok()?)

@@ -1,4 +1,4 @@
-//! `envoy.config.rbac.v3.RBAC`: what an AuthorizationPolicy becomes on the wire.
+//! `envoy.config.rbac.v3.RBAC`: an AuthorizationPolicy on the wire.
 
 use leno_proto::pb::envoy::config::rbac::v3::{
     Permission as PermissionMessage, Principal as PrincipalMessage, Rbac as RbacMessage,
@@ -9,60 +9,60 @@ use leno_proto::pb::envoy::r#type::matcher::v3::path_matcher;
 use super::Invalid;
 use super::matching::{HeaderMatch, StringMatch};
 
-/// What happens to a request that a policy matches.
+/// Action on a request that a policy matches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// It is let through; a request that no policy matches is denied.
+    /// Allows it; a request that no policy matches is denied.
     Allow,
-    /// It is denied; a request that no policy matches is let through.
+    /// Denies it; a request that no policy matches is allowed.
     Deny,
 }
 
 /// A set of policies with one action.
 #[derive(Debug, Clone)]
 pub struct Rbac {
-    /// What a match means.
+    /// Action on a match.
     pub action: Action,
-    /// Policies by name, ordered by it.
+    /// Policies, sorted by name.
     pub policies: Vec<Policy>,
 }
 
 /// One rule: it matches when one of its permissions and one of its principals do.
 #[derive(Debug, Clone)]
 pub struct Policy {
-    /// Which rule of which object it comes from.
+    /// Object and rule that it comes from.
     pub name: String,
-    /// What is asked for.
+    /// Conditions on the request; one must match.
     pub permissions: Vec<Permission>,
-    /// Who asks.
+    /// Conditions on the client; one must match.
     pub principals: Vec<Principal>,
 }
 
-/// What a request asks for.
+/// Condition on a request.
 #[derive(Debug, Clone)]
 pub enum Permission {
-    /// Anything.
+    /// Any request.
     Any,
-    /// Everything of these.
+    /// All of these.
     All(Vec<Permission>),
-    /// One of these.
+    /// At least one of these.
     One(Vec<Permission>),
-    /// A header, `:method` among them.
+    /// A header, or pseudo-header such as `:method`.
     Header(HeaderMatch),
     /// The path, without the query.
     Path(StringMatch),
 }
 
-/// Who asks.
+/// Condition on the client.
 #[derive(Debug, Clone)]
 pub enum Principal {
-    /// Anyone.
+    /// Any client.
     Any,
-    /// Everything of these.
+    /// All of these.
     All(Vec<Principal>),
-    /// One of these.
+    /// At least one of these.
     One(Vec<Principal>),
-    /// A peer by mutual TLS, with this identity where it matters.
+    /// A client that mutual TLS authenticated, with a matching identity if one is given.
     Authenticated(Option<StringMatch>),
 }
 
@@ -105,7 +105,7 @@ fn convert<M, T>(
     Ok(out)
 }
 
-/// The one of a list of one, which each request then asks alone, unless it has to stay in its list.
+/// Unwraps a list of one, so that each request evaluates its element directly, unless it has to stay in its list.
 fn only<T>(mut list: Vec<T>, stays: fn(&T) -> bool) -> Result<T, Vec<T>> {
     match list.pop_if(|only| !stays(only)) {
         Some(only) if list.is_empty() => Ok(only),
@@ -116,7 +116,7 @@ fn only<T>(mut list: Vec<T>, stays: fn(&T) -> bool) -> Result<T, Vec<T>> {
     }
 }
 
-/// What a rule asks for that looks at HTTP, and takes anything there: a connection that carries none doesn't meet it.
+/// True for `Any`, which stays in its list: a list is a rule on HTTP, and a connection without HTTP doesn't match it.
 fn is_any(permission: &Permission) -> bool {
     matches!(permission, Permission::Any)
 }

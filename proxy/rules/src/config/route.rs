@@ -40,41 +40,42 @@ pub struct VirtualHost {
 /// One route.
 #[derive(Debug, Clone)]
 pub struct Route {
-    /// Which rule of which object it comes from.
+    /// Object and rule that it comes from.
     pub rule: String,
-    /// What requests it takes.
+    /// Match on requests.
     pub matches: RouteMatch,
-    /// Where they go: clusters by weight; at least one, not all zero.
+    /// Clusters by weight; at least one, not all zero.
     pub targets: Vec<(String, u32)>,
-    /// How long a whole exchange may take; `None` is for ever.
+    /// Timeout of the whole exchange, retries included; `None` for none.
     pub timeout: Option<Duration>,
-    /// When a request is sent again; `None` is never.
+    /// Retry policy; without it, a request is never retried.
     pub retry: Option<Retry>,
 }
 
-/// When a request is sent again (`envoy.config.route.v3.RetryPolicy`).
+/// Retry policy (`envoy.config.route.v3.RetryPolicy`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Retry {
-    /// How often, after the first time.
+    /// Most retries, after the first attempt.
     pub attempts: u32,
-    /// How long each of them may take.
+    /// Timeout of each attempt, up to the head of its response.
     pub per_try: Option<Duration>,
-    /// Whether somebody wrote the policy, who then knows what may be repeated.
+    /// True if the operator wrote the policy: only then do its conditions count, since its author knows the requests
+    /// that may be repeated.
     pub is_explicit: bool,
-    /// Conditions that it names.
+    /// Retry conditions.
     pub on: Vec<RetryOn>,
-    /// The backoff's first step, and its longest.
+    /// First step and limit of the backoff.
     pub backoff: (Duration, Duration),
 }
 
 /// A condition of a retry policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RetryOn {
-    /// Any 5xx, and whatever Envoy makes one of: resets, connections that fail, tries that take too long.
+    /// Any 5xx, and the failures that Envoy counts as one: resets, failed connections, attempts that time out.
     FiveXx,
-    /// 502, 503, 504, and the same.
+    /// 502, 503, 504, and the same failures.
     GatewayError,
-    /// The connection broke before a response.
+    /// No response: the connection broke, or the attempt timed out.
     Reset,
     /// 409.
     Retriable4xx,
@@ -85,8 +86,8 @@ pub enum RetryOn {
 }
 
 impl RetryOn {
-    /// Conditions of `retry_on`, separated by commas. Connections that fail and streams that are refused were never sent
-    /// and are always repeated, so that their names add nothing.
+    /// Parses `retry_on`, separated by commas. After a failed connection or a refused stream, the request was never
+    /// sent and is always retried, so their names add nothing.
     fn parse(text: &str) -> Result<Vec<RetryOn>, Invalid> {
         let mut on = Vec::new();
         for word in text
@@ -122,7 +123,7 @@ impl RetryOn {
 }
 
 impl Retry {
-    /// Retries of one policy. Without a number it is Envoy's one.
+    /// Reads a retry policy. Without a number, it is one retry, as with Envoy.
     fn validate(message: &RetryPolicy, is_explicit: bool) -> Result<Retry, Invalid> {
         let mut on = RetryOn::parse(&message.retry_on)?;
         for code in &message.retriable_status_codes {
@@ -152,14 +153,14 @@ impl Retry {
     }
 }
 
-/// What requests a route takes: everything must hold.
+/// Match on requests: all conditions must hold.
 #[derive(Debug, Clone)]
 pub struct RouteMatch {
     /// The path, without the query.
     pub path: StringMatch,
     /// Headers.
     pub headers: Vec<HeaderMatch>,
-    /// Query parameters: name, and value where it matters.
+    /// Query parameters: name, and value if one is required.
     pub query: Vec<(String, Option<StringMatch>)>,
 }
 
@@ -177,7 +178,7 @@ impl Resource for RouteConfig {
 }
 
 impl RouteConfig {
-    /// Validates a configuration that stands inside a Listener, where it needs no name.
+    /// Validates a configuration inline in a Listener, where it needs no name.
     pub(super) fn inline(message: RouteConfiguration) -> Result<RouteConfig, Invalid> {
         let mut hosts = Vec::new();
         for (i, host) in message.virtual_hosts.into_iter().enumerate() {

@@ -9,7 +9,7 @@ use rustls_pki_types::pem::PemObject;
 
 use super::{Invalid, Resource};
 
-/// The name under which the roots are asked for, as Istio's.
+/// Resource name of the roots, as Istio's.
 pub const ROOTS: &str = "ROOTCA";
 
 /// Roots of trust; at least one.

@@ -1,27 +1,27 @@
-//! Whether a request may pass: RBAC policies, DENY before ALLOW; pure.
+//! Authorization of requests: RBAC policies, DENY before ALLOW; pure.
 
 use crate::config::rbac::{Action, Permission, Policy, Principal, Rbac};
 use crate::route::matcher::{RequestView, header_matches};
 
-/// What the policies say.
+/// Decision of the policies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict<'a> {
     /// The request may pass.
     Allowed,
-    /// This rule of a DENY policy matches.
+    /// Denied by the rule of this name in a DENY policy.
     DeniedBy(&'a str),
-    /// There are ALLOW policies, and none of their rules matches; the one that came nearest, if there is any.
+    /// An ALLOW policy has no rule that matches; the name of its rule that came nearest, if it has any.
     NotAllowed(Option<&'a str>),
 }
 
-/// Who sends the request, as far as it is proven.
+/// The authenticated identity of the peer.
 #[derive(Debug, Clone, Copy)]
 pub struct Caller<'a> {
-    /// Its SPIFFE ID, when it came by mutual TLS.
+    /// Its SPIFFE ID, when it connected by mutual TLS.
     pub principal: Option<&'a str>,
 }
 
-/// Asks every set of policies: first those that deny, then those that allow.
+/// Evaluates the policies on a request: no DENY policy may match, then every ALLOW policy must.
 pub fn verdict<'a>(
     policies: &'a [Rbac],
     caller: Caller<'_>,
@@ -44,7 +44,8 @@ pub fn verdict<'a>(
     Verdict::Allowed
 }
 
-/// The same for a connection that carries no HTTP. Rules that look at HTTP never allow it, and always deny it.
+/// Evaluates the policies on a connection that carries no HTTP. Rules about HTTP never allow it; in a DENY policy their
+/// conditions on HTTP count as met.
 pub fn verdict_tcp<'a>(policies: &'a [Rbac], caller: Caller<'_>) -> Verdict<'a> {
     let of = |action| policies.iter().filter(move |rbac| rbac.action == action);
     let asks = |policy: &Policy| {

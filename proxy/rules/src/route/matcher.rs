@@ -1,4 +1,4 @@
-//! Whether a request matches; pure.
+//! Matching of requests by path, headers and query; pure.
 
 use crate::config::matching::{HeaderMatch, StringMatch, Subject};
 use crate::config::route::RouteMatch;
@@ -9,7 +9,7 @@ use leno_http::head::Head;
 pub struct RequestView<'a> {
     /// Its head.
     pub head: &'a Head,
-    /// The authority that it is for, lower-case, without the port.
+    /// The requested authority, lower-case, without the port.
     pub authority: &'a [u8],
     /// The path, normalised, without the query.
     pub path: &'a [u8],
@@ -20,8 +20,8 @@ pub struct RequestView<'a> {
 }
 
 impl<'a> RequestView<'a> {
-    /// A view of `head` for `authority`. The target `*` of OPTIONS is seen as Envoy sees it, as the path `/*`: rules about
-    /// every path are about it as well.
+    /// A view of `head` for `authority`. The target `*` of OPTIONS becomes the path `/*`, as in Envoy: rules about
+    /// every path apply to it as well.
     pub fn new<A>(head: &'a Head, authority: &'a A) -> RequestView<'a>
     where
         A: AsRef<[u8]> + ?Sized,
@@ -44,7 +44,7 @@ impl<'a> RequestView<'a> {
     }
 }
 
-/// Whether every part of `wanted` holds.
+/// True when every condition of `wanted` holds.
 pub fn matches(wanted: &RouteMatch, request: &RequestView<'_>) -> bool {
     wanted.path.matches(request.path)
         && wanted.headers.iter().all(|h| header_matches(h, request))
@@ -54,8 +54,8 @@ pub fn matches(wanted: &RouteMatch, request: &RequestView<'_>) -> bool {
             .all(|(name, value)| query_matches(name, value.as_ref(), request))
 }
 
-/// Whether a header is as wanted. Several values are compared one by one, and joined by commas as one, which is how a
-/// recipient may read them (RFC 9110, section 5.3).
+/// True when a header satisfies `wanted`. Several values are compared one by one, and as one value joined by commas,
+/// since a recipient may read them so (RFC 9110, section 5.3).
 pub fn header_matches(wanted: &HeaderMatch, request: &RequestView<'_>) -> bool {
     let holds = match &wanted.subject {
         Subject::Field(name) => any_matches(wanted, request.head, name),

@@ -1,4 +1,4 @@
-//! Which route a request takes: virtual host by authority, then the first route that matches.
+//! Route selection: the virtual host by authority, then the first route that matches.
 
 pub mod matcher;
 pub mod split;
@@ -7,7 +7,7 @@ use crate::config::route::{RouteConfig, RouteMatch};
 use leno_http::head::is_called;
 use matcher::{RequestView, matches};
 
-/// Routes with what each of them leads to.
+/// Virtual hosts, their routes in order, and a plan `P` for each route.
 #[derive(Debug)]
 pub struct Router<P> {
     hosts: Vec<Host<P>>,
@@ -19,7 +19,7 @@ struct Host<P> {
     routes: Vec<(RouteMatch, P)>,
 }
 
-/// What a lookup gave when it found no route.
+/// Failure to find a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotFound {
     /// No virtual host has this authority.
@@ -29,7 +29,7 @@ pub enum NotFound {
 }
 
 impl<P> Router<P> {
-    /// Compiles `config`; `plan` says what a route leads to.
+    /// Compiles `config`; `plan` makes the plan of a route.
     pub fn new(
         config: &RouteConfig,
         mut plan: impl FnMut(&crate::config::route::Route) -> P,
@@ -45,7 +45,7 @@ impl<P> Router<P> {
         }
     }
 
-    /// The first route that matches.
+    /// The plan of the first route that matches.
     ///
     /// # Errors
     /// [`NotFound`] when there is none.
@@ -55,7 +55,8 @@ impl<P> Router<P> {
         found.map(|(_, plan)| plan).ok_or(NotFound::Route)
     }
 
-    /// Exact names win over suffixes, longer suffixes over shorter ones, those over `*`.
+    /// The virtual host of `authority`: exact domains win over suffixes, longer suffixes over shorter ones, those over
+    /// `*`.
     fn host(&self, authority: &[u8]) -> Option<&Host<P>> {
         let rank = |domain: &String| domain_rank(domain, authority);
         let ranked = self.hosts.iter().filter_map(|host| {

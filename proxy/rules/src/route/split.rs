@@ -1,4 +1,4 @@
-//! Weighted choice. The dice are passed in.
+//! Weighted choice. The random number is passed in.
 
 /// Choices with the running sum of their weights.
 #[derive(Debug, Clone)]
@@ -8,8 +8,8 @@ pub struct Split<T> {
 }
 
 impl<T> Split<T> {
-    /// A split of choices by weight. Weightless choices are never taken, unless it is the only one: a lone destination's
-    /// weight doesn't matter, as in Istio.
+    /// A split of choices by weight. A choice of weight 0 is never taken, unless it is the only one: a lone
+    /// destination's weight doesn't matter, as in Istio.
     pub fn new(choices: impl IntoIterator<Item = (T, u32)>) -> Split<T> {
         let mut total = 0_u32;
         let mut sums = Vec::new();
@@ -23,7 +23,7 @@ impl<T> Split<T> {
         }
     }
 
-    /// The choice at `dice`, a number that is evenly spread over all of `u32`.
+    /// The choice at `dice`, a random number evenly spread over all of `u32`.
     pub fn pick(&self, dice: u32) -> Option<&T> {
         if let [(_, only)] = self.choices.as_slice() {
             return Some(only);

@@ -1,5 +1,5 @@
-//! The state of a connection, without IO: what was read goes in, frames to be written come out, and whoever waits for one
-//! of its streams is woken.
+//! The state of a connection, without IO: received bytes go in, frames to be written come out, and tasks that wait for
+//! a stream are woken.
 
 mod receive;
 mod send;
@@ -27,28 +27,28 @@ use crate::Broken;
 use crate::h1::{Invalid, Limits};
 use crate::head::Head;
 
-/// Bytes that wait to be written, above which bodies wait as well.
+/// Unsent bytes above which bodies wait.
 const HIGH_WATER: usize = 128 * 1024;
-/// Bytes that wait to be written, above which nothing is read: a peer that takes nothing is given nothing to do.
+/// Unsent bytes above which nothing is read: a peer that doesn't read can't cause more to be sent.
 const CLOGGED: usize = 1024 * 1024;
-/// Bytes of a body that are written before another stream has its turn.
+/// Bytes of a body that are written before it is another stream's turn.
 const QUANTUM: usize = MAX_PAYLOAD;
-/// Why a connection ends on which nothing else comes.
+/// The connection error for a rapid reset attack.
 const RESET_AT_ONCE: Violation = Violation(
     Reason::ENHANCE_YOUR_CALM,
     "a flood of streams that are reset at once",
 );
-/// What is sent in a PING of ours.
+/// Opaque data of our PING frames.
 const OPAQUE: [u8; 8] = *b"lenoleno";
 
-/// Which end of the connection we are.
+/// Our end of the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role {
     Client,
     Server,
 }
 
-/// Why a stream carries nothing more.
+/// Reason for the failure of a stream, or for the end of the connection.
 #[derive(Debug, Clone)]
 pub(super) enum Failure {
     Reset(Reason),
@@ -72,36 +72,36 @@ impl Failure {
     }
 }
 
-/// A stream, as its connection and whoever handles it share it.
+/// A stream, shared by its connection and the task that handles it.
 #[derive(Debug)]
 pub(super) struct Slot {
     pub(super) id: u32,
     pub(super) state: RefCell<State>,
 }
 
-/// What is known of a stream.
+/// State of a stream.
 #[derive(Debug)]
 pub(super) struct State {
-    /// The head of a request, or of the final response, that nobody has taken, and why it isn't one, if it isn't.
+    /// Head of the request, or of the final response, until it is taken, and the error in it, if there is one.
     pub(super) head: Option<Head>,
     pub(super) invalid: Option<Invalid>,
-    /// Whether a sidecar carries the request for a caller of HTTP/1.
+    /// Set if a sidecar carries the request for an HTTP/1 caller.
     pub(super) is_carried: bool,
-    /// Heads of informational responses that nobody has taken, and whether the final one was there.
+    /// Heads of informational responses until they are taken, and a flag that is set once the final one arrived.
     pub(super) informational: VecDeque<Head>,
     has_head: bool,
-    /// What was received of the body and nobody has taken.
+    /// Received bytes of the body, until they are taken.
     pub(super) data: Vec<u8>,
     pub(super) trailers: Option<Box<Head>>,
-    /// Whether the peer has ended its direction, and we ours.
+    /// Set once the peer has ended its direction, and once we have ended ours.
     pub(super) has_ended: bool,
     pub(super) is_closed: bool,
     pub(super) failed: Option<Failure>,
-    /// Whether its response has begun.
+    /// Set once its response has begun.
     pub(super) is_answered: bool,
-    /// Whether it is among those that wait for room.
+    /// Set while it is among the streams that wait for room.
     is_blocked: bool,
-    /// How far ahead the peer may be, what it may still send, and what was consumed since it was last told.
+    /// Size of the receive window, its rest, and the bytes consumed since the last WINDOW_UPDATE.
     window: u32,
     receive_window: i64,
     consumed: u32,
@@ -137,7 +137,7 @@ impl Slot {
         })
     }
 
-    /// Whoever handles it finds that it carries nothing more.
+    /// Fails the stream, unless it has failed already, and wakes the task that handles it.
     pub(super) fn fail(&self, failure: &Failure) {
         let mut state = self.state.borrow_mut();
         state.failed.get_or_insert_with(|| failure.clone());
@@ -146,7 +146,7 @@ impl Slot {
 }
 
 impl State {
-    /// The task of `cx` wants to know what happens to the stream.
+    /// Registers the task of `cx` to be woken when the stream changes.
     pub(super) fn register(&mut self, cx: &mut Context<'_>) {
         match &mut self.waker {
             Some(waker) => waker.clone_from(cx.waker()),
@@ -161,7 +161,7 @@ impl State {
     }
 }
 
-/// A head of which not all frames are there.
+/// A field block with CONTINUATION frames still to come.
 #[derive(Debug)]
 struct Block {
     stream: u32,
@@ -169,17 +169,17 @@ struct Block {
     bytes: Vec<u8>,
 }
 
-/// How far the connection is on its way to its end.
+/// Progress of a graceful shutdown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Open,
-    /// The peer was told to open no stream, and those that it opened meanwhile are served.
+    /// The first GOAWAY was sent; streams that the peer opens meanwhile are served.
     Warned,
-    /// Streams that were not opened by now aren't served.
+    /// Streams opened from now on aren't served.
     Closing,
 }
 
-/// What the peer's settings say.
+/// The peer's SETTINGS.
 #[derive(Debug)]
 struct Settings {
     are_known: bool,
@@ -188,45 +188,45 @@ struct Settings {
     takes_connect: bool,
 }
 
-/// A connection.
+/// State of a connection.
 #[derive(Debug)]
 pub(super) struct Core {
     role: Role,
     peer: Peer,
     limits: Limits,
-    /// Frames to be written, and how many bytes the driver has on their way.
+    /// Frames to be written, and the number of bytes that the driver is writing.
     pub(super) out: Vec<u8>,
     pub(super) on_the_way: usize,
-    /// The last DATA frame in `out`: its stream, and where its flags are.
+    /// The last DATA frame in `out`: its stream, and the offset of its flags.
     tail: Option<(u32, usize)>,
     encoder: Encoder,
     decoder: HeadDecoder,
     block: Option<Block>,
-    /// By number, which is the order that they were opened in.
+    /// Sorted by identifier, which is the order in which they were opened.
     streams: Vec<Rc<Slot>>,
-    /// Where the last one was found that was looked for.
+    /// Index of the stream found last.
     near: Cell<usize>,
-    /// The last stream that was opened, and the last that is served when the connection is closing.
+    /// The last stream that was opened, and the last that is served once the connection is closing.
     last: u32,
     served: u32,
-    /// Streams that wait for room, those that had none for longest first.
+    /// Streams that wait for room, in the order of their turns.
     blocked: VecDeque<Rc<Slot>>,
     send_window: i64,
     receive_window: i64,
     consumed: u32,
-    /// What the windows of streams have grown by.
+    /// Bytes by which the streams' receive windows have grown, together.
     grown: u32,
     settings: Settings,
     /// Bytes of the client's preface that are still to come.
     preface: usize,
     phase: Phase,
     goaway: Option<Rc<str>>,
-    /// Why it is over.
+    /// Reason for its end, once it is over.
     pub(super) end: Option<Failure>,
     pong: Option<oneshot::Sender<()>>,
     budget: Budget,
     resets: Resets,
-    /// Requests that nobody has taken.
+    /// Requests that wait for a task.
     pub(super) arrived: VecDeque<Rc<Slot>>,
     driver: Option<Waker>,
     is_kicked: bool,
@@ -296,28 +296,28 @@ impl Core {
         }
     }
 
-    /// Whether the peer's settings are known.
+    /// Returns `true` once the peer's SETTINGS were received.
     pub(super) fn is_settled(&self) -> bool {
         self.settings.are_known
     }
 
-    /// How many streams may be open towards the peer.
+    /// Number of streams that may be open towards the peer.
     pub(super) fn max_streams(&self) -> usize {
         self.settings.max_streams.min(MAX_STREAMS as usize)
     }
 
-    /// Whether the peer takes extended CONNECT (RFC 8441).
+    /// Returns `true` if the peer accepts extended CONNECT (RFC 8441).
     pub(super) fn takes_connect(&self) -> bool {
         self.settings.takes_connect
     }
 
-    /// Whether streams may be opened towards the peer.
+    /// Returns `true` while streams may be opened towards the peer.
     pub(super) fn is_open(&self) -> bool {
         const ENOUGH: u32 = 1 << 30;
         self.end.is_none() && self.goaway.is_none() && self.last < ENOUGH
     }
 
-    /// Whether nothing is under way, and nothing is to come.
+    /// Returns `true` once no stream is open and none is to come.
     pub(super) fn is_done(&self) -> bool {
         let is_over = match self.role {
             Role::Server => self.phase == Phase::Closing,
@@ -326,12 +326,12 @@ impl Core {
         is_over && self.streams.is_empty()
     }
 
-    /// Whether so much waits to be written that nothing more is read.
+    /// Returns `true` while so much is unsent that nothing more is read.
     pub(super) fn is_clogged(&self) -> bool {
         self.unsent() > CLOGGED
     }
 
-    /// Whether this is a rapid reset attack.
+    /// Returns `true` for a rapid reset attack.
     pub(super) fn is_flood(&self) -> bool {
         self.resets.is_flood()
     }
@@ -340,14 +340,14 @@ impl Core {
         self.on_the_way + self.out.len()
     }
 
-    // What the driver does.
+    // The driver's interface.
 
-    /// The driver's task is at it: what is written meanwhile it sees.
+    /// Marks the driver's task as running, which needs no waking for frames that are written meanwhile.
     pub(super) fn attend(&mut self) {
         self.is_kicked = true;
     }
 
-    /// The driver's task wants to know when there is something to be written again.
+    /// Registers the driver's task to be woken when there are frames to be written again.
     pub(super) fn rest(&mut self, cx: &mut Context<'_>) {
         self.is_kicked = false;
         match &mut self.driver {
@@ -364,7 +364,7 @@ impl Core {
         }
     }
 
-    /// What is to be written, in exchange for an empty buffer.
+    /// Takes the frames to be written, in exchange for an empty buffer.
     pub(super) fn take_out(&mut self, empty: Vec<u8>) -> Vec<u8> {
         self.tail = None;
         let out = std::mem::replace(&mut self.out, empty);
@@ -372,14 +372,14 @@ impl Core {
         out
     }
 
-    /// So many bytes were written.
+    /// Counts bytes that the driver wrote, and wakes streams for which there is room now.
     pub(super) fn wrote(&mut self, count: usize) {
         self.on_the_way -= count;
         self.budget.moved(count);
         self.unblock();
     }
 
-    /// The connection is over, and so is what is under way on it.
+    /// Ends the connection, and fails all of its streams.
     pub(super) fn fail(&mut self, failure: &Failure) {
         if self.end.is_some() {
             return;
@@ -395,7 +395,7 @@ impl Core {
     }
 
     fn violated(&mut self, Violation(reason, why): Violation) {
-        // What was said before is not taken back.
+        // The last stream of an earlier GOAWAY is never raised (RFC 9113, section 6.8).
         let last = match (self.role, self.phase) {
             (Role::Client, _) => 0,
             (Role::Server, Phase::Closing) => self.served,
@@ -409,7 +409,7 @@ impl Core {
         self.fail(&Failure::Io(io::ErrorKind::InvalidData, text));
     }
 
-    /// Nobody serves the connection any more; why, if that is worth telling.
+    /// Ends a connection that is no longer driven; returns the error, if it is worth logging.
     pub(super) fn over(&mut self) -> Option<Broken> {
         self.fail(&Failure::Closed);
         let end = self
@@ -419,12 +419,12 @@ impl Core {
         end.map(Failure::broken)
     }
 
-    /// Ends the connection at once, since its peer only makes work.
+    /// Ends the connection at once with ENHANCE_YOUR_CALM, since its peer resets too many streams.
     pub(super) fn calm(&mut self) {
         self.violated(RESET_AT_ONCE);
     }
 
-    /// Ends the connection in two steps (RFC 9113, section 6.8).
+    /// Shuts the connection down gracefully: a server in two steps (RFC 9113, section 6.8).
     pub(super) fn shut_down(&mut self) {
         if self.phase != Phase::Open {
             return;
@@ -445,7 +445,7 @@ impl Core {
         self.kick();
     }
 
-    /// Asks the peer whether it is there; what is given is ready when it answers, or can't any more.
+    /// Sends a PING; the receiver is ready when the peer answers or the connection is over.
     pub(super) fn ping(&mut self) -> oneshot::Receiver<()> {
         let (pong, answer) = oneshot::channel();
         if self.end.is_none() {

@@ -1,4 +1,4 @@
-//! Frames that come.
+//! Received frames.
 
 use std::rc::Rc;
 
@@ -15,12 +15,12 @@ use crate::h2::header_block::Bad;
 use crate::h2::{MAX_STREAMS, PREFACE, STREAM_WINDOW};
 use crate::head::Head;
 
-/// Heads of one stream that wait for whoever handles it. It passes on fewer.
+/// Informational heads of one stream that may wait to be taken. The handler passes on fewer.
 const MAX_INFORMATIONAL: usize = 32;
 const GARBLED: Violation = Violation(Reason::COMPRESSION_ERROR, "a head that can't be read");
 
 impl Core {
-    /// Takes what is whole at the front of `bytes`, and says how much that is.
+    /// Handles the complete frames at the front of `bytes`; returns their length.
     pub(in crate::h2) fn receive(&mut self, bytes: &[u8], now: Instant) -> usize {
         let mut at = self.preface.min(bytes.len());
         if bytes[..at] != PREFACE[PREFACE.len() - self.preface..][..at] {
@@ -116,7 +116,7 @@ impl Core {
     }
 
     pub(super) fn position(&self, id: u32) -> Option<usize> {
-        // Frames mostly come for the stream of the last one, or the one after.
+        // Most frames are of the stream found last or, if it was removed, of the next one.
         let near = self.near.get();
         if self.streams.get(near).is_some_and(|slot| slot.id == id) {
             return Some(near);
@@ -125,7 +125,7 @@ impl Core {
         found.ok().inspect(|at| self.near.set(*at))
     }
 
-    /// The stream, if it is open; nothing for one that was.
+    /// Finds a stream; `None` if it is no longer open, an error if it never was.
     fn stream(&self, id: u32) -> Result<Option<Rc<Slot>>, Violation> {
         if id > self.last || id.is_multiple_of(2) {
             return Err(Violation(
@@ -145,7 +145,7 @@ impl Core {
             return Err(Violation(Reason::FLOW_CONTROL_ERROR, why));
         }
         let Some(slot) = self.stream(frame.stream)? else {
-            // It was reset, and the peer may not have known.
+            // The stream was reset, and the peer may not have known.
             self.release(all);
             return Ok(());
         };
@@ -178,7 +178,7 @@ impl Core {
         Ok(())
     }
 
-    /// The peer has ended its direction of a stream.
+    /// Handles the end of the peer's direction of a stream.
     fn ended(&mut self, slot: &Rc<Slot>) {
         let mut state = slot.state.borrow_mut();
         state.has_ended = true;
@@ -210,7 +210,7 @@ impl Core {
             let why = "CONTINUATION of no head";
             return Err(Violation(Reason::PROTOCOL_ERROR, why));
         };
-        // What a head has on top of its fields' bytes is less than this.
+        // An acceptable head is smaller than this, with the overhead of its encoding.
         if block.bytes.len() + payload.len() > 2 * self.limits.head_bytes + MAX_PAYLOAD {
             return Err(Violation(
                 Reason::ENHANCE_YOUR_CALM,
@@ -277,7 +277,7 @@ impl Core {
             self.write_reset(id, Reason::REFUSED_STREAM);
             return Ok(());
         }
-        // Whoever takes them empties the queue each time: only streams that are reset at once get this far.
+        // The server's tasks empty the queue each time: only streams that are reset at once get this far.
         if self.arrived.len() >= 2 * MAX_STREAMS as usize {
             return Err(RESET_AT_ONCE);
         }

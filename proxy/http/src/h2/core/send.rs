@@ -35,7 +35,8 @@ impl Core {
         Ok(slot)
     }
 
-    /// Writes a head of a stream, which `encode` writes as a block, and ends it there if it `ends`.
+    /// Writes the field block that `encode` produces as HEADERS of a stream, with CONTINUATION if it is long; `ends`
+    /// sets END_STREAM.
     pub(in crate::h2) fn write_head(
         &mut self,
         slot: &Slot,
@@ -68,7 +69,7 @@ impl Core {
                 (kind, flags) = (frame::CONTINUATION, 0);
             }
         } else {
-            // Less than three bytes' worth.
+            // At most `MAX_PAYLOAD`, which fits into three bytes.
             let bytes = (length as u32).to_be_bytes();
             self.out[start..start + 3].copy_from_slice(&bytes[1..]);
         }
@@ -78,7 +79,7 @@ impl Core {
         self.kick();
     }
 
-    /// Writes as much of `body` as there is room for now, and says how much that was.
+    /// Writes as much of `body` as there is room for in this turn; returns the number of bytes written.
     pub(in crate::h2) fn write_data(&mut self, slot: &Rc<Slot>, body: &[u8]) -> usize {
         let mut state = slot.state.borrow_mut();
         let mut written = 0;
@@ -103,7 +104,8 @@ impl Core {
         written
     }
 
-    /// A stream waits for room: it is woken when it is its turn, or its own window opens.
+    /// Queues a stream to be woken when there is room and it is its turn. One with an exhausted window of its own isn't
+    /// queued: its WINDOW_UPDATE wakes it.
     pub(in crate::h2) fn wait(&mut self, slot: &Rc<Slot>) {
         let mut state = slot.state.borrow_mut();
         if state.send_window > 0 && !std::mem::replace(&mut state.is_blocked, true) {
@@ -111,14 +113,14 @@ impl Core {
         }
     }
 
-    /// A stream waits for room no more.
+    /// Removes a stream from those that wait for room.
     pub(in crate::h2) fn leave(&mut self, slot: &Rc<Slot>) {
         if std::mem::take(&mut slot.state.borrow_mut().is_blocked) {
             self.blocked.retain(|other| !Rc::ptr_eq(other, slot));
         }
     }
 
-    /// What may be written of bodies.
+    /// Bytes of bodies that the connection's window and `HIGH_WATER` have room for.
     fn room(&self) -> i64 {
         let room = HIGH_WATER.saturating_sub(self.unsent());
         self.send_window.min(room as i64)
@@ -162,7 +164,7 @@ impl Core {
         });
     }
 
-    /// Our direction of a stream has ended.
+    /// Handles the end of our direction of a stream.
     fn closed(&mut self, slot: &Slot) {
         let mut state = slot.state.borrow_mut();
         state.is_closed = true;
@@ -173,7 +175,7 @@ impl Core {
         }
     }
 
-    /// Resets a stream, if it is still there.
+    /// Resets a stream, if it is still open.
     pub(in crate::h2) fn reset(&mut self, slot: &Slot, reason: Reason) {
         let is_over = {
             let state = slot.state.borrow();
@@ -185,13 +187,13 @@ impl Core {
         }
     }
 
-    /// Resets a stream that is wrong, and whoever handles it finds it so.
+    /// Resets a stream after a stream error of the peer's, and fails it for the task that handles it.
     pub(in crate::h2) fn reset_failing(&mut self, slot: &Slot, reason: Reason) {
         self.reset(slot, reason);
         slot.fail(&Failure::Reset(reason));
         let state = slot.state.borrow();
         if self.role == Role::Server && !state.is_answered {
-            // A peer that makes us reset its streams is as bad as one that does it (CVE-2025-8671).
+            // A peer that makes us reset its streams is as bad as one that resets them itself (CVE-2025-8671).
             self.resets.reset(state.opened.elapsed());
         }
     }
@@ -201,7 +203,7 @@ impl Core {
         self.kick();
     }
 
-    /// So much of a stream's body was consumed: its sender may send as much again.
+    /// Returns consumed bytes of a stream's body to the windows of the stream, which may grow, and of the connection.
     pub(in crate::h2) fn consumed(&mut self, slot: &Slot, count: usize) {
         let mut state = slot.state.borrow_mut();
         state.consumed += u32::try_from(count).unwrap_or(0);
@@ -222,10 +224,10 @@ impl Core {
         self.release(count);
     }
 
-    /// So many bytes of bodies were consumed, or are of no use.
+    /// Returns consumed or discarded bytes to the connection's window.
     pub(in crate::h2) fn release(&mut self, count: usize) {
         self.consumed += u32::try_from(count).unwrap_or(0);
-        // Early, since what the peer isn't told of is missing to streams whose readers don't stop.
+        // Early, since streams that are still read lack the bytes that aren't returned yet.
         if self.consumed >= STREAM_WINDOW / 2 && self.end.is_none() {
             let consumed = std::mem::take(&mut self.consumed);
             self.receive_window += i64::from(consumed);
@@ -234,8 +236,8 @@ impl Core {
         }
     }
 
-    /// What a peer is told whose stream nobody handles any more, though it hasn't ended: what was answered whole is not
-    /// taken back, whatever is left of the request.
+    /// Error code for a stream that is dropped before its end: a complete response isn't taken back, even if the
+    /// request is incomplete.
     pub(in crate::h2) fn farewell(&self, is_sent: bool) -> Reason {
         match (self.role, is_sent) {
             (Role::Server, true) => Reason::NO_ERROR,

@@ -1,4 +1,4 @@
-//! Two ends without IO between them, and one end that is sent what it must not be.
+//! Two ends without IO between them, and one end that receives violations of the protocol.
 
 use super::*;
 use crate::h2::frame::{END_HEADERS, END_STREAM};
@@ -8,7 +8,7 @@ fn core(role: Role) -> Core {
     Core::new(role, Peer::Mesh, Limits::default(), Instant::now())
 }
 
-/// Moves what one wants written to the other; whether there was anything.
+/// Passes the frames that one wants to send to the other; returns `true` if there were any.
 fn carry(from: &mut Core, to: &mut Core) -> bool {
     let bytes = from.take_out(Vec::new());
     from.wrote(bytes.len());
@@ -16,7 +16,7 @@ fn carry(from: &mut Core, to: &mut Core) -> bool {
     !bytes.is_empty()
 }
 
-/// Moves what each wants written to the other, until neither wants anything more.
+/// Passes frames in both directions until neither end has any more.
 fn exchange(one: &mut Core, other: &mut Core) {
     while carry(one, other) | carry(other, one) {}
 }
@@ -53,8 +53,8 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 /// `:method: GET`, `:scheme: http`, `:path: /`, `:authority: a`.
 const HEAD: &[u8] = b"\x82\x86\x84\x01\x01a";
 
-/// What a fresh server, which was sent the preface and SETTINGS, wants written after `bytes`, one at a time or all at
-/// once.
+/// A fresh server that received the preface, SETTINGS and then `bytes`, `step` bytes at a time, and the frames that it
+/// sends after its SETTINGS acknowledgement.
 fn after(bytes: &[u8], step: usize) -> (Core, Vec<u8>) {
     let mut server = core(Role::Server);
     let all = [PREFACE, &frame(frame::SETTINGS, 0, 0, b""), bytes].concat();
@@ -66,13 +66,13 @@ fn after(bytes: &[u8], step: usize) -> (Core, Vec<u8>) {
         unread.drain(..taken);
     }
     let out = std::mem::take(&mut server.out);
-    // The answer to SETTINGS comes first.
+    // The SETTINGS acknowledgement comes first.
     (server, out[HEADER_SIZE..].to_vec())
 }
 
 const HEADER_SIZE: usize = frame::HEADER;
 
-/// What a peer must not send, and what it must not mind.
+/// Frames that a peer must not send, with the code in GOAWAY, and some that are accepted, with NO_ERROR.
 fn violations() -> Vec<(Vec<u8>, Reason)> {
     let (headers, whole) = (frame::HEADERS, END_HEADERS | END_STREAM);
     let open = frame(headers, END_HEADERS, 1, HEAD);
@@ -105,7 +105,7 @@ fn violations() -> Vec<(Vec<u8>, Reason)> {
     ]
 }
 
-/// The same of frames that are about the connection.
+/// The same for frames of the connection.
 fn violations_of_the_connection() -> Vec<(Vec<u8>, Reason)> {
     let setting = |name: u16, value: u32| {
         let mut out = Vec::new();
@@ -224,7 +224,7 @@ fn what_is_wrong_with_one_stream_ends_that_stream_only() {
     ] {
         let (mut server, out) = after(&bytes, usize::MAX);
         let reset = (out.get(3) == Some(&frame::RST_STREAM)).then(|| frame::number(&out[9..]));
-        // A request that only isn't one for HTTP/1 is answered.
+        // A request that only HTTP/1 can't express is answered, not reset.
         let reason = reason.filter(|reason| *reason != Reason::NO_ERROR);
         assert_eq!(reset.flatten().map(Reason), reason, "{bytes:?}");
         assert!(server.end.is_none());
@@ -258,7 +258,7 @@ fn bodies_share_what_there_is_room_for() {
     let served: Vec<_> = server.arrived.drain(..).collect();
     let body = vec![b'x'; 60_000];
     let mut written = [0; 3];
-    // The first takes its turn, and so on until the connection's window, which was never opened, is used up.
+    // Each takes its turn, until `HIGH_WATER` bytes are unsent.
     for round in 0..3 {
         for (slot, written) in served.iter().zip(&mut written) {
             if round == 0 {
@@ -273,7 +273,7 @@ fn bodies_share_what_there_is_room_for() {
     exchange(&mut client, &mut server);
     for (slot, written) in slots.iter().zip(written) {
         assert_eq!(slot.state.borrow().data.len(), written);
-        // What is consumed is given back, in time.
+        // Consumed bytes return to the window, in time.
         client.consumed(slot, written);
     }
     exchange(&mut client, &mut server);
@@ -295,7 +295,7 @@ fn an_end_in_two_steps_loses_no_request() {
     let (mut client, mut server) = pair();
     let before = get(&mut client, "/before");
     server.shut_down();
-    // What is opened before the client knows is served.
+    // A stream opened before the client receives GOAWAY is served.
     let meanwhile = get(&mut client, "/meanwhile");
     exchange(&mut client, &mut server);
     assert!(!client.is_open());
@@ -333,7 +333,7 @@ fn padding_is_given_back_to_the_stream() {
     let (mut server, _) = after(&frame(frame::HEADERS, END_HEADERS, 1, HEAD), usize::MAX);
     let mut padded = vec![255];
     padded.extend([0; 255]);
-    // Many times the window, of which nothing is body.
+    // Many times the window, all of it padding.
     let mut window = i64::from(STREAM_WINDOW);
     for _ in 0..2_000 {
         server.receive(&frame(frame::DATA, 8, 1, &padded), Instant::now());
@@ -362,7 +362,7 @@ fn readers_that_stop_leave_the_others_their_windows() {
         for (slot, reader) in served.iter().zip(&slots) {
             server.write_data(slot, &[b'x'; 16 * 1024]);
             exchange(&mut client, &mut server);
-            // All read for a while, so that what is consumed isn't announced yet when all but one stop.
+            // All read for a while, so that some consumed bytes aren't announced yet when all but one stop.
             if round < 3 || reader.id == slots[last].id {
                 let read = std::mem::take(&mut reader.state.borrow_mut().data).len();
                 assert!(read > 0, "round {round}, stream {}", reader.id);

@@ -1,4 +1,4 @@
-//! Blocks of field lines to field lines.
+//! Decoding of field blocks into field lines.
 
 use std::collections::VecDeque;
 
@@ -6,27 +6,28 @@ use super::{Case, Entry, Kind, LINES, Line, STATIC, TABLE, Why, huffman};
 use crate::h1::{is_text, trimmed};
 use crate::head::Known;
 
-/// One direction's table, and the reader of its blocks.
+/// The decoder of one direction's field blocks, with its dynamic table.
 #[derive(Debug)]
 pub(crate) struct Decoder {
     case: Case,
-    /// The freshest first.
+    /// Newest first.
     entries: VecDeque<Entry>,
     size: usize,
     max: usize,
-    /// The last one that had no place there.
+    /// The last entry that was larger than the table; its line borrows from here.
     too_large: Option<Entry>,
     name: Vec<u8>,
     value: Vec<u8>,
-    /// How often the table changed.
+    /// Number of changes of the table.
     changes: u64,
 }
 
-/// A block isn't one: the tables of the two ends may differ from here on.
+/// The error of a block that can't be decoded: the tables of the two ends may differ from here on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Garbled;
 
-/// An integer with a prefix of `bits` bits (section 5.1); a table or a string longer than 2^28 can't be meant.
+/// Reads an integer with a prefix of `bits` bits (section 5.1). Beyond 2^28 it is an error: no table or string is that
+/// long.
 fn integer(block: &mut &[u8], bits: u32) -> Result<usize, Garbled> {
     let mask = (1_usize << bits) - 1;
     let mut number = usize::from(byte(block)?) & mask;
@@ -49,7 +50,7 @@ fn byte(block: &mut &[u8]) -> Result<u8, Garbled> {
     Ok(*first)
 }
 
-/// A string (section 5.2), where it stands or in `scratch`.
+/// Reads a string literal (section 5.2), borrowed from the block or decoded into `scratch`.
 fn string<'t, 'b: 't, 's: 't>(
     block: &mut &'b [u8],
     scratch: &'s mut Vec<u8>,
@@ -67,7 +68,7 @@ fn string<'t, 'b: 't, 's: 't>(
 }
 
 impl Decoder {
-    /// A reader of blocks whose names are written so.
+    /// Creates a decoder of blocks with names in `case`.
     pub(crate) fn new(case: Case) -> Decoder {
         Decoder {
             case,
@@ -81,15 +82,15 @@ impl Decoder {
         }
     }
 
-    /// How often the table changed: while it doesn't, the same numbers say the same lines.
+    /// Number of changes of the table: while it stays the same, so does the meaning of indices.
     pub(crate) fn changes(&self) -> u64 {
         self.changes
     }
 
-    /// Begins a block: it may change the table's size (section 4.2).
+    /// Begins a block, with its dynamic table size updates (section 4.2).
     ///
     /// # Errors
-    /// When it isn't a block.
+    /// [`Garbled`] when the block can't be decoded.
     pub(crate) fn begin(&mut self, block: &mut &[u8]) -> Result<(), Garbled> {
         while block.first().is_some_and(|first| first & 0xe0 == 0x20) {
             let max = integer(block, 5)?;
@@ -105,7 +106,7 @@ impl Decoder {
     /// The next line of a block that has begun; `None` at its end.
     ///
     /// # Errors
-    /// When it isn't a block. The lines before were given.
+    /// [`Garbled`] when the block can't be decoded; the lines before were returned.
     #[inline]
     pub(crate) fn line<'t, 'b: 't>(
         &'t mut self,
@@ -125,17 +126,17 @@ impl Decoder {
         Ok(Some(entry.line()))
     }
 
-    /// Takes a block that says nothing to anyone.
+    /// Decodes a block only for its effect on the table.
     ///
     /// # Errors
-    /// When it isn't a block.
+    /// [`Garbled`] when the block can't be decoded.
     pub(crate) fn skip(&mut self, mut block: &[u8]) -> Result<(), Garbled> {
         self.begin(&mut block)?;
         while self.line(&mut block)?.is_some() {}
         Ok(())
     }
 
-    /// A line whose value stands in the block.
+    /// Reads a literal line (section 6.2), and adds it to the table if it has incremental indexing.
     fn literal<'t, 'b: 't>(
         &'t mut self,
         first: u8,
@@ -143,7 +144,7 @@ impl Decoder {
     ) -> Result<Line<'t>, Garbled> {
         let bits = match first & 0xf0 {
             0x40.. => 6,
-            // A change of the table's size comes before the lines.
+            // Dynamic table size updates come before the lines.
             0x20.. => return Err(Garbled),
             _ => {
                 let said = self.said(4, block)?;
@@ -162,7 +163,7 @@ impl Decoder {
         Ok(self.entries[0].line())
     }
 
-    /// What a literal line says, whose first byte has so many bits of the number of its name.
+    /// Reads the name and the value of a literal line; the index of its name has a prefix of `bits` bits.
     fn said<'t, 'b: 't>(
         &'t mut self,
         bits: u32,
@@ -203,11 +204,11 @@ impl Decoder {
     }
 }
 
-/// How many lines a block begins with that are one byte each: those of the table, as far as such a byte reaches.
+/// Number of one-byte indexed lines at the front of a block: those with an index up to 126.
 pub(crate) fn indexed(block: &[u8]) -> usize {
     const ONES: u64 = 0x0101_0101_0101_0101;
     const HIGH: u64 = 0x80 * ONES;
-    // Eight at a time: a byte of 0xff is the only one that carries into its high bit, when all of them are set.
+    // Eight at a time: when all high bits are set, adding one carries into the high bit of a byte of 0xff only.
     let is_one = |eight: &&[u8; 8]| {
         let word = u64::from_le_bytes(**eight);
         word & HIGH == HIGH && ((word & !HIGH) + ONES) & HIGH == 0
@@ -294,8 +295,8 @@ mod tests {
     #[test]
     fn what_is_no_block_is_refused() {
         for block in [
-            // The number 0; one that no entry has; an integer that doesn't end; one that is too large; a string that is
-            // cut off; a table larger than was allowed; a change of its size after a line.
+            // Index 0; an index without an entry; an integer that doesn't end; one that is too large; a string that is
+            // cut off; a table size above the limit; a size update after a line.
             "80",
             "be",
             "ff",

@@ -1,7 +1,7 @@
-//! Field lines to blocks.
+//! Encoding of field lines into field blocks.
 //!
-//! A line goes into the table when it is seen for the second time: what never repeats, like ids, would only push out what
-//! does. Names that the path knows go there at once, for the values that come after.
+//! A line is added to the dynamic table when it is seen for the second time: lines that never repeat, like ids, would
+//! only evict those that do. Volatile fields are added at once, since later values refer to the name.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -10,45 +10,46 @@ use std::ops::Range;
 use super::{Case, LINES, OVERHEAD, TABLE};
 use crate::head::{Known, Set};
 
-/// Lines that are remembered, and how many of them share their places.
+/// Entries of the set-associative cache of seen lines, and its ways.
 const SEEN: usize = 128;
 const WAYS: usize = 4;
-/// Longer ones are not worth a place in the table.
+/// Size above which a line isn't worth a place in the table, nor a run one in the cache.
 const LONGEST: usize = 1024;
-/// Stretches of lines that are remembered.
+/// Runs of lines that are cached.
 const RUNS: usize = 16;
 
-/// Fields that have another value in each message: there is no use in remembering them.
+/// Volatile fields, with another value in each message: there is no use in caching their lines.
 pub(crate) const VOLATILE: Set = Set::of(&[Known::RequestId, Known::Traceparent]);
 
-/// A line that was seen.
+/// A line seen before.
 #[derive(Debug, Default, Clone)]
 struct Seen {
-    /// The number of its entry, counted from the connection's beginning; 0 when it has none.
+    /// Serial number of its table entry, counted from the connection's beginning; 0 if it has none.
     entry: u64,
-    /// The text of the line.
+    /// The text of the line; empty if it has no entry.
     text: Box<[u8]>,
-    /// The number of its name, as in [`Line`].
+    /// Static table index of its name, as in [`Line`].
     number: u8,
 }
 
-/// Lines that stood one after another in a head, each in the table: when they do again, they are looked up as one.
+/// Consecutive lines of a head, each in the table: when they repeat, they are looked up as one.
 #[derive(Debug, Default, Clone)]
 struct Run {
     text: Box<[u8]>,
     entries: Box<[u64]>,
-    /// The first of these that will be gone.
+    /// The entry that is evicted first.
     oldest: u64,
 }
 
 /// A line to be written.
 #[derive(Debug, Clone, Copy)]
 struct Line<'a> {
-    /// The static table's line with its name; its text is a value then. Otherwise 0, and the text is as HTTP/1 has it.
+    /// Static table index of its name; the text is the value then. Otherwise 0, and the text is the line in HTTP/1
+    /// form.
     number: u8,
     known: Known,
     text: &'a [u8],
-    /// How long the name in the text is.
+    /// Length of the name in the text.
     name: usize,
 }
 
@@ -64,8 +65,8 @@ impl<'a> Line<'a> {
     }
 }
 
-/// A hash of a text's ends, its middle, and how long it is. Nobody gains by a collision, which costs a line the place in the
-/// table. A line's `number` tells a value from a whole line.
+/// Hashes a text: if it is long, only its ends, its middle and its length. There is nothing to gain by a collision,
+/// which costs a line its place in the table. A line's `number` tells a value from a whole line.
 fn hash(text: &[u8], number: u8) -> u32 {
     const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
     let word = |at: usize| {
@@ -85,11 +86,11 @@ fn hash(text: &[u8], number: u8) -> u32 {
     let length = (text.len() as u64) << 8 | u64::from(number);
     let state = (start ^ middle.rotate_left(32) ^ length).wrapping_mul(ODD);
     let state = (state ^ state >> 29 ^ end).wrapping_mul(ODD);
-    // The upper half; never 0, which is the hash of no line.
+    // The upper half; never 0, which marks an empty place.
     (state >> 32) as u32 | 1
 }
 
-/// One direction's table, and the writer of its blocks.
+/// The encoder of one direction's field blocks, with its dynamic table.
 #[derive(Debug)]
 pub(crate) struct Encoder {
     case: Case,
@@ -97,27 +98,27 @@ pub(crate) struct Encoder {
     sizes: VecDeque<usize>,
     size: usize,
     max: usize,
-    /// The smallest size that the peer wanted of the table since the last block.
+    /// Smallest table size in the peer's SETTINGS since the last block.
     least: Option<usize>,
-    /// How many entries were ever made, and how many of them are gone.
+    /// Number of entries ever added, and of those evicted.
     made: u64,
     gone: u64,
-    /// Lines that were seen: their hashes, 0 where there is none, and what they were.
+    /// The cache of seen lines: their hashes, 0 in an empty place, and the lines.
     hashes: Vec<u32>,
     seen: Vec<Seen>,
-    /// Whose turn it is to be forgotten.
+    /// Way at which the last search for a replacement began.
     turn: usize,
-    /// Entries with the names that the path knows.
+    /// Serial numbers of entries with the known names.
     names: [u64; 32],
     runs: Vec<Run>,
-    /// Entries of the stretch that is being written, and whether there is one each of whose lines so far has one.
+    /// Entries of the run being written, and a flag that is set while each of its lines so far has one.
     trail: Vec<u64>,
     is_trail_whole: bool,
-    /// For lines that stand nowhere.
+    /// Buffer for lines that no head holds in HTTP/1 form.
     scratch: Vec<u8>,
 }
 
-/// The places where a line may be remembered.
+/// The places of the cache that a line with this hash may have.
 fn places(hash: u32) -> Range<usize> {
     let at = hash as usize / 2 % (SEEN / WAYS) * WAYS;
     at..at + WAYS
@@ -153,7 +154,7 @@ fn write_string(out: &mut Vec<u8>, text: &[u8]) {
     out.extend_from_slice(text);
 }
 
-/// Whether a line is kept out of all tables, also of those of proxies behind (section 7.1.3).
+/// Returns `true` for a line that is never indexed, here or by later proxies (section 7.1.3).
 fn is_secret(name: &[u8]) -> bool {
     let is = |other: &[u8]| name.eq_ignore_ascii_case(other);
     match name.len() {
@@ -164,7 +165,7 @@ fn is_secret(name: &[u8]) -> bool {
     }
 }
 
-/// Whether it is the name of one field only.
+/// Returns `true` if `known` stands for one name only.
 fn is_one(known: Known) -> bool {
     !matches!(
         known,
@@ -173,7 +174,7 @@ fn is_one(known: Known) -> bool {
 }
 
 impl Encoder {
-    /// A writer of blocks whose names are written so.
+    /// Creates an encoder that writes names in `case`.
     pub(crate) fn new(case: Case) -> Encoder {
         Encoder {
             case,
@@ -194,19 +195,19 @@ impl Encoder {
         }
     }
 
-    /// How names are written.
+    /// Case of the names written.
     pub(crate) fn case(&self) -> Case {
         self.case
     }
 
-    /// The peer's table holds so much.
+    /// Applies the peer's SETTINGS_HEADER_TABLE_SIZE, up to `TABLE`.
     pub(crate) fn resize(&mut self, wanted: u32) {
         self.max = usize::try_from(wanted).map_or(TABLE, |wanted| wanted.min(TABLE));
         self.least = Some(self.least.map_or(self.max, |least| least.min(self.max)));
         self.shrink(self.max);
     }
 
-    /// Begins a block.
+    /// Begins a block, with pending dynamic table size updates.
     pub(crate) fn begin(&mut self, out: &mut Vec<u8>) {
         if let Some(least) = self.least.take() {
             write_integer(out, 0x20, 5, least);
@@ -216,12 +217,12 @@ impl Encoder {
         }
     }
 
-    /// Writes a line of the static table.
+    /// Writes an indexed line of the static table.
     pub(crate) fn line(out: &mut Vec<u8>, number: u8) {
         out.push(0x80 | number);
     }
 
-    /// Writes a line whose name is that of the static table's line `number`.
+    /// Writes a line with the name of the static table's entry `number`.
     pub(crate) fn value(&mut self, out: &mut Vec<u8>, number: u8, value: &[u8]) {
         let line = Line {
             number,
@@ -232,7 +233,7 @@ impl Encoder {
         self.any(out, line);
     }
 
-    /// Writes a line that says something by being there: the only one of its name, without a value.
+    /// Writes a field that is a mere marker: the only line of its name, without a value.
     pub(crate) fn flag(&mut self, out: &mut Vec<u8>, known: Known, name: &[u8]) {
         match self.names[known as usize % 32] {
             entry if entry > self.gone => write_integer(out, 0x80, 7, self.number(entry)),
@@ -240,8 +241,8 @@ impl Encoder {
         }
     }
 
-    /// Writes a stretch of lines if it was written before, and each of them is still in the table. Otherwise they are written
-    /// one by one, and then [`Encoder::learn`]ed.
+    /// Writes a cached run of lines if each of them is still in the table, and returns `true`. Otherwise the caller
+    /// writes them one by one, and then calls [`Encoder::learn`].
     #[inline]
     pub(crate) fn again(&mut self, out: &mut Vec<u8>, text: &[u8]) -> bool {
         let run = &self.runs[hash(text, 0) as usize / 2 % RUNS];
@@ -256,7 +257,7 @@ impl Encoder {
         true
     }
 
-    /// Remembers a stretch that was written just now.
+    /// Caches the run that was written just now, if each of its lines is in the table.
     #[cold]
     pub(crate) fn learn(&mut self, text: &[u8]) {
         let is_whole = mem::take(&mut self.is_trail_whole) && text.len() <= LONGEST;
@@ -269,7 +270,8 @@ impl Encoder {
         }
     }
 
-    /// Writes a line. Its name becomes lower-case, unless the case is kept; then only one in lower case is a known one.
+    /// Writes a line. Its name becomes lower-case, unless the case is kept; then a name with upper-case letters must be
+    /// [`Known::Other`].
     pub(crate) fn field(&mut self, out: &mut Vec<u8>, known: Known, name: &[u8], value: &[u8]) {
         let mut text = mem::take(&mut self.scratch);
         text.clear();
@@ -280,7 +282,7 @@ impl Encoder {
         self.scratch = text;
     }
 
-    /// Writes a line that stands somewhere as HTTP/1 has it, whose name has `name` bytes; otherwise as [`Encoder::field`].
+    /// Writes a line given in HTTP/1 form, with a name of `name` bytes; otherwise as [`Encoder::field`].
     #[inline]
     pub(crate) fn plain(&mut self, out: &mut Vec<u8>, known: Known, text: &[u8], name: usize) {
         let of_name = self.names[known as usize % 32];
@@ -317,8 +319,8 @@ impl Encoder {
         self.literal(out, hash, line);
     }
 
-    /// Where a line is remembered: where it was seen before, else where none was, else in turns in the place of one that isn't in
-    /// the table, else in that of the one that has been there for longest.
+    /// Chooses the place of a line in the cache: the one where it was seen before, else an empty one, else in turns one
+    /// of a line that isn't in the table, else that of the line with the oldest entry.
     fn place(&mut self, hash: u32) -> usize {
         let places = places(hash);
         let with = |wanted| places.clone().find(|at| self.hashes[*at] == wanted);
@@ -333,7 +335,8 @@ impl Encoder {
         found.unwrap_or(places.start)
     }
 
-    /// Writes a line that isn't in the table. It comes there if it was seen before.
+    /// Writes a line that isn't in the table, and adds it if it was seen before or is volatile, unless it is secret or
+    /// too long.
     #[cold]
     fn literal(&mut self, out: &mut Vec<u8>, hash: u32, line: Line<'_>) {
         let (at, known) = (self.place(hash), line.known);
@@ -379,7 +382,7 @@ impl Encoder {
         };
     }
 
-    /// The number of an entry of the table, as it is now.
+    /// Current table index of an entry.
     fn number(&self, entry: u64) -> usize {
         LINES.len() + 1 + usize::try_from(self.made - entry).unwrap_or(0)
     }
@@ -445,7 +448,7 @@ mod tests {
             }
             sizes.push(block.len());
         }
-        // The agent's line is a byte from the third on, the id's name from the second; the rest is as long as ever.
+        // The agent's line is one byte from the third on, the id's name from the second; the other lines stay as long.
         assert_eq!(sizes[0] - sizes[1], 12);
         assert_eq!(sizes[1] - sizes[2], 18);
         assert_eq!(sizes[2], sizes[3]);

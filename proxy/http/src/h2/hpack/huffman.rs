@@ -1,7 +1,7 @@
-//! The Huffman code of strings (RFC 7541, appendix B). It is canonical, so that the lengths of its codes say all of it. We
-//! only read it: what it saves isn't worth its making between neighbours.
+//! The Huffman code of string literals (RFC 7541, appendix B). It is canonical, so the lengths of its codes determine
+//! all of it. We only decode it: between neighbours the bytes saved aren't worth the encoding.
 
-/// Bits of each symbol's code; the last is the end of the string.
+/// Bits of each symbol's code; the last is EOS.
 const LENGTHS: [u8; 257] = [
     13, 23, 28, 28, 28, 28, 28, 28, 28, 24, 30, 28, 28, 30, 28, 28, 28, 28, 28, 28, 28, 28, 30, 28,
     28, 28, 28, 28, 28, 28, 28, 28, 6, 10, 10, 12, 13, 6, 8, 11, 10, 10, 8, 11, 8, 6, 6, 6, 5, 5,
@@ -15,10 +15,10 @@ const LENGTHS: [u8; 257] = [
     22, 25, 25, 24, 24, 26, 23, 26, 27, 26, 26, 27, 27, 27, 27, 27, 28, 27, 27, 27, 27, 27, 26, 30,
 ];
 const MAX_BITS: usize = 30;
-/// The end of the string, which may only appear as padding: its first bits, all ones.
+/// EOS, of which only the first bits, all ones, may appear: as padding.
 const END: u16 = 256;
 
-/// The symbols in the order of their codes, and for each length of code how many codes have it.
+/// The symbols in the order of their codes, and the number of codes of each length.
 struct Code {
     symbols: [u16; 257],
     counts: [u32; MAX_BITS + 1],
@@ -44,9 +44,10 @@ const CODE: Code = {
 static SYMBOLS: [u16; 257] = CODE.symbols;
 static COUNTS: [u32; MAX_BITS + 1] = CODE.counts;
 
-/// Reads `coded` behind what is in `out`; `None` when it isn't the code of a string.
+/// Decodes `coded` and appends it to `out`; `None` if it isn't a valid code.
 pub(super) fn decode(coded: &[u8], out: &mut Vec<u8>) -> Option<()> {
-    // `code` is what was read of a symbol; `first` is the first code of as many bits, whose symbol is at `index`.
+    // `code` holds the bits read of a symbol; `first` is the first code of that length, and `index` the place of its
+    // symbol.
     let (mut bits, mut code, mut first, mut index) = (0, 0_u32, 0_u32, 0_u32);
     for byte in coded {
         for shift in (0..8).rev() {
@@ -104,7 +105,7 @@ mod tests {
     #[test]
     fn what_is_no_code_is_refused() {
         for coded in [
-            // Padding that isn't ones; a whole byte of it; the end of the string as a symbol.
+            // Padding that isn't ones; a whole byte of it; EOS as a symbol.
             &[0b0000_0000][..],
             &[0b0000_0111, 0xff],
             &[0xff, 0xff, 0xff, 0xff],

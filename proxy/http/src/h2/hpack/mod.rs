@@ -1,4 +1,5 @@
-//! HPACK (RFC 7541), the compression of heads: what repeats from message to message is sent once and then as a number.
+//! HPACK (RFC 7541), the compression of header sections: a field line that repeats from message to message is sent once
+//! and then as an index.
 
 mod decoder;
 mod encoder;
@@ -12,12 +13,12 @@ use crate::head::Known;
 pub(super) use decoder::{Decoder, indexed};
 pub(super) use encoder::{Encoder, VOLATILE};
 
-/// Bytes of entries that a table holds, either way (section 6.5.2 of RFC 9113).
+/// Size of a dynamic table in bytes, in either direction: the initial value (section 6.5.2 of RFC 9113).
 pub(super) const TABLE: usize = 4096;
-/// What an entry counts besides its bytes (section 4.1).
+/// Size of an entry beyond the bytes of its name and value (section 4.1).
 const OVERHEAD: usize = 32;
 
-/// What a field line is to a message.
+/// The role of a field line in a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Method,
@@ -32,7 +33,7 @@ pub(super) enum Kind {
     Malformed(Why),
 }
 
-/// Why a message that holds a line is malformed.
+/// The reason for which a line makes its message malformed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Why {
     Value,
@@ -54,13 +55,13 @@ impl Why {
     }
 }
 
-/// How the names of fields are written.
+/// The case of field names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum Case {
-    /// In lower case, as HTTP/2 wants it (RFC 9113, section 8.2.1).
+    /// In lower case, as HTTP/2 requires (RFC 9113, section 8.2.1).
     #[default]
     Lower,
-    /// As whoever made the message wrote them: between two sidecars of ours.
+    /// As the sender of the message wrote them: between two sidecars of ours.
     Kept,
 }
 
@@ -97,23 +98,23 @@ impl Kind {
     }
 }
 
-/// A field line, with what it is to a message.
+/// A field line, with its role in the message.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Line<'a> {
     pub(super) kind: Kind,
     pub(super) name: &'a [u8],
     pub(super) value: &'a [u8],
-    /// All of it, if it stands somewhere as HTTP/1 has it.
+    /// The whole line in HTTP/1 form, if it comes from a table.
     pub(super) whole: Option<&'a [u8]>,
 }
 
-/// A field line in a table, as it stands in an HTTP/1 head.
+/// A table entry: a field line in HTTP/1 form.
 #[derive(Debug)]
 struct Entry {
     text: Vec<u8>,
     name: usize,
     kind: Kind,
-    /// What it counts in a table, as it was sent.
+    /// Its size in a table (section 4.1), counted before the value was trimmed.
     size: usize,
 }
 
@@ -143,7 +144,7 @@ impl Entry {
     }
 }
 
-/// The table that never changes (appendix A); its first entry has the number 1.
+/// The static table (appendix A); its first entry has the index 1.
 static STATIC: LazyLock<Vec<Entry>> = LazyLock::new(|| {
     let entry = |(name, value): &(&str, &str)| {
         let (name, value) = (name.as_bytes(), value.as_bytes());
@@ -222,7 +223,7 @@ const LINES: [(&str, &str); 61] = [
     ("www-authenticate", ""),
 ];
 
-/// Numbers of lines of the static table that a head begins with.
+/// Static table indices of pseudo-header fields.
 pub(super) mod number {
     pub(crate) const AUTHORITY: u8 = 1;
     pub(crate) const METHOD: u8 = 2;

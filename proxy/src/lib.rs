@@ -3,7 +3,7 @@
 //! Path of a request, in the order of the modules:
 //!
 //! ```text
-//! accept → identify → tls → http → policy | route → balance → connect → forward → observe
+//! accept → identify → tls → http → policy | route → balance → upstream → forward → observe
 //!          inbound and outbound run these stages; a connection stays on the worker that accepted it
 //! ```
 //!
@@ -20,12 +20,13 @@ pub mod outbound;
 pub mod tls;
 
 pub mod balance;
-pub mod connect;
 pub mod forward;
 pub mod observe;
+pub mod upstream;
 pub mod worker;
 
 pub mod directory;
+pub mod resources;
 pub mod snapshot;
 pub mod xds;
 

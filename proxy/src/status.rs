@@ -11,8 +11,8 @@ use tokio::time::Instant;
 use crate::balance::Cluster;
 use crate::directory::Directory;
 use crate::observe::time::rfc3339;
+use crate::resources::Store;
 use crate::tls::Credentials;
-use crate::xds::store::Store;
 use leno_rules::config::cluster;
 
 /// Resources and running clusters; updated at each change by the xDS client.

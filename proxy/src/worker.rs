@@ -6,7 +6,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::connect::pool::Pool;
 use crate::directory::Directory;
 use crate::drain::Watch;
 use crate::error::Error;
@@ -17,6 +16,7 @@ use crate::observe::{Observer, Outcome, Teller};
 use crate::snapshot::apps::Apps;
 use crate::tls::Credentials;
 use crate::tls::server::Acceptor;
+use crate::upstream::pool::Pool;
 use leno_http::h1::{Limits, Timeouts};
 use leno_http::head::Head;
 use leno_http::upgrade::Upgrades;

@@ -50,7 +50,7 @@ const PROXY: &[(&str, &str)] = &[
     ),
     (
         "app",
-        "accept admin bootstrap connect control directory drain export identity inbound intercept observe outbound snapshot tls worker xds",
+        "accept admin bootstrap control directory drain export identity inbound intercept observe outbound snapshot tls upstream worker xds",
     ),
     ("balance", "error intercept observe tls"),
     (
@@ -63,12 +63,12 @@ const PROXY: &[(&str, &str)] = &[
     ("drain", ""),
     ("error", ""),
     ("export", "bootstrap control drain observe status tls"),
-    ("forward", "balance connect error observe tls worker"),
+    ("forward", "balance error observe tls upstream worker"),
     ("identify", ""),
     ("identity", "control drain observe tls"),
     (
         "inbound",
-        "balance connect drain error forward identify intercept observe outbound snapshot tls worker",
+        "balance drain error forward identify intercept observe outbound snapshot tls upstream worker",
     ),
     ("intercept", ""),
     ("lib", ""),
@@ -77,15 +77,20 @@ const PROXY: &[(&str, &str)] = &[
         "outbound",
         "balance error forward identify intercept observe snapshot worker",
     ),
+    ("resources", "snapshot"),
     ("snapshot", "balance error observe tls"),
-    ("status", "balance directory observe tls xds"),
+    ("status", "balance directory observe resources tls"),
     ("tls", "error"),
+    ("upstream", "balance error tls"),
     (
         "worker",
-        "connect directory drain error observe snapshot tls",
+        "directory drain error observe snapshot tls upstream",
     ),
     ("wrapper", "app drain"),
-    ("xds", "control directory drain observe snapshot status tls"),
+    (
+        "xds",
+        "control directory drain observe resources snapshot status tls",
+    ),
 ];
 
 const CONTROL_PLANE: &[(&str, &str)] = &[
@@ -424,7 +429,7 @@ fn rooms_import_what_the_table_says() {
 
 #[test]
 fn the_path_names_neither_hypers_http1_nor_xds_nor_grpc() {
-    let path = "accept.rs identify.rs inbound outbound worker.rs drain.rs error.rs tls balance connect forward observe";
+    let path = "accept.rs identify.rs inbound outbound worker.rs drain.rs error.rs tls balance upstream forward observe";
     let mut files = Vec::new();
     sources(&root().join("proxy/http/src"), &mut files);
     sources(&root().join("proxy/rules/src/route"), &mut files);

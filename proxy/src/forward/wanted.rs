@@ -7,11 +7,11 @@ use std::sync::Arc;
 use tokio::time::{Instant, timeout};
 
 use crate::balance::{Cluster, Endpoint};
-use crate::connect::multiplexed::Member;
-use crate::connect::pool::Upstream;
-use crate::connect::{Carries, dial};
 use crate::error::{Error, Kind};
 use crate::tls::{alpn, expiry};
+use crate::upstream::pool::Upstream;
+use crate::upstream::shared::Member;
+use crate::upstream::{Carries, dial};
 use crate::worker::{Shared, Worker};
 use leno_http::h1::{ClientHalf, Conn};
 use leno_http::h2::Connection;

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use super::connection::Connection;
 use crate::balance::Cluster;
-use crate::connect::introduce::exchange;
 use crate::error::{Error, Kind};
 use crate::forward::tcp;
 use crate::snapshot::InboundChain;
+use crate::upstream::peer_metadata::exchange;
 use crate::worker::Worker;
 use leno_http::stream::Stream;
 use leno_rules::policy::rbac::{Verdict, verdict_tcp};

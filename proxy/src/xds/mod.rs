@@ -1,7 +1,6 @@
 //! Client of the ADS stream: connects, backs off, drives the session, applies each response and publishes it once.
 
 pub mod session;
-pub mod store;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -24,12 +23,12 @@ use crate::control::state_dir::State;
 use crate::directory::{Directory, Link};
 use crate::drain::Watch;
 use crate::observe::metrics::Metrics;
+use crate::resources::{Kept, Store};
 use crate::snapshot::{Builder, INBOUND};
 use crate::status::Status as Shown;
 use crate::tls::Credentials;
 use leno_rules::config::secret;
 use session::Session;
-use store::{Kept, Store};
 
 /// First backoff of a reconnection; it doubles, with full jitter.
 const MIN_BACKOFF: Duration = Duration::from_millis(200);

@@ -1,8 +1,8 @@
 //! A connection to an endpoint: TCP, then mutual TLS where it has a sidecar, within one deadline.
 
-pub mod introduce;
-pub mod multiplexed;
+pub mod peer_metadata;
 pub mod pool;
+pub mod shared;
 
 use std::io;
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::multiplexed::Multiplexed;
+use super::shared::Multiplexed;
 use crate::balance::Endpoint;
 use leno_http::clock;
 use leno_http::h1::Before;

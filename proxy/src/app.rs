@@ -18,7 +18,6 @@ use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 use tokio::time::{Instant, timeout};
 
-use crate::accept::{self, Gate};
 use crate::admin::{Admin, Port};
 use crate::bootstrap::Bootstrap;
 use crate::control::drain_call::Lifecycle;
@@ -32,6 +31,7 @@ use crate::identity::{self, Renewal};
 use crate::observe::Observer;
 use crate::observe::labels::{Labels, Party};
 use crate::observe::metrics::Metrics;
+use crate::serve::accept::{self, Gate};
 use crate::snapshot::Builder;
 use crate::snapshot::apps::Apps;
 use crate::tls::Credentials;

@@ -10,13 +10,12 @@
 //! Path of configuration: `xds` receives resources, `config` validates them, `snapshot` builds plans from them, one
 //! swap in `directory` publishes those, and the request path reads them.
 
-pub mod accept;
 pub mod drain;
 pub mod error;
-pub mod identify;
 pub mod inbound;
 pub mod intercept;
 pub mod outbound;
+pub mod serve;
 pub mod tls;
 
 pub mod balance;

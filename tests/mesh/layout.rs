@@ -43,14 +43,13 @@ const RULES: &[(&str, &str)] = &[
 ];
 
 const PROXY: &[(&str, &str)] = &[
-    ("accept", "drain observe"),
     (
         "admin",
         "control directory drain intercept observe status tls",
     ),
     (
         "app",
-        "accept admin bootstrap control directory drain export identity inbound intercept observe outbound snapshot tls upstream worker xds",
+        "admin bootstrap control directory drain export identity inbound intercept observe outbound serve snapshot tls upstream worker xds",
     ),
     ("balance", "error intercept observe tls"),
     (
@@ -64,20 +63,20 @@ const PROXY: &[(&str, &str)] = &[
     ("error", ""),
     ("export", "bootstrap control drain observe status tls"),
     ("forward", "balance error observe tls upstream worker"),
-    ("identify", ""),
     ("identity", "control drain observe tls"),
     (
         "inbound",
-        "balance drain error forward identify intercept observe outbound snapshot tls upstream worker",
+        "balance drain error forward intercept observe outbound serve snapshot tls upstream worker",
     ),
     ("intercept", ""),
     ("lib", ""),
     ("observe", "error"),
     (
         "outbound",
-        "balance error forward identify intercept observe snapshot worker",
+        "balance error forward intercept observe serve snapshot worker",
     ),
     ("resources", "snapshot"),
+    ("serve", "balance drain error observe upstream worker"),
     ("snapshot", "balance error observe tls"),
     ("status", "balance directory observe resources tls"),
     ("tls", "error"),
@@ -429,7 +428,8 @@ fn rooms_import_what_the_table_says() {
 
 #[test]
 fn the_path_names_neither_hypers_http1_nor_xds_nor_grpc() {
-    let path = "accept.rs identify.rs inbound outbound worker.rs drain.rs error.rs tls balance upstream forward observe";
+    let path =
+        "serve inbound outbound worker.rs drain.rs error.rs tls balance upstream forward observe";
     let mut files = Vec::new();
     sources(&root().join("proxy/http/src"), &mut files);
     sources(&root().join("proxy/rules/src/route"), &mut files);

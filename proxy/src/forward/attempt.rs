@@ -8,10 +8,10 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::Served;
 use super::answer::{self, Audience, refuse};
-use super::http::unless_gone;
+use super::checkout::{Wanted, is_of_http1};
+use super::exchange::unless_gone;
 use super::retry::{self, Decision, Failure};
-use super::tries::{Policy, Tries};
-use super::wanted::{Wanted, is_of_http1};
+use super::retry_state::{Policy, Tries};
 use crate::balance::limits::{Leave, Load};
 use crate::balance::outlier::Verdict;
 use crate::balance::{Ask, Cluster};

@@ -2,14 +2,13 @@
 
 pub mod answer;
 pub mod attempt;
+mod checkout;
+pub mod exchange;
 pub mod headers;
-pub mod http;
 pub mod propagate;
 pub mod replay;
 pub mod retry;
-pub mod tcp;
-pub mod tries;
-mod wanted;
+pub mod retry_state;
 
 use std::future::poll_fn;
 

@@ -1,7 +1,7 @@
 //! The inbound path: connections and requests to the app, from accept to response.
 
-mod bytes;
 mod connection;
+mod tcp;
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
@@ -18,17 +18,16 @@ use crate::drain::{ON_THE_WAY, Phase};
 use crate::error::{Error, Kind};
 use crate::forward::answer;
 use crate::forward::attempt::{Attempt, Limit};
-use crate::forward::tries::Policy;
-use crate::forward::{Arrival, Served, headers, http, propagate, serve_stream};
-use crate::identify::{http_version, identify};
+use crate::forward::retry_state::Policy;
+use crate::forward::{Arrival, Served, exchange, headers, propagate, serve_stream};
 use crate::intercept::original_destination;
 use crate::observe::Outcome;
 use crate::observe::standard::Series;
 use crate::outbound::normalise;
+use crate::serve::sniff::{http_version, identify};
 use crate::snapshot::{InboundChain, InboundPlan};
 use crate::tls::alpn;
 use crate::worker::Worker;
-use bytes::{carry, carry_spoken, spoken_first};
 use connection::{Authenticated, Connection};
 use leno_http::clock;
 use leno_http::deadline::Deadline;
@@ -39,6 +38,7 @@ use leno_http::peers::Down;
 use leno_http::stream::{Socket, Stream, unmapped};
 use leno_rules::policy::rbac::{Verdict, verdict};
 use leno_rules::route::matcher::RequestView;
+use tcp::{carry, carry_spoken, spoken_first};
 
 /// Serves a connection that the rules of `init` intercepted, until it ends.
 pub async fn serve_taken_over(worker: Rc<Worker>, tcp: TcpStream, address: SocketAddr) {
@@ -349,7 +349,7 @@ async fn forward(
     let app = serving.app.as_ref().map_err(Error::clone)?;
 
     let body = attempt.down.body_length();
-    http::prepare(request, body, &worker.shared.upgrades)?;
+    exchange::prepare(request, body, &worker.shared.upgrades)?;
     worker.random(|rng| headers::websocket_key(request, rng));
     headers::forwarded_for(request, &connection.ip);
     let scheme = if connection.peer.is_some() {

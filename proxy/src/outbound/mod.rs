@@ -19,12 +19,12 @@ use tokio::time::Instant;
 use crate::error::{Error, Kind};
 use crate::forward::answer::{self, Audience};
 use crate::forward::attempt::{Attempt, Limit};
-use crate::forward::http::unless_gone;
-use crate::forward::tries::Policy;
-use crate::forward::{Arrival, Served, headers, http, propagate, serve_stream};
-use crate::identify::http_version;
+use crate::forward::exchange::unless_gone;
+use crate::forward::retry_state::Policy;
+use crate::forward::{Arrival, Served, exchange, headers, propagate, serve_stream};
 use crate::intercept::original_destination;
 use crate::observe::{Outcome, Reporter, Teller};
+use crate::serve::sniff::http_version;
 use crate::snapshot::{OutboundKind, OutboundPlan, RoutePlan, Target};
 use crate::worker::Worker;
 use leno_http::Outgoing;
@@ -323,7 +323,7 @@ async fn forward(
         .map_err(|reason| no_cluster(route, reason))?;
 
     let body = attempt.down.body_length();
-    http::prepare(attempt.request, body, &worker.shared.upgrades)?;
+    exchange::prepare(attempt.request, body, &worker.shared.upgrades)?;
     worker.random(|rng| headers::websocket_key(attempt.request, rng));
     propagate::trace(worker, attempt.request, false, attempt.outcome);
     // Next to `x-envoy-attempt-count`, which follows: fields that rarely change stand together (`Encoder::again`).

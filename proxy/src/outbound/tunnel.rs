@@ -14,10 +14,10 @@ use super::{Caller, canonical, check_loop, find_plan, host_of, no_route, pick, s
 use crate::balance::Cluster;
 use crate::error::{Error, Kind};
 use crate::forward::answer::{self, Audience};
-use crate::forward::tcp;
-use crate::identify::{Protocol, sniff};
 use crate::intercept::is_probe;
 use crate::observe::{Outcome, Reporter, Teller};
+use crate::serve::sniff::{Protocol, sniff};
+use crate::serve::tcp;
 use crate::snapshot::{OutboundKind, OutboundPlan};
 use crate::worker::Worker;
 use leno_http::h1::Conn;

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::http::{Exchange, Transfer};
+use super::exchange::{Exchange, Transfer};
 use super::replay::Replay;
 use super::retry::{self, Decision, Failure};
 use crate::balance::Lease;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::connection::Connection;
 use crate::balance::Cluster;
 use crate::error::{Error, Kind};
-use crate::forward::tcp;
+use crate::serve::tcp;
 use crate::snapshot::InboundChain;
 use crate::upstream::peer_metadata::exchange;
 use crate::worker::Worker;

@@ -36,6 +36,16 @@ pub enum Side {
     Outbound,
 }
 
+impl Side {
+    /// Phase from which connections of this side are accepted no more, and take no further request.
+    pub fn last_phase(self) -> Phase {
+        match self {
+            Side::Inbound => Phase::Closing,
+            Side::Outbound => Phase::Ending,
+        }
+    }
+}
+
 /// Sets the phase. Dropped, it sets `Ending`.
 #[derive(Debug)]
 pub struct Signal {

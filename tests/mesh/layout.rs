@@ -66,17 +66,20 @@ const PROXY: &[(&str, &str)] = &[
     ("identity", "control drain observe tls"),
     (
         "inbound",
-        "balance drain error forward intercept observe outbound serve snapshot tls upstream worker",
+        "balance drain error forward intercept observe serve snapshot tls upstream worker",
     ),
     ("intercept", ""),
     ("lib", ""),
     ("observe", "error"),
     (
         "outbound",
-        "balance error forward intercept observe serve snapshot worker",
+        "balance drain error forward intercept observe serve snapshot worker",
     ),
     ("resources", "snapshot"),
-    ("serve", "balance drain error observe upstream worker"),
+    (
+        "serve",
+        "balance drain error forward observe snapshot tls upstream worker",
+    ),
     ("snapshot", "balance error observe tls"),
     ("status", "balance directory observe resources tls"),
     ("tls", "error"),

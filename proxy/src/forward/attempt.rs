@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
-use super::Served;
 use super::answer::{self, Audience, refuse};
 use super::checkout::{Wanted, is_of_http1};
 use super::exchange::unless_gone;
@@ -79,8 +78,9 @@ enum Ended {
 }
 
 impl Attempt<'_> {
-    /// Ends the request: sends a local reply if there was no response, and records the outcome.
-    pub fn conclude(mut self, forwarded: Result<(), Error>, audience: Audience) -> Served {
+    /// Ends the request: sends a local reply if there was no response, and records the outcome. Returns the time at which
+    /// the response ended; `None` when it is truncated.
+    pub fn conclude(mut self, forwarded: Result<(), Error>, audience: Audience) -> Option<Instant> {
         let is_whole = self.answer(&forwarded, audience);
         let over = self.outcome.over();
         let worker = self.worker;
@@ -94,10 +94,7 @@ impl Attempt<'_> {
             forwarded.as_ref().err(),
             dice,
         );
-        match is_whole {
-            true => Served::Whole(over),
-            false => Served::Cut,
-        }
+        is_whole.then_some(over)
     }
 
     /// Sends a local reply if there was no response. Returns `false` if the response is truncated.

@@ -3,41 +3,37 @@
 mod connection;
 mod tcp;
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use leno_http::deadline::Deadline;
+use leno_http::h1::Conn;
+use leno_http::head::{Head, Known};
+use leno_http::stream::{Socket, Stream, unmapped};
+use leno_rules::policy::rbac::{Verdict, verdict};
+use leno_rules::route::matcher::RequestView;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::balance::Cluster;
-use crate::drain::{ON_THE_WAY, Phase};
+use crate::drain::{ON_THE_WAY, Phase, Side};
 use crate::error::{Error, Kind};
-use crate::forward::answer;
+use crate::forward::answer::Audience;
 use crate::forward::attempt::{Attempt, Limit};
 use crate::forward::retry_state::Policy;
-use crate::forward::{Arrival, Served, exchange, headers, propagate, serve_stream};
+use crate::forward::{exchange, headers, propagate};
 use crate::intercept::original_destination;
-use crate::observe::Outcome;
 use crate::observe::standard::Series;
-use crate::outbound::normalise;
+use crate::observe::{Outcome, Teller};
+use crate::serve::http::{self, Arrival, Handler};
+use crate::serve::normalise;
 use crate::serve::sniff::{http_version, identify};
 use crate::snapshot::{InboundChain, InboundPlan};
-use crate::tls::alpn;
 use crate::worker::Worker;
 use connection::{Authenticated, Connection};
-use leno_http::clock;
-use leno_http::deadline::Deadline;
-use leno_http::h1::{Conn, Read, ServerHalf};
-use leno_http::h2;
-use leno_http::head::{Head, Known, Version};
-use leno_http::peers::Down;
-use leno_http::stream::{Socket, Stream, unmapped};
-use leno_rules::policy::rbac::{Verdict, verdict};
-use leno_rules::route::matcher::RequestView;
 use tcp::{carry, carry_spoken, spoken_first};
 
 /// Serves a connection that the rules of `init` intercepted, until it ends.
@@ -184,146 +180,97 @@ async fn serve_http(worker: Rc<Worker>, connection: Connection, stream: Stream) 
         version = http_version(&mut conn, &shared.timeouts) => version,
         () = over => return,
     };
-    match version {
-        None => {}
-        // Boxed: a connection that carries many requests at once must not enlarge the others' tasks.
-        Some(Version::Http2) => Box::pin(serve_h2(worker, connection, conn)).await,
-        Some(_) => serve_h1(&worker, &connection, conn).await,
+    if let Some(version) = version {
+        http::serve(Inbound::new(worker, connection), conn, version).await;
     }
 }
 
-async fn serve_h1(worker: &Worker, connection: &Connection, conn: Conn) {
-    let shared = &worker.shared;
-    let timeouts = &shared.timeouts;
-    let mut down = ServerHalf::new(conn).closing_when(shared.watch.draining());
-    let (mut request, mut response) = (Head::default(), Head::default());
-    let mut deadline = Deadline::default();
-    let mut serving = None;
-    let expires = connection.expires();
-    let mut ended = pin!(shared.watch.reached(Phase::Closing));
-    let (mut since, mut is_over) = (Instant::now(), false);
-    loop {
-        let idle = since + timeouts.idle;
-        let idle = expires.map_or(idle, |expires| expires.min(idle));
-        let read = tokio::select! {
-            biased;
-            read = down.read_request(&mut request, &mut deadline, idle, timeouts.head) => read,
-            () = &mut ended, if !is_over => {
-                is_over = true;
-                // A request that has begun to arrive is the last.
-                if down.conn_ref().unread().is_empty() {
-                    return;
-                }
-                continue;
-            }
-        };
-        let at = clock::now();
-        // A request that was pipelined before the peer's certificate ended is not served after it.
-        if matches!(read, Ok(Read::Closed)) || expires.is_some_and(|expires| expires <= at) {
-            return;
+/// Handler of the requests on a connection to the app.
+#[derive(Debug)]
+struct Inbound {
+    worker: Rc<Worker>,
+    connection: Connection,
+    /// Notified when a new plan has no chain for the connection.
+    unfit: Notify,
+}
+
+impl Inbound {
+    fn new(worker: Rc<Worker>, connection: Connection) -> Inbound {
+        Inbound {
+            worker,
+            connection,
+            unfit: Notify::new(),
         }
-        let mut arrival = Arrival {
-            down: Down::H1(&mut down),
-            read: read.map(drop).map_err(Error::from),
-            request: &mut request,
-            response: &mut response,
-            deadline: &mut deadline,
-            at,
-        };
-        let served = serve_request(worker, connection, &mut serving, &mut arrival).await;
-        let Served::Whole(over) = served else {
-            return;
-        };
-        since = over;
-        if !down.settle().await {
-            return down.close().await;
-        }
-        request.rest();
-        response.rest();
     }
 }
 
-async fn serve_h2(worker: Rc<Worker>, connection: Connection, conn: Conn) {
-    let shared = Arc::clone(&worker.shared);
-    let how = h2::Served {
-        limits: shared.limits,
-        timeouts: shared.timeouts,
-        is_mesh: connection.peer.is_some(),
-        is_ours: conn.io().alpn() == Some(alpn::SHARED),
-        until: connection.expires(),
-    };
-    let (io, read) = conn.into_parts();
-    // The state that one stream found fits most of the others.
-    let serving: RefCell<Option<Rc<Serving>>> = RefCell::default();
-    // Notified when a new plan has no chain for the connection.
-    let unfit: Rc<Notify> = Rc::default();
-    let misfit = Rc::clone(&unfit);
-    let handle = async move |arrived: &mut h2::Arrived| {
-        let mut own = serving.borrow().clone();
-        let serve = async |arrival: &mut Arrival<'_>| {
-            let served = serve_request(&worker, &connection, &mut own, arrival).await;
-            if served == Served::Refused {
-                misfit.notify_one();
-            }
-            served
+impl Handler for Inbound {
+    const SIDE: Side = Side::Inbound;
+    type State = Serving;
+    type Target<'a> = &'a Serving;
+
+    fn worker(&self) -> &Worker {
+        &self.worker
+    }
+
+    fn teller(&self) -> Teller<'_> {
+        self.connection.teller()
+    }
+
+    fn audience(&self) -> Audience {
+        self.connection.audience()
+    }
+
+    fn is_mesh(&self) -> bool {
+        self.connection.peer.is_some()
+    }
+
+    fn expires(&self) -> Option<Instant> {
+        self.connection.expires()
+    }
+
+    async fn closing(&self) {
+        let watch = &self.worker.shared.watch;
+        // A connection that comes during the drain is served until `Phase::Closing`, when all clients know of the drain.
+        let closing = match watch.has_reached(Phase::Draining) {
+            true => Phase::Closing,
+            false => Phase::Draining,
         };
-        serve_stream(arrived, &worker.shared.timeouts, serve).await;
-        serving.replace(own);
-    };
-    // A connection that comes during the drain is served until `Phase::Closing`, when all clients know of the drain.
-    let closing = match shared.watch.has_reached(Phase::Draining) {
-        true => Phase::Closing,
-        false => Phase::Draining,
-    };
-    let closing = async {
         tokio::select! {
-            () = shared.watch.reached(closing) => {}
-            () = unfit.notified() => {}
+            () = watch.reached(closing) => {}
+            () = self.unfit.notified() => {}
         }
-    };
-    h2::serve(io, read, how, closing, handle).await;
-}
+    }
 
-/// Serves one request, from its head to the response.
-async fn serve_request(
-    worker: &Worker,
-    connection: &Connection,
-    serving: &mut Option<Rc<Serving>>,
-    arrival: &mut Arrival<'_>,
-) -> Served {
-    if arrival.read.is_ok() {
-        connection.learn(arrival.request);
+    async fn begin<'a>(
+        &self,
+        arrival: &Arrival<'_>,
+        state: &'a mut Option<Rc<Serving>>,
+    ) -> Option<(Outcome, &'a Serving)> {
+        if arrival.read.is_ok() {
+            self.connection.learn(arrival.request);
+        }
+        let Some(serving) = current(&self.worker, &self.connection, state).await else {
+            self.unfit.notify_one();
+            return None;
+        };
+        Some((Outcome::begun(&serving.series, arrival.at), serving))
     }
-    let Some(serving) = current(worker, connection, serving).await else {
-        return Served::Refused;
-    };
-    let mut outcome = Outcome::begun(&serving.series, arrival.at);
-    if let Err(error) = &arrival.read {
-        let (down, none) = (&mut arrival.down, &Head::default());
-        answer::refuse(down, &mut outcome, error, none, connection.audience());
-        worker.over(&outcome, connection.teller(), error);
-        return Served::Whole(outcome.over());
+
+    async fn forward(
+        &self,
+        attempt: &mut Attempt<'_>,
+        serving: Self::Target<'_>,
+        deadline: &mut Deadline,
+        at: Instant,
+    ) -> Result<(), Error> {
+        let limit = Limit {
+            deadline,
+            since: at,
+            at_most: None,
+        };
+        forward(attempt, &self.connection, serving, limit).await
     }
-    worker.shared.metrics.parsed.inc();
-    if arrival.down.is_h2() && answer::is_grpc(arrival.request) {
-        outcome.is_call();
-    }
-    worker.random(|rng| headers::request_id(arrival.request, rng));
-    let mut attempt = Attempt {
-        worker,
-        down: arrival.down.reborrow(),
-        request: arrival.request,
-        response: arrival.response,
-        outcome: &mut outcome,
-        teller: connection.teller(),
-    };
-    let limit = Limit {
-        deadline: arrival.deadline,
-        since: arrival.at,
-        at_most: None,
-    };
-    let forwarded = forward(&mut attempt, connection, serving, limit).await;
-    attempt.conclude(forwarded, connection.audience())
 }
 
 /// Authorizes a request and forwards it to the app.

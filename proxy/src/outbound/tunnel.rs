@@ -1,16 +1,15 @@
 //! Tunnels: connections to one destination, requested by CONNECT or intercepted by the rules of `init`. Their protocol
 //! is detected from the first bytes of either side.
 
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
-use std::rc::Rc;
+use std::pin::pin;
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Caller, canonical, check_loop, find_plan, host_of, no_route, pick, serve_http};
+use super::destination::{Caller, canonical, check_loop, find_plan, host_of, no_route, pick};
 use crate::balance::Cluster;
 use crate::error::{Error, Kind};
 use crate::forward::answer::{self, Audience};
@@ -49,15 +48,16 @@ impl Tunnel {
     }
 }
 
-/// Serves a connection to `dialled` that the rules of `init` intercepted, as a tunnel without a CONNECT.
-pub(super) async fn serve_taken_over(
-    worker: Rc<Worker>,
+/// A connection to `dialled` that the rules of `init` intercepted, as a tunnel without a CONNECT; `None` for the probe of
+/// the self-test.
+pub(super) async fn to(
+    worker: &Worker,
     tcp: TcpStream,
     address: SocketAddr,
     dialled: SocketAddr,
-) {
+) -> Option<Tunnel> {
     if is_probe(dialled) {
-        return;
+        return None;
     }
     let conn = Conn::new(
         Stream::Plain(Socket::new(tcp)),
@@ -65,7 +65,7 @@ pub(super) async fn serve_taken_over(
         worker.shared.limits,
     );
     let authority = dialled.to_string();
-    let plan = find_plan(&worker, &authority, None).await;
+    let plan = find_plan(worker, &authority, None).await;
     // A refused destination still gets a tunnel: a request is answered with the reason, or names a known destination.
     let plan = plan.unwrap_or_else(|error| {
         let unknown = &worker.shared.unknown;
@@ -76,7 +76,7 @@ pub(super) async fn serve_taken_over(
         local: Some(dialled),
         inside: None,
     };
-    serve_tunnel(worker, Tunnel::new(conn, plan, &caller)).await;
+    Some(Tunnel::new(conn, plan, &caller))
 }
 
 /// Plan for the destination of a CONNECT. One that can't be connected to is refused with the reason.
@@ -108,18 +108,42 @@ pub(super) async fn connect(
     }
 }
 
-/// Proxies the traffic of a tunnel: HTTP by the mesh's routes, anything else as opaque TCP.
-pub(super) fn serve_tunnel(
-    worker: Rc<Worker>,
-    tunnel: Tunnel,
-) -> Pin<Box<dyn Future<Output = ()>>> {
-    // Boxed: a tunnel may carry HTTP, and the code that serves HTTP opens tunnels.
-    Box::pin(async move {
-        match matches!(tunnel.plan.kind, OutboundKind::Tcp(_)) {
-            true => carry(&worker, tunnel, None).await,
-            false => serve_told(worker, tunnel).await,
+/// Proxies the traffic of a tunnel, if it is opaque TCP; HTTP is returned, to be served by the mesh's routes.
+pub(super) async fn serve(worker: &Worker, mut tunnel: Tunnel) -> Option<(Conn, Version, Caller)> {
+    if matches!(tunnel.plan.kind, OutboundKind::Tcp(_)) {
+        carry(worker, tunnel, None).await;
+        return None;
+    }
+    let protocol = match beginning(worker, &mut tunnel.conn, &tunnel.plan).await {
+        Beginning::Told(protocol) => protocol,
+        Beginning::Spoken(up) => {
+            carry(worker, tunnel, Some(up)).await;
+            return None;
         }
-    })
+        Beginning::Nothing => return None,
+    };
+    let version = match protocol {
+        Protocol::Http1 => Version::Http11,
+        Protocol::Http2 => Version::Http2,
+        Protocol::Tls(hello) => {
+            if let Some(name) = hello.server_name {
+                tunnel.plan = by_server_name(worker, &name, tunnel.plan).await;
+                tunnel.server_name = Some(name);
+            }
+            carry(worker, tunnel, None).await;
+            return None;
+        }
+        Protocol::Opaque => {
+            carry(worker, tunnel, None).await;
+            return None;
+        }
+    };
+    let caller = Caller {
+        address: tunnel.address,
+        local: tunnel.local,
+        inside: Some(tunnel.plan),
+    };
+    Some((tunnel.conn, version, caller))
 }
 
 /// First event on a connection in a tunnel.
@@ -167,36 +191,6 @@ async fn beginning(worker: &Worker, conn: &mut Conn, plan: &OutboundPlan) -> Beg
             }
             _ => return Beginning::Told(Protocol::Opaque),
         }
-    }
-}
-
-async fn serve_told(worker: Rc<Worker>, mut tunnel: Tunnel) {
-    let protocol = match beginning(&worker, &mut tunnel.conn, &tunnel.plan).await {
-        Beginning::Told(protocol) => protocol,
-        Beginning::Spoken(up) => return carry(&worker, tunnel, Some(up)).await,
-        Beginning::Nothing => return,
-    };
-    match protocol {
-        Protocol::Http1 | Protocol::Http2 => {
-            let version = match protocol {
-                Protocol::Http2 => Version::Http2,
-                _ => Version::Http11,
-            };
-            let caller = Caller {
-                address: tunnel.address,
-                local: tunnel.local,
-                inside: Some(tunnel.plan),
-            };
-            serve_http(worker, tunnel.conn, version, caller).await;
-        }
-        Protocol::Tls(hello) => {
-            if let Some(name) = hello.server_name {
-                tunnel.plan = by_server_name(&worker, &name, tunnel.plan).await;
-                tunnel.server_name = Some(name);
-            }
-            carry(&worker, tunnel, None).await;
-        }
-        Protocol::Opaque => carry(&worker, tunnel, None).await,
     }
 }
 

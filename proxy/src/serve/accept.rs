@@ -11,7 +11,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
 
-use crate::drain::{Guard, Phase, Side, Watch};
+use crate::drain::{Guard, Side, Watch};
 use crate::observe::metrics::Metrics;
 use leno_http::stream::tune;
 
@@ -111,14 +111,10 @@ pub async fn accept<F>(
             drop(kept);
         });
     };
-    let end = match side {
-        Side::Inbound => Phase::Closing,
-        Side::Outbound => Phase::Ending,
-    };
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = watch.reached(end) => break,
+            () = watch.reached(side.last_phase()) => break,
         };
         match accepted {
             Ok((tcp, peer)) => begin(tcp, peer),

@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout};
 use crate::balance::{Cluster, Endpoint};
 use crate::error::{Error, Kind};
 use crate::tls::{alpn, expiry};
-use crate::upstream::pool::Upstream;
+use crate::upstream::connection::Upstream;
 use crate::upstream::shared::Member;
 use crate::upstream::{Carries, dial};
 use crate::worker::{Shared, Worker};

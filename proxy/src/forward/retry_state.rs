@@ -12,7 +12,7 @@ use crate::balance::limits::Held;
 use crate::error::{Error, Kind, Progress, Side};
 use crate::observe::grpc::Messages;
 use crate::observe::standard::{Series, Way};
-use crate::upstream::pool::Upstream;
+use crate::upstream::connection::Upstream;
 use leno_http::h1::Length;
 use leno_http::head::Head;
 use leno_http::peers::{Down, Up};

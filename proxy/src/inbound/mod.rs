@@ -22,7 +22,7 @@ use crate::balance::Cluster;
 use crate::drain::{ON_THE_WAY, Phase, Side};
 use crate::error::{Error, Kind};
 use crate::forward::answer::Audience;
-use crate::forward::attempt::{Attempt, Limit};
+use crate::forward::request::{Limit, UpstreamRequest};
 use crate::forward::retry_state::Policy;
 use crate::forward::{exchange, headers, propagate};
 use crate::intercept::original_destination;
@@ -259,7 +259,7 @@ impl Handler for Inbound {
 
     async fn forward(
         &self,
-        attempt: &mut Attempt<'_>,
+        upstream: &mut UpstreamRequest<'_>,
         serving: Self::Target<'_>,
         deadline: &mut Deadline,
         at: Instant,
@@ -269,19 +269,19 @@ impl Handler for Inbound {
             since: at,
             at_most: None,
         };
-        forward(attempt, &self.connection, serving, limit).await
+        forward(upstream, &self.connection, serving, limit).await
     }
 }
 
 /// Authorizes a request and forwards it to the app.
 async fn forward(
-    attempt: &mut Attempt<'_>,
+    upstream: &mut UpstreamRequest<'_>,
     connection: &Connection,
     serving: &Serving,
     limit: Limit<'_>,
 ) -> Result<(), Error> {
-    let worker = attempt.worker;
-    let request = &mut *attempt.request;
+    let worker = upstream.worker;
+    let request = &mut *upstream.request;
     normalise(request)?;
     if request.method() == b"CONNECT" || !matches!(request.target().first(), Some(b'/' | b'*')) {
         return Err(Error::down(Kind::BadRequest, "the target must be a path"));
@@ -295,7 +295,7 @@ async fn forward(
     authorize(connection, &serving.chain, request)?;
     let app = serving.app.as_ref().map_err(Error::clone)?;
 
-    let body = attempt.down.body_length();
+    let body = upstream.down.body_length();
     exchange::prepare(request, body, &worker.shared.upgrades)?;
     worker.random(|rng| headers::websocket_key(request, rng));
     headers::forwarded_for(request, &connection.ip);
@@ -305,12 +305,12 @@ async fn forward(
         "http"
     };
     headers::forwarded_proto(request, scheme);
-    let is_carried = attempt.down.is_carried();
-    propagate::trace(worker, request, is_carried, attempt.outcome);
+    let is_carried = upstream.down.is_carried();
+    propagate::trace(worker, request, is_carried, upstream.outcome);
     if let Some(caller) = &connection.peer {
         headers::client_cert(request, &caller.element);
     }
-    attempt
+    upstream
         .run(app, limit, Policy::Stale, |request, response, _| {
             // The client's sidecar adds it for its app itself.
             if !is_carried {

@@ -11,8 +11,8 @@ use leno_rules::route::matcher::RequestView;
 use tokio::time::Instant;
 
 use crate::error::{Error, Kind};
-use crate::forward::attempt::Attempt;
 use crate::forward::exchange::unless_gone;
+use crate::forward::request::UpstreamRequest;
 use crate::observe::{Reporter, Teller};
 use crate::snapshot::{OutboundPlan, RoutePlan, Target};
 use crate::worker::Worker;
@@ -57,11 +57,11 @@ pub(super) struct Destination {
 /// Destination of the request: `last` if it applies, else a new one, which replaces it.
 pub(super) async fn destination<'a>(
     worker: &Worker,
-    attempt: &mut Attempt<'_>,
+    upstream: &mut UpstreamRequest<'_>,
     inside: Option<&Arc<OutboundPlan>>,
     last: &'a mut Option<Rc<Destination>>,
 ) -> Result<&'a Destination, Error> {
-    let (request, down) = (&mut *attempt.request, &mut attempt.down);
+    let (request, down) = (&mut *upstream.request, &mut upstream.down);
     let generation = worker.shared.directory.generation();
     let host = request.get(Known::Host).unwrap_or_default();
     let is_same = last.as_ref().is_some_and(|last| {

@@ -24,7 +24,7 @@ use tokio::time::Instant;
 use crate::drain::Side;
 use crate::error::{Error, Kind};
 use crate::forward::answer::Audience;
-use crate::forward::attempt::{Attempt, Limit};
+use crate::forward::request::{Limit, UpstreamRequest};
 use crate::forward::retry_state::Policy;
 use crate::forward::{exchange, headers, propagate};
 use crate::intercept::original_destination;
@@ -123,12 +123,12 @@ impl Handler for Outbound {
 
     async fn forward(
         &self,
-        attempt: &mut Attempt<'_>,
+        upstream: &mut UpstreamRequest<'_>,
         last: Self::Target<'_>,
         deadline: &mut Deadline,
         at: Instant,
     ) -> Result<(), Error> {
-        forward(attempt, self.caller.inside.as_ref(), last, deadline, at).await
+        forward(upstream, self.caller.inside.as_ref(), last, deadline, at).await
     }
 
     fn is_connect(&self, request: &Head) -> bool {
@@ -147,18 +147,18 @@ impl Handler for Outbound {
 
 /// Routes a request that has an id, and forwards it.
 async fn forward(
-    attempt: &mut Attempt<'_>,
+    upstream: &mut UpstreamRequest<'_>,
     inside: Option<&Arc<OutboundPlan>>,
     last: &mut Option<Rc<Destination>>,
     deadline: &mut Deadline,
     arrived: Instant,
 ) -> Result<(), Error> {
-    let worker = attempt.worker;
-    let found = destination(worker, attempt, inside, last).await?;
-    normalise(attempt.request)?;
+    let worker = upstream.worker;
+    let found = destination(worker, upstream, inside, last).await?;
+    normalise(upstream.request)?;
     let (plan, authority) = (&found.plan, &found.authority);
     plan.used(worker.shared.directory.clock_at(arrived));
-    attempt.outcome.toward(&plan.series);
+    upstream.outcome.toward(&plan.series);
 
     let router = match &plan.kind {
         OutboundKind::Http(router) => router,
@@ -170,7 +170,7 @@ async fn forward(
             return Err(Error::own(Kind::NoRoute, detail));
         }
     };
-    let view = RequestView::new(attempt.request, &found.host);
+    let view = RequestView::new(upstream.request, &found.host);
     let route = router
         .find(&view)
         .map_err(|none| no_route(none, authority, &view))?;
@@ -180,12 +180,12 @@ async fn forward(
         .as_ref()
         .map_err(|reason| no_cluster(route, reason))?;
 
-    let body = attempt.down.body_length();
-    exchange::prepare(attempt.request, body, &worker.shared.upgrades)?;
-    worker.random(|rng| headers::websocket_key(attempt.request, rng));
-    propagate::trace(worker, attempt.request, false, attempt.outcome);
-    // Next to `x-envoy-attempt-count`, which follows: fields that rarely change stand together (`Encoder::again`).
-    headers::forwarded_proto(attempt.request, "http");
+    let body = upstream.down.body_length();
+    exchange::prepare(upstream.request, body, &worker.shared.upgrades)?;
+    worker.random(|rng| headers::websocket_key(upstream.request, rng));
+    propagate::trace(worker, upstream.request, false, upstream.outcome);
+    // Next to `x-envoy-upstream-count`, which follows: fields that rarely change stand together (`Encoder::again`).
+    headers::forwarded_proto(upstream.request, "http");
     let edit = |request: &Head, response: &mut Head, heard: Instant| {
         let mut digits = itoa::Buffer::new();
         let took = heard.duration_since(arrived);
@@ -200,10 +200,10 @@ async fn forward(
         since: arrived.max(found.since),
         at_most: route.timeout,
     };
-    let outcome = attempt
+    let outcome = upstream
         .run(cluster, limit, Policy::Route(route.retry.as_ref()), edit)
         .await;
-    if let Some(reached) = &mut attempt.outcome.reached {
+    if let Some(reached) = &mut upstream.outcome.reached {
         reached.rule = Some(Arc::clone(&route.rule));
     }
     outcome.map_err(|error| explain(error, route))

@@ -20,8 +20,8 @@ use tokio::time::Instant;
 use crate::drain::Side;
 use crate::error::Error;
 use crate::forward::answer::{self, Audience};
-use crate::forward::attempt::Attempt;
 use crate::forward::headers;
+use crate::forward::request::UpstreamRequest;
 use crate::observe::{Outcome, Teller};
 use crate::snapshot::OutboundPlan;
 use crate::tls::alpn;
@@ -97,7 +97,7 @@ pub trait Handler: 'static {
     /// Forwards a request that has an id, and arrived at `at`.
     async fn forward(
         &self,
-        attempt: &mut Attempt<'_>,
+        upstream: &mut UpstreamRequest<'_>,
         target: Self::Target<'_>,
         deadline: &mut Deadline,
         at: Instant,
@@ -306,7 +306,7 @@ async fn serve_request<H: Handler>(
     }
     // Phase 2: the request has an id; every failure is answered with its reason.
     worker.random(|rng| headers::request_id(arrival.request, rng));
-    let mut attempt = Attempt {
+    let mut upstream = UpstreamRequest {
         worker,
         down: arrival.down.reborrow(),
         request: arrival.request,
@@ -316,8 +316,8 @@ async fn serve_request<H: Handler>(
     };
     // Phase 3: it is forwarded, and recorded.
     let (deadline, at) = (&mut *arrival.deadline, arrival.at);
-    let forwarded = handler.forward(&mut attempt, target, deadline, at).await;
-    match attempt.conclude(forwarded, handler.audience()) {
+    let forwarded = handler.forward(&mut upstream, target, deadline, at).await;
+    match upstream.conclude(forwarded, handler.audience()) {
         Some(over) => Served::Whole(over),
         None => Served::Cut,
     }

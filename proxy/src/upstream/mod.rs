@@ -1,5 +1,6 @@
 //! A connection to an endpoint: TCP, then mutual TLS where it has a sidecar, within one deadline.
 
+pub mod connection;
 pub mod peer_metadata;
 pub mod pool;
 pub mod shared;

@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::pool::{BEFORE_EXPIRY, IdHasher, Upstream};
+use super::connection::{BEFORE_EXPIRY, IdHasher, Upstream};
 use crate::balance::Endpoint;
 use crate::error::{Error, Kind};
 use leno_http::h2::Connection;

@@ -323,16 +323,13 @@ impl Crate {
                 }
             }
         }
-        let without_uses: String = code
-            .split(';')
-            .filter(|statement| {
-                !statement
-                    .trim_start()
-                    .trim_start_matches("pub ")
-                    .starts_with("use ")
-            })
-            .collect::<Vec<_>>()
-            .join(";");
+        let is_use = |statement: &&str| {
+            let statement = statement.trim_start();
+            statement.starts_with("use ")
+                || statement.starts_with("pub") && statement.contains(" use ")
+        };
+        let statements = code.split(';').filter(|statement| !is_use(statement));
+        let without_uses = statements.collect::<Vec<_>>().join(";");
         let inline = paths(&without_uses, &names);
         found.extend(inline.iter().map(|path| self.absolute(module, path)));
         let mut modules: BTreeSet<String> =
@@ -389,10 +386,15 @@ fn no_module_imports_itself_through_others() {
         let graph = Crate::read(source).graph();
         let imports: usize = graph.values().map(BTreeSet::len).sum();
         println!("{source}: {} modules, {imports} imports", graph.len());
-        wrong.extend(cycles(&graph).into_iter().map(|cycle| (source, cycle)));
+        for cycle in cycles(&graph) {
+            for module in &cycle {
+                let within: Vec<_> = graph[module].intersection(&cycle).collect();
+                wrong.push(format!("{source}: {module} imports {within:?}"));
+            }
+        }
     }
     // To be none: they go with the moves.
-    assert!(wrong.len() <= 11, "{wrong:#?}");
+    assert!(wrong.len() <= 30, "{wrong:#?}");
 }
 
 #[test]

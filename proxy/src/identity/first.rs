@@ -13,7 +13,7 @@ use rustls::{ClientConfig, RootCertStore};
 use serde::Deserialize;
 use webpki::KeyUsage;
 
-use super::{Error, Options};
+use super::options::{Error, Options};
 use crate::tls::verify::{Allowed, signatures, verify};
 use crate::tls::{Credentials, provider, server};
 use leno_rules::spiffe::SpiffeId;

@@ -2,9 +2,9 @@
 
 mod csr;
 mod first;
+mod options;
 pub mod rotate;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -18,14 +18,13 @@ use rustls::pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
 use tokio::time::{sleep, timeout};
 
-use crate::control::channel::{self, Target};
-use crate::control::state_dir::State;
+use crate::control::channel::{self};
 use crate::drain::Watch;
 use crate::observe::metrics::Metrics;
 use crate::tls::verify::{self, Allowed};
 use crate::tls::{Credentials, Identity};
 use first::FirstContact;
-use leno_rules::spiffe::SpiffeId;
+pub use options::{Error, Options};
 
 /// Timeout of a call to the CA.
 const CALL: Duration = Duration::from_secs(10);
@@ -33,23 +32,6 @@ const CALL: Duration = Duration::from_secs(10);
 const MIN_BACKOFF: Duration = Duration::from_millis(500);
 /// … but no longer than this.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
-
-/// Configuration of the identity.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// Address and SPIFFE ID of the CA.
-    pub target: Target,
-    /// SPIFFE ID of the workload.
-    pub id: SpiffeId,
-    /// File with the token for the first certificate: a join token, or a service account's.
-    pub token_file: Option<PathBuf>,
-    /// File with the roots that the control plane must chain to at first contact; by default the token pins them.
-    pub ca_root: Option<PathBuf>,
-    /// Lifetime to request; 0 is the CA's own default.
-    pub ttl: Duration,
-    /// State directory that keeps the certificate for a restart.
-    pub state: Option<Arc<State>>,
-}
 
 /// Key and chain in PEM, as saved for a restart.
 #[derive(Debug, Serialize, Deserialize)]
@@ -60,28 +42,6 @@ struct Kept {
 
 /// Name of its file in the state directory.
 const FILE: &str = "identity";
-
-/// Failure to obtain a certificate.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// A file of the configuration can't be used.
-    #[error("{path}: {reason}")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// The reason.
-        reason: String,
-    },
-    /// The CA could not be reached, or broke the call.
-    #[error("no answer from the CA: {0}")]
-    Unreachable(String),
-    /// The CA refuses.
-    #[error("the CA refuses: {0}")]
-    Refused(String),
-    /// The key, the chain or its root can't be used for this workload.
-    #[error("the CA's certificate is not usable: {0}")]
-    Unusable(String),
-}
 
 /// Obtains certificates and swaps them in, until the end.
 #[derive(Debug)]

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::queue::Queue;
+use super::record::{Share, Told};
 use super::standard::Protocol;
-use super::{Share, Told};
 use crate::error::Kind;
 use leno_http::head::{Head, Known, Version};
 

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use super::{Reporter, Told};
+use super::record::{Reporter, Told};
 use leno_http::head::Known;
 
 /// Most failures that wait to be reported: those of a second.

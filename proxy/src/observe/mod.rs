@@ -9,12 +9,12 @@ pub mod health;
 pub mod labels;
 pub mod metrics;
 pub mod queue;
+mod record;
 pub mod standard;
 pub mod time;
 pub mod trace;
 
 use std::cell::Cell as Held;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -23,54 +23,12 @@ use tokio::time::Instant;
 
 use crate::error::Error;
 use failures::Failure;
-use labels::Labels;
 use leno_http::clock;
 use leno_http::head::{Head, Known};
 use queue::Queue;
+pub use record::{Reached, Reporter, Teller, Told};
 use standard::{Cell, Key, Protocol, Series, Sizes};
 use trace::{Context, Trace, Traces};
-
-/// The sidecar that reports a request: `reporter` of Istio's metrics.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reporter {
-    /// The caller's sidecar.
-    Source,
-    /// The destination's.
-    Destination,
-}
-
-/// The reporter of a request or connection, and the downstream connection that it came on.
-#[derive(Debug, Clone, Copy)]
-pub struct Teller<'a> {
-    /// The reporting sidecar.
-    pub reporter: Reporter,
-    /// Address of the client.
-    pub peer: SocketAddr,
-    /// Local address of the connection; with interception, the original destination.
-    pub local: Option<SocketAddr>,
-    /// Server name (SNI) of its TLS handshake.
-    pub server_name: Option<&'a str>,
-}
-
-/// A share of requests, sampled at random.
-#[derive(Debug, Clone, Copy)]
-struct Share {
-    /// The share as a count of 2³².
-    threshold: u64,
-}
-
-impl Share {
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a share is 0 to 1
-    fn new(share: f64) -> Share {
-        Share {
-            threshold: (share.clamp(0.0, 1.0) * 4_294_967_296.0) as u64,
-        }
-    }
-
-    fn has(self, dice: u32) -> bool {
-        u64::from(dice) < self.threshold
-    }
-}
 
 /// Result of a request, filled in as it becomes known; dropping it records it.
 #[derive(Debug)]
@@ -89,19 +47,6 @@ pub struct Outcome {
     pub reached: Option<Box<Reached>>,
     /// True if it is sampled for the access log, even without an error.
     pub is_logged: bool,
-}
-
-/// Upstream of a request or connection.
-#[derive(Debug, Clone)]
-pub struct Reached {
-    /// The cluster.
-    pub cluster: Arc<str>,
-    /// The endpoint.
-    pub address: SocketAddr,
-    /// Local address of the connection to it.
-    pub local: Option<SocketAddr>,
-    /// Rule that chose it.
-    pub rule: Option<Arc<str>>,
 }
 
 impl Outcome {
@@ -180,51 +125,6 @@ impl Outcome {
 impl Drop for Outcome {
     fn drop(&mut self) {
         self.series.count(self.key, self.took(), self.sizes);
-    }
-}
-
-/// Record of a finished request or connection.
-#[derive(Debug)]
-pub struct Told<'a> {
-    /// The reporter, and the downstream connection.
-    pub teller: Teller<'a>,
-    /// The request's head, as it was sent on; empty for a TCP connection.
-    pub request: &'a Head,
-    /// The response's head.
-    pub response: &'a Head,
-    /// Labels of both peers.
-    pub labels: &'a Labels,
-    /// Application protocol.
-    pub protocol: Protocol,
-    /// HTTP status.
-    pub status: u16,
-    /// Envoy's response flag.
-    pub flag: &'static str,
-    /// gRPC status.
-    pub grpc: Option<u8>,
-    /// Duration.
-    pub took: Duration,
-    /// Bytes received and sent: of the bodies, or of a TCP connection.
-    pub bodies: (u64, u64),
-    /// The upstream, if one was chosen.
-    pub reached: Option<&'a Reached>,
-    /// The error, if there was one.
-    pub error: Option<&'a Error>,
-    /// True if it is sampled for the access log, even without an error.
-    pub is_logged: bool,
-}
-
-impl Told<'_> {
-    /// The path without the query, which may hold secrets.
-    fn path(&self) -> String {
-        let target = self.request.target();
-        let path = target.split(|b| *b == b'?').next().unwrap_or_default();
-        String::from_utf8_lossy(path).into_owned()
-    }
-
-    fn authority(&self) -> String {
-        let host = self.request.get(Known::Host).unwrap_or_default();
-        String::from_utf8_lossy(host).into_owned()
     }
 }
 

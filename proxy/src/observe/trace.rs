@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use super::labels::UNKNOWN;
 use super::queue::Queue;
-use super::{Reporter, Share, Told};
+use super::record::{Reporter, Share, Told};
 use leno_http::head::{Known, Version};
 
 /// Most spans that wait to be exported. One takes about 2 KiB, so that a collector that hangs costs about 1 MiB.

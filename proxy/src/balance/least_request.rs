@@ -10,16 +10,22 @@ pub(super) fn pick(
     in_flight: impl Fn(usize) -> u32,
     mut dice: impl FnMut() -> u32,
 ) -> usize {
-    let start = super::scaled(dice(), count);
+    let start = scaled(dice(), count);
     if count <= EXACT {
         let turned = (0..count).map(|i| (start + i) % count);
         return turned.min_by_key(|&i| in_flight(i)).unwrap_or(0);
     }
-    let other = (start + 1 + super::scaled(dice(), count - 1)) % count;
+    let other = (start + 1 + scaled(dice(), count - 1)) % count;
     match in_flight(other) < in_flight(start) {
         true => other,
         false => start,
     }
+}
+
+/// `dice`, uniform over `u32`, as a number below `count`.
+pub(super) fn scaled(dice: u32, count: usize) -> usize {
+    let scaled = (u64::from(dice) * count as u64) >> 32;
+    usize::try_from(scaled).unwrap_or(0)
 }
 
 #[cfg(test)]

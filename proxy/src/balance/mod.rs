@@ -4,11 +4,12 @@
 //! counters of an endpoint that stays.
 
 pub mod endpoint;
+mod endpoint_set;
 mod least_request;
 pub mod limits;
 pub mod outlier;
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -17,10 +18,11 @@ use tokio::time::Instant;
 
 use crate::error::{Error, Kind};
 pub use endpoint::Endpoint;
+pub use endpoint_set::EndpointSet;
 use leno_rules::config;
 use leno_rules::config::cluster::{Balance, Connections, Outlier};
 use limits::Load;
-use outlier::{Ejection, Fitness, Verdict};
+use outlier::{Ejection, Verdict};
 
 /// A set of endpoints that can serve the same requests.
 #[derive(Debug)]
@@ -41,9 +43,8 @@ pub struct Cluster {
     start: Instant,
     endpoints: ArcSwap<EndpointSet>,
     turn: AtomicU32,
-    /// Serialises ejections and returns. A pick checks no endpoint while `any_ejected` is false.
-    ejected: Mutex<()>,
-    any_ejected: AtomicBool,
+    /// Serialises changes of the endpoints, ejections and returns.
+    changes: Mutex<()>,
 }
 
 /// Requirements of a request on its endpoint.
@@ -55,87 +56,6 @@ pub struct Ask<'a> {
     pub is_replayable: bool,
     /// Time of the pick.
     pub now: Instant,
-}
-
-/// The endpoints of a moment, with the sums that picking needs.
-#[derive(Debug, Default)]
-pub struct EndpointSet {
-    endpoints: Vec<Arc<Endpoint>>,
-    /// Running sum of the weights; empty when all weigh the same.
-    sums: Vec<u32>,
-}
-
-impl EndpointSet {
-    /// A set of `endpoints`.
-    pub fn new(endpoints: Vec<Arc<Endpoint>>) -> EndpointSet {
-        let mut weights = endpoints.iter().map(|endpoint| endpoint.weight);
-        let first = weights.next();
-        let sums = match weights.all(|weight| Some(weight) == first) {
-            true => Vec::new(),
-            false => running_sums(&endpoints),
-        };
-        EndpointSet { endpoints, sums }
-    }
-
-    /// The endpoints.
-    pub fn endpoints(&self) -> &[Arc<Endpoint>] {
-        &self.endpoints
-    }
-
-    /// Index of the next endpoint; there is at least one.
-    fn choose(&self, balance: Balance, turn: &AtomicU32, mut dice: impl FnMut() -> u32) -> usize {
-        let at = match (self.endpoints.len(), balance) {
-            (1, _) => 0,
-            (_, Balance::Random) => self.by_weight(dice()),
-            (count, Balance::RoundRobin) => {
-                let turn = turn.fetch_add(1, Ordering::Relaxed) as usize;
-                match self.sums.last() {
-                    None => turn % count,
-                    Some(&total) => {
-                        let at = turn % total as usize;
-                        self.sums.partition_point(|&sum| sum as usize <= at)
-                    }
-                }
-            }
-            (count, Balance::LeastRequest) if self.sums.is_empty() => {
-                least_request::pick(count, |i| self.endpoints[i].in_flight(), dice)
-            }
-            // Unequal weights: two draws by weight, the less loaded of them for its weight.
-            (_, Balance::LeastRequest) => {
-                let load = |i: usize| {
-                    let endpoint: &Endpoint = &self.endpoints[i];
-                    f64::from(endpoint.in_flight()) / f64::from(endpoint.weight)
-                };
-                let (a, b) = (self.by_weight(dice()), self.by_weight(dice()));
-                if load(b) < load(a) { b } else { a }
-            }
-        };
-        at.min(self.endpoints.len() - 1)
-    }
-
-    /// Index of the endpoint at `dice`, by weight.
-    fn by_weight(&self, dice: u32) -> usize {
-        let Some(&total) = self.sums.last() else {
-            return scaled(dice, self.endpoints.len());
-        };
-        let at = scaled(dice, total as usize);
-        self.sums.partition_point(|&sum| sum as usize <= at)
-    }
-}
-
-fn running_sums(endpoints: &[Arc<Endpoint>]) -> Vec<u32> {
-    let mut sum = 0_u32;
-    let add = |endpoint: &Arc<Endpoint>| {
-        sum = sum.saturating_add(endpoint.weight);
-        sum
-    };
-    endpoints.iter().map(add).collect()
-}
-
-/// `dice`, uniform over `u32`, as a number below `count`.
-fn scaled(dice: u32, count: usize) -> usize {
-    let scaled = (u64::from(dice) * count as u64) >> 32;
-    usize::try_from(scaled).unwrap_or(0)
 }
 
 impl Cluster {
@@ -156,8 +76,7 @@ impl Cluster {
             start: before.map_or_else(Instant::now, |before| before.start),
             endpoints: ArcSwap::default(),
             turn: AtomicU32::new(0),
-            ejected: Mutex::default(),
-            any_ejected: AtomicBool::new(false),
+            changes: Mutex::default(),
         }
     }
 
@@ -169,86 +88,69 @@ impl Cluster {
     /// True when at least one of its endpoints has a sidecar.
     pub fn has_sidecars(&self) -> bool {
         let endpoints = self.endpoints.load();
-        endpoints.endpoints.iter().any(|e| e.tls.is_some())
+        endpoints.endpoints().iter().any(|e| e.tls.is_some())
     }
 
     /// Replaces the endpoints over which requests are spread.
     pub fn set_endpoints(&self, endpoints: Vec<Arc<Endpoint>>) {
-        let lock = self.lock();
-        self.endpoints.store(Arc::new(EndpointSet::new(endpoints)));
-        self.count_ejected(&lock);
+        let _lock = self.lock();
+        self.store(endpoints);
     }
 
-    /// Picks an endpoint and counts a request in flight on it. `dice` gives numbers uniform over `u32`.
+    /// Picks an endpoint and counts a request in flight on it: one on probation first, then an active one that was not
+    /// tried, then any that is left. `dice` gives numbers uniform over `u32`.
     ///
     /// # Errors
     /// [`Kind::NoEndpoint`] when there is none.
     pub fn pick(&self, ask: Ask<'_>, dice: impl FnMut() -> u32) -> Result<Lease, Error> {
-        let set = self.endpoints.load();
-        if set.endpoints.is_empty() {
-            let detail = format!("cluster {} has no endpoints", self.name);
-            return Err(Error::own(Kind::NoEndpoint, detail).behind(&self.object));
+        let mut set = self.endpoints.load();
+        if set.is_stale() {
+            self.sort_ejected(&self.lock());
+            set = self.endpoints.load();
         }
-        if ask.tried.is_empty() && !self.any_ejected.load(Ordering::Relaxed) {
-            let at = set.choose(self.balance, &self.turn, dice);
-            return Ok(Lease::new(&set.endpoints[at]));
-        }
-        self.pick_among(&set, ask, dice)
-    }
-
-    /// Picks around ejected and tried endpoints: one on probation first, then one not tried, then any that is left.
-    fn pick_among(
-        &self,
-        set: &EndpointSet,
-        ask: Ask<'_>,
-        dice: impl FnMut() -> u32,
-    ) -> Result<Lease, Error> {
-        let fitness = |endpoint: &Arc<Endpoint>| match self.outlier {
-            Some(_) => endpoint.health.fitness(ask.now),
-            None => Fitness::Fit,
-        };
-        let is_new = |endpoint: &&Arc<Endpoint>| !ask.tried.contains(&endpoint.id);
-        let of = |wanted: Fitness| set.endpoints.iter().filter(move |e| fitness(e) == wanted);
+        let may_probe = |endpoint: &&Arc<Endpoint>| !ask.tried.contains(&endpoint.id);
         let probe = |endpoint: &&Arc<Endpoint>| endpoint.health.begin_probe(ask.now);
         if ask.is_replayable
-            && let Some(endpoint) = of(Fitness::OnProbation).filter(is_new).find(probe)
+            && let Some(endpoint) = set.ejected().iter().filter(may_probe).find(probe)
         {
             return Ok(Lease::probe(endpoint));
         }
-        let fit: Vec<Arc<Endpoint>> = of(Fitness::Fit).cloned().collect();
-        let fresh: Vec<Arc<Endpoint>> = fit.iter().filter(is_new).cloned().collect();
-        let candidates = EndpointSet::new(if fresh.is_empty() { fit } else { fresh });
-        if !candidates.endpoints.is_empty() {
-            let at = candidates.choose(self.balance, &self.turn, dice);
-            return Ok(Lease::new(&candidates.endpoints[at]));
+        if let Some(endpoint) = set.choose(ask.tried, self.balance, &self.turn, dice) {
+            return Ok(Lease::new(endpoint));
         }
         // Nothing else is left: better a try than a sure failure.
-        if let Some(endpoint) = of(Fitness::OnProbation).find(probe) {
-            return Ok(Lease::probe(endpoint));
+        match set.ejected().iter().find(probe) {
+            Some(endpoint) => Ok(Lease::probe(endpoint)),
+            None => Err(self.no_endpoint(&set)),
         }
-        let why = set.endpoints.iter().find_map(|e| e.health.ejection());
-        let why = why.map_or(String::new(), |why| format!(", after {}", why.reason));
-        let detail = format!(
-            "cluster {}: every one of its {} endpoints is ejected{why}",
-            self.name,
-            set.endpoints.len()
-        );
-        Err(Error::own(Kind::NoEndpoint, detail).behind(&self.object))
+    }
+
+    fn no_endpoint(&self, set: &EndpointSet) -> Error {
+        let count = set.endpoints().len();
+        let detail = match count {
+            0 => format!("cluster {} has no endpoints", self.name),
+            _ => {
+                let why = set.ejected().iter().find_map(|e| e.health.ejection());
+                let why = why.map_or(String::new(), |why| format!(", after {}", why.reason));
+                format!(
+                    "cluster {}: every one of its {count} endpoints is ejected{why}",
+                    self.name
+                )
+            }
+        };
+        Error::own(Kind::NoEndpoint, detail).behind(&self.object)
     }
 
     /// An endpoint that may return, and that no request has probed for the base time of an ejection: the caller should
     /// probe it by connecting. The lease holds its one probe.
     pub fn due_for_a_look(&self, now: Instant) -> Option<Lease> {
         let outlier = self.outlier.as_ref()?;
-        if !self.any_ejected.load(Ordering::Relaxed) {
-            return None;
-        }
         let set = self.endpoints.load();
         let is_due = |endpoint: &&Arc<Endpoint>| {
-            let ejection = endpoint.health.ejection();
-            ejection.is_some_and(|ejection| ejection.until + outlier.base_time <= now)
+            let until = endpoint.health.ejected_until();
+            until.is_some_and(|until| until + outlier.base_time <= now)
         };
-        let mut due = set.endpoints.iter().filter(is_due);
+        let mut due = set.ejected().iter().filter(is_due);
         due.find(|endpoint| endpoint.health.begin_probe(now))
             .map(Lease::probe)
     }
@@ -264,25 +166,24 @@ impl Cluster {
                 true => health.eject(outlier, "its probe failed".to_owned(), self.start, now),
                 false => health.restore(now),
             }
-            self.count_ejected(&lock);
+            self.sort_ejected(&lock);
             return health.ejection();
         }
         let reason = health.count(outlier, verdict)?;
         let lock = self.lock();
         let set = self.endpoints.load();
-        let ejected = |e: &&Arc<Endpoint>| e.health.ejection().is_some();
-        let count = set.endpoints.iter().filter(ejected).count();
-        let is_new = health.ejection().is_none();
-        if !is_new {
+        if health.is_ejected() {
             // It may have been ejected on behalf of the cluster that this one replaced.
-            self.count_ejected(&lock);
+            self.sort_ejected(&lock);
             return None;
         }
-        if !outlier::may_eject(outlier, count, set.endpoints.len()) {
+        let ejected = |e: &&Arc<Endpoint>| e.health.is_ejected();
+        let count = set.endpoints().iter().filter(ejected).count();
+        if !outlier::may_eject(outlier, count, set.endpoints().len()) {
             return None;
         }
         health.eject(outlier, reason, self.start, now);
-        self.count_ejected(&lock);
+        self.sort_ejected(&lock);
         health.ejection()
     }
 
@@ -292,14 +193,17 @@ impl Cluster {
     }
 
     fn lock(&self) -> MutexGuard<'_, ()> {
-        self.ejected.lock().unwrap_or_else(PoisonError::into_inner)
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn count_ejected(&self, _lock: &MutexGuard<'_, ()>) {
-        let set = self.endpoints.load();
-        let any = set.endpoints.iter().any(|e| e.health.ejection().is_some());
-        let any = any && self.outlier.is_some();
-        self.any_ejected.store(any, Ordering::Relaxed);
+    /// Publishes the same endpoints after an ejection or a return.
+    fn sort_ejected(&self, _lock: &MutexGuard<'_, ()>) {
+        self.store(self.endpoints.load().endpoints().to_vec());
+    }
+
+    fn store(&self, endpoints: Vec<Arc<Endpoint>>) {
+        let set = EndpointSet::new(endpoints, self.outlier.is_some());
+        self.endpoints.store(Arc::new(set));
     }
 }
 

@@ -4,7 +4,7 @@
 //! Nothing runs in the background: the end of an ejection is computed when it begins, up to the next sweep that Envoy
 //! would make. Then one request at a time probes the endpoint, and its result decides.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -23,14 +23,22 @@ pub enum Verdict {
     TimedOut,
 }
 
-/// Health of an endpoint.
-#[derive(Debug, Default)]
+/// Health of an endpoint. Picks read it without a lock.
+#[derive(Debug)]
 pub struct Health {
     fives: AtomicU32,
     gateways: AtomicU32,
     locals: AtomicU32,
+    /// Nanoseconds from `born` to the end of the ejection in force, or [`ACTIVE`].
+    until: AtomicU64,
+    /// True while a request probes it.
+    is_probed: AtomicBool,
+    born: Instant,
     state: Mutex<State>,
 }
+
+/// The end of an ejection when there is none.
+const ACTIVE: u64 = u64::MAX;
 
 #[derive(Debug, Default)]
 struct State {
@@ -50,18 +58,20 @@ pub struct Ejection {
     pub until: Instant,
     /// Number of its ejections in a row.
     pub times: u32,
-    probing: bool,
 }
 
-/// Availability of an endpoint for requests.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fitness {
-    /// Takes any request.
-    Fit,
-    /// Takes one request, as a probe.
-    OnProbation,
-    /// Takes no request.
-    Unfit,
+impl Default for Health {
+    fn default() -> Health {
+        Health {
+            fives: AtomicU32::new(0),
+            gateways: AtomicU32::new(0),
+            locals: AtomicU32::new(0),
+            until: AtomicU64::new(ACTIVE),
+            is_probed: AtomicBool::new(false),
+            born: Instant::now(),
+            state: Mutex::default(),
+        }
+    }
 }
 
 impl Health {
@@ -70,31 +80,27 @@ impl Health {
         self.state().ejected.clone()
     }
 
-    /// Its availability at `now`.
-    pub fn fitness(&self, now: Instant) -> Fitness {
-        match &self.state().ejected {
-            None => Fitness::Fit,
-            Some(ejected) if ejected.until <= now && !ejected.probing => Fitness::OnProbation,
-            Some(_) => Fitness::Unfit,
-        }
+    /// True while it takes no request but a probe.
+    pub fn is_ejected(&self) -> bool {
+        self.until.load(Ordering::Relaxed) != ACTIVE
+    }
+
+    /// Time from which it may be probed, if it is ejected.
+    pub(super) fn ejected_until(&self) -> Option<Instant> {
+        let until = self.until.load(Ordering::Relaxed);
+        (until != ACTIVE).then(|| self.born + Duration::from_nanos(until))
     }
 
     /// Takes the one probe of an endpoint on probation; `false` when there is none to take.
     pub(super) fn begin_probe(&self, now: Instant) -> bool {
-        match &mut self.state().ejected {
-            Some(ejected) if ejected.until <= now && !ejected.probing => {
-                ejected.probing = true;
-                true
-            }
-            _ => false,
-        }
+        self.ejected_until().is_some_and(|until| until <= now)
+            && !self.is_probed.load(Ordering::Relaxed)
+            && !self.is_probed.swap(true, Ordering::Relaxed)
     }
 
     /// Gives the probe back: it had no result.
     pub(super) fn abandon_probe(&self) {
-        if let Some(ejected) = &mut self.state().ejected {
-            ejected.probing = false;
-        }
+        self.is_probed.store(false, Ordering::Relaxed);
     }
 
     /// Counts `verdict`. Returns the reason when the endpoint is to be ejected.
@@ -147,12 +153,16 @@ impl Health {
         state.times = state.times.saturating_add(1);
         let longest = outlier.max_time.max(outlier.base_time);
         let time = outlier.base_time.saturating_mul(state.times).min(longest);
+        let until = next_sweep(start, now + time, outlier.interval);
         state.ejected = Some(Ejection {
             reason,
-            until: next_sweep(start, now + time, outlier.interval),
+            until,
             times: state.times,
-            probing: false,
         });
+        let nanos = until.saturating_duration_since(self.born).as_nanos();
+        let nanos = u64::try_from(nanos).unwrap_or(ACTIVE).min(ACTIVE - 1);
+        self.until.store(nanos, Ordering::Relaxed);
+        self.is_probed.store(false, Ordering::Relaxed);
     }
 
     /// Ends the ejection.
@@ -160,6 +170,8 @@ impl Health {
         let mut state = self.state();
         state.ejected = None;
         state.returned = Some(now);
+        self.until.store(ACTIVE, Ordering::Relaxed);
+        self.is_probed.store(false, Ordering::Relaxed);
         for counter in [&self.fives, &self.gateways, &self.locals] {
             counter.store(0, Ordering::Relaxed);
         }
@@ -311,15 +323,13 @@ mod tests {
         health.eject(&outlier, "bad".to_owned(), start, start);
         let until = start + Duration::from_secs(30);
         let before = until - Duration::from_millis(1);
-        assert_eq!(health.fitness(before), Fitness::Unfit);
+        assert!(health.is_ejected());
         assert!(!health.begin_probe(before));
-        assert_eq!(health.fitness(until), Fitness::OnProbation);
         assert!(health.begin_probe(until));
-        assert_eq!(health.fitness(until), Fitness::Unfit);
         assert!(!health.begin_probe(until));
         health.abandon_probe();
         assert!(health.begin_probe(until));
         health.restore(until);
-        assert_eq!(health.fitness(until), Fitness::Fit);
+        assert!(!health.is_ejected() && !health.begin_probe(until));
     }
 }

@@ -127,16 +127,12 @@ fn next(cluster: &Cluster, ask: Ask<'_>, status: u16) -> Result<u16, Error> {
     Ok(lease.endpoint().address.port())
 }
 
-/// Fails every request to `port` until it takes none any more.
+/// Fails requests to `port` until it takes none any more.
 fn eject(cluster: &Cluster, port: u16) {
-    for _ in 0..20 {
-        let mut lease = cluster.pick(first(), || 0).expect("one is left");
-        let status = if lease.endpoint().address.port() == port {
-            500
-        } else {
-            200
-        };
-        cluster.report(&mut lease, Verdict::Status(status), Instant::now());
+    let set = cluster.endpoints();
+    let mut lease = Lease::new(&set.endpoints()[usize::from(port) - 1]);
+    while !lease.endpoint().health.is_ejected() {
+        cluster.report(&mut lease, Verdict::Status(500), Instant::now());
     }
 }
 
@@ -246,4 +242,96 @@ fn another_try_goes_elsewhere_while_there_is_an_elsewhere() {
         let lease = cluster.pick(ask, || 7).expect("one");
         assert!(expected.is_none_or(|id| lease.endpoint().id == id));
     }
+}
+
+/// Shares of `picks` among the endpoints that weren't tried, with those of `out` ejected.
+fn shares(balance: Balance, weights: &[u32], out: &[u16], tried: &[u16]) -> Vec<usize> {
+    let config = config::cluster::Cluster {
+        balance,
+        ..watched(100)
+    };
+    let cluster = of(&config, weights);
+    out.iter().for_each(|port| eject(&cluster, *port));
+    let set = cluster.endpoints();
+    let id = |port: &u16| set.endpoints()[usize::from(*port) - 1].id;
+    let tried: Vec<u64> = tried.iter().map(id).collect();
+    let mut rng = fastrand::Rng::with_seed(9);
+    let mut counts = vec![0; weights.len()];
+    for _ in 0..8000 {
+        let ask = Ask {
+            tried: &tried,
+            ..first()
+        };
+        let lease = cluster.pick(ask, || rng.u32(..)).expect("one is left");
+        counts[usize::from(lease.endpoint().address.port()) - 1] += 1;
+    }
+    counts
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_rest_share_by_weight_what_is_passed_over() {
+    for balance in [Balance::RoundRobin, Balance::Random, Balance::LeastRequest] {
+        for (weights, out, tried, expected) in [
+            (&[1, 2, 5][..], &[3][..], &[][..], &[2667, 5333, 0][..]),
+            (&[1, 2, 5], &[], &[3], &[2667, 5333, 0]),
+            (&[1, 2, 5], &[1], &[3], &[0, 8000, 0]),
+            (&[1, 1, 1, 1], &[1], &[2], &[0, 0, 4000, 4000]),
+            // One that was tried is taken again where the others are ejected.
+            (&[1, 1, 1], &[1, 2], &[3], &[0, 0, 8000]),
+        ] {
+            let counts = shares(balance, weights, out, tried);
+            let near = |(count, share): (&usize, &usize)| count.abs_diff(*share) < 200;
+            let is_fair = counts.iter().zip(expected).all(near);
+            assert!(
+                is_fair,
+                "{balance:?} {weights:?} {out:?} {tried:?}: {counts:?}"
+            );
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pick_allocates_nothing_whatever_it_passes_over() {
+    for balance in [Balance::RoundRobin, Balance::Random, Balance::LeastRequest] {
+        for weights in [&[1; 20][..], &[1, 2, 3, 4, 5, 6, 7]] {
+            let config = config::cluster::Cluster {
+                balance,
+                ..watched(100)
+            };
+            let cluster = of(&config, weights);
+            eject(&cluster, 2);
+            eject(&cluster, 4);
+            let set = cluster.endpoints();
+            assert_eq!(set.ejected().len(), 2, "{balance:?}");
+            let tried = [set.endpoints()[0].id, set.endpoints()[2].id];
+            let mut rng = fastrand::Rng::with_seed(5);
+            for tried in [&tried[..0], &tried[..1], &tried[..]] {
+                let ask = Ask { tried, ..first() };
+                // The first load of a swap in a thread allocates its own slot.
+                drop(cluster.pick(ask, || rng.u32(..)));
+                let allocated = allocation_counter::measure(|| {
+                    for _ in 0..100 {
+                        drop(cluster.pick(ask, || rng.u32(..)).expect("one is left"));
+                    }
+                });
+                assert_eq!(allocated.count_total, 0, "{balance:?}, {tried:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_ejection_that_another_cluster_ended_is_over_here_too() {
+    let config = watched(50);
+    let cluster = of(&config, &[1, 1, 1]);
+    eject(&cluster, 2);
+    let replaced = Cluster::new(&config, Some(&cluster));
+    replaced.set_endpoints(cluster.endpoints().endpoints().to_vec());
+    tokio::time::advance(Duration::from_secs(10)).await;
+    // A request of the replaced cluster probes the endpoint, which does well.
+    assert_eq!(next(&cluster, first(), 200).expect("the probe"), 2);
+    let ports: Vec<_> = (0..3)
+        .map(|_| next(&replaced, first(), 200).expect("one"))
+        .collect();
+    assert!(ports.contains(&2), "{ports:?}");
 }

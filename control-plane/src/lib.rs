@@ -12,6 +12,7 @@ pub mod istio;
 pub mod map;
 pub mod mesh;
 pub mod metrics;
+pub mod object;
 pub mod source;
 pub mod translate;
 pub mod web;

@@ -96,17 +96,18 @@ const PROXY: &[(&str, &str)] = &[
 ];
 
 const CONTROL_PLANE: &[(&str, &str)] = &[
-    ("app", "auth ca istio map metrics source web xds"),
+    ("app", "auth ca istio map metrics object source web xds"),
     ("auth", "ca"),
     ("ca", "auth metrics"),
-    ("cli", "app ca inject istio mesh source"),
+    ("cli", "app ca inject istio mesh object source"),
     ("inject", "ca"),
-    ("istio", ""),
+    ("istio", "object"),
     ("lib", ""),
-    ("map", "istio mesh source"),
+    ("map", "mesh object source"),
     ("mesh", ""),
     ("metrics", ""),
-    ("source", "istio mesh"),
+    ("object", ""),
+    ("source", "istio mesh object"),
     ("translate", "mesh"),
     ("web", "map metrics xds"),
     ("xds", "auth ca map mesh metrics source translate"),

@@ -7,10 +7,11 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use fastrand::Rng;
-use leno_control_plane::istio::{Limits, Severity};
+use leno_control_plane::istio::Limits;
 use leno_control_plane::mesh::policy::Mode;
 use leno_control_plane::mesh::workload::Labels;
 use leno_control_plane::mesh::{Mesh, OutboundTrafficPolicy};
+use leno_control_plane::object::{Origin, Severity};
 use leno_control_plane::source::State;
 use leno_control_plane::source::compile::Settings;
 use leno_control_plane::source::file::{Options, Source};
@@ -299,10 +300,12 @@ fn a_security_object_in_the_text_is_never_without_effect_and_without_a_word() {
                 };
                 let name = path.file_name().expect("a name").to_string_lossy();
                 let is_known = state.objects.iter().any(|known| {
-                    *known.place.file == seen.file && seen.lines.contains(&known.place.line)
+                    let Origin::File(place) = &known.origin;
+                    *place.file == seen.file && seen.lines.contains(&place.line)
                 });
                 let is_named = state.problems.iter().any(|problem| {
-                    let is_its_own = *problem.place.file == seen.file
+                    let Origin::File(place) = &problem.origin;
+                    let is_its_own = *place.file == seen.file
                         && (problem.severity == Severity::Error || !seen.has_spec);
                     is_its_own || problem.message.contains(&*name)
                 });

@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::status;
-use crate::istio::{Limits, Severity};
+use crate::istio::Limits;
+use crate::object::Severity;
 use crate::source::compile::Settings;
 use crate::source::file::{Options, Source};
 
@@ -62,7 +63,7 @@ pub async fn run(args: Args) -> Result<bool, String> {
         .filter_map(|one| Some((one, one.closes()?)))
     {
         let (one, how) = closed;
-        println!("{}: closed: {}: {how}", one.place, one.key);
+        println!("{}: closed: {}: {how}", one.origin, one.key);
     }
     eprintln!("{}", state.counts);
     Ok(good)

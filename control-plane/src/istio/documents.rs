@@ -6,10 +6,11 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
+use super::Limits;
 use super::header::{closes, header, is_namespace, items, parts};
-use super::kinds::{Class, Closed, PROTECTING, SECURITY, classify, closed_near, nearest};
+use super::kinds::{Class, PROTECTING, SECURITY, classify, closed_by, closed_near, nearest};
 use super::yaml::{Id, Tree};
-use super::{Closes, Key, Limits};
+use crate::object::{Closed, Closes, Key};
 
 /// Turns line breaks into `\n` and removes byte order marks at line starts, as in files made on Windows or concatenated
 /// from several. Line numbers don't change.
@@ -172,7 +173,7 @@ fn read(tree: &mut Tree<'_>, root: Id, found: &mut Vec<Hidden>) {
     }
     let header = header(tree, root);
     let closed = match classify(header.api_version, header.kind) {
-        Class::Read(_) => header.kind.and_then(Closed::by),
+        Class::Read(_) => header.kind.and_then(closed_by),
         Class::Unread { closed, .. } => closed,
         Class::List => None,
     };

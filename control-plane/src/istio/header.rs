@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use super::Selector;
 use super::de;
-use super::kinds::{Closed, nearest};
+use super::kinds::nearest;
 use super::yaml::{Id, Tree};
-use super::{Closes, Key, Selector};
+use crate::object::{Closed, Closes, Key};
 
 /// Replaces bytes that aren't UTF-8: a name with it isn't the one in the file.
 const TORN: &str = "\u{fffd}";

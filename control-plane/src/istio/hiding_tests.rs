@@ -1,7 +1,8 @@
 //! Each object of a text is read as an object or reported in a problem, in whatever form it is written.
 
-use super::tests::{only, read_text};
+use super::tests::{only, place, read_text};
 use super::*;
+use crate::object::Severity;
 
 /// The problems of a text, each as a person reads it.
 fn problems(text: &str) -> Vec<String> {
@@ -21,7 +22,8 @@ fn closings(text: &str) -> Vec<String> {
         let closes = closes.map_or_else(String::new, |c| format!("{:?} {:?}", c.how, c.selector));
         format!(
             "{} {:?} {key} {closes}",
-            problem.place.line, problem.severity
+            place(&problem.origin).line,
+            problem.severity
         )
     };
     all.iter().map(one).collect()
@@ -94,8 +96,8 @@ fn the_items_of_a_list_are_objects_with_places_of_their_own() {
         objects, problems, ..
     } = read_text(block);
     assert_eq!(objects.len(), 1, "{problems:?}");
-    assert_eq!(objects[0].place.to_string(), "a.yaml:3:3");
-    assert_eq!(problems[0].place.to_string(), "a.yaml:24:13");
+    assert_eq!(objects[0].origin.to_string(), "a.yaml:3:3");
+    assert_eq!(problems[0].origin.to_string(), "a.yaml:24:13");
     // Its text is an object by itself, as a restart reads it.
     let alone = only(&objects[0].text).expect("an object");
     assert_eq!(
@@ -109,12 +111,12 @@ fn the_items_of_a_list_are_objects_with_places_of_their_own() {
     let Contents {
         objects, problems, ..
     } = read_text(flow);
-    assert_eq!(objects[0].place.to_string(), "a.yaml:4:3");
+    assert_eq!(objects[0].origin.to_string(), "a.yaml:4:3");
     assert_eq!(
         only(&objects[0].text).expect("an object").spec,
         objects[0].spec
     );
-    let places: Vec<u64> = problems.iter().map(|p| p.place.line).collect();
+    let places: Vec<u64> = problems.iter().map(|p| place(&p.origin).line).collect();
     assert_eq!(places, [6, 6], "{problems:?}");
     assert_eq!(closings("apiVersion: v1\nkind: List\n"), ["1 Error  "]);
     assert!(closings("apiVersion: v1\nkind: List\nitems: []\n").is_empty());
@@ -318,9 +320,12 @@ fn a_string_that_matches_nothing_is_an_error_in_a_deny_and_a_warning_in_an_allow
         assert!(denied.objects.is_empty(), "{rule}");
         assert_eq!(denied.problems.len(), 1, "{:?}", denied.problems);
         let problem = &denied.problems[0];
-        assert_eq!((problem.severity, problem.place.line), (Severity::Error, 7));
+        assert_eq!(
+            (problem.severity, place(&problem.origin).line),
+            (Severity::Error, 7)
+        );
         assert!(
-            problem.place.column > 10 && problem.closes.is_some(),
+            place(&problem.origin).column > 10 && problem.closes.is_some(),
             "{problem}"
         );
         let allowed = policy("ALLOW", &rule);

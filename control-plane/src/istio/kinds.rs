@@ -1,7 +1,7 @@
 //! The kinds of objects, and the severity of those that aren't read: an error for one that may restrict access, a
 //! notice for one without effect on access or routing.
 
-use super::Severity;
+use crate::object::{Closed, Severity};
 
 /// Group of routing objects.
 pub(super) const NETWORKING: &str = "networking.istio.io";
@@ -28,23 +28,12 @@ pub(super) enum Kind {
     AuthorizationPolicy,
 }
 
-/// The fail-closed effect of a security object that can't be used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Closed {
-    /// Mutual TLS is required.
-    Strict,
-    /// Every request is denied.
-    Deny,
-}
-
-impl Closed {
-    /// The effect of an object of `kind` that isn't in force; `None` for a kind that doesn't restrict access.
-    pub(super) fn by(kind: &str) -> Option<Closed> {
-        match kind {
-            "PeerAuthentication" => Some(Closed::Strict),
-            "AuthorizationPolicy" | "RequestAuthentication" => Some(Closed::Deny),
-            _ => None,
-        }
+/// The effect of an object of `kind` that isn't in force; `None` for a kind that doesn't restrict access.
+pub(super) fn closed_by(kind: &str) -> Option<Closed> {
+    match kind {
+        "PeerAuthentication" => Some(Closed::Strict),
+        "AuthorizationPolicy" | "RequestAuthentication" => Some(Closed::Deny),
+        _ => None,
     }
 }
 
@@ -217,7 +206,7 @@ pub(super) fn classify(api_version: Option<&str>, kind: Option<&str>) -> Class {
         if versions.contains(&version) {
             return Class::Read(*known);
         }
-        return error(not_read(api_version, kind), Closed::by(kind));
+        return error(not_read(api_version, kind), closed_by(kind));
     }
     // `kubectl get -o yaml` writes a List; the API's own lists are named after their kind.
     let listed = kind.strip_suffix("List");
@@ -232,7 +221,7 @@ pub(super) fn classify(api_version: Option<&str>, kind: Option<&str>) -> Class {
         return Class::Unread {
             severity: *severity,
             message: (*text).to_owned(),
-            closed: Closed::by(kind).filter(|_| group == SECURITY),
+            closed: closed_by(kind).filter(|_| group == SECURITY),
         };
     }
     unknown(api_version, group, kind)
@@ -245,7 +234,7 @@ fn half(api_version: Option<&str>, kind: Option<&str>) -> Class {
     let is_group = group.is_some_and(|group| !group.is_empty() && nearest(group, groups).is_some());
     let near = kind.and_then(|kind| nearest(kind, known().map(|(_, kind)| kind)));
     let closed = match (near, group) {
-        (Some(kind), _) => Closed::by(kind),
+        (Some(kind), _) => closed_by(kind),
         (_, Some(group)) => {
             (nearest(group, [SECURITY].into_iter()).is_some()).then_some(Closed::Deny)
         }
@@ -269,7 +258,7 @@ fn half(api_version: Option<&str>, kind: Option<&str>) -> Class {
 /// Classifies a kind that its group doesn't have, as far as Leno knows.
 fn unknown(api_version: &str, group: &str, kind: &str) -> Class {
     if group.is_empty() && api_version != "v1" {
-        return error(not_read(api_version, kind), Closed::by(kind));
+        return error(not_read(api_version, kind), closed_by(kind));
     }
     if group.is_empty() && CORE.contains(&kind) && kind != "List" {
         return not_used(api_version, kind);
@@ -297,7 +286,7 @@ fn unknown(api_version: &str, group: &str, kind: &str) -> Class {
         };
     }
     if READ.iter().any(|(g, k, ..)| *g != group && *k == kind) {
-        return error(not_read(api_version, kind), Closed::by(kind));
+        return error(not_read(api_version, kind), closed_by(kind));
     }
     let own = known().chain(CORE.iter().map(|kind| ("", *kind)));
     let own: Vec<&str> = own.filter(|(g, _)| *g == group).map(|(_, k)| k).collect();
@@ -318,7 +307,7 @@ fn is_lost(group: &str, kind: &str) -> bool {
 /// The effect of a security object of an unknown kind: that of the nearest known one, or else [`Closed::Deny`].
 pub(super) fn closed_near(kind: &str) -> Closed {
     let near = nearest(kind, PROTECTING.into_iter());
-    near.and_then(Closed::by).unwrap_or(Closed::Deny)
+    near.and_then(closed_by).unwrap_or(Closed::Deny)
 }
 
 fn error(message: String, closed: Option<Closed>) -> Class {

@@ -20,16 +20,14 @@ pub mod wildcard;
 mod yaml;
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::Deserialize;
 
+use crate::object::{Closes, Key, Origin, Problem};
 pub use authorization_policy::AuthorizationPolicy;
 pub use destination_rule::DestinationRule;
 pub use documents::{Hidden, documents, hidden};
-pub use kinds::Closed;
 pub use peer_authentication::PeerAuthentication;
 pub use reader::{read, unreadable};
 pub use service::Service;
@@ -57,50 +55,13 @@ impl Default for Limits {
     }
 }
 
-/// A place in a file; line and column count from 1.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Place {
-    /// The file.
-    pub file: Arc<PathBuf>,
-    /// The line.
-    pub line: u64,
-    /// The column.
-    pub column: u64,
-}
-
-impl fmt::Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}", self.file.display(), self.line, self.column)
-    }
-}
-
-/// The identity of an object; a part that isn't known is empty.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Key {
-    /// Its kind.
-    pub kind: String,
-    /// Its namespace.
-    pub namespace: String,
-    /// Its name.
-    pub name: String,
-}
-
-impl fmt::Display for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let or_unknown = |text: &'_ str| if text.is_empty() { "?" } else { text }.to_owned();
-        let [namespace, name, kind] =
-            [&self.namespace, &self.name, &self.kind].map(|text| or_unknown(text));
-        write!(f, "{namespace}/{name} {kind}")
-    }
-}
-
 /// An object that was read without an error.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Object {
     /// Its kind, namespace and name.
     pub key: Key,
-    /// The place at which it begins.
-    pub place: Place,
+    /// Its origin: the place at which it begins.
+    pub origin: Origin,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
     /// True for a policy in dry-run mode (`istio.io/dry-run`), which isn't enforced.
@@ -125,7 +86,7 @@ impl Object {
             _ => return None,
         };
         Some(Closes {
-            how: Closed::by(&self.key.kind)?,
+            how: kinds::closed_by(&self.key.kind)?,
             selector: selector.clone().unwrap_or_default().match_labels,
         })
     }
@@ -151,56 +112,6 @@ pub enum Spec {
     DestinationRule(DestinationRule),
     PeerAuthentication(PeerAuthentication),
     AuthorizationPolicy(AuthorizationPolicy),
-}
-
-/// A finding about a file or an object: an error, a warning or a notice.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Problem {
-    /// Its place.
-    pub place: Place,
-    /// The object, as far as it is known.
-    pub key: Option<Key>,
-    /// The fail-closed effect until the object can be read, for one that restricts access.
-    pub closes: Option<Closes>,
-    /// Its severity.
-    pub severity: Severity,
-    /// The message, for a person.
-    pub message: String,
-}
-
-/// The fail-closed effect of a security object that isn't in force, until it is.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Closes {
-    /// The effect.
-    pub how: Closed,
-    /// Labels of the workloads that it selects; empty for its whole namespace.
-    pub selector: BTreeMap<String, String>,
-}
-
-/// The severity of a problem.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Severity {
-    /// Information for the operator; nothing is wrong.
-    Notice,
-    /// The object is used, but hardly has the effect that its author intended.
-    Warning,
-    /// The object is not used in this form.
-    Error,
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let severity = match self.severity {
-            Severity::Error => "error",
-            Severity::Warning => "warning",
-            Severity::Notice => "notice",
-        };
-        write!(f, "{}: {severity}: ", self.place)?;
-        if let Some(key) = &self.key {
-            write!(f, "{key}: ")?;
-        }
-        f.write_str(&self.message)
-    }
 }
 
 /// The selector of an object's workloads; without labels it selects the whole namespace.

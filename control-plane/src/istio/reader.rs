@@ -11,11 +11,12 @@ use serde::{Deserialize, Deserializer};
 use super::de::{self, MAX_FAULTS, Mistake};
 use super::documents::{self, Hidden, documents, hidden};
 use super::header::{METADATA, closes, header, is_namespace, items, labels_at, parts};
-use super::kinds::{self, Class, Closed, Kind, PROTECTING};
+use super::kinds::{self, Class, Kind, PROTECTING, closed_by};
 use super::unread::{fence, pods};
 use super::wildcard::{self, Flaw, Wildcard};
 use super::yaml::{Id, Mark, Tree};
-use super::{Closes, Contents, Key, Limits, Object, Place, Problem, Severity, Spec};
+use super::{Contents, Limits, Object, Spec};
+use crate::object::{Closed, Closes, Key, Origin, Place, Problem, Severity};
 
 /// The top-level fields of an object around its spec.
 #[derive(Debug, Deserialize)]
@@ -155,18 +156,18 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn place(&self, mark: Mark) -> Place {
-        Place {
+    fn origin(&self, mark: Mark) -> Origin {
+        Origin::File(Place {
             file: Arc::clone(self.file),
             line: self.line + mark.line,
             column: mark.column,
-        }
+        })
     }
 
     fn problem(&mut self, severity: Severity, mark: Mark, key: Option<Key>, message: String) {
-        let place = self.place(mark);
+        let origin = self.origin(mark);
         self.out.problems.push(Problem {
-            place,
+            origin,
             key,
             closes: None,
             severity,
@@ -333,7 +334,7 @@ impl<'a> Reader<'a> {
     /// Reads an object of a kind that is read.
     fn known(&mut self, tree: &mut Tree<'_>, root: Id, text: &str, kind: Kind, key: Key) {
         let (before, mark) = (self.out.problems.len(), tree.mark(root));
-        let closes = Closed::by(&key.kind).map(|how| closes(tree, root, how));
+        let closes = closed_by(&key.kind).map(|how| closes(tree, root, how));
         // With duplicate keys, the annotation may not be intended.
         let dry_run = self.dry_run(tree, root, &key) && tree.duplicates(root).is_empty();
         if key.name.is_empty() {
@@ -354,7 +355,7 @@ impl<'a> Reader<'a> {
                     false => tree.flow(root).into(),
                 };
                 self.out.objects.push(Object {
-                    place: self.place(mark),
+                    origin: self.origin(mark),
                     labels: labels_at(tree, root, &["metadata", "labels"]),
                     dry_run,
                     spec,
@@ -499,7 +500,7 @@ impl<'a> Reader<'a> {
         };
         let list = header(tree, root).key().kind;
         let kind = list.strip_suffix("List");
-        let closed = kind.and_then(Closed::by);
+        let closed = kind.and_then(closed_by);
         for item in items {
             if tree.entries(item).is_none() {
                 return self.unreadable(tree.mark(item), message, text);

@@ -1,4 +1,13 @@
+use std::path::PathBuf;
+
 use super::*;
+use crate::object::{Origin, Place, Severity};
+
+/// The place of an origin in a file.
+pub(super) fn place(origin: &Origin) -> &Place {
+    let Origin::File(place) = origin;
+    place
+}
 
 pub(super) fn read_text(text: &str) -> Contents {
     read(&Arc::new(PathBuf::from("a.yaml")), text, &Limits::default())
@@ -101,7 +110,7 @@ fn the_guides_objects_are_read_as_they_stand() {
         objects[0].key.to_string(),
         "default/user-service VirtualService"
     );
-    assert_eq!(objects[1].place.to_string(), "a.yaml:29:1");
+    assert_eq!(objects[1].origin.to_string(), "a.yaml:29:1");
     let Spec::VirtualService(rules) = &objects[0].spec else {
         panic!("{objects:?}");
     };
@@ -165,7 +174,7 @@ fn a_broken_document_leaves_its_neighbours_alone() {
         "{service}---\nkind: [\n---\n# nothing\n---\n{service}"
     ));
     assert_eq!((all.objects.len(), all.problems.len()), (2, 1), "{all:?}");
-    assert_eq!(all.objects[1].place.line, 10);
+    assert_eq!(place(&all.objects[1].origin).line, 10);
     assert!(all.is_torn);
 }
 

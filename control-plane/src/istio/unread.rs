@@ -1,9 +1,10 @@
 //! Objects of kinds that aren't read, as far as they matter: a `Sidecar`'s restrictions, and the pods of others.
 
+use super::Pods;
 use super::header::{header, labels_at};
 use super::kinds::NETWORKING;
 use super::yaml::{Id, Tree};
-use super::{Key, Pods};
+use crate::object::Key;
 
 /// The error for a `Sidecar` object with restrictions or ingress listeners, which Leno doesn't enforce; `None` without.
 pub(super) fn fence(tree: &Tree<'_>, root: Id) -> Option<String> {

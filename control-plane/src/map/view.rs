@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{Book, Counts, Edge, EdgeKey, WINDOW};
-use crate::istio::Severity;
 use crate::mesh::service::{Endpoint, Endpoints, Protocol, Service};
 use crate::mesh::{Mesh, Node, selects};
+use crate::object::Severity;
 use crate::source::{Known, Rejected, State};
 
 /// The whole map, as it is now. `proxies` are the open streams, as the hub shows them.
@@ -294,19 +294,17 @@ fn sidecars(book: &Book, streams: &[Value], now: Instant) -> Vec<Value> {
 /// Objects of the configuration, broken ones first.
 fn objects(state: &State) -> Vec<Value> {
     let mut all: BTreeMap<_, (Option<String>, u8, Vec<String>)> = BTreeMap::new();
-    for Known { key, place, .. } in state.objects.iter() {
+    for Known { key, origin, .. } in state.objects.iter() {
         let key = (key.kind.clone(), key.namespace.clone(), key.name.clone());
-        all.entry(key).or_default().0 = Some(format!("{}:{}", file_name(&place.file), place.line));
+        all.entry(key).or_default().0 = Some(origin.name_and_line());
     }
     for problem in state.problems.iter() {
         let key = match &problem.key {
             Some(key) => (key.kind.clone(), key.namespace.clone(), key.name.clone()),
-            None => (String::new(), String::new(), file_name(&problem.place.file)),
+            None => (String::new(), String::new(), problem.origin.name()),
         };
         let (place, worst, messages) = all.entry(key).or_default();
-        place.get_or_insert_with(|| {
-            format!("{}:{}", file_name(&problem.place.file), problem.place.line)
-        });
+        place.get_or_insert_with(|| problem.origin.name_and_line());
         *worst = (*worst).max(match problem.severity {
             Severity::Notice => 0,
             Severity::Warning => 1,
@@ -375,11 +373,6 @@ fn node_id(service: &Service) -> String {
         (Some(name), Some(namespace), Some("svc")) => format!("{namespace}/{name}"),
         _ => super::id(&service.namespace, &service.host),
     }
-}
-
-fn file_name(path: &std::path::Path) -> String {
-    let name = path.file_name().unwrap_or(path.as_os_str());
-    name.to_string_lossy().into_owned()
 }
 
 #[allow(clippy::cast_precision_loss)] // counts of seconds

@@ -8,11 +8,12 @@ use crate::istio::destination_rule as dr;
 use crate::istio::service::TargetPort;
 use crate::istio::service_entry::{Location, Resolution};
 use crate::istio::virtual_service as vs;
-use crate::istio::{self, Key, Object, Pods, Problem, Severity, Spec};
+use crate::istio::{self, Object, Pods, Spec};
 use crate::mesh::route::{DestinationRule, Routing, Subset, Target};
 use crate::mesh::service::{Endpoint, Endpoints, Name, Port, Protocol, Service, Workload};
 use crate::mesh::workload::Index;
 use crate::mesh::{Mesh, OutboundTrafficPolicy, selects};
+use crate::object::{Key, Problem, Severity};
 
 /// Mesh-wide settings.
 #[derive(Debug, Clone)]
@@ -99,7 +100,7 @@ pub(super) struct Compiler<'a> {
 impl Compiler<'_> {
     pub(super) fn problem(&mut self, object: &Object, severity: Severity, message: String) {
         self.problems.push(Problem {
-            place: object.place.clone(),
+            origin: object.origin.clone(),
             key: Some(object.key.clone()),
             closes: None,
             severity,

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use crate::istio::Object;
 use crate::istio::destination_rule::{self as dr, SimpleLb};
 use crate::istio::peer_authentication::Mode as SaidMode;
 use crate::istio::virtual_service as vs;
 use crate::istio::wildcard::Wildcard;
-use crate::istio::{Object, Place};
 use crate::mesh::policy::Mode;
 use crate::mesh::route::{
     Balance, Ejection, HttpVersion, Keepalive, Match, Policy, Retries, RetryPolicy, Rule,
@@ -69,7 +69,7 @@ pub(super) fn rule(object: &Object, index: usize, said: &vs::HttpRoute) -> Resul
     };
     Ok(Rule {
         object: format!("{} http[{index}]{name}", object.key),
-        file: file_and_line(&object.place),
+        file: object.origin.name_and_line(),
         matches: said
             .matches
             .iter()
@@ -100,11 +100,6 @@ fn retries(said: Option<&vs::HttpRetry>) -> Retries {
         codes: on.codes,
         backoff: said.backoff.map(|time| time.0),
     })
-}
-
-fn file_and_line(place: &Place) -> String {
-    let file = place.file.file_name().unwrap_or_default().to_string_lossy();
-    format!("{file}:{}", place.line)
 }
 
 fn http_match(said: &vs::HttpMatch) -> Result<Match, String> {

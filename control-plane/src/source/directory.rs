@@ -5,7 +5,8 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use crate::istio::{Hidden, Limits, Severity, hidden};
+use crate::istio::{Hidden, Limits, hidden};
+use crate::object::Severity;
 
 /// Most files of a directory.
 const MAX_FILES: usize = 100_000;

@@ -14,8 +14,9 @@ use super::directory::{self, Files, Large};
 use super::dns::Addresses;
 use super::last_good::{Applied, Good, LastGood, Reading};
 use super::{Counts, Known, Rejected, State};
-use crate::istio::{self, Contents, Key, Limits, Place, Problem, Severity};
+use crate::istio::{self, Contents, Limits};
 use crate::mesh::{Draining, Mesh};
+use crate::object::{Key, Origin, Place, Problem, Severity};
 
 /// Comment before each last good form, with the file that it came from.
 const FROM: &str = "# from: ";
@@ -172,7 +173,7 @@ impl Source {
         let read = reading.values().flat_map(|contents| &contents.objects);
         let objects = read.map(|object| Known {
             key: object.key.clone(),
-            place: object.place.clone(),
+            origin: object.origin.clone(),
             text: Arc::clone(&object.text),
         });
         self.objects = Arc::new(objects.collect());
@@ -202,7 +203,7 @@ impl Source {
         }
         let known: HashSet<&Rejected> = self.rejected.iter().collect();
         for one in rejected.iter().filter(|one| !known.contains(one)) {
-            tracing::error!("{}: {}: {}", one.place, one.key, one.standing());
+            tracing::error!("{}: {}: {}", one.origin, one.key, one.standing());
         }
         let still: HashSet<&Key> = rejected.iter().map(|one| &one.key).collect();
         for one in self.rejected.iter().filter(|one| !still.contains(&one.key)) {
@@ -306,7 +307,7 @@ impl Source {
             return;
         };
         let document = |good: &Good| {
-            let (file, text) = (good.object.place.file.display(), &good.object.text);
+            let (file, text) = (good.object.origin.source(), &good.object.text);
             let taken = seconds(good.taken);
             let stale = good
                 .stale
@@ -401,11 +402,11 @@ async fn settle(changed: &mut mpsc::UnboundedReceiver<()>) {
 
 fn at_file(file: Arc<PathBuf>, message: String) -> Problem {
     Problem {
-        place: Place {
+        origin: Origin::File(Place {
             file,
             line: 1,
             column: 1,
-        },
+        }),
         key: None,
         closes: None,
         severity: Severity::Error,

@@ -8,8 +8,9 @@ use std::time::SystemTime;
 
 use super::compile::{Settings, compile};
 use super::{Counts, Rejected, Runs};
-use crate::istio::{Contents, Key, Object, Pods, Problem, Severity};
+use crate::istio::{Contents, Object, Pods};
 use crate::mesh::Mesh;
+use crate::object::{Key, Problem, Severity};
 
 /// The contents of each file. A directory that can't be read stands for all files below it.
 pub type Reading = BTreeMap<Arc<PathBuf>, Contents>;
@@ -95,7 +96,7 @@ impl LastGood {
         let rejected = self.rejected(&read, &used, &mesh, now);
         self.keep(used, &rejected, now);
         read.problems.extend(problems);
-        read.problems.sort_by(|a, b| a.place.cmp(&b.place));
+        read.problems.sort_by(|a, b| a.origin.cmp(&b.origin));
         let stale: HashSet<&Key> = rejected.iter().map(|rejected| &rejected.key).collect();
         let is_stale = |key: &Key| stale.contains(key);
         let in_force = self.good.values().filter(|good| !good.object.dry_run);
@@ -148,7 +149,7 @@ impl LastGood {
         let of = |key: &Key, problem: &Problem, runs: Runs| Rejected {
             since: since(key),
             key: key.clone(),
-            place: problem.place.clone(),
+            origin: problem.origin.clone(),
             reason: problem.message.clone(),
             runs,
         };
@@ -236,7 +237,7 @@ impl Read {
             return;
         };
         let held = good.values().map(|good| &good.object);
-        let held = held.filter(|object| object.place.file.starts_with(&**file));
+        let held = held.filter(|object| object.origin.is_below(file));
         for object in held.filter(|object| !named.contains(&object.key)) {
             if !self.objects.contains_key(&object.key) {
                 self.objects.insert(object.key.clone(), Arc::clone(object));
@@ -255,8 +256,8 @@ impl Read {
             (Some(problem), _) => self.break_beside(problem),
             (None, Some(first)) => {
                 self.problems.push(Problem {
-                    message: format!("stands at {} as well; that one is used", first.place),
-                    place: object.place,
+                    message: format!("stands at {} as well; that one is used", first.origin),
+                    origin: object.origin,
                     key: Some(object.key),
                     closes: None,
                     severity: Severity::Error,

@@ -16,16 +16,16 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::istio::{Closed, Closes, Key, Place, Problem};
 use crate::mesh::Mesh;
+use crate::object::{Closed, Closes, Key, Origin, Problem};
 
 /// An object that could be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Known {
     /// Its kind, namespace and name.
     pub key: Key,
-    /// The place where it begins.
-    pub place: Place,
+    /// Its origin: the place where it begins.
+    pub origin: Origin,
     /// Its text, as it stands in the file.
     pub text: Arc<str>,
 }
@@ -52,8 +52,8 @@ pub struct State {
 pub struct Rejected {
     /// The object, as far as it can be identified.
     pub key: Key,
-    /// The place of its text.
-    pub place: Place,
+    /// The origin of its text.
+    pub origin: Origin,
     /// The reason why it is not in force.
     pub reason: String,
     /// The time at which this was seen first.
@@ -125,7 +125,7 @@ impl Rejected {
             _ => None,
         };
         json!({
-            "object": self.key.to_string(), "place": self.place.to_string(), "reason": self.reason,
+            "object": self.key.to_string(), "place": self.origin.to_string(), "reason": self.reason,
             "since": rfc3339(self.since), "runs": self.runs.name(), "form_of": taken,
             "closes": self.closes(), "standing": self.standing(),
         })

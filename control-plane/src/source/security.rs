@@ -11,11 +11,12 @@ use super::selectors::Workloads;
 use crate::istio::authorization_policy as authz;
 use crate::istio::peer_authentication::Mtls;
 use crate::istio::service_entry::{Location, Resolution};
-use crate::istio::{self, Closed, Closes, Key, Object, Problem, Severity, Spec};
+use crate::istio::{self, Object, Spec};
 use crate::mesh::policy::{
     AuthorizationPolicy, Mode, Operation, PeerAuthentication, PolicyRule, Source,
 };
 use crate::mesh::selects;
+use crate::object::{Closed, Closes, Key, Problem, Severity};
 
 impl Compiler<'_> {
     pub(super) fn security(

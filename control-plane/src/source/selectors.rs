@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::compile::Compiler;
-use crate::istio::{Object, Pods, Severity, Spec};
+use crate::istio::{Object, Pods, Spec};
 use crate::mesh::selects;
 use crate::mesh::service::Endpoints;
+use crate::object::Severity;
 
 /// The labels of workloads, by namespace.
 pub(super) type Workloads = BTreeMap<String, BTreeSet<BTreeMap<String, String>>>;

@@ -17,22 +17,23 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::auth;
 use crate::ca::Ca;
-use crate::ca::server::Certificates;
 use crate::ca::service_account::ServiceAccounts;
+use crate::compile::Settings;
 use crate::istio::Limits;
 use crate::map::Book;
 use crate::metrics::Metrics;
 use crate::object::{Problem, Severity};
-use crate::source::compile::Settings;
+use crate::services::ads::Ads;
+use crate::services::certificates::Certificates;
+use crate::services::lifecycle::Lifecycle;
+use crate::services::reports::Reports;
+use crate::services::tls;
 use crate::source::file::{Options, Source};
 use crate::source::{State, dns};
 use crate::web::{self, Shown};
+use crate::xds::drains::Drains;
 use crate::xds::hub::Hub;
-use crate::xds::lifecycle::{Drains, Lifecycle};
-use crate::xds::reports::Reports;
-use crate::xds::server::Ads;
 
 /// Configuration of the control plane.
 #[derive(Debug, Clone)]
@@ -134,7 +135,7 @@ pub async fn run(bootstrap: Bootstrap) -> Result<Bound> {
         let running = source.run(publish, addresses, draining);
         running.await.map_err(|e| anyhow!(e))
     });
-    let incoming = auth::accept(xds, &ca, ending)?;
+    let incoming = tls::accept(xds, &ca, ending)?;
     let book = Arc::new(Mutex::new(Book::default()));
     let services = services(&hub, &ca, (&metrics, &book), bootstrap.max_xds_message);
     tasks.spawn(async move {

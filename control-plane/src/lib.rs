@@ -4,15 +4,16 @@
 //! xDS resources of the model, `xds` streams them. Beside it stands `ca`: workload identities and their certificates.
 
 pub mod app;
-pub mod auth;
 pub mod ca;
 pub mod cli;
+pub mod compile;
 pub mod inject;
 pub mod istio;
 pub mod map;
 pub mod mesh;
 pub mod metrics;
 pub mod object;
+pub mod services;
 pub mod source;
 pub mod translate;
 pub mod web;

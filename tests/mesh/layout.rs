@@ -96,10 +96,13 @@ const PROXY: &[(&str, &str)] = &[
 ];
 
 const CONTROL_PLANE: &[(&str, &str)] = &[
-    ("app", "auth ca istio map metrics object source web xds"),
-    ("auth", "ca"),
-    ("ca", "auth metrics"),
-    ("cli", "app ca inject istio mesh object source"),
+    (
+        "app",
+        "ca compile istio map metrics object services source web xds",
+    ),
+    ("ca", ""),
+    ("cli", "app ca compile inject istio mesh object source"),
+    ("compile", "istio mesh object"),
     ("inject", "ca"),
     ("istio", "object"),
     ("lib", ""),
@@ -107,10 +110,11 @@ const CONTROL_PLANE: &[(&str, &str)] = &[
     ("mesh", ""),
     ("metrics", ""),
     ("object", ""),
-    ("source", "istio mesh object"),
+    ("services", "ca map mesh metrics source xds"),
+    ("source", "compile istio mesh object"),
     ("translate", "mesh"),
     ("web", "map metrics xds"),
-    ("xds", "auth ca map mesh metrics source translate"),
+    ("xds", "mesh source translate"),
 ];
 
 fn root() -> PathBuf {

@@ -7,13 +7,13 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use fastrand::Rng;
+use leno_control_plane::compile::Settings;
 use leno_control_plane::istio::Limits;
 use leno_control_plane::mesh::policy::Mode;
 use leno_control_plane::mesh::workload::Labels;
 use leno_control_plane::mesh::{Mesh, OutboundTrafficPolicy};
 use leno_control_plane::object::{Origin, Severity};
 use leno_control_plane::source::State;
-use leno_control_plane::source::compile::Settings;
 use leno_control_plane::source::file::{Options, Source};
 use leno_tests::Directory;
 

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use fastrand::Rng;
+use leno_control_plane::compile::Settings;
 use leno_control_plane::istio::{Limits, read};
 use leno_control_plane::mesh::workload::Described;
 use leno_control_plane::mesh::{Client, Mesh, Node, OutboundTrafficPolicy};
-use leno_control_plane::source::compile::Settings;
 use leno_control_plane::source::last_good::{LastGood, Reading};
 use leno_control_plane::translate::{Answer, INBOUND, World, resource};
 use leno_http::head::Head;

@@ -6,7 +6,6 @@
 pub mod issue;
 pub mod labels;
 pub mod root;
-pub mod server;
 pub mod service_account;
 pub mod token;
 

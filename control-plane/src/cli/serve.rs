@@ -8,9 +8,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::app::{self, Bootstrap};
 use crate::ca::service_account::ServiceAccounts;
+use crate::compile::Settings;
 use crate::istio::Limits;
 use crate::mesh::OutboundTrafficPolicy;
-use crate::source::compile::Settings;
 
 /// Flags of `serve`. Each may come from an environment variable, `LENO_…`, instead.
 #[derive(Debug, clap::Args)]

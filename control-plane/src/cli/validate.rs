@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::status;
+use crate::compile::Settings;
 use crate::istio::Limits;
 use crate::object::Severity;
-use crate::source::compile::Settings;
 use crate::source::file::{Options, Source};
 
 /// Flags of `validate`.

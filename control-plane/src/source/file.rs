@@ -9,11 +9,11 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::compile::Settings;
 use super::directory::{self, Files, Large};
 use super::dns::Addresses;
 use super::last_good::{Applied, Good, LastGood, Reading};
 use super::{Counts, Known, Rejected, State};
+use crate::compile::Settings;
 use crate::istio::{self, Contents, Limits};
 use crate::mesh::{Draining, Mesh};
 use crate::object::{Key, Origin, Place, Problem, Severity};

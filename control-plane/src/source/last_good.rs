@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::compile::{Settings, compile};
 use super::{Counts, Rejected, Runs};
+use crate::compile::{Settings, compile};
 use crate::istio::{Contents, Object, Pods};
 use crate::mesh::Mesh;
 use crate::object::{Key, Problem, Severity};

@@ -1,13 +1,9 @@
 //! Sources of configuration and its compilation: objects in, a [`Mesh`] out.
 
-pub mod compile;
-mod convert;
 mod directory;
 pub mod dns;
 pub mod file;
 pub mod last_good;
-mod security;
-mod selectors;
 
 use std::sync::Arc;
 use std::time::SystemTime;

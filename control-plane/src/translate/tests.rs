@@ -10,8 +10,8 @@ use leno_proto::prost::Message;
 use leno_proto::type_url::short;
 
 use super::*;
+use crate::compile::Settings;
 use crate::istio::{Limits, read};
-use crate::source::compile::Settings;
 use crate::source::last_good::{LastGood, Reading};
 
 /// An encoded message as text: names from the field table, maps sorted.

@@ -15,7 +15,7 @@ const MAX_KNOWN: usize = 50_000;
 /// The guards of inbound Listeners, by the Listeners' versions: of all clients, so that one which reconnects is known
 /// by the version that it holds.
 #[derive(Debug, Default)]
-pub(super) struct Guards(Mutex<HashMap<String, String>>);
+pub(crate) struct Guards(Mutex<HashMap<String, String>>);
 
 impl Guards {
     fn lock(&self) -> MutexGuard<'_, HashMap<String, String>> {
@@ -39,7 +39,7 @@ impl Guards {
 
 /// The state of one client's inbound Listener.
 #[derive(Debug, Default)]
-pub(super) struct Guard(Mutex<State>);
+pub(crate) struct Guard(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -58,7 +58,7 @@ impl Guard {
 
     /// Sets the intended `version` of the Listener, with the `guard` in it. True when the client has refused that
     /// version, and is to be closed.
-    pub(super) fn is_refused(&self, guards: &Guards, version: &str, guard: &str) -> bool {
+    pub(crate) fn is_refused(&self, guards: &Guards, version: &str, guard: &str) -> bool {
         guards.insert(version, guard);
         let mut state = self.state();
         if state.meant.as_deref() != Some(version) {
@@ -71,7 +71,7 @@ impl Guard {
     }
 
     /// Sets the version that lets nothing in.
-    pub(super) fn closes(&self, version: &str) {
+    pub(crate) fn closes(&self, version: &str) {
         let mut state = self.state();
         if state
             .closed
@@ -83,7 +83,7 @@ impl Guard {
     }
 
     /// Checks the client's NACKs against the version that it `took` last. True when it is to be closed from now on.
-    pub(super) fn judge(&self, guards: &Guards, refused: &[&Refused], took: Option<&str>) -> bool {
+    pub(crate) fn judge(&self, guards: &Guards, refused: &[&Refused], took: Option<&str>) -> bool {
         let mut state = self.state();
         let is_inbound = |r: &&&Refused| r.r#type == LISTENER && r.name == INBOUND;
         let (Some(meant), Some(refused)) = (state.meant.clone(), refused.iter().find(is_inbound))
@@ -105,7 +105,7 @@ impl Guard {
     }
 
     /// The reason why the client is closed, if it is.
-    pub(super) fn closed(&self) -> Option<String> {
+    pub(crate) fn closed(&self) -> Option<String> {
         let state = self.state();
         let why = state.refused.as_ref()?;
         Some(match &state.closed {

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::drains::Drains;
 use super::guard::{Guard, Guards};
-use super::lifecycle::Drains;
 use super::workloads::{Seat, Workloads};
 use super::{Dialog, Lookup};
 use crate::mesh::workload::Described;
@@ -30,9 +30,9 @@ pub struct Hub {
     proxies: Mutex<BTreeMap<u64, Stream>>,
     /// The revision of the draining workloads that each stream's client has taken, and its node id.
     taken: watch::Sender<BTreeMap<u64, (u64, String)>>,
-    pub(super) drains: Drains,
-    pub(super) workloads: Workloads,
-    pub(super) guards: Guards,
+    pub(crate) drains: Drains,
+    pub(crate) workloads: Workloads,
+    pub(crate) guards: Guards,
 }
 
 /// A stream that is open.
@@ -85,7 +85,7 @@ impl Hub {
         Some(held.into_iter().map(one).collect())
     }
 
-    pub(super) fn show(&self, stream: u64, proxy: &Proxy<'_>, connection: &impl Dialog) {
+    pub(crate) fn show(&self, stream: u64, proxy: &Proxy<'_>, connection: &impl Dialog) {
         let refused = connection.refused().into_iter().map(|refused| {
             json!({
                 "type": leno_proto::type_url::short(&refused.r#type),
@@ -107,7 +107,7 @@ impl Hub {
     }
 
     /// Records that the client of `stream` has taken everything up to `revision`.
-    pub(super) fn took(&self, stream: u64, node: &str, revision: u64) {
+    pub(crate) fn took(&self, stream: u64, node: &str, revision: u64) {
         self.taken.send_if_modified(|taken| {
             let (before, _) = taken.entry(stream).or_insert_with(|| (0, node.to_owned()));
             std::mem::replace(before, revision) != revision
@@ -115,7 +115,7 @@ impl Hub {
     }
 
     /// Waits until every client has taken `revision`, for `at_most`; returns the nodes that haven't by then.
-    pub(super) async fn all_took(&self, revision: u64, at_most: Duration) -> Vec<String> {
+    pub(crate) async fn all_took(&self, revision: u64, at_most: Duration) -> Vec<String> {
         let mut taken = self.taken.subscribe();
         let everyone = taken.wait_for(|taken| taken.values().all(|(r, _)| *r >= revision));
         let _ = timeout(at_most, everyone).await;
@@ -125,7 +125,7 @@ impl Hub {
     }
 
     /// Forgets a stream that ended.
-    pub(super) fn forget(&self, stream: u64) {
+    pub(crate) fn forget(&self, stream: u64) {
         self.taken.send_modify(|taken| drop(taken.remove(&stream)));
         self.proxies
             .lock()
@@ -134,7 +134,7 @@ impl Hub {
     }
 
     /// One proxy's view of a mesh, of which `touched` has changed; all of it when `None`.
-    pub(super) fn view<'a>(
+    pub(crate) fn view<'a>(
         &'a self,
         mesh: &'a Mesh,
         proxy: &'a Proxy<'_>,
@@ -153,25 +153,25 @@ impl Hub {
 
 /// The proxy at the other end of a stream.
 #[derive(Debug)]
-pub(super) struct Proxy<'a> {
+pub(crate) struct Proxy<'a> {
     /// Its node id.
-    pub(super) name: &'a str,
-    pub(super) node: Node,
+    pub(crate) name: &'a str,
+    pub(crate) node: Node,
     /// True when it takes connections for its app.
     has_inbound: bool,
     seat: Seat<'a>,
     workload: Arc<Described>,
     /// The objects that may be for it and hold it closed.
-    pub(super) held: Option<Held>,
+    pub(crate) held: Option<Held>,
     /// Its inbound Listener.
-    pub(super) guard: Guard,
+    pub(crate) guard: Guard,
 }
 
 /// The objects that may be for a workload and hold it closed, and why its labels don't decide it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Held {
-    pub(super) by: BTreeSet<String>,
-    pub(super) why: String,
+pub(crate) struct Held {
+    pub(crate) by: BTreeSet<String>,
+    pub(crate) why: String,
 }
 
 impl Held {
@@ -182,7 +182,7 @@ impl Held {
 
 impl<'a> Proxy<'a> {
     /// The proxy `node`, with the metadata of its first message, `said`.
-    pub(super) fn new(hub: &'a Hub, node: Node, said: &'a NodeMessage) -> Proxy<'a> {
+    pub(crate) fn new(hub: &'a Hub, node: Node, said: &'a NodeMessage) -> Proxy<'a> {
         Proxy {
             name: &said.id,
             // gRPC's library dials only.
@@ -196,7 +196,7 @@ impl<'a> Proxy<'a> {
     }
 
     /// Looks up its workload in `mesh`. True when other objects hold it closed than before.
-    pub(super) fn look_up(&mut self, mesh: &Mesh) -> bool {
+    pub(crate) fn look_up(&mut self, mesh: &Mesh) -> bool {
         self.workload = self.seat.describe(mesh, &self.node);
         let by = mesh.held_by(&self.node, &self.workload);
         let held = (self.has_inbound && !by.is_empty()).then(|| Held {
@@ -218,7 +218,7 @@ fn said<'a>(node: &'a NodeMessage, name: &str) -> Option<&'a str> {
 }
 
 /// The name of this instance of its workload's proxy; empty without one.
-pub(super) fn instance(node: &NodeMessage) -> &str {
+pub(crate) fn instance(node: &NodeMessage) -> &str {
     said(node, "INSTANCE").unwrap_or_default()
 }
 
@@ -229,7 +229,7 @@ fn has_inbound(node: &NodeMessage) -> bool {
 
 /// One proxy's view of the mesh.
 #[derive(Debug)]
-pub(super) struct View<'a> {
+pub(crate) struct View<'a> {
     hub: &'a Hub,
     mesh: &'a Mesh,
     node: &'a Node,
@@ -303,6 +303,6 @@ impl Lookup for View<'_> {
 }
 
 /// The mesh of a state, if the source has been read whole: only such a mesh is sent to proxies.
-pub(super) fn usable(state: &State) -> Option<Arc<Mesh>> {
+pub(crate) fn usable(state: &State) -> Option<Arc<Mesh>> {
     state.complete.then(|| Arc::clone(&state.mesh))
 }

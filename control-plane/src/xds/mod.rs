@@ -1,11 +1,9 @@
 //! xDS for the proxies: the two variants of a stream without IO, and the gRPC service that drives them.
 
 pub mod connection;
+pub mod drains;
 mod guard;
 pub mod hub;
-pub mod lifecycle;
-pub mod reports;
-pub mod server;
 pub mod sotw;
 mod workloads;
 

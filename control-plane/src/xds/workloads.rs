@@ -23,7 +23,7 @@ type Life = (WorkloadKey, String);
 
 /// The last known descriptions of connected workloads.
 #[derive(Debug, Default)]
-pub(super) struct Workloads(Mutex<Lives>);
+pub(crate) struct Workloads(Mutex<Lives>);
 
 #[derive(Debug, Default)]
 struct Lives {
@@ -59,7 +59,7 @@ impl Workloads {
     }
 
     /// Registers a stream of a proxy.
-    pub(super) fn join(&self, node: &Node, instance: &str) -> Seat<'_> {
+    pub(crate) fn join(&self, node: &Node, instance: &str) -> Seat<'_> {
         let life = (node.workload(), instance.to_owned());
         let mut lives = self.lives();
         let before = lives.left.remove(&life);
@@ -77,14 +77,14 @@ impl Workloads {
 
 /// The registration of a proxy's stream, until dropped.
 #[derive(Debug)]
-pub(super) struct Seat<'a> {
+pub(crate) struct Seat<'a> {
     of: &'a Workloads,
     life: Life,
 }
 
 impl Seat<'_> {
     /// The workload as `mesh` describes it; earlier descriptions that the registry doesn't have any more stay.
-    pub(super) fn describe(&self, mesh: &Mesh, node: &Node) -> Arc<Described> {
+    pub(crate) fn describe(&self, mesh: &Mesh, node: &Node) -> Arc<Described> {
         let described = mesh.describe(node);
         match self.of.lives().connected.get_mut(&self.life) {
             None => Arc::new(described),

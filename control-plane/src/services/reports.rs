@@ -13,7 +13,7 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::lifecycle::identify;
-use crate::auth::Peer;
+use super::tls::Peer;
 use crate::ca::Identity;
 use crate::map::Book;
 

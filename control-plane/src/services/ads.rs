@@ -16,16 +16,16 @@ use tokio::time::Instant;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::Dialog;
-use super::connection::Connection;
-use super::hub::{Hub, Proxy, instance, usable};
 use super::lifecycle::{MAX_INSTANCE, identify};
-use super::sotw::StateOfTheWorld;
-use crate::auth::Peer;
+use super::tls::Peer;
 use crate::ca::Identity;
 use crate::mesh::{Mesh, Touched};
 use crate::metrics::Metrics;
 use crate::source::State;
+use crate::xds::Dialog;
+use crate::xds::connection::Connection;
+use crate::xds::hub::{Hub, Proxy, instance, usable};
+use crate::xds::sotw::StateOfTheWorld;
 
 /// Responses that are buffered for one stream; a proxy that doesn't read holds no other one up.
 const RESPONSES: usize = 64;

@@ -7,8 +7,8 @@ use leno_proto::ca::istio_certificate_service_server::IstioCertificateService;
 use leno_proto::ca::{IstioCertificateRequest, IstioCertificateResponse};
 use leno_proto::tonic::{Request, Response, Status};
 
-use super::{Bearer, Ca};
-use crate::auth::Peer;
+use super::tls::Peer;
+use crate::ca::{Bearer, Ca};
 use crate::metrics::Metrics;
 
 /// The certificate service.

@@ -1,9 +1,12 @@
 //! Objects in, a [`Mesh`] out; pure. A contradiction, or a reference to nothing, becomes a problem of its object.
 
+mod convert;
+mod security;
+mod selectors;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::convert::{policy, protocol, qualified, rule};
 use crate::istio::destination_rule as dr;
 use crate::istio::service::TargetPort;
 use crate::istio::service_entry::{Location, Resolution};
@@ -14,6 +17,7 @@ use crate::mesh::service::{Endpoint, Endpoints, Name, Port, Protocol, Service, W
 use crate::mesh::workload::Index;
 use crate::mesh::{Mesh, OutboundTrafficPolicy, selects};
 use crate::object::{Key, Problem, Severity};
+use convert::{policy, protocol, qualified, rule};
 
 /// Mesh-wide settings.
 #[derive(Debug, Clone)]

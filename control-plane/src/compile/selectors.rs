@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::compile::Compiler;
+use super::Compiler;
 use crate::istio::{Object, Pods, Spec};
 use crate::mesh::selects;
 use crate::mesh::service::Endpoints;
@@ -144,9 +144,9 @@ mod tests {
     use std::path::PathBuf;
     use std::time::UNIX_EPOCH;
 
-    use super::super::compile::Settings;
-    use super::super::last_good::{LastGood, Reading};
+    use super::super::Settings;
     use crate::istio::{Limits, read};
+    use crate::source::last_good::{LastGood, Reading};
 
     fn told(yaml: &str) -> Vec<String> {
         let settings = Settings {

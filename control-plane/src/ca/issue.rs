@@ -4,75 +4,16 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    CertificateParams, CertificateSigningRequestParams, DistinguishedName, ExtendedKeyUsagePurpose,
-    IsCa, KeyUsagePurpose, PublicKeyData, SanType,
+    CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose,
+    PublicKeyData, SanType,
 };
 use rustls::pki_types::{CertificateDer, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::root::Root;
-use super::{Bearer, Ca, Identity, labels, provider};
-
-/// Backdating of certificates, for clocks that are late; as Istio's.
-pub(super) const BACKDATE: Duration = Duration::from_secs(120);
-/// Shortest lifetime that is issued.
-const MIN_TTL: Duration = Duration::from_secs(2);
-/// Largest signing request, in bytes.
-const MAX_CSR: usize = 16 * 1024;
-
-impl Ca {
-    /// Signs the request `csr` (PEM) for `bearer`, for `ttl`; zero asks for the longest. Returns the chain in PEM, the leaf
-    /// first, and the request's public key.
-    ///
-    /// # Errors
-    /// When the request isn't one, or doesn't prove that its sender holds the key.
-    pub fn issue(&self, bearer: &Bearer, csr: &str, ttl: Duration) -> Result<Issued, String> {
-        if csr.len() > MAX_CSR {
-            return Err(format!(
-                "the signing request is larger than {MAX_CSR} bytes"
-            ));
-        }
-        let request = CertificateSigningRequestParams::from_pem(csr)
-            .map_err(|error| format!("not a signing request that proves its key: {error}"))?;
-        let ttl = match ttl.is_zero() {
-            true => self.max_ttl,
-            false => ttl.clamp(MIN_TTL, self.max_ttl),
-        };
-        let subject = Subject {
-            id: &self.id_of(bearer),
-            hosts: &[],
-            labels: &bearer.labels,
-        };
-        let leaf = sign(
-            &self.root,
-            &request.public_key,
-            &subject,
-            ttl,
-            SystemTime::now(),
-        )?;
-        Ok(Issued {
-            chain: vec![pem(&leaf), self.root.pem().to_owned()],
-            public_key: request.public_key.der_bytes().to_vec(),
-        })
-    }
-
-    /// The SPIFFE ID of a bearer.
-    pub fn id_of(&self, bearer: &Bearer) -> String {
-        let (namespace, account) = (&bearer.namespace, &bearer.account);
-        format!("spiffe://{}/ns/{namespace}/sa/{account}", self.trust_domain)
-    }
-
-    /// The public key of a request, without signing it.
-    ///
-    /// # Errors
-    /// When it isn't a signing request.
-    pub fn public_key(&self, csr: &str) -> Result<Vec<u8>, String> {
-        let request = CertificateSigningRequestParams::from_pem(csr);
-        let request = request.map_err(|error| format!("not a signing request: {error}"))?;
-        Ok(request.public_key.der_bytes().to_vec())
-    }
-}
+use super::identity::Identity;
+use super::labels;
+use super::root::{BACKDATE, Root, provider};
 
 /// A certificate that was issued.
 #[derive(Debug)]
@@ -175,7 +116,7 @@ fn ends(cert: &CertificateDer<'_>) -> Result<SystemTime, String> {
     Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(ends))
 }
 
-fn pem(der: &CertificateDer<'_>) -> String {
+pub(super) fn pem(der: &CertificateDer<'_>) -> String {
     use base64::Engine;
     let text = base64::engine::general_purpose::STANDARD.encode(der);
     let lines: Vec<&str> = (0..text.len())

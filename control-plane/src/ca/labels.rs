@@ -8,8 +8,6 @@ use std::collections::BTreeMap;
 use rcgen::CustomExtension;
 use x509_parser::prelude::X509Certificate;
 
-use super::is_name;
-
 /// OID of the extension, below the arc `2.25`, which needs no registration (ITU-T X.667): `LenoLabl` in ASCII.
 const OID: [u64; 3] = [2, 25, 0x4c65_6e6f_4c61_626c];
 /// Most bytes of a workload's labels, so that certificates and tokens stay small.
@@ -67,4 +65,10 @@ pub(super) fn of(certificate: &X509Certificate<'_>) -> Result<BTreeMap<String, S
         .transpose()
         .map_err(|error| format!("its labels: {error}"))?;
     Ok(labels.unwrap_or_default())
+}
+
+/// True for a text that can be a part of a SPIFFE ID.
+pub fn is_name(part: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
+    !part.is_empty() && part.bytes().all(allowed)
 }

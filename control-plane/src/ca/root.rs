@@ -4,6 +4,7 @@ use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -11,9 +12,12 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
 };
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
+/// Backdating of certificates, for clocks that are late; as Istio's.
+pub(super) const BACKDATE: Duration = Duration::from_secs(120);
 /// Lifetime of a root: ten years, as Istio's.
 const LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
@@ -118,7 +122,7 @@ fn create(trust_domain: &str) -> Result<(String, String), String> {
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let now = SystemTime::now();
-    params.not_before = (now - super::issue::BACKDATE).into();
+    params.not_before = (now - BACKDATE).into();
     params.not_after = (now + LIFE).into();
     let cert = params
         .self_signed(&key)
@@ -145,4 +149,10 @@ pub(super) fn write_secret(path: &Path, text: &str) -> Result<(), String> {
 
 fn at(path: &Path, error: &dyn std::fmt::Display) -> String {
     format!("{}: {error}", path.display())
+}
+
+/// The one cryptography provider of the process.
+pub fn provider() -> Arc<CryptoProvider> {
+    static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
+    Arc::clone(PROVIDER.get_or_init(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider())))
 }

@@ -18,8 +18,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::is_name;
-use super::token::seconds;
+use super::identity::seconds;
+use super::labels::is_name;
 
 /// Audience that tokens must have; `leno inject` requests it from the cluster.
 pub const AUDIENCE: &str = "leno-ca";

@@ -1,6 +1,10 @@
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
 
-use rcgen::{CertificateParams, SanType};
+use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, SanType};
+
+use rustls::pki_types::CertificateDer;
 
 use super::*;
 

@@ -1,12 +1,10 @@
-//! Join tokens: signed by the CA, for one service account, a limited time and a number of uses; and the ledger of used
-//! and revoked tokens and of denied identities.
+//! Join tokens: signed by the CA, for one service account, a limited time and a number of uses.
 //!
 //! A token is `base64url(payload) "." base64url(signature)`; the payload holds the fingerprints of the roots, so that
 //! its bearer can verify the control plane at first contact.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -17,36 +15,18 @@ use aws_lc_rs::signature::{
 };
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use serde::{Deserialize, Serialize};
 
-use super::root::write_secret;
-use super::{Bearer, Ca, is_name, labels, service_account};
+use super::authority::Ca;
+use super::identity::{Bearer, seconds};
+use super::labels::{self, is_name};
+use super::ledger::{Ledger, Payload};
+use super::service_account;
 
 /// Default lifetime of a token.
 pub const DEFAULT_LIFE: Duration = Duration::from_secs(3600);
 
 /// Longest token, in bytes.
 const MAX_TOKEN: usize = 8192;
-
-/// Payload of a token.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Payload {
-    /// Unique among tokens.
-    pub id: String,
-    /// The namespace of the identity.
-    pub namespace: String,
-    /// The service account of the identity.
-    pub service_account: String,
-    /// The workload's labels.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub labels: BTreeMap<String, String>,
-    /// Expiry, in seconds since 1970.
-    pub expires: u64,
-    /// Number of keys that it may get a certificate for.
-    pub uses: u32,
-    /// SHA-256 of the roots, in hexadecimal.
-    pub roots: Vec<String>,
-}
 
 impl Ca {
     /// Makes a token.
@@ -186,86 +166,5 @@ impl Ca {
         let key = self.root.key()?.serialize_der();
         let signer = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &key);
         signer.map_err(|error| format!("root key: {error}"))
-    }
-}
-
-pub(super) fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs()
-}
-
-/// Used tokens, revoked tokens and denied identities, on disk: `leno token` works on it beside a running control plane.
-#[derive(Debug)]
-pub(super) struct Ledger {
-    path: PathBuf,
-    held: Held,
-}
-
-#[derive(Debug, Default, Serialize, Deserialize)]
-struct Held {
-    /// Fingerprints of keys by token, with the token's expiry.
-    #[serde(default)]
-    used: BTreeMap<String, (u64, BTreeSet<String>)>,
-    #[serde(default)]
-    revoked: BTreeSet<String>,
-    #[serde(default)]
-    denied: BTreeSet<String>,
-}
-
-impl Ledger {
-    pub(super) fn open(directory: &Path) -> Result<Ledger, String> {
-        let mut ledger = Ledger {
-            path: directory.join("tokens.json"),
-            held: Held::default(),
-        };
-        ledger.refresh()?;
-        Ok(ledger)
-    }
-
-    fn refresh(&mut self) -> Result<(), String> {
-        let path = self.path.display();
-        match fs::read(&self.path) {
-            Ok(json) => {
-                let held = serde_json::from_slice(&json);
-                self.held = held.map_err(|error| format!("{path}: {error}"))?;
-                Ok(())
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(format!("{path}: {error}")),
-        }
-    }
-
-    fn check(&self, namespace: &str, account: &str) -> Result<(), String> {
-        let identity = format!("{namespace}/{account}");
-        match self.held.denied.contains(&identity) {
-            true => Err(format!("{identity} was revoked")),
-            false => Ok(()),
-        }
-    }
-
-    fn redeem(&mut self, payload: &Payload, key: &[u8], now: SystemTime) -> Result<(), String> {
-        if self.held.revoked.contains(&payload.id) {
-            return Err("the join token was revoked".to_owned());
-        }
-        let now = seconds(now);
-        self.held.used.retain(|_, (expires, _)| *expires > now);
-        let entry = self.held.used.entry(payload.id.clone());
-        let (_, keys) = entry.or_insert_with(|| (payload.expires, BTreeSet::new()));
-        let key =
-            URL_SAFE_NO_PAD.encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, key));
-        if keys.contains(&key) {
-            return Ok(());
-        }
-        if keys.len() >= payload.uses as usize {
-            return Err("the join token has been used already".to_owned());
-        }
-        keys.insert(key);
-        self.save()
-    }
-
-    fn save(&self) -> Result<(), String> {
-        let json = serde_json::to_string_pretty(&self.held).map_err(|error| error.to_string())?;
-        write_secret(&self.path, &json)
     }
 }

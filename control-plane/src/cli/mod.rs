@@ -6,8 +6,6 @@ pub mod status;
 pub mod token;
 pub mod validate;
 
-use std::time::Duration;
-
 use clap::{Parser, Subcommand};
 
 /// Leno's control plane and command line.
@@ -32,9 +30,4 @@ pub enum Command {
     Token(token::Args),
     /// Show connected proxies, what they refuse, and what is wrong with the configuration.
     Status(status::Args),
-}
-
-/// A duration as Istio writes it: `24h`, `1h30m`, `30s`.
-fn duration(text: &str) -> Result<Duration, String> {
-    crate::istio::scalar::Period::try_from(text.to_owned()).map(|period| period.0)
 }

@@ -47,7 +47,7 @@ pub struct Args {
     )]
     pub outbound_traffic_policy: OutboundTrafficPolicy,
     /// Longest life of workload certificates.
-    #[arg(long, env = "LENO_MAX_CERTIFICATE_TTL", value_parser = super::duration, default_value = "24h")]
+    #[arg(long, env = "LENO_MAX_CERTIFICATE_TTL", value_parser = crate::istio::scalar::duration, default_value = "24h")]
     pub max_certificate_ttl: Duration,
     /// A Kubernetes cluster's key set (`kubectl get --raw /openid/v1/jwks`): its service accounts' tokens for leno-ca get
     /// certificates.

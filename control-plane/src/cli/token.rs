@@ -46,7 +46,7 @@ pub enum Action {
         #[arg(long = "label", value_name = "NAME=VALUE", value_parser = label)]
         labels: Vec<(String, String)>,
         /// How long the token is good for.
-        #[arg(long, value_parser = super::duration, default_value = "1h")]
+        #[arg(long, value_parser = crate::istio::scalar::duration, default_value = "1h")]
         expires: Duration,
         /// How many workloads it may be used by.
         #[arg(long, default_value_t = 1)]

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::pod::{PROXY, STATUS};
+use super::template::{PROXY, STATUS};
 
 /// A pod's options for its sidecar.
 #[derive(Debug, Clone, Default)]

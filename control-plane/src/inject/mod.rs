@@ -3,28 +3,14 @@
 mod annotations;
 mod pod;
 mod probes;
+mod template;
 
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
 pub use annotations::Wanted;
-pub use pod::{PROXY, STATUS};
-
-/// Settings of injected sidecars: the image, the control plane, and the credentials for it.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// The image, which holds `leno-proxy`.
-    pub image: String,
-    /// The control plane, as host:port.
-    pub xds_address: String,
-    /// Its SPIFFE ID; empty for the default of the trust domain.
-    pub xds_identity: String,
-    /// The mesh's trust domain.
-    pub trust_domain: String,
-    /// A Secret with a join token (`token`), in place of the service account's own token.
-    pub join_token_secret: Option<String>,
-    /// A ConfigMap with the CA's root (`root-cert.pem`), which goes with the service account's own token.
-    pub ca_root_configmap: String,
-}
+pub use pod::Settings;
+use template::text;
+pub use template::{PROXY, STATUS};
 
 /// The result for an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,7 +42,7 @@ pub fn inject(object: &mut Value, settings: &Settings, report: &mut Report) {
     let owner = text(object, "/metadata/name");
     let kind = text(object, "/kind");
     let is_pod = kind == "Pod";
-    let Some(template) = template(object) else {
+    let Some(template) = template_of(object) else {
         return;
     };
     // A pod is its own workload; other pods have the name of their owner.
@@ -77,7 +63,7 @@ pub fn inject(object: &mut Value, settings: &Settings, report: &mut Report) {
 }
 
 /// The part of `object` that is a pod: itself, or its template.
-fn template(object: &mut Value) -> Option<&mut Value> {
+fn template_of(object: &mut Value) -> Option<&mut Value> {
     let is_pod = text(object, "/kind") == "Pod";
     let places = [
         "/spec/jobTemplate/spec/template",
@@ -106,37 +92,6 @@ fn describe(object: &Value) -> String {
         namespace if namespace.is_empty() => format!("{}/{name}", part("/kind")),
         namespace => format!("{}/{namespace}/{name}", part("/kind")),
     }
-}
-
-fn text(value: &Value, pointer: &str) -> String {
-    let found = value.pointer(pointer).and_then(Value::as_str);
-    found.unwrap_or_default().to_owned()
-}
-
-/// The object at `key` of `parent`, made when it isn't there.
-fn object<'a>(parent: &'a mut Value, key: &str) -> &'a mut Map<String, Value> {
-    child(parent, key, json!({}), Value::is_object)
-        .as_object_mut()
-        .unwrap_or_else(|| unreachable!("made just now"))
-}
-
-/// The list at `key` of `parent`, made when it isn't there.
-fn list<'a>(parent: &'a mut Value, key: &str) -> &'a mut Vec<Value> {
-    child(parent, key, json!([]), Value::is_array)
-        .as_array_mut()
-        .unwrap_or_else(|| unreachable!("made just now"))
-}
-
-fn child<'a>(
-    parent: &'a mut Value,
-    key: &str,
-    empty: Value,
-    fits: impl Fn(&Value) -> bool,
-) -> &'a mut Value {
-    if !parent.get(key).is_some_and(fits) {
-        parent[key] = empty;
-    }
-    &mut parent[key]
 }
 
 #[cfg(test)]

@@ -4,13 +4,8 @@ use serde_json::{Value, json};
 
 use super::annotations::Wanted;
 use super::probes;
-use super::{Settings, list, object, text};
+use super::template::{PROXY, STATUS, list, object};
 use crate::ca::service_account::AUDIENCE;
-
-/// The name of the sidecar's container.
-pub const PROXY: &str = "leno-proxy";
-/// The annotation that lists the injected parts, for Kiali and people.
-pub const STATUS: &str = "sidecar.istio.io/status";
 
 const INIT: &str = "leno-init";
 const USER: u32 = 1337;
@@ -22,6 +17,23 @@ const ROOT: &str = "root-cert.pem";
 const LIFE: u64 = 3600;
 /// Default of a pod's termination grace period, and the part of a period that the sidecar's drain leaves, in seconds.
 const GRACE: (u64, u64) = (30, 5);
+
+/// Settings of injected sidecars: the image, the control plane, and the credentials for it.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The image, which holds `leno-proxy`.
+    pub image: String,
+    /// The control plane, as host:port.
+    pub xds_address: String,
+    /// Its SPIFFE ID; empty for the default of the trust domain.
+    pub xds_identity: String,
+    /// The mesh's trust domain.
+    pub trust_domain: String,
+    /// A Secret with a join token (`token`), in place of the service account's own token.
+    pub join_token_secret: Option<String>,
+    /// A ConfigMap with the CA's root (`root-cert.pem`), which goes with the service account's own token.
+    pub ca_root_configmap: String,
+}
 
 /// Adds the sidecar to `template`, a pod of `workload`.
 pub(super) fn inject(
@@ -244,9 +256,4 @@ fn sidecar(
             {"name": "leno-token", "mountPath": TOKEN, "readOnly": true},
         ],
     })
-}
-
-/// The name of a container, for the paths of its probes.
-pub(super) fn name_of(container: &Value) -> String {
-    text(container, "/name")
 }

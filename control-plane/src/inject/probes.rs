@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::pod::name_of;
+use super::template::name_of;
 
 /// The sidecar's port for probes, and the prefix of their paths.
 const PORT: u16 = 15020;

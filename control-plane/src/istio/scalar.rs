@@ -122,6 +122,14 @@ impl TryFrom<i64> for Weight {
     }
 }
 
+/// A duration as Istio writes it: `24h`, `1h30m`, `30s`.
+///
+/// # Errors
+/// When it is of another form.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    Period::try_from(text.to_owned()).map(|period| period.0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

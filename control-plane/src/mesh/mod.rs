@@ -2,6 +2,7 @@
 //!
 //! Invariant: names are resolved and nothing is contradictory; a `Mesh` is never changed, only replaced.
 
+mod description;
 pub mod policy;
 pub mod route;
 pub mod service;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 
 use policy::{AuthorizationPolicy, Mode, PeerAuthentication};
 use service::{Endpoint, Endpoints, Service, Workload};
+pub use workload::selects;
 use workload::{Fit, Index, Labels};
 
 /// The whole configuration of the mesh.
@@ -396,13 +398,6 @@ impl Mesh {
         }
         hosts
     }
-}
-
-/// True when a workload has every label of a selector.
-pub fn selects(wanted: &BTreeMap<String, String>, labels: &BTreeMap<String, String>) -> bool {
-    wanted
-        .iter()
-        .all(|(name, value)| labels.get(name) == Some(value))
 }
 
 /// Parses a host that is an IP address, in brackets or not.

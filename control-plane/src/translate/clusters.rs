@@ -16,9 +16,8 @@ use leno_proto::pb::envoy::config::core::v3::{
 };
 use leno_proto::pb::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
 use leno_proto::pb::envoy::extensions::transport_sockets::tls::v3::{
-    CertificateValidationContext, CommonTlsContext, SubjectAltNameMatcher, UpstreamTlsContext,
+    CertificateValidationContext, CommonTlsContext, UpstreamTlsContext,
     common_tls_context::{CombinedCertificateValidationContext, ValidationContextType},
-    subject_alt_name_matcher::SanType,
 };
 use leno_proto::pb::envoy::extensions::upstreams::http::v3::{
     HttpProtocolOptions,
@@ -30,8 +29,9 @@ use leno_proto::pb::envoy::extensions::upstreams::http::v3::{
 use leno_proto::type_url::CLUSTER;
 use leno_proto::{Any, pack};
 
-use super::{Answer, ClusterName, ROOTS, clients, present, wire};
-use crate::mesh::route::{Balance, DestinationRule, HttpVersion, Keepalive, Policy, StringMatch};
+use super::context::{Answer, ClusterName, ROOTS, present};
+use super::{grpc, wire};
+use crate::mesh::route::{Balance, DestinationRule, HttpVersion, Keepalive, Policy};
 use crate::mesh::service::{Endpoints, Protocol, Service};
 use crate::mesh::{Client, Mesh, Node, address_of};
 
@@ -97,7 +97,7 @@ pub fn outbound(mesh: &Mesh, node: &Node, name: &str) -> Answer {
         ..Cluster::default()
     };
     match node.client {
-        Client::Grpc => present(CLUSTER, &clients::grpc_cluster(cluster, &identities)),
+        Client::Grpc => present(CLUSTER, &grpc::grpc_cluster(cluster, &identities)),
         Client::Leno | Client::Envoy => present(CLUSTER, &cluster),
     }
 }
@@ -164,14 +164,14 @@ fn sockets(
         sni: format!("outbound_.{}_.{subset}.{host}", name.port),
         common_tls_context: Some(CommonTlsContext {
             alpn_protocols: alpn.iter().map(|&protocol| protocol.to_owned()).collect(),
-            tls_params: clients::tls_params(node.client),
+            tls_params: wire::tls_params(node.client),
             tls_certificate_sds_secret_configs: vec![wire::own_certificate(node.client)],
             validation_context_type: Some(ValidationContextType::CombinedValidationContext(
                 CombinedCertificateValidationContext {
                     default_validation_context: Some(CertificateValidationContext {
                         match_typed_subject_alt_names: identities
                             .iter()
-                            .map(|id| san(id))
+                            .map(|id| wire::san(id))
                             .collect(),
                         ..CertificateValidationContext::default()
                     }),
@@ -200,14 +200,6 @@ fn sockets(
             transport_socket: Some(raw),
         },
     ]
-}
-
-pub(super) fn san(identity: &str) -> SubjectAltNameMatcher {
-    SubjectAltNameMatcher {
-        san_type: SanType::Uri.into(),
-        matcher: wire::string(&StringMatch::Exact(identity.to_owned())),
-        ..SubjectAltNameMatcher::default()
-    }
 }
 
 pub(super) fn breakers(policy: &Policy) -> Option<CircuitBreakers> {

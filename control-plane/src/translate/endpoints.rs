@@ -10,7 +10,8 @@ use leno_proto::pb::envoy::config::endpoint::v3::{
 };
 use leno_proto::type_url::ENDPOINTS;
 
-use super::{Answer, clusters, present, wire};
+use super::context::{Answer, present};
+use super::{clusters, wire};
 use crate::mesh::service::{Endpoint, Endpoints};
 use crate::mesh::{Mesh, Node, selects};
 

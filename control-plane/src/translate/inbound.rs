@@ -34,8 +34,9 @@ use leno_proto::pb::envoy::extensions::transport_sockets::tls::v3::{
 use leno_proto::pb::google::protobuf::BoolValue;
 use leno_proto::type_url::CLUSTER;
 
+use super::context::{Answer, INBOUND, PASSTHROUGH, ROOTS, World, present};
 use super::policies::Carried;
-use super::{Answer, INBOUND, PASSTHROUGH, ROOTS, World, clusters, policies, present, wire};
+use super::{clusters, policies, wire};
 use crate::mesh::policy::Mode;
 use crate::mesh::route::Policy;
 use crate::mesh::service::Protocol;

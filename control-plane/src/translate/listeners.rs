@@ -12,10 +12,8 @@ use leno_proto::pb::envoy::extensions::filters::network::tcp_proxy::v3::{
 };
 use leno_proto::type_url::LISTENER;
 
-use super::{
-    Answer, PASSTHROUGH, clients, cluster_name, find, inbound, is_passed_through, present, routes,
-    wire,
-};
+use super::context::{Answer, PASSTHROUGH, cluster_name, find, is_passed_through, present};
+use super::{grpc, inbound, routes, wire};
 use crate::mesh::service::Protocol;
 use crate::mesh::{Client, Mesh, Node};
 
@@ -43,7 +41,7 @@ pub fn outbound(mesh: &Mesh, node: &Node, authority: &str) -> Answer {
     if node.client == Client::Grpc {
         return match port.protocol {
             Protocol::Http | Protocol::Http2 | Protocol::Auto => {
-                present(LISTENER, &clients::grpc_listener(authority, &manager))
+                present(LISTENER, &grpc::grpc_listener(authority, &manager))
             }
             Protocol::Tcp => Answer::Missing(format!("{authority} does not carry HTTP")),
         };

@@ -18,7 +18,8 @@ use leno_proto::pb::envoy::config::route::v3::{
 use leno_proto::pb::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
 use leno_proto::type_url::ROUTE;
 
-use super::{Answer, cluster_name, present, wire};
+use super::context::{Answer, cluster_name, present};
+use super::wire;
 use crate::mesh::Mesh;
 use crate::mesh::route::{Match, Retries, Rule, StringMatch, Target};
 use crate::mesh::service::Service;

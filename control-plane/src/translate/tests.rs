@@ -8,10 +8,12 @@ use std::sync::Arc;
 use leno_proto::fields::{Inside, table};
 use leno_proto::prost::Message;
 use leno_proto::type_url::short;
+use leno_proto::{Any, fields};
 
 use super::*;
 use crate::compile::Settings;
 use crate::istio::{Limits, read};
+use crate::mesh::OutboundTrafficPolicy;
 use crate::source::last_good::{LastGood, Reading};
 
 /// An encoded message as text: names from the field table, maps sorted.
@@ -111,7 +113,7 @@ fn told(yaml: &str) -> String {
         names.extend(clusters.into_iter().map(|name| (CLUSTER, name)));
         let listeners = everything(world, &node, LISTENER);
         names.extend(listeners.into_iter().map(|name| (LISTENER, name)));
-        names.push((ROUTE, clients::OUTBOUND.to_owned()));
+        names.push((ROUTE, envoy::OUTBOUND.to_owned()));
     }
     {
         for (type_url, name) in names {

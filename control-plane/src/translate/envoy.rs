@@ -1,17 +1,12 @@
-//! Resources for clients other than Leno's sidecar: gRPC's library and Envoy.
-//!
-//! gRPC's library dials by name like a sidecar and takes the subset of xDS that gRFC A27 to A36 name: a Listener with an
-//! `api_listener`, Clusters with round robin, and TLS by the certificate providers of its bootstrap. Envoy is given
-//! everything at once: one outbound Listener, with the routes of all services, and one inbound Listener. Its own
-//! certificate is the static secret `default` of its bootstrap: a key never travels over xDS.
+//! Resources for Envoy, which is given everything at once: one outbound Listener, with the routes of all services, and one
+//! inbound Listener. Its own certificate is the static secret `default` of its bootstrap: a key never travels over xDS.
 
 use std::collections::BTreeSet;
 
 use leno_proto::pack;
-use leno_proto::pb::envoy::config::cluster::v3::{Cluster, cluster::LbPolicy};
 use leno_proto::pb::envoy::config::core::v3::TrafficDirection;
 use leno_proto::pb::envoy::config::listener::v3::{
-    ApiListener, FilterChain, Listener, ListenerFilter, listener_filter,
+    FilterChain, Listener, ListenerFilter, listener_filter,
 };
 use leno_proto::pb::envoy::config::route::v3::{RouteConfiguration, VirtualHost};
 use leno_proto::pb::envoy::extensions::filters::listener::{
@@ -21,33 +16,19 @@ use leno_proto::pb::envoy::extensions::filters::listener::{
 use leno_proto::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, Rds, http_connection_manager::RouteSpecifier,
 };
-use leno_proto::pb::envoy::extensions::transport_sockets::tls::v3::{
-    CertificateProviderPluginInstance, CertificateValidationContext, CommonTlsContext,
-    TlsParameters, UpstreamTlsContext, common_tls_context::ValidationContextType,
-    tls_parameters::TlsProtocol,
-};
 use leno_proto::prost::{Message, Name};
 use leno_proto::type_url::{CLUSTER, LISTENER};
 
-use super::{INBOUND, ROOTS, World, clusters, inbound, routes, wire};
+use super::context::{INBOUND, World};
+use super::{clusters, inbound, routes, wire};
 use crate::mesh::service::{Port, Protocol, Service};
-use crate::mesh::{Client, Mesh, Node};
+use crate::mesh::{Mesh, Node};
 
 /// The name of Envoy's outbound Listener and of its RouteConfiguration; Istio's.
 pub(super) const OUTBOUND: &str = "virtualOutbound";
 /// The addresses of Envoy's two Listeners; the ports are Istio's.
 const OUTBOUND_ADDRESS: (&str, u16) = ("127.0.0.1", 15001);
 const INBOUND_ADDRESS: (&str, u16) = ("0.0.0.0", 15006);
-
-/// TLS 1.3 for Envoy's upstream connections, as between sidecars: by default they use 1.2.
-pub(super) fn tls_params(client: Client) -> Option<TlsParameters> {
-    let version = TlsProtocol::TlSv13.into();
-    (client == Client::Envoy).then(|| TlsParameters {
-        tls_minimum_protocol_version: version,
-        tls_maximum_protocol_version: version,
-        ..TlsParameters::default()
-    })
-}
 
 /// Every name of a type, for Envoy's wildcard subscriptions.
 pub fn everything(world: World<'_>, node: &Node, type_url: &str) -> BTreeSet<String> {
@@ -167,47 +148,4 @@ fn domains(service: &Service, port: u16, namespace: &str) -> Vec<String> {
     let bare = names.iter().filter(|_| port == 80).cloned();
     let with_port = names.iter().map(|name| format!("{name}:{port}"));
     bare.chain(with_port).collect()
-}
-
-/// gRPC's Listener for an authority that it dials.
-pub(super) fn grpc_listener(authority: &str, manager: &HttpConnectionManager) -> Listener {
-    Listener {
-        name: authority.to_owned(),
-        api_listener: Some(ApiListener {
-            api_listener: Some(pack(manager)),
-        }),
-        ..Listener::default()
-    }
-}
-
-/// A Cluster as gRPC takes it.
-pub(super) fn grpc_cluster(cluster: Cluster, identities: &BTreeSet<String>) -> Cluster {
-    let provider = |name: &str| CertificateProviderPluginInstance {
-        instance_name: "default".to_owned(),
-        certificate_name: name.to_owned(),
-    };
-    let context = UpstreamTlsContext {
-        common_tls_context: Some(CommonTlsContext {
-            tls_certificate_provider_instance: Some(provider("default")),
-            validation_context_type: Some(ValidationContextType::ValidationContext(
-                CertificateValidationContext {
-                    ca_certificate_provider_instance: Some(provider(ROOTS)),
-                    match_typed_subject_alt_names: identities
-                        .iter()
-                        .map(|id| clusters::san(id))
-                        .collect(),
-                    ..CertificateValidationContext::default()
-                },
-            )),
-            ..CommonTlsContext::default()
-        }),
-        ..UpstreamTlsContext::default()
-    };
-    Cluster {
-        lb_policy: LbPolicy::RoundRobin.into(),
-        transport_socket: (!identities.is_empty())
-            .then(|| wire::socket("envoy.transport_sockets.tls", pack(&context))),
-        transport_socket_matches: Vec::new(),
-        ..cluster
-    }
 }

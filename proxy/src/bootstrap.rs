@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::admin::{AppMetrics, AppProbers};
 use crate::control::channel::Target;
 use crate::directory;
+use crate::export::Telemetry;
 use crate::export::log::Sink;
 use crate::export::otlp::{Address, Protocol};
 use crate::intercept::InitArgs;
@@ -188,21 +189,6 @@ pub enum Encoding {
     Json,
     /// Istio's line.
     Text,
-}
-
-/// Settings of the access log and of traces.
-#[derive(Debug, Clone)]
-pub struct Telemetry {
-    /// Destination and format of the access log, if there is one.
-    pub log: Option<(Sink, Format)>,
-    /// Share of the successful requests that are logged; failed ones always are.
-    pub log_share: f64,
-    /// Log failed requests only.
-    pub log_errors_only: bool,
-    /// Endpoint and protocol for spans, if they are exported.
-    pub otlp: Option<(Address, Protocol)>,
-    /// Share of the traces that are recorded.
-    pub trace_share: f64,
 }
 
 impl TelemetryArgs {

@@ -4,6 +4,7 @@
 pub mod buffers;
 pub mod clock;
 pub mod deadline;
+mod error;
 mod field;
 mod field_name;
 pub mod h1;
@@ -15,10 +16,9 @@ pub mod peers;
 pub mod stream;
 pub mod upgrade;
 
-use std::io;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
+pub use error::Broken;
 use head::Head;
 
 /// The receiving direction of a message body.
@@ -61,27 +61,4 @@ pub trait Outgoing {
     /// # Errors
     /// [`Broken`] when the peer closed.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>>;
-}
-
-/// Failure of a connection or a stream, by its peer.
-#[derive(Debug, thiserror::Error)]
-pub enum Broken {
-    /// It closed before the message was complete.
-    #[error("connection closed")]
-    Closed,
-    /// The transport failed.
-    #[error("{0}")]
-    Io(#[from] io::Error),
-    /// It reset the stream (RFC 9113, section 5.4.2).
-    #[error("stream reset: {0}")]
-    Reset(h2::Reason),
-    /// It didn't process the request, as it reports (RFC 9113, section 8.7) or because the request was never sent.
-    #[error("not processed: {0}")]
-    Unprocessed(String),
-    /// It accepted no byte for this long.
-    #[error("nothing was taken for {0:?}")]
-    Stalled(Duration),
-    /// It sent bytes that aren't HTTP, or not in the strict form that Leno accepts.
-    #[error("{0}")]
-    Syntax(h1::Invalid),
 }

@@ -7,14 +7,29 @@ pub mod report;
 use std::io::{self, Write};
 use std::sync::Arc;
 
-use crate::bootstrap::Telemetry;
 use crate::observe::Observer;
-use crate::observe::access_log::{self, Log};
+use crate::observe::access_log::{self, Format, Log};
 use crate::observe::failures::{self, Failure};
 use crate::observe::metrics::Metrics;
 use crate::observe::queue::Queue;
 use crate::observe::trace::{self, Traces};
-use otlp::Exporter;
+use log::Sink;
+use otlp::{Address, Exporter, Protocol};
+
+/// Settings of the access log and of traces.
+#[derive(Debug, Clone)]
+pub struct Telemetry {
+    /// Destination and format of the access log, if there is one.
+    pub log: Option<(Sink, Format)>,
+    /// Share of the successful requests that are logged; failed ones always are.
+    pub log_share: f64,
+    /// Log failed requests only.
+    pub log_errors_only: bool,
+    /// Endpoint and protocol for spans, if they are exported.
+    pub otlp: Option<(Address, Protocol)>,
+    /// Share of the traces that are recorded.
+    pub trace_share: f64,
+}
 
 /// Lines of the access log, and their destination.
 pub type Lines = (Arc<Queue<Vec<u8>>>, Box<dyn Write + Send>);

@@ -10,14 +10,15 @@ mod framing;
 mod parse;
 mod server;
 
+pub use crate::error::Invalid;
 use crate::head::Head;
 pub use body::{Decoder, Encoder};
 pub use client::ClientHalf;
 pub use conn::Conn;
 pub use framing::{Length, request_length, response_length};
 pub use parse::{
-    Before, Invalid, check_request, is_text, is_token, is_token_method, parse_request,
-    parse_response, parse_trailers, trimmed,
+    Before, check_request, is_text, is_token, is_token_method, parse_request, parse_response,
+    parse_trailers, trimmed,
 };
 pub use server::{Read, ReadError, ServerHalf, Timeouts};
 

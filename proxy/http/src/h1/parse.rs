@@ -5,22 +5,9 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use super::Limits;
+use crate::error::Invalid;
 use crate::head::{Head, Known, Section, Span, Version};
 use crate::method;
-
-/// Error of a head that isn't accepted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Invalid {
-    /// Larger than [`Limits::head_bytes`].
-    #[error("head larger than {0} bytes")]
-    TooLarge(usize),
-    /// More fields than [`Limits::headers`].
-    #[error("more than {0} header fields")]
-    TooMany(usize),
-    /// Not the grammar of RFC 9112, or not the strict part of it that Leno accepts.
-    #[error("{0}")]
-    Syntax(&'static str),
-}
 
 /// Cache of the fields of the last head that a peer sent: those of the next one are mostly the same, and aren't parsed
 /// again then.

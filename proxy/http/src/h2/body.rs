@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use super::core::{Core, Failure, Slot};
-use super::frame::Reason;
+use crate::error::Reason;
 use crate::head::Head;
 use crate::{Broken, Incoming, Outgoing, buffers};
 

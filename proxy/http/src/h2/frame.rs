@@ -1,6 +1,6 @@
 //! Frames (RFC 9113, sections 4 and 6), and the error codes of streams and connections (section 7).
 
-use std::fmt;
+use crate::error::Reason;
 
 /// Bytes of a frame's header.
 pub(super) const HEADER: usize = 9;
@@ -35,49 +35,6 @@ pub(super) mod setting {
     pub(crate) const MAX_FRAME_SIZE: u16 = 5;
     pub(crate) const MAX_HEADER_LIST_SIZE: u16 = 6;
     pub(crate) const ENABLE_CONNECT_PROTOCOL: u16 = 8;
-}
-
-/// An error code (section 7).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Reason(pub u32);
-
-#[allow(missing_docs)]
-impl Reason {
-    pub const NO_ERROR: Reason = Reason(0);
-    pub const PROTOCOL_ERROR: Reason = Reason(1);
-    pub const INTERNAL_ERROR: Reason = Reason(2);
-    pub const FLOW_CONTROL_ERROR: Reason = Reason(3);
-    pub const STREAM_CLOSED: Reason = Reason(5);
-    pub const FRAME_SIZE_ERROR: Reason = Reason(6);
-    pub const REFUSED_STREAM: Reason = Reason(7);
-    pub const CANCEL: Reason = Reason(8);
-    pub const COMPRESSION_ERROR: Reason = Reason(9);
-    pub const ENHANCE_YOUR_CALM: Reason = Reason(11);
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const NAMES: [&str; 14] = [
-            "NO_ERROR",
-            "PROTOCOL_ERROR",
-            "INTERNAL_ERROR",
-            "FLOW_CONTROL_ERROR",
-            "SETTINGS_TIMEOUT",
-            "STREAM_CLOSED",
-            "FRAME_SIZE_ERROR",
-            "REFUSED_STREAM",
-            "CANCEL",
-            "COMPRESSION_ERROR",
-            "CONNECT_ERROR",
-            "ENHANCE_YOUR_CALM",
-            "INADEQUATE_SECURITY",
-            "HTTP_1_1_REQUIRED",
-        ];
-        match NAMES.get(self.0 as usize) {
-            Some(name) => f.write_str(name),
-            None => write!(f, "error {:#x}", self.0),
-        }
-    }
 }
 
 /// A connection error: the code sent in GOAWAY, and the text that is logged.

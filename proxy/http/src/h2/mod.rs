@@ -19,8 +19,8 @@ mod tunnel;
 
 use std::time::Duration;
 
+pub use crate::error::Reason;
 pub use client::{ClientStream, Connection};
-pub use frame::Reason;
 pub use server::{Arrived, Served, serve};
 pub use stream::ServerStream;
 pub use tunnel::Tunnel;

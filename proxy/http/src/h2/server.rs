@@ -11,11 +11,11 @@ use tokio::time::{Instant, sleep_until};
 
 use super::core::{Core, Role, Slot};
 use super::driver::Driver;
-use super::frame::Reason;
 use super::header_block::Peer;
 use super::stream::{ServerStream, Streams};
 use super::{FAREWELL, MAX_STREAMS};
 use crate::clock;
+use crate::error::Reason;
 use crate::h1::{Invalid, Limits, Timeouts};
 use crate::head::Head;
 use crate::stream::Stream;

@@ -8,9 +8,9 @@ use tokio::time::Instant;
 
 use super::body::Body;
 use super::core::{Core, Slot};
-use super::frame::Reason;
 use super::tunnel::Tunnel;
 use crate::clock;
+use crate::error::Reason;
 use crate::h1::{Invalid, Length, request_length};
 use crate::head::{Head, Known};
 use crate::{Broken, Incoming, Outgoing};

@@ -17,13 +17,13 @@ use tokio::time::Instant;
 
 use super::flood::{Budget, Resets};
 use super::frame::{
-    self, MAX_PAYLOAD, Reason, Violation, setting, write_goaway, write_head, write_number,
-    write_settings,
+    self, MAX_PAYLOAD, Violation, setting, write_goaway, write_head, write_number, write_settings,
 };
 use super::header_block::{HeadDecoder, Peer};
 use super::hpack::Encoder;
 use super::{CONNECTION_WINDOW, MAX_STREAMS, PREFACE, STREAM_WINDOW};
 use crate::Broken;
+use crate::error::Reason;
 use crate::h1::{Invalid, Limits};
 use crate::head::Head;
 

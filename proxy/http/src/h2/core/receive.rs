@@ -6,10 +6,10 @@ use tokio::time::Instant;
 
 use super::{Block, Core, Failure, Phase, RESET_AT_ONCE, Role, Slot};
 use crate::buffers;
+use crate::error::Reason;
 use crate::h1::{Length, request_length};
 use crate::h2::frame::{
-    self, FrameHead, HEADER, MAX_PAYLOAD, MAX_WINDOW, Reason, Violation, setting, write_goaway,
-    write_head,
+    self, FrameHead, HEADER, MAX_PAYLOAD, MAX_WINDOW, Violation, setting, write_goaway, write_head,
 };
 use crate::h2::header_block::Bad;
 use crate::h2::{MAX_STREAMS, PREFACE, STREAM_WINDOW};

@@ -5,7 +5,8 @@ use std::rc::Rc;
 use tokio::time::Instant;
 
 use super::{Core, Failure, HIGH_WATER, QUANTUM, Role, Slot};
-use crate::h2::frame::{self, HEADER, MAX_PAYLOAD, Reason, write_head, write_number};
+use crate::error::Reason;
+use crate::h2::frame::{self, HEADER, MAX_PAYLOAD, write_head, write_number};
 use crate::h2::header_block::{self, Peer};
 use crate::h2::hpack::Encoder;
 use crate::h2::{GROWTH, LARGE_WINDOW, STREAM_WINDOW};

@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::Compiler;
 use super::convert::{foreign_domain, mode, namespace_match, principal, wildcard};
 use super::selectors::Workloads;
-use super::{Compiler, labels_of};
+use super::services::labels_of;
 use crate::istio::authorization_policy as authz;
 use crate::istio::peer_authentication::Mtls;
 use crate::istio::service_entry::{Location, Resolution};

@@ -1,29 +1,24 @@
 //! Directories of YAML: watched, read after a moment of quiet, whole each time.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 
+use super::State;
+use super::configuration::Configuration;
 use super::directory::{self, Files, Large};
 use super::dns::Addresses;
-use super::last_good::{Applied, Good, LastGood, Reading};
-use super::{Counts, Known, Rejected, State};
+use super::last_good::Reading;
 use crate::compile::Settings;
 use crate::istio::{self, Contents, Limits};
-use crate::mesh::{Draining, Mesh};
-use crate::object::{Key, Origin, Place, Problem, Severity};
+use crate::mesh::Draining;
+use crate::object::{Origin, Place, Problem, Severity};
 
-/// Comment before each last good form, with the file that it came from.
-const FROM: &str = "# from: ";
-/// Comment with the time of the reading that brought it, in seconds since 1970.
-const TAKEN: &str = "# taken: ";
-/// Comment with the time since which the file holds another text, if it does.
-const STALE: &str = "# stale since: ";
 /// Quiet time before a change is read: an editor's save is several events.
 const QUIET: Duration = Duration::from_millis(100);
 /// Longest wait for quiet: changes that never end are read all the same.
@@ -50,41 +45,26 @@ pub struct Options {
 #[derive(Debug)]
 pub struct Source {
     options: Options,
-    last: LastGood,
-    saved: String,
+    configuration: Configuration,
     /// Files that were emptied, each with the time at which that was seen.
     emptied: HashMap<PathBuf, Instant>,
     held: BTreeMap<PathBuf, bool>,
     large: Large,
-    complete: bool,
-    /// The compiled mesh, without resolved addresses and draining workloads.
-    mesh: Mesh,
-    problems: Arc<Vec<Problem>>,
-    objects: Arc<Vec<Known>>,
-    rejected: Arc<Vec<Rejected>>,
-    counts: Counts,
 }
 
 impl Source {
     /// A source with the good forms from before a restart.
     pub fn new(options: Options) -> Source {
-        let restored = options
-            .last_good
-            .as_deref()
-            .map(|path| restore(path, &options.limits));
         Source {
-            last: LastGood::restore(restored.unwrap_or_default()),
+            configuration: Configuration::new(
+                options.settings.clone(),
+                options.limits,
+                options.last_good.clone(),
+            ),
             options,
-            saved: String::new(),
             emptied: HashMap::new(),
             held: BTreeMap::new(),
             large: Large::new(),
-            complete: false,
-            mesh: Mesh::default(),
-            problems: Arc::default(),
-            objects: Arc::default(),
-            rejected: Arc::default(),
-            counts: Counts::default(),
         }
     }
 
@@ -101,7 +81,9 @@ impl Source {
         let (events, mut changed) = mpsc::unbounded_channel();
         let _watcher = watch_all(&self.options.paths, events)?;
         let mut source = self.read_aside().await?;
-        source.publish(&publish, &mut addresses, &mut draining);
+        source
+            .configuration
+            .publish(&publish, &mut addresses, &mut draining);
         loop {
             let pause = source.emptied.values().min().map_or(REREAD, |since| {
                 (*since + EMPTY).saturating_duration_since(Instant::now()) + QUIET / 10
@@ -127,7 +109,9 @@ impl Source {
                     }
                 }
             }
-            source.publish(&publish, &mut addresses, &mut draining);
+            source
+                .configuration
+                .publish(&publish, &mut addresses, &mut draining);
         }
     }
 
@@ -145,78 +129,17 @@ impl Source {
     /// Reads everything once, without watching.
     pub fn read_once(mut self) -> State {
         self.read();
-        self.state(self.mesh.clone())
-    }
-
-    fn state(&self, mesh: Mesh) -> State {
-        State {
-            mesh: Arc::new(mesh),
-            problems: Arc::clone(&self.problems),
-            objects: Arc::clone(&self.objects),
-            rejected: Arc::clone(&self.rejected),
-            counts: self.counts,
-            complete: self.complete,
-        }
+        self.configuration.state()
     }
 
     fn read(&mut self) {
-        let (reading, skipped) = match self.read_all() {
-            Ok(read) => read,
+        match self.read_all() {
+            Ok((reading, skipped)) => self.configuration.apply(reading, skipped),
             Err(error) => {
-                // The mesh stays as it was.
                 self.emptied.clear();
-                tracing::error!("{error}");
-                self.problems = Arc::new(vec![error]);
-                return;
-            }
-        };
-        let read = reading.values().flat_map(|contents| &contents.objects);
-        let objects = read.map(|object| Known {
-            key: object.key.clone(),
-            origin: object.origin.clone(),
-            text: Arc::clone(&object.text),
-        });
-        self.objects = Arc::new(objects.collect());
-        let applied = self
-            .last
-            .apply(&self.options.settings, reading, SystemTime::now());
-        self.take(applied, skipped);
-        self.save();
-    }
-
-    /// Takes the outcome of a reading, and logs the changes.
-    fn take(&mut self, applied: Applied, skipped: usize) {
-        let Applied {
-            mesh,
-            problems,
-            rejected,
-            mut counts,
-        } = applied;
-        counts.skipped = skipped;
-        let known: HashSet<&Problem> = self.problems.iter().collect();
-        for problem in problems.iter().filter(|problem| !known.contains(problem)) {
-            match problem.severity {
-                Severity::Error => tracing::error!("{problem}"),
-                Severity::Warning => tracing::warn!("{problem}"),
-                Severity::Notice => tracing::info!("{problem}"),
+                self.configuration.fail(error);
             }
         }
-        let known: HashSet<&Rejected> = self.rejected.iter().collect();
-        for one in rejected.iter().filter(|one| !known.contains(one)) {
-            tracing::error!("{}: {}: {}", one.origin, one.key, one.standing());
-        }
-        let still: HashSet<&Key> = rejected.iter().map(|one| &one.key).collect();
-        for one in self.rejected.iter().filter(|one| !still.contains(&one.key)) {
-            tracing::info!("{}: in force again, or gone", one.key);
-        }
-        if counts != self.counts || !self.complete {
-            tracing::info!("{counts}");
-        }
-        self.mesh = mesh;
-        self.problems = Arc::new(problems);
-        self.rejected = Arc::new(rejected);
-        self.counts = counts;
-        self.complete = true;
     }
 
     /// The contents of all files, and the number of those left out.
@@ -278,95 +201,6 @@ impl Source {
         held.insert(path, false);
         Contents::default()
     }
-
-    fn publish(
-        &self,
-        publish: &watch::Sender<State>,
-        addresses: &mut watch::Receiver<Arc<Addresses>>,
-        draining: &mut watch::Receiver<Arc<Draining>>,
-    ) {
-        let mut mesh = self.mesh.clone();
-        mesh.resolved = Arc::clone(&addresses.borrow_and_update());
-        mesh.draining = Arc::clone(&draining.borrow_and_update());
-        let state = self.state(mesh);
-        publish.send_if_modified(|before| {
-            let changed = *before.mesh != *state.mesh
-                || before.problems != state.problems
-                || before.objects != state.objects
-                || before.rejected != state.rejected
-                || before.counts != state.counts
-                || before.complete != state.complete;
-            *before = state;
-            changed
-        });
-    }
-
-    /// Keeps the last good forms on disk, by rename, when they changed.
-    fn save(&mut self) {
-        let Some(path) = &self.options.last_good else {
-            return;
-        };
-        let document = |good: &Good| {
-            let (file, text) = (good.object.origin.source(), &good.object.text);
-            let taken = seconds(good.taken);
-            let stale = good
-                .stale
-                .map(|since| format!("{STALE}{}\n", seconds(since)));
-            format!(
-                "{FROM}{file}\n{TAKEN}{taken}\n{}{text}",
-                stale.unwrap_or_default()
-            )
-        };
-        let documents: Vec<String> = self.last.forms().map(document).collect();
-        let text = documents.join("\n---\n");
-        if text == self.saved {
-            return;
-        }
-        let next = path.with_extension("next");
-        let written = std::fs::write(&next, &text).and_then(|()| std::fs::rename(&next, path));
-        match written {
-            Ok(()) => self.saved = text,
-            Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "last good forms not kept")
-            }
-        }
-    }
-}
-
-/// The forms that were good before a restart. Each names its file, so that it runs on while that file can't be read.
-fn restore(path: &Path, limits: &Limits) -> Vec<Good> {
-    let Ok(text) = std::fs::read_to_string(path) else {
-        return Vec::new();
-    };
-    let saved = std::fs::metadata(path).and_then(|about| about.modified());
-    let saved = saved.unwrap_or(UNIX_EPOCH);
-    let everything = Limits {
-        bytes: usize::MAX,
-        ..*limits
-    };
-    let read = |document: &str| {
-        let said = |name: &str| document.lines().find_map(|line| line.strip_prefix(name));
-        let time = |name: &str| {
-            let seconds = said(name)?.parse().ok()?;
-            UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
-        };
-        let file = Arc::new(said(FROM).map_or_else(|| path.to_owned(), PathBuf::from));
-        let (taken, stale) = (time(TAKEN).unwrap_or(saved), time(STALE));
-        let objects = istio::read(&file, document, &everything).objects;
-        let good = objects.into_iter().map(move |object| Good {
-            object: Arc::new(object),
-            taken,
-            stale,
-        });
-        good.collect::<Vec<_>>()
-    };
-    text.split("\n---\n").flat_map(read).collect()
-}
-
-fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs()
 }
 
 fn watch_all(

@@ -1,5 +1,6 @@
 //! Sources of configuration and its compilation: objects in, a [`Mesh`] out.
 
+mod configuration;
 mod directory;
 pub mod dns;
 pub mod file;

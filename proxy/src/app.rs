@@ -3,15 +3,13 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use leno_proto::pb::envoy::config::core::v3::{Node, node::UserAgentVersionType};
-use leno_proto::pb::google::protobuf::{Struct, Value, value::Kind};
 use tokio::net::TcpListener;
 use tokio::runtime::Builder as RuntimeBuilder;
 use tokio::sync::mpsc;
@@ -34,11 +32,12 @@ use crate::observe::metrics::Metrics;
 use crate::serve::accept::{self, Gate};
 use crate::snapshot::Builder;
 use crate::snapshot::apps::Apps;
+use crate::sockets::{Listening, Sockets, local_addresses};
 use crate::tls::Credentials;
 use crate::tls::server::Acceptor;
 use crate::upstream::pool::Pool;
 use crate::worker::{Shared, Worker};
-use crate::{inbound, intercept, outbound, xds};
+use crate::{inbound, node, outbound, xds};
 use leno_http::clock;
 use leno_http::{buffers, head};
 use leno_rules::config::endpoints::Workload;
@@ -132,7 +131,7 @@ pub fn run(bootstrap: Bootstrap) -> Result<Bound> {
         stats: sockets.stats_addresses()?,
         lifecycle: Lifecycle {
             target: bootstrap.target.clone(),
-            node: node_id(&bootstrap),
+            node: node::id(&bootstrap),
             instance: format!("{:032x}", fastrand::u128(..)),
             credentials: Arc::clone(&shared.credentials),
             directory: Arc::clone(&shared.directory),
@@ -171,7 +170,7 @@ fn start_exports(
     }
     let reporter = Reporter {
         target: bootstrap.target.clone(),
-        node: node_id(bootstrap),
+        node: node::id(bootstrap),
         credentials: Arc::clone(&shared.credentials),
         metrics: Arc::clone(&shared.metrics),
         failures: exports.failures,
@@ -214,7 +213,7 @@ fn start_control(
         metrics: Arc::clone(&metrics),
     };
     let admin = Arc::new(Admin {
-        node: node_id(bootstrap),
+        node: node::id(bootstrap),
         directory: Arc::clone(&shared.directory),
         credentials: Arc::clone(&credentials),
         metrics: Arc::clone(&metrics),
@@ -266,7 +265,7 @@ fn serve_pages(admin: &Arc<Admin>, sockets: Sockets, watch: &Watch) -> io::Resul
 
 fn open_exports(bootstrap: &Bootstrap, metrics: &Metrics) -> Result<(Observer, Exports)> {
     let service = format!("{}.{}", bootstrap.workload, bootstrap.id.namespace());
-    let node = node_id(bootstrap);
+    let node = node::id(bootstrap);
     export::start(&bootstrap.telemetry, metrics, service, &node).context("--access-log")
 }
 
@@ -313,78 +312,6 @@ async fn first_identity(credentials: &Credentials, watch: &Watch) -> bool {
     }
 }
 
-/// The sockets, bound once and cloned into each worker.
-#[derive(Debug)]
-struct Sockets {
-    outbound: Vec<StdListener>,
-    inbound: Vec<StdListener>,
-    capture: Option<StdListener>,
-    admin: StdListener,
-    stats: [StdListener; 2],
-}
-
-impl Sockets {
-    fn bind(bootstrap: &Bootstrap) -> Result<Sockets> {
-        let bind = |what: &str, address: SocketAddr| {
-            let words = || format!("cannot listen on {address} for {what}");
-            accept::bind(address).with_context(words)
-        };
-        let listens = bootstrap.inbound.iter().map(|inbound| inbound.listen);
-        let inbound: Result<Vec<_>> = listens
-            .map(|listen| bind("inbound traffic", listen))
-            .collect();
-        let mut outbound = vec![bind("outbound traffic", bootstrap.outbound)?];
-        let capture = match bootstrap.capture {
-            Some(address) => Some(bind_capture(address)?),
-            None => None,
-        };
-        if capture.is_some() {
-            // IPv6 is redirected to `::1`; a machine without it has nothing to redirect.
-            let local = SocketAddr::from((Ipv6Addr::LOCALHOST, outbound[0].local_addr()?.port()));
-            outbound.extend(accept::bind(local).ok());
-            // Never silent plaintext: without the rules the app's connections would bypass the sidecar.
-            intercept::self_test()?;
-        }
-        Ok(Sockets {
-            outbound,
-            inbound: inbound?,
-            capture,
-            admin: bind("admin", bootstrap.admin)?,
-            stats: [
-                bind("metrics", bootstrap.stats[0])?,
-                bind("metrics", bootstrap.stats[1])?,
-            ],
-        })
-    }
-
-    fn stats_addresses(&self) -> io::Result<[SocketAddr; 2]> {
-        let [merged, own] = &self.stats;
-        Ok([merged.local_addr()?, own.local_addr()?])
-    }
-
-    fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
-        let mut addresses = local_addresses(&self.inbound)?;
-        addresses.extend(local_addresses(&self.outbound)?);
-        addresses.push(self.admin.local_addr()?);
-        addresses.extend(local_addresses(&self.stats)?);
-        Ok(addresses)
-    }
-}
-
-/// Binds the port for redirected inbound connections. `::` takes both families; without IPv6 it becomes `0.0.0.0`.
-fn bind_capture(address: SocketAddr) -> Result<StdListener> {
-    let or_v4 = |error| match address.ip() == Ipv6Addr::UNSPECIFIED {
-        true => accept::bind((Ipv4Addr::UNSPECIFIED, address.port()).into()),
-        false => Err(error),
-    };
-    let bound = accept::bind(address).or_else(or_v4);
-    bound.with_context(|| format!("cannot listen on {address} for inbound traffic"))
-}
-
-fn local_addresses(listeners: &[StdListener]) -> io::Result<Vec<SocketAddr>> {
-    listeners.iter().map(StdListener::local_addr).collect()
-}
-
 fn start_worker(
     number: u16,
     shared: &Arc<Shared>,
@@ -392,11 +319,7 @@ fn start_worker(
     gate: &Arc<Gate>,
     upstream_idle: Duration,
 ) -> Result<JoinHandle<()>> {
-    let listening = Listening {
-        outbound: clones(&sockets.outbound)?,
-        inbound: clones(&sockets.inbound)?,
-        capture: clones(sockets.capture.as_slice())?,
-    };
+    let listening = sockets.listening()?;
     let (shared, gate) = (Arc::clone(shared), Arc::clone(gate));
     spawn(&format!("worker-{number}"), move || async move {
         let worker = Rc::new(Worker::new(shared, Pool::new(upstream_idle)));
@@ -404,17 +327,6 @@ fn start_worker(
             tracing::error!(%error, "a socket can't be registered");
         }
     })
-}
-
-/// Listeners of one worker.
-struct Listening {
-    outbound: Vec<StdListener>,
-    inbound: Vec<StdListener>,
-    capture: Vec<StdListener>,
-}
-
-fn clones(listeners: &[StdListener]) -> io::Result<Vec<StdListener>> {
-    listeners.iter().map(StdListener::try_clone).collect()
 }
 
 async fn work(worker: Rc<Worker>, listening: Listening, gate: Arc<Gate>) -> io::Result<()> {
@@ -477,56 +389,11 @@ fn spawn<F: Future<Output = ()>>(
     Ok(thread.spawn(move || LocalSet::new().block_on(&runtime, clock::with_turns(task())))?)
 }
 
-fn node_id(bootstrap: &Bootstrap) -> String {
-    let (ip, workload) = (bootstrap.ip, &bootstrap.workload);
-    let namespace = bootstrap.id.namespace();
-    format!("sidecar~{ip}~{workload}.{namespace}~{namespace}.svc.cluster.local")
-}
-
-fn text(text: &str) -> Value {
-    Value {
-        kind: Some(Kind::StringValue(text.to_owned())),
-    }
-}
-
-/// Metadata of the xDS node: the proxy's instance id and, under Istio's names, its interception mode and ports.
-fn metadata(bootstrap: &Bootstrap, instance: &str) -> [(String, Value); 3] {
-    let mode = if bootstrap.capture.is_some() {
-        "REDIRECT"
-    } else {
-        "NONE"
-    };
-    let ports = bootstrap
-        .inbound
-        .iter()
-        .map(|inbound| inbound.listen.port());
-    let ports: Vec<String> = ports
-        .map(|port| format!("{{\"containerPort\":{port}}}"))
-        .collect();
-    let ports = format!("[{}]", ports.join(","));
-    [
-        ("INSTANCE", instance),
-        ("INTERCEPTION_MODE", mode),
-        ("POD_PORTS", &ports),
-    ]
-    .map(|(name, said)| (name.to_owned(), text(said)))
-}
-
 /// Options of the xDS stream. `instance` tells this process from the workload's earlier and later ones.
 fn xds_options(bootstrap: &Bootstrap, instance: &str) -> xds::Options {
-    let version = env!("CARGO_PKG_VERSION").to_owned();
     xds::Options {
         target: bootstrap.target.clone(),
-        node: Node {
-            id: node_id(bootstrap),
-            cluster: format!("{}.{}", bootstrap.workload, bootstrap.id.namespace()),
-            user_agent_name: "leno-proxy".to_owned(),
-            user_agent_version_type: Some(UserAgentVersionType::UserAgentVersion(version)),
-            metadata: Some(Struct {
-                fields: metadata(bootstrap, instance).into(),
-            }),
-            ..Node::default()
-        },
+        node: node::node(bootstrap, instance),
         max_message: bootstrap.max_xds_message,
         idle_names: bootstrap.idle_names,
         state: None,

@@ -36,5 +36,7 @@ pub mod identity;
 pub mod admin;
 pub mod app;
 pub mod bootstrap;
+mod node;
+mod sockets;
 pub mod status;
 pub mod wrapper;

@@ -8,7 +8,8 @@ use regex::Regex;
 
 use super::Limits;
 use super::header::{closes, header, is_namespace, items, parts};
-use super::kinds::{Class, PROTECTING, SECURITY, classify, closed_by, closed_near, nearest};
+use super::kinds::{Class, PROTECTING, SECURITY, classify, closed_by, closed_near};
+use super::nearest::nearest;
 use super::yaml::{Id, Tree};
 use crate::object::{Closed, Closes, Key};
 

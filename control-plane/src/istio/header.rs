@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::Selector;
 use super::de;
-use super::kinds::nearest;
+use super::nearest::nearest;
 use super::yaml::{Id, Tree};
 use crate::object::{Closed, Closes, Key};
 

@@ -1,6 +1,7 @@
 //! The kinds of objects, and the severity of those that aren't read: an error for one that may restrict access, a
 //! notice for one without effect on access or routing.
 
+use super::nearest::nearest;
 use crate::object::{Closed, Severity};
 
 /// Group of routing objects.
@@ -440,16 +441,6 @@ const UNSUPPORTED: [(&str, &[&str]); 19] = [
 pub(super) fn is_unsupported(owner: &str, name: &str) -> bool {
     let of = UNSUPPORTED.iter().find(|(of, _)| *of == owner);
     of.is_some_and(|(_, names)| names.contains(&name))
-}
-
-/// The name in `known` with the smallest edit distance to `name`, if it is near.
-pub(super) fn nearest<'k>(name: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
-    let lower = name.to_lowercase();
-    let near = known.map(|known| (strsim::osa_distance(&lower, &known.to_lowercase()), known));
-    let most = |known: &str| (known.len().min(name.len()) / 3).clamp(1, 4);
-    near.min()
-        .filter(|(distance, known)| *distance <= most(known))
-        .map(|(_, known)| known)
 }
 
 #[cfg(test)]

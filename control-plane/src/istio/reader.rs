@@ -8,10 +8,12 @@ use std::sync::Arc;
 use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use super::de::{self, MAX_FAULTS, Mistake};
+use super::de::{self, MAX_FAULTS};
 use super::documents::{self, Hidden, documents, hidden};
+use super::fault::Mistake;
 use super::header::{METADATA, closes, header, is_namespace, items, labels_at, parts};
 use super::kinds::{self, Class, Kind, PROTECTING, closed_by};
+use super::nearest::nearest;
 use super::unread::{fence, pods};
 use super::wildcard::{self, Flaw, Wildcard};
 use super::yaml::{Id, Mark, Tree};
@@ -536,11 +538,9 @@ impl<'a> Reader<'a> {
         };
         let meant = entries.iter().find_map(|(name, value)| {
             let value = tree.text(*value)?;
-            let is_kind = kinds::nearest(value, PROTECTING.into_iter()).is_some();
+            let is_kind = nearest(value, PROTECTING.into_iter()).is_some();
             let header = ["apiVersion", "kind"].into_iter();
-            let near = tree
-                .text(*name)
-                .and_then(|name| kinds::nearest(name, header));
+            let near = tree.text(*name).and_then(|name| nearest(name, header));
             let is_header = near.is_some() && value.contains("istio.io");
             (is_kind || is_header || value.contains(kinds::SECURITY)).then_some((*name, near))
         });
@@ -570,7 +570,7 @@ fn explain(mistake: Mistake) -> String {
                 "the {what} `{name}` is Istio's, and not supported yet by this version of Leno"
             );
         }
-        match kinds::nearest(name, expected.iter().copied()) {
+        match nearest(name, expected.iter().copied()) {
             Some(near) => format!("no such {what} `{name}`; the nearest is `{near}`"),
             None => format!("no such {what} `{name}`; there are {}", list(expected)),
         }

@@ -92,7 +92,7 @@ impl Body {
         self.core
             .borrow_mut()
             .write_head(&self.slot, ends, |encoder, out| {
-                super::header_block::write_response(encoder, out, head);
+                super::write_head::write_response(encoder, out, head);
             });
         if ends {
             self.end = End::Sent;

@@ -12,7 +12,8 @@ use tokio::time::{Instant, sleep, timeout};
 use super::body::Body;
 use super::core::{Core, Failure, Role};
 use super::driver::Driver;
-use super::header_block::{self, Peer};
+use super::header_block::Peer;
+use super::write_head;
 use crate::clock;
 use crate::h1::{Invalid, Length, Limits, response_length};
 use crate::head::{Head, Known};
@@ -238,7 +239,7 @@ impl ClientStream {
         let core = &self.connection.core;
         let now = self.connection.pulse.heard.get();
         let opened = core.borrow_mut().open(is_ended, now, |encoder, out| {
-            header_block::write_request(encoder, out, head, upgrades);
+            write_head::write_request(encoder, out, head, upgrades);
         });
         self.body = Some(Body::new(core, opened?, is_ended));
         let count = &self.connection.sent;

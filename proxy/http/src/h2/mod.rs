@@ -16,6 +16,7 @@ mod prefix_cache;
 mod server;
 mod stream;
 mod tunnel;
+mod write_head;
 
 use std::time::Duration;
 

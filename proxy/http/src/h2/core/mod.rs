@@ -1,6 +1,7 @@
 //! The state of a connection, without IO: received bytes go in, frames to be written come out, and tasks that wait for
 //! a stream are woken.
 
+mod control;
 mod receive;
 mod send;
 #[cfg(test)]

@@ -7,8 +7,9 @@ use tokio::time::Instant;
 use super::{Core, Failure, HIGH_WATER, QUANTUM, Role, Slot};
 use crate::error::Reason;
 use crate::h2::frame::{self, HEADER, MAX_PAYLOAD, write_head, write_number};
-use crate::h2::header_block::{self, Peer};
+use crate::h2::header_block::Peer;
 use crate::h2::hpack::Encoder;
+use crate::h2::write_head;
 use crate::h2::{GROWTH, LARGE_WINDOW, STREAM_WINDOW};
 use crate::head::Head;
 use crate::{Broken, buffers};
@@ -161,7 +162,7 @@ impl Core {
     /// Ends a body with trailers.
     pub(in crate::h2) fn write_trailers(&mut self, slot: &Slot, trailers: &Head) {
         self.write_head(slot, true, |encoder, out| {
-            header_block::write_trailers(encoder, out, trailers);
+            write_head::write_trailers(encoder, out, trailers);
         });
     }
 

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::h2::frame::{END_HEADERS, END_STREAM};
-use crate::h2::{GROWTH, LARGE_WINDOW, header_block};
+use crate::h2::{GROWTH, LARGE_WINDOW, write_head};
 
 fn core(role: Role) -> Core {
     Core::new(role, Peer::Mesh, Limits::default(), Instant::now())
@@ -31,7 +31,7 @@ fn get(client: &mut Core, path: &str) -> Rc<Slot> {
     let mut head = Head::request("GET", path);
     head.add("host", b"shop");
     let opened = client.open(true, Instant::now(), |encoder, out| {
-        header_block::write_request(encoder, out, &head, false);
+        write_head::write_request(encoder, out, &head, false);
     });
     opened.expect("open")
 }
@@ -39,7 +39,7 @@ fn get(client: &mut Core, path: &str) -> Rc<Slot> {
 fn respond(server: &mut Core, slot: &Slot, ends: bool) {
     let head = Head::response(200);
     server.write_head(slot, ends, |encoder, out| {
-        header_block::write_response(encoder, out, &head);
+        write_head::write_response(encoder, out, &head);
     });
 }
 

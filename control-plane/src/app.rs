@@ -21,7 +21,7 @@ use crate::ca::Ca;
 use crate::ca::service_account::ServiceAccounts;
 use crate::compile::Settings;
 use crate::istio::Limits;
-use crate::map::Book;
+use crate::map::TrafficGraph;
 use crate::metrics::Metrics;
 use crate::object::{Problem, Severity};
 use crate::services::ads::Ads;
@@ -31,7 +31,7 @@ use crate::services::reports::Reports;
 use crate::services::tls;
 use crate::source::file::{Options, Source};
 use crate::source::{State, dns};
-use crate::web::{self, Shown};
+use crate::web::{self, PageState};
 use crate::xds::drains::Drains;
 use crate::xds::hub::Hub;
 
@@ -122,7 +122,7 @@ pub async fn run(bootstrap: Bootstrap) -> Result<Bound> {
     let hub = Arc::new(Hub::new(state.clone(), roots, demand, drains));
     let mut tasks = JoinSet::new();
     let bound_xds = xds.local_addr()?;
-    ca.listens_at(bound_xds.ip())
+    ca.set_listen_address(bound_xds.ip())
         .map_err(|error| anyhow!("CA: {error}"))?;
     let bound_monitoring = monitoring.local_addr()?;
     let source = Source::new(Options {
@@ -136,7 +136,7 @@ pub async fn run(bootstrap: Bootstrap) -> Result<Bound> {
         running.await.map_err(|e| anyhow!(e))
     });
     let incoming = tls::accept(xds, &ca, ending)?;
-    let book = Arc::new(Mutex::new(Book::default()));
+    let book = Arc::new(Mutex::new(TrafficGraph::default()));
     let services = services(&hub, &ca, (&metrics, &book), bootstrap.max_xds_message);
     tasks.spawn(async move {
         let serving = services.serve_with_incoming(incoming);
@@ -208,9 +208,9 @@ async fn serve_pages(
     listener: TcpListener,
     hub: Arc<Hub>,
     metrics: Arc<Metrics>,
-    book: Arc<Mutex<Book>>,
+    book: Arc<Mutex<TrafficGraph>>,
 ) -> Result<()> {
-    let shown = Arc::new(Shown {
+    let shown = Arc::new(PageState {
         hub,
         metrics,
         book,
@@ -229,7 +229,7 @@ async fn bind(what: &str, address: SocketAddr) -> Result<TcpListener> {
 fn services(
     hub: &Arc<Hub>,
     ca: &Arc<Ca>,
-    (metrics, book): (&Arc<Metrics>, &Arc<Mutex<Book>>),
+    (metrics, book): (&Arc<Metrics>, &Arc<Mutex<TrafficGraph>>),
     max_message: usize,
 ) -> tonic::transport::server::Router {
     let ads = Ads::new(Arc::clone(hub), Arc::clone(metrics));

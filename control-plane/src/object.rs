@@ -65,7 +65,7 @@ impl fmt::Display for Place {
 
 /// The identity of an object; a part that isn't known is empty.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Key {
+pub struct ObjectKey {
     /// Its kind.
     pub kind: String,
     /// Its namespace.
@@ -74,7 +74,7 @@ pub struct Key {
     pub name: String,
 }
 
-impl fmt::Display for Key {
+impl fmt::Display for ObjectKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let or_unknown = |text: &'_ str| if text.is_empty() { "?" } else { text }.to_owned();
         let [namespace, name, kind] =
@@ -89,9 +89,9 @@ pub struct Problem {
     /// Its origin.
     pub origin: Origin,
     /// The object, as far as it is known.
-    pub key: Option<Key>,
+    pub key: Option<ObjectKey>,
     /// The fail-closed effect until the object can be read, for one that restricts access.
-    pub closes: Option<Closes>,
+    pub fail_closed: Option<FailClosed>,
     /// Its severity.
     pub severity: Severity,
     /// The message, for a person.
@@ -100,16 +100,16 @@ pub struct Problem {
 
 /// The fail-closed effect of a security object that isn't in force, until it is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Closes {
+pub struct FailClosed {
     /// The effect.
-    pub how: Closed,
+    pub effect: ClosedEffect,
     /// Labels of the workloads that it selects; empty for its whole namespace.
     pub selector: BTreeMap<String, String>,
 }
 
 /// The fail-closed effect of a security object that can't be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Closed {
+pub enum ClosedEffect {
     /// Mutual TLS is required.
     Strict,
     /// Every request is denied.

@@ -85,7 +85,7 @@ async fn demo(args: &Args) -> Result<()> {
     let mut mesh = Mesh::start().await?;
     println!("The live map: http://{MONITORING}/");
     let told = tokio::select! {
-        told = tell(&mut mesh, args.sabotage) => told,
+        told = run_story(&mut mesh, args.sabotage) => told,
         _ = ctrl_c() => Ok(()),
     };
     if told.is_ok() && !args.once {
@@ -103,7 +103,7 @@ async fn demo(args: &Args) -> Result<()> {
 }
 
 /// Runs the story, from start to end.
-async fn tell(mesh: &mut Mesh, sabotage: Option<Step>) -> Result<()> {
+async fn run_story(mesh: &mut Mesh, sabotage: Option<Step>) -> Result<()> {
     for step in Step::value_variants() {
         let broken = sabotage == Some(*step);
         if broken {
@@ -579,7 +579,7 @@ async fn restart(mesh: &mut Mesh, broken: bool) -> Result<String> {
     for ip in SIDECARS {
         mesh.kill_sidecar(ip).await?;
         if broken {
-            std::fs::remove_dir_all(mesh.kept(ip))?;
+            std::fs::remove_dir_all(mesh.state_dir(ip))?;
         }
     }
     let before = mesh.requests_of(SIDECARS[0])?.len();

@@ -170,7 +170,7 @@ impl Mesh {
         command.args(["--metrics-address", &format!("{ip}:15020")]);
         command.args(["--prometheus-address", &format!("{ip}:15090")]);
         command.arg("--token-file").arg(token);
-        command.arg("--state-dir").arg(self.kept(ip));
+        command.arg("--state-dir").arg(self.state_dir(ip));
         if let Some(inbound) = inbound {
             command.args(["--inbound", inbound]);
         }
@@ -198,7 +198,7 @@ impl Mesh {
     }
 
     /// State directory of the sidecar at `ip`, from which it starts after a restart.
-    pub(crate) fn kept(&self, ip: &str) -> PathBuf {
+    pub(crate) fn state_dir(&self, ip: &str) -> PathBuf {
         self.directory.join(format!("{ip}.state"))
     }
 

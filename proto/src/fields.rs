@@ -41,12 +41,12 @@ pub struct Field {
     /// Its treatment.
     pub class: Class,
     /// Type of its value, if the walk descends into it.
-    pub inside: Option<Inside>,
+    pub inside: Option<ValueType>,
 }
 
 /// Type of a value that the walk descends into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Inside {
+pub enum ValueType {
     /// A message of this full name.
     Message(&'static str),
     /// A `google.protobuf.Any`, whose type URL names the message.
@@ -115,13 +115,13 @@ fn digest(message: &str, mut bytes: &[u8], depth: usize) -> Result<u64, String> 
         let value = take_value(wire, &mut bytes)?;
         let field = fields.iter().find(|field| field.number == number);
         match field.and_then(|field| field.inside) {
-            Some(Inside::Message(inside)) if inside.ends_with("Entry") => {
+            Some(ValueType::Message(inside)) if inside.ends_with("Entry") => {
                 entries.push((number, digest(inside, value, depth + 1)?));
             }
-            Some(Inside::Message(inside)) => {
+            Some(ValueType::Message(inside)) => {
                 (number, digest(inside, value, depth + 1)?).hash(&mut hasher);
             }
-            Some(Inside::Any) => {
+            Some(ValueType::Any) => {
                 let any = Any::decode(value).map_err(|_| malformed())?;
                 let inside = any.type_url.rsplit('/').next().unwrap_or_default();
                 let inside = digest(inside, &any.value, depth + 1)?;
@@ -172,8 +172,8 @@ fn class_of(word: &str) -> Class {
 fn parse_field(text: &'static str, class: Class) -> Option<Field> {
     let (number, rest) = text.split_once(' ')?;
     let (name, inside) = match rest.split_once(" > ") {
-        Some((name, "*")) => (name, Some(Inside::Any)),
-        Some((name, message)) => (name, Some(Inside::Message(message))),
+        Some((name, "*")) => (name, Some(ValueType::Any)),
+        Some((name, message)) => (name, Some(ValueType::Message(message))),
         None => (rest, None),
     };
     Some(Field {
@@ -205,8 +205,8 @@ fn walk(message: &str, mut bytes: &[u8], path: &mut Path) -> Result<(), String> 
         }
         let value = take_value(wire, &mut bytes)?;
         match field.inside {
-            Some(Inside::Message(inside)) => walk(inside, value, path)?,
-            Some(Inside::Any) => walk_any(value, path)?,
+            Some(ValueType::Message(inside)) => walk(inside, value, path)?,
+            Some(ValueType::Any) => walk_any(value, path)?,
             None => {}
         }
         path.0.pop();
@@ -335,13 +335,13 @@ mod tests {
                     continue;
                 };
                 let expected = match inside.full_name() {
-                    "google.protobuf.Any" => Some(Inside::Any),
+                    "google.protobuf.Any" => Some(ValueType::Any),
                     full if leaves.contains(&full.trim_start_matches("google.protobuf.")) => None,
                     full => {
                         let (known, _) = table()
                             .get_key_value(full)
                             .unwrap_or_else(|| panic!("{full} has no table"));
-                        Some(Inside::Message(known))
+                        Some(ValueType::Message(known))
                     }
                 };
                 assert_eq!(field.inside, expected, "{name}.{}", field.name);

@@ -18,21 +18,21 @@ use tokio::time::{Instant, timeout};
 
 use crate::admin::{Admin, Port};
 use crate::bootstrap::Bootstrap;
-use crate::control::drain_call::Lifecycle;
-use crate::control::state_dir::State;
+use crate::control::drain_call::DrainCall;
+use crate::control::state_dir::StateDir;
 use crate::directory::Directory;
 use crate::drain::{self, Phase, Side, Watch};
 use crate::export::otlp::Exporter;
-use crate::export::report::Reporter;
+use crate::export::report::ReportClient;
 use crate::export::{self, Exports};
 use crate::identity::{self, Renewal};
 use crate::observe::Observer;
 use crate::observe::labels::{Labels, Party};
 use crate::observe::metrics::Metrics;
-use crate::serve::accept::{self, Gate};
+use crate::serve::accept::{self, ConnectionLimit};
 use crate::snapshot::Builder;
 use crate::snapshot::apps::Apps;
-use crate::sockets::{Listening, Sockets, local_addresses};
+use crate::sockets::{Listeners, Sockets, local_addresses};
 use crate::tls::Credentials;
 use crate::tls::server::Acceptor;
 use crate::upstream::pool::Pool;
@@ -60,7 +60,7 @@ pub struct Bound {
     pub admin: SocketAddr,
     /// Addresses that Prometheus scrapes: merged with the app's metrics, and the sidecar's own.
     pub stats: [SocketAddr; 2],
-    lifecycle: Lifecycle,
+    lifecycle: DrainCall,
     signal: drain::Signal,
     watch: Watch,
     drain: Duration,
@@ -129,7 +129,7 @@ pub fn run(bootstrap: Bootstrap) -> Result<Bound> {
         inbound: local_addresses(&sockets.inbound)?,
         admin: sockets.admin.local_addr()?,
         stats: sockets.stats_addresses()?,
-        lifecycle: Lifecycle {
+        lifecycle: DrainCall {
             target: bootstrap.target.clone(),
             node: node::id(&bootstrap),
             instance: format!("{:032x}", fastrand::u128(..)),
@@ -141,7 +141,7 @@ pub fn run(bootstrap: Bootstrap) -> Result<Bound> {
         drain: bootstrap.drain,
         threads: Vec::new(),
     };
-    let gate = Gate::new(bootstrap.max_connections, &shared.metrics);
+    let gate = ConnectionLimit::new(bootstrap.max_connections, &shared.metrics);
     for number in 0..bootstrap.workers {
         let worker = start_worker(number, &shared, &sockets, &gate, bootstrap.upstream_idle)?;
         bound.threads.push(worker);
@@ -163,12 +163,12 @@ fn start_exports(
     shared: &Arc<Shared>,
     exports: Exports,
     threads: &mut Vec<JoinHandle<()>>,
-) -> Result<(Option<Exporter>, Reporter)> {
+) -> Result<(Option<Exporter>, ReportClient)> {
     if let Some((lines, sink)) = exports.log {
         let watch = shared.watch.clone();
         threads.push(spawn("log", move || export::log::run(lines, sink, watch))?);
     }
-    let reporter = Reporter {
+    let reporter = ReportClient {
         target: bootstrap.target.clone(),
         node: node::id(bootstrap),
         credentials: Arc::clone(&shared.credentials),
@@ -186,7 +186,7 @@ fn start_control(
     shared: &Arc<Shared>,
     sockets: Sockets,
     (asked, apps): (mpsc::UnboundedReceiver<String>, HashMap<u16, SocketAddr>),
-    (spans, reporter): (Option<Exporter>, Reporter),
+    (spans, reporter): (Option<Exporter>, ReportClient),
 ) -> Result<JoinHandle<()>> {
     let status = Arc::clone(&reporter.status);
     let state = open_state(bootstrap)?;
@@ -279,14 +279,14 @@ async fn forget_idle(metrics: Arc<Metrics>, expiry: Duration) {
 }
 
 /// Opens the state directory, if `--state-dir` names one.
-fn open_state(bootstrap: &Bootstrap) -> Result<Option<Arc<State>>> {
+fn open_state(bootstrap: &Bootstrap) -> Result<Option<Arc<StateDir>>> {
     let Some(directory) = &bootstrap.state else {
         tracing::info!(
             "no --state-dir: after a restart nothing is served until the control plane is reached"
         );
         return Ok(None);
     };
-    let state = State::open(directory, &bootstrap.id);
+    let state = StateDir::open(directory, &bootstrap.id);
     Ok(Some(Arc::new(
         state.map_err(|reason| anyhow!("--state-dir {reason}"))?,
     )))
@@ -316,7 +316,7 @@ fn start_worker(
     number: u16,
     shared: &Arc<Shared>,
     sockets: &Sockets,
-    gate: &Arc<Gate>,
+    gate: &Arc<ConnectionLimit>,
     upstream_idle: Duration,
 ) -> Result<JoinHandle<()>> {
     let listening = sockets.listening()?;
@@ -329,7 +329,11 @@ fn start_worker(
     })
 }
 
-async fn work(worker: Rc<Worker>, listening: Listening, gate: Arc<Gate>) -> io::Result<()> {
+async fn work(
+    worker: Rc<Worker>,
+    listening: Listeners,
+    gate: Arc<ConnectionLimit>,
+) -> io::Result<()> {
     let watch = worker.shared.watch.clone();
     let mut accepting = Vec::new();
     for listener in listening.inbound {
@@ -343,7 +347,7 @@ async fn work(worker: Rc<Worker>, listening: Listening, gate: Arc<Gate>) -> io::
     }
     for listener in listening.capture {
         let worker = Rc::clone(&worker);
-        let serve = move |tcp, peer| inbound::serve_taken_over(Rc::clone(&worker), tcp, peer);
+        let serve = move |tcp, peer| inbound::serve_intercepted(Rc::clone(&worker), tcp, peer);
         let listener = TcpListener::from_std(listener)?;
         let side = (watch.clone(), Side::Inbound);
         let loops = accept::accept(listener, Arc::clone(&gate), side, serve);
@@ -372,7 +376,7 @@ async fn work(worker: Rc<Worker>, listening: Listening, gate: Arc<Gate>) -> io::
     for accepting in accepting {
         let _ = accepting.await;
     }
-    watch.idle().await;
+    watch.wait_idle().await;
     Ok(())
 }
 
@@ -400,7 +404,7 @@ fn xds_options(bootstrap: &Bootstrap, instance: &str) -> xds::Options {
     }
 }
 
-fn identity_options(bootstrap: &Bootstrap, state: Option<Arc<State>>) -> identity::Options {
+fn identity_options(bootstrap: &Bootstrap, state: Option<Arc<StateDir>>) -> identity::Options {
     identity::Options {
         target: bootstrap.target.clone(),
         id: bootstrap.id.clone(),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::admin::{AppMetrics, AppProbers};
-use crate::control::channel::Target;
+use crate::control::channel::ControlPlane;
 use crate::directory;
 use crate::export::Telemetry;
 use crate::export::log::Sink;
@@ -16,7 +16,7 @@ use crate::export::otlp::{Address, Protocol};
 use crate::intercept::InitArgs;
 use crate::observe::access_log::{Format, TEXT};
 use crate::observe::metrics::MAX_SERIES;
-use leno_http::h1::{Limits, Timeouts};
+use leno_http::h1::{HeadLimits, Timeouts};
 use leno_http::upgrade::Upgrades;
 use leno_rules::spiffe::SpiffeId;
 
@@ -301,7 +301,7 @@ impl FromStr for Inbound {
 #[derive(Debug, Clone)]
 pub struct Bootstrap {
     /// Address and SPIFFE ID of the control plane.
-    pub target: Target,
+    pub target: ControlPlane,
     /// SPIFFE ID of the workload.
     pub id: SpiffeId,
     /// Name of the workload.
@@ -335,7 +335,7 @@ pub struct Bootstrap {
     /// Worker threads.
     pub workers: u16,
     /// Limits on the head of a message.
-    pub limits: Limits,
+    pub limits: HeadLimits,
     /// Timeouts on peers.
     pub timeouts: Timeouts,
     /// Idle timeout of upstream connections.
@@ -363,12 +363,12 @@ pub struct Bootstrap {
 }
 
 impl RunArgs {
-    fn target(&self) -> Result<Target, String> {
+    fn target(&self) -> Result<ControlPlane, String> {
         let identity = match &self.xds_identity {
             Some(text) => SpiffeId::parse(text).map_err(|e| format!("--xds-identity: {e}"))?,
             None => SpiffeId::of(&self.trust_domain, "leno-system", "leno")?,
         };
-        Ok(Target {
+        Ok(ControlPlane {
             address: self.xds_address.clone(),
             identity,
         })
@@ -450,7 +450,7 @@ impl RunArgs {
             telemetry: self.telemetry.into_telemetry()?,
             workers: self.workers,
             upgrades: self.upgrades,
-            limits: Limits {
+            limits: HeadLimits {
                 head_bytes: limits.max_head_bytes,
                 headers: limits.max_headers,
             },

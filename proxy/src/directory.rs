@@ -32,14 +32,14 @@ pub struct Directory {
     demand: mpsc::UnboundedSender<String>,
     waiting: AtomicUsize,
     names: AtomicUsize,
-    link: ArcSwap<Link>,
+    link: ArcSwap<ControlPlaneState>,
     started: Instant,
     limits: Limits,
 }
 
 /// State of the stream to the control plane.
 #[derive(Debug, Clone, Default)]
-pub struct Link {
+pub struct ControlPlaneState {
     /// True while the stream is up.
     pub up: bool,
     /// Since when, and the last error, as text.
@@ -156,7 +156,7 @@ impl Directory {
     }
 
     /// Longest wait for configuration.
-    pub fn patience(&self) -> Duration {
+    pub fn config_wait(&self) -> Duration {
         self.limits.wait
     }
 
@@ -174,12 +174,12 @@ impl Directory {
     }
 
     /// Sets the state of the stream to the control plane.
-    pub fn set_link(&self, link: Link) {
+    pub fn set_link(&self, link: ControlPlaneState) {
         self.link.store(Arc::new(link));
     }
 
     /// State of the stream to the control plane.
-    pub fn link(&self) -> Arc<Link> {
+    pub fn link(&self) -> Arc<ControlPlaneState> {
         self.link.load_full()
     }
 
@@ -189,7 +189,7 @@ impl Directory {
     }
 
     /// Whole seconds since any destination was last used; `None` if the snapshot holds none.
-    pub fn quiet(&self) -> Option<u64> {
+    pub fn idle_seconds(&self) -> Option<u64> {
         let snapshot = self.snapshot();
         let last = snapshot.uses().map(|(_, used)| used).max();
         last.map(|last| self.clock().saturating_sub(last))

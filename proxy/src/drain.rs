@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 /// Time after which requests that were in flight when the last caller learned of the drain have arrived.
-pub const ON_THE_WAY: Duration = Duration::from_millis(200);
+pub const IN_FLIGHT_GRACE: Duration = Duration::from_millis(200);
 
 /// Phases of the shutdown, in order. The app's own connections are accepted until `Ending`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,20 +49,20 @@ impl Side {
 /// Sets the phase. Dropped, it sets `Ending`.
 #[derive(Debug)]
 pub struct Signal {
-    now: Now,
+    now: CurrentPhase,
     busy: Busy,
 }
 
 /// The current phase.
 #[derive(Debug, Clone, Default)]
-struct Now(Arc<Progress>);
+struct CurrentPhase(Arc<Progress>);
 
 #[derive(Debug, Default)]
 struct Progress {
     phase: AtomicU8,
     /// Set from [`Phase::Draining`] on: all that a connection's codec needs to know.
     draining: Arc<AtomicBool>,
-    /// Wakers of pending [`Reached`] futures. An entry stays until its future is dropped, however often that is woken
+    /// Wakers of pending [`PhaseReached`] futures. An entry stays until its future is dropped, however often that is woken
     /// or polled, so that a poll, one with each request, only loads the phase.
     waiting: Mutex<HashMap<u64, Waker>>,
     waited: AtomicU64,
@@ -74,7 +74,7 @@ impl Progress {
     }
 }
 
-impl Now {
+impl CurrentPhase {
     fn set(&self, phase: Phase) {
         self.0.phase.fetch_max(phase as u8, Ordering::Relaxed);
         self.0
@@ -90,14 +90,14 @@ impl Now {
 
 /// Future that is ready once its phase is reached.
 #[derive(Debug)]
-pub struct Reached<'a> {
-    now: &'a Now,
+pub struct PhaseReached<'a> {
+    now: &'a CurrentPhase,
     phase: Phase,
     /// Key of its entry in `Progress::waiting`, and the waker stored there.
     place: Option<(u64, Waker)>,
 }
 
-impl Future for Reached<'_> {
+impl Future for PhaseReached<'_> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
@@ -120,7 +120,7 @@ impl Future for Reached<'_> {
     }
 }
 
-impl Drop for Reached<'_> {
+impl Drop for PhaseReached<'_> {
     fn drop(&mut self) {
         if let Some((place, _)) = self.place.take() {
             self.now.0.waiting().remove(&place);
@@ -147,7 +147,7 @@ impl Busy {
 /// Observes the phase. Clones are cheap; the process doesn't end before each [`Watch::guard`] is dropped.
 #[derive(Debug, Clone)]
 pub struct Watch {
-    now: Now,
+    now: CurrentPhase,
     busy: Busy,
 }
 
@@ -159,7 +159,7 @@ pub struct Guard {
 
 /// A signal and its watch.
 pub fn channel() -> (Signal, Watch) {
-    let (now, busy) = (Now::default(), Busy::default());
+    let (now, busy) = (CurrentPhase::default(), Busy::default());
     let signal = Signal {
         now: now.clone(),
         busy: busy.clone(),
@@ -170,12 +170,12 @@ pub fn channel() -> (Signal, Watch) {
 
 impl Signal {
     /// Sets the phase; never back to an earlier one.
-    pub fn reach(&self, phase: Phase) {
+    pub fn set_phase(&self, phase: Phase) {
         self.now.set(phase);
     }
 
     /// Waits up to `at_most` until `side` has no guards; true when it has none.
-    pub async fn idle(&self, side: Side, at_most: Duration) -> bool {
+    pub async fn wait_idle(&self, side: Side, at_most: Duration) -> bool {
         let mut busy = self.busy.of(side).subscribe();
         let idle = timeout(at_most, busy.wait_for(|count| *count == 0)).await;
         idle.is_ok()
@@ -183,10 +183,10 @@ impl Signal {
 
     /// Sets `Ending`; waits up to `at_most` for the guards of both sides, then gives them up.
     pub async fn end(&self, at_most: Duration) {
-        self.reach(Phase::Ending);
+        self.set_phase(Phase::Ending);
         let both = async {
-            self.idle(Side::Inbound, Duration::MAX).await;
-            self.idle(Side::Outbound, Duration::MAX).await;
+            self.wait_idle(Side::Inbound, Duration::MAX).await;
+            self.wait_idle(Side::Outbound, Duration::MAX).await;
         };
         if timeout(at_most, both).await.is_err() {
             self.busy.inbound.send_replace(0);
@@ -203,8 +203,8 @@ impl Drop for Signal {
 
 impl Watch {
     /// Waits until `phase` is reached. A signal that was dropped has reached every phase.
-    pub fn reached(&self, phase: Phase) -> Reached<'_> {
-        Reached {
+    pub fn reached(&self, phase: Phase) -> PhaseReached<'_> {
+        PhaseReached {
             now: &self.now,
             phase,
             place: None,
@@ -212,7 +212,7 @@ impl Watch {
     }
 
     /// Waits for `Ending`.
-    pub fn ended(&self) -> Reached<'_> {
+    pub fn ended(&self) -> PhaseReached<'_> {
         self.reached(Phase::Ending)
     }
 
@@ -227,7 +227,7 @@ impl Watch {
     }
 
     /// Waits until neither side has guards.
-    pub async fn idle(&self) {
+    pub async fn wait_idle(&self) {
         for side in [Side::Inbound, Side::Outbound] {
             let mut busy = self.busy.of(side).subscribe();
             let _ = busy.wait_for(|count| *count == 0).await;
@@ -268,9 +268,9 @@ mod tests {
     #[tokio::test]
     async fn phases_only_go_forward() {
         let (signal, watch) = channel();
-        signal.reach(Phase::Closing);
+        signal.set_phase(Phase::Closing);
         watch.reached(Phase::Draining).await;
-        signal.reach(Phase::Draining);
+        signal.set_phase(Phase::Draining);
         assert!(watch.has_reached(Phase::Closing));
         assert!(!watch.has_reached(Phase::Ending));
         assert!(watch.draining().load(Ordering::Relaxed));
@@ -284,7 +284,7 @@ mod tests {
         tokio::task::yield_now().await;
         for phase in [Phase::Draining, Phase::Closing, Phase::Ending] {
             assert!(!waiting.is_finished());
-            signal.reach(phase);
+            signal.set_phase(phase);
             tokio::task::yield_now().await;
         }
         waiting.await.expect("the end");
@@ -297,8 +297,8 @@ mod tests {
         let (signal, watch) = channel();
         let minute = Duration::from_secs(60);
         let guard = watch.guard(Side::Inbound);
-        assert!(!signal.idle(Side::Inbound, minute).await);
-        assert!(signal.idle(Side::Outbound, minute).await);
+        assert!(!signal.wait_idle(Side::Inbound, minute).await);
+        assert!(signal.wait_idle(Side::Outbound, minute).await);
         let work = async {
             watch.ended().await;
             drop(guard);
@@ -306,6 +306,6 @@ mod tests {
         tokio::join!(signal.end(minute), work);
         let _stuck = watch.guard(Side::Outbound);
         signal.end(minute).await;
-        watch.idle().await;
+        watch.wait_idle().await;
     }
 }

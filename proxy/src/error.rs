@@ -5,7 +5,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use leno_http::h1::{Invalid, ReadError};
+use leno_http::h1::{InvalidHead, ReadError};
 
 /// A failure on the path of one connection or request.
 #[derive(Debug, Clone)]
@@ -91,7 +91,7 @@ pub enum Progress {
 
 /// The response that a failure becomes: Envoy's status, text and flag, and RFC 9209's error type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Answer {
+pub struct ErrorResponse {
     /// HTTP status.
     pub status: u16,
     /// Body text; Envoy's where Envoy has one.
@@ -145,27 +145,27 @@ impl Error {
     }
 
     /// True if the client disconnected, so that no response can be sent.
-    pub fn is_farewell(&self) -> bool {
+    pub fn is_client_disconnect(&self) -> bool {
         self.side == Side::Down && self.kind == Kind::Reset
     }
 
     /// Envoy's response flag, also for a client that disconnected.
     pub fn flag(&self) -> &'static str {
-        match self.is_farewell() {
+        match self.is_client_disconnect() {
             true => "DC",
             false => self.answer().flag,
         }
     }
 
     /// The response that this failure becomes.
-    pub fn answer(&self) -> Answer {
+    pub fn answer(&self) -> ErrorResponse {
         self.kind.answer()
     }
 }
 
 impl Kind {
     /// The one table from failure to response.
-    pub fn answer(self) -> Answer {
+    pub fn answer(self) -> ErrorResponse {
         let (status, text, flag, error) = match self {
             Kind::BadRequest => (400, "bad request", "DPE", "http_request_error"),
             Kind::Upgrade => (501, "upgrade not supported", "DPE", "http_request_error"),
@@ -191,7 +191,7 @@ impl Kind {
             ),
             Kind::Overload => (503, upstream::OVERFLOW, "UO", "connection_limit_reached"),
         };
-        Answer {
+        ErrorResponse {
             status,
             text,
             flag,
@@ -211,11 +211,11 @@ mod upstream {
         "upstream connect error or disconnect/reset before headers. reset reason: overflow";
 }
 
-impl From<Invalid> for Error {
-    fn from(invalid: Invalid) -> Error {
+impl From<InvalidHead> for Error {
+    fn from(invalid: InvalidHead) -> Error {
         let kind = match invalid {
-            Invalid::TooLarge(_) | Invalid::TooMany(_) => Kind::HeadTooLarge,
-            Invalid::Syntax(_) => Kind::BadRequest,
+            InvalidHead::TooLarge(_) | InvalidHead::TooMany(_) => Kind::HeadTooLarge,
+            InvalidHead::Syntax(_) => Kind::BadRequest,
         };
         Error::down(kind, invalid.to_string())
     }

@@ -15,8 +15,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     let args = match Cli::parse().command {
         Command::Run(args) => args,
-        Command::Init(args) => return told(intercept::init(*args)),
-        Command::Clean => return told(intercept::clean().map(|()| String::new())),
+        Command::Init(args) => return print_result(intercept::init(*args)),
+        Command::Clean => return print_result(intercept::clean().map(|()| String::new())),
     };
     log();
     let app = args.app.clone();
@@ -37,7 +37,7 @@ fn main() -> ExitCode {
 }
 
 /// Prints the result of a command, and returns its exit code.
-fn told(outcome: Result<String, String>) -> ExitCode {
+fn print_result(outcome: Result<String, String>) -> ExitCode {
     match outcome {
         Ok(text) => {
             print!("{text}");

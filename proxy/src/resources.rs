@@ -13,7 +13,7 @@ use leno_proto::pb::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Reso
 use leno_proto::type_url::{CLUSTER, ENDPOINTS, LISTENER, ROUTE, SECRET};
 use serde::{Deserialize, Serialize};
 
-use crate::snapshot::{Answer, Resources};
+use crate::snapshot::{ResourceState, Resources};
 use leno_rules::config::cluster::{Cluster, Discovery};
 use leno_rules::config::listener::Filter;
 use leno_rules::config::route::RouteConfig;
@@ -45,7 +45,7 @@ pub struct Applied {
 
 /// A resource as it is saved for a restart.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Kept {
+pub struct SavedResource {
     type_url: String,
     name: String,
     version: String,
@@ -53,10 +53,10 @@ pub struct Kept {
     body: String,
 }
 
-impl Kept {
+impl SavedResource {
     /// The resources of `kept` as the control plane would send them: a response for each type, in the order of
     /// `type_url::ALL`.
-    pub fn responses(kept: Vec<Kept>) -> Vec<DeltaDiscoveryResponse> {
+    pub fn responses(kept: Vec<SavedResource>) -> Vec<DeltaDiscoveryResponse> {
         let mut responses: Vec<_> = leno_proto::type_url::ALL
             .map(|type_url| DeltaDiscoveryResponse {
                 type_url: type_url.to_owned(),
@@ -170,19 +170,19 @@ impl Store {
         let resources = &mut self.resources;
         match type_url {
             LISTENER => {
-                let listener = Answer::Present(Arc::new(decode(&name, any)?));
+                let listener = ResourceState::Present(Arc::new(decode(&name, any)?));
                 resources.listeners.insert(name, listener);
             }
             ROUTE => {
-                let routes = Answer::Present(Arc::new(decode(&name, any)?));
+                let routes = ResourceState::Present(Arc::new(decode(&name, any)?));
                 resources.routes.insert(name, routes);
             }
             CLUSTER => {
-                let cluster = Answer::Present(Arc::new(decode(&name, any)?));
+                let cluster = ResourceState::Present(Arc::new(decode(&name, any)?));
                 resources.clusters.insert(name, cluster);
             }
             ENDPOINTS => {
-                let endpoints = Answer::Present(Arc::new(decode(&name, any)?));
+                let endpoints = ResourceState::Present(Arc::new(decode(&name, any)?));
                 resources.endpoints.insert(name, endpoints);
             }
             _ => self.roots = Some(Arc::new(decode(&name, any)?)),
@@ -196,10 +196,26 @@ impl Store {
         let (name, reason) = (name.to_owned(), Arc::<str>::from(reason));
         let resources = &mut self.resources;
         match type_url {
-            LISTENER => drop(resources.listeners.insert(name, Answer::Missing(reason))),
-            ROUTE => drop(resources.routes.insert(name, Answer::Missing(reason))),
-            CLUSTER => drop(resources.clusters.insert(name, Answer::Missing(reason))),
-            ENDPOINTS => drop(resources.endpoints.insert(name, Answer::Missing(reason))),
+            LISTENER => drop(
+                resources
+                    .listeners
+                    .insert(name, ResourceState::Missing(reason)),
+            ),
+            ROUTE => drop(
+                resources
+                    .routes
+                    .insert(name, ResourceState::Missing(reason)),
+            ),
+            CLUSTER => drop(
+                resources
+                    .clusters
+                    .insert(name, ResourceState::Missing(reason)),
+            ),
+            ENDPOINTS => drop(
+                resources
+                    .endpoints
+                    .insert(name, ResourceState::Missing(reason)),
+            ),
             // Roots are replaced, never removed: without any, nothing could be verified.
             _ => {}
         }
@@ -211,10 +227,10 @@ impl Store {
     }
 
     /// Every accepted resource that is held, as it was sent.
-    pub fn kept(&mut self) -> Vec<Kept> {
+    pub fn kept(&mut self) -> Vec<SavedResource> {
         let (versions, bodies) = (&self.versions, self.bodies.get_or_insert_default());
         bodies.retain(|key, _| versions.contains_key(key));
-        let kept = bodies.iter().map(|((type_url, name), any)| Kept {
+        let kept = bodies.iter().map(|((type_url, name), any)| SavedResource {
             type_url: (*type_url).to_owned(),
             name: name.clone(),
             version: versions
@@ -241,7 +257,7 @@ impl Store {
     }
 
     /// Names that the accepted resources refer to, by type: the subscriptions required besides the Listeners.
-    pub fn needed(&self) -> BTreeMap<&'static str, BTreeSet<String>> {
+    pub fn referenced_names(&self) -> BTreeMap<&'static str, BTreeSet<String>> {
         let mut routes = BTreeSet::new();
         let mut clusters = BTreeSet::new();
         let named = |config: &RouteConfig, clusters: &mut BTreeSet<String>| {
@@ -259,14 +275,14 @@ impl Store {
             }
         }
         for name in &routes {
-            if let Some(Answer::Present(config)) = self.resources.routes.get(name) {
+            if let Some(ResourceState::Present(config)) = self.resources.routes.get(name) {
                 named(config, &mut clusters);
             }
         }
         let present = clusters
             .iter()
             .filter_map(|name| match self.resources.clusters.get(name) {
-                Some(Answer::Present(cluster)) => eds_name(cluster),
+                Some(ResourceState::Present(cluster)) => eds_name(cluster),
                 _ => None,
             });
         let endpoints = present.collect();
@@ -286,10 +302,10 @@ fn eds_name(cluster: &Cluster) -> Option<String> {
     }
 }
 
-fn present<T>(answers: &HashMap<String, Answer<T>>) -> impl Iterator<Item = &Arc<T>> {
+fn present<T>(answers: &HashMap<String, ResourceState<T>>) -> impl Iterator<Item = &Arc<T>> {
     answers.values().filter_map(|answer| match answer {
-        Answer::Present(value) => Some(value),
-        Answer::Missing(_) => None,
+        ResourceState::Present(value) => Some(value),
+        ResourceState::Missing(_) => None,
     })
 }
 

@@ -54,8 +54,8 @@ impl Sockets {
     }
 
     /// The listeners of one worker.
-    pub(crate) fn listening(&self) -> io::Result<Listening> {
-        Ok(Listening {
+    pub(crate) fn listening(&self) -> io::Result<Listeners> {
+        Ok(Listeners {
             outbound: clones(&self.outbound)?,
             inbound: clones(&self.inbound)?,
             capture: clones(self.capture.as_slice())?,
@@ -91,7 +91,7 @@ pub(crate) fn local_addresses(listeners: &[StdListener]) -> io::Result<Vec<Socke
 }
 
 /// Listeners of one worker.
-pub(crate) struct Listening {
+pub(crate) struct Listeners {
     pub(crate) outbound: Vec<StdListener>,
     pub(crate) inbound: Vec<StdListener>,
     pub(crate) capture: Vec<StdListener>,

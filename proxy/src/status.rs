@@ -18,7 +18,7 @@ use leno_rules::config::cluster;
 /// Resources and running clusters; updated at each change by the xDS client.
 #[derive(Debug, Default)]
 pub struct Status {
-    held: Mutex<Held>,
+    held: Mutex<StatusState>,
 }
 
 /// An endpoint of a running cluster.
@@ -35,7 +35,7 @@ pub struct Endpoint {
 }
 
 #[derive(Debug, Default)]
-struct Held {
+struct StatusState {
     resources: Vec<Value>,
     refused: Vec<Value>,
     clusters: Vec<(Arc<cluster::Cluster>, Arc<Cluster>)>,
@@ -60,7 +60,7 @@ impl Status {
                 "field": refused.field, "reason": refused.reason,
             })
         });
-        let held = Held {
+        let held = StatusState {
             resources: resources.collect(),
             refused: refused.collect(),
             clusters: clusters

@@ -12,12 +12,12 @@ use crate::error::Error;
 use crate::observe::labels::Party;
 use crate::observe::metrics::Metrics;
 use crate::observe::standard::Series;
-use crate::observe::{Observer, Outcome, Teller};
+use crate::observe::{LogContext, Observer, RequestStats};
 use crate::snapshot::apps::Apps;
 use crate::tls::Credentials;
 use crate::tls::server::Acceptor;
 use crate::upstream::pool::Pool;
-use leno_http::h1::{Limits, Timeouts};
+use leno_http::h1::{HeadLimits, Timeouts};
 use leno_http::head::Head;
 use leno_http::upgrade::Upgrades;
 
@@ -37,7 +37,7 @@ pub struct Shared {
     /// Phases of shutdown.
     pub watch: Watch,
     /// Limits on heads and trailers.
-    pub limits: Limits,
+    pub limits: HeadLimits,
     /// Timeouts of peers.
     pub timeouts: Timeouts,
     /// Protocols that requests may switch to.
@@ -82,14 +82,19 @@ impl Worker {
     }
 
     /// Reports a request that ends without heads to report: one that couldn't be read, or a refused CONNECT.
-    pub fn over(&self, outcome: &Outcome, teller: Teller<'_>, error: &Error) {
+    pub fn report_headless(
+        &self,
+        stats: &RequestStats,
+        log_context: LogContext<'_>,
+        error: &Error,
+    ) {
         let (none, dice) = (Head::default(), || self.random(|rng| rng.u64(..)));
         let observer = &self.shared.observer;
-        observer.over(outcome, teller, (&none, &none), Some(error), dice);
+        observer.report_request(stats, log_context, (&none, &none), Some(error), dice);
     }
 
     /// A random number, uniform over `u32`.
-    pub fn dice(&self) -> u32 {
+    pub fn random_u32(&self) -> u32 {
         self.random(|rng| rng.u32(..))
     }
 }

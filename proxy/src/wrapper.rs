@@ -17,7 +17,7 @@ use crate::app::Bound;
 use crate::drain::Phase;
 
 /// Timeout of the shutdown once the app has exited.
-const AFTERWARDS: Duration = Duration::from_secs(5);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Base of the exit code of a program that a signal ended: shells report this plus the signal's number.
 const SIGNALLED: i32 = 128;
 
@@ -53,7 +53,7 @@ pub async fn run(bound: Bound, app: &[String], is_told: bool) -> Result<u8> {
         }
         return end(bound, child, signals, (sent, pass)).await;
     };
-    let _ = timeout(AFTERWARDS, bound.shutdown()).await;
+    let _ = timeout(SHUTDOWN_TIMEOUT, bound.shutdown()).await;
     Ok(exit_code(status.context("the app is lost")?))
 }
 
@@ -93,7 +93,7 @@ async fn end(
     let mut waiting = pin!(waiting);
     let status = tokio::select! {
         status = &mut waiting => {
-            let _ = timeout(AFTERWARDS, shutdown).await;
+            let _ = timeout(SHUTDOWN_TIMEOUT, shutdown).await;
             status
         }
         () = &mut shutdown => waiting.await,

@@ -14,11 +14,11 @@ use hyper_util::rt::TokioIo;
 use proptest::prelude::*;
 use tokio::io::AsyncWriteExt;
 
-use reader::{Understood, fields, ours, piece, request};
+use reader::{ParsedRequest, fields, ours, piece, request};
 
 /// Reads every request of `bytes` with hyper.
-async fn hypers(bytes: Vec<u8>) -> Vec<Understood> {
-    let all: Arc<Mutex<Vec<Understood>>> = Arc::default();
+async fn hypers(bytes: Vec<u8>) -> Vec<ParsedRequest> {
+    let all: Arc<Mutex<Vec<ParsedRequest>>> = Arc::default();
     let kept = Arc::clone(&all);
     let (mut client, server) = tokio::io::duplex(1 << 20);
     let service = service_fn(move |request: Request<Incoming>| {
@@ -29,7 +29,7 @@ async fn hypers(bytes: Vec<u8>) -> Vec<Understood> {
                 return Ok::<_, Infallible>(Response::new(Full::new(Bytes::new())));
             };
             let headers = parts.headers.iter();
-            let understood = Understood {
+            let understood = ParsedRequest {
                 method: parts.method.as_str().as_bytes().to_vec(),
                 target: parts.uri.to_string(),
                 fields: fields(headers.map(|(n, v)| (n.to_string(), v.as_bytes().to_vec()))),

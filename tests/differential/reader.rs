@@ -1,12 +1,12 @@
 //! Our HTTP/1 reader, and requests to compare it by.
 
-use leno_http::h1::{Before, Decoder, Limits, parse_request, request_length};
+use leno_http::h1::{Decoder, HeadLimits, LastHead, parse_request, request_framing};
 use leno_http::head::{Head, Version};
 use proptest::prelude::*;
 
 /// A request, as a reader understood it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Understood {
+pub(crate) struct ParsedRequest {
     pub(crate) method: Vec<u8>,
     pub(crate) target: String,
     pub(crate) fields: Vec<(String, Vec<u8>)>,
@@ -15,15 +15,15 @@ pub(crate) struct Understood {
 
 /// Reads every request of `bytes` with our reader; stops at the first that it refuses, or that is cut short. The flag
 /// is true when all bytes were read, and more may follow.
-pub(crate) fn ours(mut bytes: &[u8]) -> (Vec<Understood>, bool) {
-    let (mut all, mut before) = (Vec::new(), Before::default());
+pub(crate) fn ours(mut bytes: &[u8]) -> (Vec<ParsedRequest>, bool) {
+    let (mut all, mut before) = (Vec::new(), LastHead::default());
     while let Some(end) = end_of_head(bytes) {
         let mut head = Head::default();
         head.buffer().extend_from_slice(&bytes[..end]);
-        let limits = Limits::default();
+        let limits = HeadLimits::default();
         let parsed = parse_request(&mut head, &limits, &mut before);
         let Ok(Some(_)) = parsed else { break };
-        let Ok(length) = request_length(&head) else {
+        let Ok(length) = request_framing(&head) else {
             break;
         };
         let mut decoder = Decoder::new(length, limits);
@@ -44,7 +44,7 @@ pub(crate) fn ours(mut bytes: &[u8]) -> (Vec<Understood>, bool) {
         // An HTTP/1.0 request is the last one without `Connection: keep-alive`.
         let is_last = head.version() == Version::Http10 && !head.connection_has("keep-alive");
         let closes = is_last || head.connection_has("close");
-        all.push(Understood {
+        all.push(ParsedRequest {
             method: head.method().to_vec(),
             target: String::from_utf8_lossy(head.target()).into_owned(),
             fields: fields(

@@ -38,7 +38,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::ca::{self, Ca, Certified};
 use crate::mesh::Proxy;
-use crate::{Directory, PATIENCE};
+use crate::{Directory, TIMEOUT};
 
 /// The control plane's SPIFFE ID.
 const IDENTITY: &str = "spiffe://cluster.local/ns/leno-system/sa/leno";
@@ -109,7 +109,7 @@ impl Ads {
     /// # Panics
     /// When none comes.
     pub async fn stream(&mut self) -> ServerStream {
-        timeout(PATIENCE, self.streams.recv())
+        timeout(TIMEOUT, self.streams.recv())
             .await
             .expect("a stream")
             .expect("a stream")
@@ -122,14 +122,14 @@ impl ServerStream {
     /// # Panics
     /// When none comes.
     pub async fn request(&mut self) -> DeltaDiscoveryRequest {
-        let message = timeout(PATIENCE, self.requests.message())
+        let message = timeout(TIMEOUT, self.requests.message())
             .await
             .expect("a request");
         message.expect("no error").expect("no end")
     }
 
     /// The next request for which `fits` is true.
-    pub async fn request_that(
+    pub async fn request_matching(
         &mut self,
         fits: impl Fn(&DeltaDiscoveryRequest) -> bool,
     ) -> DeltaDiscoveryRequest {
@@ -197,7 +197,7 @@ impl ServerStream {
             .send(Ok(response))
             .await
             .expect("the proxy reads");
-        self.request_that(|request| request.response_nonce == nonce)
+        self.request_matching(|request| request.response_nonce == nonce)
             .await
     }
 }
@@ -394,7 +394,7 @@ impl ClientStream {
     /// # Panics
     /// When none comes.
     pub async fn response(&mut self) -> Result<DeltaDiscoveryResponse, Status> {
-        let message = timeout(PATIENCE, self.responses.message())
+        let message = timeout(TIMEOUT, self.responses.message())
             .await
             .expect("a response")?;
         message.ok_or_else(|| Status::cancelled("the stream ended"))

@@ -7,7 +7,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::PATIENCE;
+use crate::TIMEOUT;
 
 /// A response.
 #[derive(Debug, Clone)]
@@ -40,7 +40,7 @@ impl Response {
     }
 
     /// Leno's explanation, `proxy-status`, or nothing.
-    pub fn why(&self) -> &str {
+    pub fn proxy_status(&self) -> &str {
         self.header("proxy-status").unwrap_or_default()
     }
 }
@@ -87,7 +87,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     ///
     /// # Panics
     /// When there is none.
-    pub async fn ask(&mut self, request: impl AsRef<[u8]>) -> Response {
+    pub async fn round_trip(&mut self, request: impl AsRef<[u8]>) -> Response {
         self.send(request).await;
         self.response().await.expect("a response")
     }
@@ -111,7 +111,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
 
     /// Reads a response; `None` when the connection ends first.
     pub async fn response_to(&mut self, head: bool) -> Option<Response> {
-        timeout(PATIENCE, self.read_response(head))
+        timeout(TIMEOUT, self.read_response(head))
             .await
             .ok()
             .flatten()
@@ -128,9 +128,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     }
 
     /// Reads until the connection ends.
-    pub async fn rest(&mut self) -> Vec<u8> {
+    pub async fn read_to_end(&mut self) -> Vec<u8> {
         let mut all = std::mem::take(&mut self.read);
-        let _ = timeout(PATIENCE, self.stream.read_to_end(&mut all)).await;
+        let _ = timeout(TIMEOUT, self.stream.read_to_end(&mut all)).await;
         all
     }
 
@@ -138,7 +138,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     ///
     /// # Panics
     /// When the connection ends first.
-    pub async fn exactly(&mut self, count: usize) -> Vec<u8> {
+    pub async fn read_exact(&mut self, count: usize) -> Vec<u8> {
         while self.read.len() < count {
             assert!(
                 self.more().await,
@@ -150,7 +150,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     }
 
     async fn more(&mut self) -> bool {
-        let read = timeout(PATIENCE, self.stream.read_buf(&mut self.read)).await;
+        let read = timeout(TIMEOUT, self.stream.read_buf(&mut self.read)).await;
         matches!(read, Ok(Ok(count)) if count > 0)
     }
 
@@ -212,7 +212,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
                 self.line().await?;
             }
         } else {
-            response.body = self.rest().await;
+            response.body = self.read_to_end().await;
         }
         Some(response)
     }
@@ -225,6 +225,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
 pub async fn get(address: SocketAddr, host: &str, path: &str) -> Response {
     let mut client = Client::connect(address).await;
     client
-        .ask(format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n"))
+        .round_trip(format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n"))
         .await
 }

@@ -11,11 +11,11 @@ use tokio::net::UdpSocket;
 pub struct Dns {
     /// Its address.
     pub address: SocketAddr,
-    held: Arc<Mutex<Held>>,
+    held: Arc<Mutex<Records>>,
 }
 
 #[derive(Default)]
-struct Held {
+struct Records {
     records: HashMap<String, (Vec<Ipv4Addr>, u32)>,
     asked: HashMap<String, usize>,
 }
@@ -51,20 +51,20 @@ impl Dns {
     }
 
     /// Removes `name`.
-    pub fn forget(&self, name: &str) {
+    pub fn remove(&self, name: &str) {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.records.remove(name);
     }
 
     /// Number of queries for `name`.
-    pub fn asked(&self, name: &str) -> usize {
+    pub fn queries(&self, name: &str) -> usize {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.asked.get(name).copied().unwrap_or(0)
     }
 }
 
 /// Answers a query, by as much of RFC 1035 as the tests need.
-fn answer(query: &[u8], held: &Mutex<Held>) -> Option<Vec<u8>> {
+fn answer(query: &[u8], held: &Mutex<Records>) -> Option<Vec<u8>> {
     let (mut at, mut labels) = (12, Vec::new());
     loop {
         let length = usize::from(*query.get(at)?);

@@ -14,12 +14,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::PATIENCE;
+use crate::TIMEOUT;
 use crate::upstream::accept;
 
 /// A message, received whole.
 #[derive(Debug, Clone)]
-pub struct Whole {
+pub struct Message {
     /// Its status; 0 for requests.
     pub status: u16,
     /// Its fields.
@@ -30,7 +30,7 @@ pub struct Whole {
     pub trailers: HeaderMap,
 }
 
-impl Whole {
+impl Message {
     /// A field's value.
     pub fn header(&self, name: &str) -> &str {
         let value = self.headers.get(name);
@@ -80,12 +80,12 @@ pub fn request(method: &str, uri: &str, fields: &[(&str, &str)]) -> Request<()> 
 ///
 /// # Panics
 /// When nothing comes.
-pub async fn ask(
+pub async fn round_trip(
     sender: &SendRequest<Bytes>,
     request: Request<()>,
     body: &[u8],
     trailers: Option<HeaderMap>,
-) -> Result<Whole, h2::Error> {
+) -> Result<Message, h2::Error> {
     let mut sender = sender.clone().ready().await?;
     let is_ended = body.is_empty() && trailers.is_none();
     let (response, stream) = sender.send_request(request, is_ended)?;
@@ -93,7 +93,7 @@ pub async fn ask(
         if !is_ended {
             send(stream, body, trailers).await?;
         }
-        std::future::pending::<Result<Whole, h2::Error>>().await
+        std::future::pending::<Result<Message, h2::Error>>().await
     };
     let receiving = async {
         let (parts, body) = response.await?.into_parts();
@@ -105,7 +105,7 @@ pub async fn ask(
             received = receiving => received,
         }
     };
-    timeout(PATIENCE, both).await.expect("a response")
+    timeout(TIMEOUT, both).await.expect("a response")
 }
 
 /// Sends a body within the peer's window, and trailers.
@@ -143,14 +143,14 @@ pub async fn receive(
     status: u16,
     headers: HeaderMap,
     mut body: RecvStream,
-) -> Result<Whole, h2::Error> {
+) -> Result<Message, h2::Error> {
     let mut data = Vec::new();
     while let Some(chunk) = body.data().await {
         let chunk = chunk?;
         let _ = body.flow_control().release_capacity(chunk.len());
         data.extend_from_slice(&chunk);
     }
-    Ok(Whole {
+    Ok(Message {
         status,
         headers,
         body: data,

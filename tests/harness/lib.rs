@@ -23,7 +23,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 /// Longest time that anything may take before a test gives up.
-pub const PATIENCE: Duration = Duration::from_secs(15);
+pub const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A loopback address that nothing else in this process uses: every workload has its own, as pods do.
 pub fn fresh_ip() -> Ipv4Addr {
@@ -44,17 +44,17 @@ pub fn fresh_ip() -> Ipv4Addr {
 /// Polls `probe` every 10 ms until it gives a value.
 ///
 /// # Panics
-/// When it doesn't within [`PATIENCE`].
+/// When it doesn't within [`TIMEOUT`].
 pub async fn until<T, F: Future<Output = Option<T>>>(
     what: &str,
     mut probe: impl FnMut() -> F,
 ) -> T {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         if let Some(found) = probe().await {
             return found;
         }
-        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        assert!(Instant::now() < deadline, "not within {TIMEOUT:?}: {what}");
         sleep(Duration::from_millis(10)).await;
     }
 }

@@ -33,14 +33,17 @@ pub struct Mesh {
 impl Mesh {
     /// Starts a mesh with this YAML.
     pub async fn start(yaml: &str) -> Mesh {
-        Mesh::with(yaml, |_| {}).await
+        Mesh::start_with(yaml, |_| {}).await
     }
 
     /// Starts a mesh with this YAML; `change` edits the control plane's bootstrap.
     ///
     /// # Panics
     /// When it can't start.
-    pub async fn with(yaml: &str, change: impl FnOnce(&mut control_plane::Bootstrap)) -> Mesh {
+    pub async fn start_with(
+        yaml: &str,
+        change: impl FnOnce(&mut control_plane::Bootstrap),
+    ) -> Mesh {
         let directory = Directory::new();
         let config = directory.path().join("yaml");
         std::fs::create_dir_all(&config).expect("a directory");
@@ -113,7 +116,7 @@ impl Mesh {
     ///
     /// # Panics
     /// When the control plane doesn't run.
-    pub async fn routed(&self) {
+    pub async fn wait_routed(&self) {
         let mut state = self.control_plane.as_ref().expect("it runs").state.clone();
         let routed = |state: &State| state.mesh.services.values().any(|s| s.routing.is_some());
         state.wait_for(routed).await.expect("it reads");

@@ -92,7 +92,7 @@ impl Pods {
         let yaml = yaml.to_owned();
         let ip = self.world.ip;
         let start = async move {
-            Mesh::with(&yaml, |bootstrap| {
+            Mesh::start_with(&yaml, |bootstrap| {
                 bootstrap.xds = (ip, 15012).into();
                 bootstrap.monitoring = (ip, 15014).into();
                 change(bootstrap);
@@ -232,7 +232,7 @@ impl Pod {
     }
 
     /// Intercepts the pod's connections, and starts the sidecar of `account`.
-    pub async fn inject(&self, mesh: &Mesh, account: &str, flags: &str) -> Injected {
+    pub async fn inject(&self, mesh: &Mesh, account: &str, flags: &str) -> PodSidecar {
         self.init("").await;
         self.sidecar(mesh, account, flags).await
     }
@@ -241,7 +241,7 @@ impl Pod {
     ///
     /// # Panics
     /// When it can't be started.
-    pub async fn sidecar(&self, mesh: &Mesh, account: &str, flags: &str) -> Injected {
+    pub async fn sidecar(&self, mesh: &Mesh, account: &str, flags: &str) -> PodSidecar {
         let token = mesh.token_file(account);
         let words = format!(
             "run --interception-mode REDIRECT --xds-address {} --service-account {account} --ip {} --token-file {} {flags}",
@@ -251,7 +251,7 @@ impl Pod {
         );
         let mut command = self.command(SIDECAR, program().await, &words);
         let child = command.env("LENO_LOG", "warn").spawn().expect("it starts");
-        let injected = Injected { child };
+        let injected = PodSidecar { child };
         self.run(async {
             until("the sidecar is ready", || async {
                 let admin = (IpAddr::from([127, 0, 0, 1]), 15000).into();
@@ -281,11 +281,11 @@ impl Pod {
 }
 
 /// A sidecar in a pod, killed when it is dropped.
-pub struct Injected {
+pub struct PodSidecar {
     child: Child,
 }
 
-impl Injected {
+impl PodSidecar {
     /// Sends it SIGTERM.
     ///
     /// # Panics
@@ -300,7 +300,7 @@ impl Injected {
     /// # Panics
     /// When it doesn't.
     pub async fn ended(&mut self) -> bool {
-        let ended = tokio::time::timeout(3 * crate::PATIENCE, self.child.wait()).await;
+        let ended = tokio::time::timeout(3 * crate::TIMEOUT, self.child.wait()).await;
         ended.expect("it ends").expect("a process").success()
     }
 

@@ -9,13 +9,13 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
-use crate::PATIENCE;
+use crate::TIMEOUT;
 use crate::ca::{self, Ca, Certified, hour};
 use crate::client::Client;
 
 /// A way to reach an app.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
+pub enum Transport {
     /// HTTP/1 in plaintext.
     Http1,
     /// HTTP/2 in plaintext, with prior knowledge.
@@ -30,32 +30,32 @@ pub enum Way {
     TlsTcp,
 }
 
-impl Way {
+impl Transport {
     /// All of them.
-    pub const ALL: [Way; 6] = [
-        Way::Http1,
-        Way::Http2,
-        Way::Tcp,
-        Way::Tls1,
-        Way::Tls2,
-        Way::TlsTcp,
+    pub const ALL: [Transport; 6] = [
+        Transport::Http1,
+        Transport::Http2,
+        Transport::Tcp,
+        Transport::Tls1,
+        Transport::Tls2,
+        Transport::TlsTcp,
     ];
 
     /// True without mutual TLS.
     pub fn is_plaintext(self) -> bool {
-        matches!(self, Way::Http1 | Way::Http2 | Way::Tcp)
+        matches!(self, Transport::Http1 | Transport::Http2 | Transport::Tcp)
     }
 
     /// True for HTTP.
     pub fn is_http(self) -> bool {
-        !matches!(self, Way::Tcp | Way::TlsTcp)
+        !matches!(self, Transport::Tcp | Transport::TlsTcp)
     }
 
     fn alpn(self) -> Option<&'static [u8]> {
         match self {
-            Way::Tls1 => Some(b"istio-http/1.1"),
-            Way::Tls2 => Some(b"istio-h2"),
-            Way::TlsTcp => Some(b"istio"),
+            Transport::Tls1 => Some(b"istio-http/1.1"),
+            Transport::Tls2 => Some(b"istio-h2"),
+            Transport::TlsTcp => Some(b"istio"),
             _ => None,
         }
     }
@@ -78,7 +78,7 @@ const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
 const BYTES: &[u8] = b"\x01\x02\x03no http\n";
 
 /// Tries to reach the app at `address`; HTTP requests are `method` of `path`.
-pub async fn ask(address: SocketAddr, way: Way, ca: &Ca, method: &str, path: &str) -> Answer {
+pub async fn ask(address: SocketAddr, way: Transport, ca: &Ca, method: &str, path: &str) -> Answer {
     let certified = way.alpn().map(|alpn| (alpn, caller(ca)));
     let asking = async {
         match certified {
@@ -92,13 +92,11 @@ pub async fn ask(address: SocketAddr, way: Way, ca: &Ca, method: &str, path: &st
             },
         }
     };
-    timeout(PATIENCE, asking)
-        .await
-        .expect("an answer or an end")
+    timeout(TIMEOUT, asking).await.expect("an answer or an end")
 }
 
 /// True when a GET, or a TCP payload, reaches the app.
-pub async fn gets_in(address: SocketAddr, way: Way, ca: &Ca) -> bool {
+pub async fn reaches_app(address: SocketAddr, way: Transport, ca: &Ca) -> bool {
     ask(address, way, ca, "GET", "/").await == Answer::App
 }
 
@@ -107,7 +105,7 @@ pub fn caller(ca: &Ca) -> Certified {
     ca.certify("spiffe://cluster.local/ns/default/sa/web", hour())
 }
 
-async fn over<S>(mut stream: S, way: Way, method: &str, path: &str) -> Answer
+async fn over<S>(mut stream: S, way: Transport, method: &str, path: &str) -> Answer
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -116,7 +114,7 @@ where
         status => Answer::Status(status),
     };
     match way {
-        Way::Tcp | Way::TlsTcp => {
+        Transport::Tcp | Transport::TlsTcp => {
             let mut answer = [0; BYTES.len()];
             let sent = stream.write_all(BYTES).await.and(stream.flush().await);
             match (sent, stream.read_exact(&mut answer).await) {
@@ -124,7 +122,7 @@ where
                 _ => Answer::Closed,
             }
         }
-        Way::Http1 | Way::Tls1 => {
+        Transport::Http1 | Transport::Tls1 => {
             let mut client = Client::over(stream);
             let request = format!("{method} {path} HTTP/1.1\r\nHost: users\r\n\r\n");
             client.send(request).await;
@@ -133,7 +131,7 @@ where
                 .await
                 .map_or(Answer::Closed, |r| of(r.status))
         }
-        Way::Http2 | Way::Tls2 => {
+        Transport::Http2 | Transport::Tls2 => {
             let Ok((sender, connection)) = h2::client::handshake(stream).await else {
                 return Answer::Closed;
             };
@@ -197,7 +195,7 @@ impl App {
         paths.clone()
     }
 
-    fn was_asked(&self, path: &str) {
+    fn record_request(&self, path: &str) {
         self.reached.fetch_add(1, Ordering::SeqCst);
         let mut paths = self.paths.lock().unwrap_or_else(PoisonError::into_inner);
         paths.push(path.to_owned());
@@ -220,11 +218,11 @@ impl App {
                     if !text.ends_with("\r\n\r\n") {
                         continue;
                     }
-                    self.was_asked(path);
+                    self.record_request(path);
                     OK
                 }
                 _ => {
-                    self.was_asked("");
+                    self.record_request("");
                     &read
                 }
             };
@@ -240,7 +238,7 @@ impl App {
             return;
         };
         while let Some(Ok((request, mut respond))) = connection.accept().await {
-            self.was_asked(request.uri().path());
+            self.record_request(request.uri().path());
             let _ = respond.send_response(Response::new(()), true);
         }
     }

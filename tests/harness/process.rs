@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use crate::client::get;
 use crate::mesh::Mesh;
-use crate::{PATIENCE, fresh_ip, until};
+use crate::{TIMEOUT, fresh_ip, until};
 
 /// A sidecar, killed when it is dropped.
 pub struct Sidecar {
@@ -91,8 +91,8 @@ impl Sidecar {
     ///
     /// # Panics
     /// When it can't be waited for.
-    pub async fn ended(&mut self) -> bool {
-        let ended = timeout(3 * PATIENCE, self.child.wait()).await;
+    pub async fn wait(&mut self) -> bool {
+        let ended = timeout(3 * TIMEOUT, self.child.wait()).await;
         ended.expect("it ends").expect("a process").success()
     }
 

@@ -12,14 +12,14 @@ use tokio::time::sleep;
 
 /// A request as the app saw it.
 #[derive(Debug, Clone)]
-pub struct Seen {
+pub struct ReceivedRequest {
     /// The head, without the empty line.
     pub head: String,
     /// The body, with its framing.
     pub body: Vec<u8>,
 }
 
-impl Seen {
+impl ReceivedRequest {
     /// The first value of a field.
     pub fn header(&self, name: &str) -> Option<&str> {
         let lines = self
@@ -38,13 +38,13 @@ impl Seen {
 }
 
 /// Time for which an ending app still takes a request on an open connection.
-const ON_THE_WAY: Duration = Duration::from_millis(50);
+const ENDING_GRACE: Duration = Duration::from_millis(50);
 
-type Answer = dyn Fn(&Seen) -> Vec<u8> + Send + Sync;
+type Answer = dyn Fn(&ReceivedRequest) -> Vec<u8> + Send + Sync;
 
 #[derive(Default)]
 struct Record {
-    requests: Vec<Seen>,
+    requests: Vec<ReceivedRequest>,
     bytes: Vec<u8>,
     connections: usize,
 }
@@ -77,14 +77,16 @@ impl Upstream {
     }
 
     /// An app with responses of `answer`; one without a length ends the connection.
-    pub async fn start(answer: impl Fn(&Seen) -> Vec<u8> + Send + Sync + 'static) -> Upstream {
-        Upstream::after(Duration::ZERO, answer).await
+    pub async fn start(
+        answer: impl Fn(&ReceivedRequest) -> Vec<u8> + Send + Sync + 'static,
+    ) -> Upstream {
+        Upstream::with_delay(Duration::ZERO, answer).await
     }
 
     /// An app that delays each response.
-    pub async fn after(
+    pub async fn with_delay(
         delay: Duration,
-        answer: impl Fn(&Seen) -> Vec<u8> + Send + Sync + 'static,
+        answer: impl Fn(&ReceivedRequest) -> Vec<u8> + Send + Sync + 'static,
     ) -> Upstream {
         Upstream::at(([127, 0, 0, 1], 0).into(), delay, answer).await
     }
@@ -96,7 +98,7 @@ impl Upstream {
     pub async fn at(
         address: SocketAddr,
         delay: Duration,
-        answer: impl Fn(&Seen) -> Vec<u8> + Send + Sync + 'static,
+        answer: impl Fn(&ReceivedRequest) -> Vec<u8> + Send + Sync + 'static,
     ) -> Upstream {
         let listener = TcpListener::bind(address).await.expect("listen");
         let upstream = Upstream {
@@ -124,7 +126,7 @@ impl Upstream {
     }
 
     /// Every request that it received whole.
-    pub fn requests(&self) -> Vec<Seen> {
+    pub fn requests(&self) -> Vec<ReceivedRequest> {
         held(&self.record).requests.clone()
     }
 
@@ -168,7 +170,7 @@ async fn serve(
 ) {
     let mut read = Vec::new();
     loop {
-        while let Some((seen, length)) = whole(&read) {
+        while let Some((seen, length)) = parse_request(&read) {
             read.drain(..length);
             sleep(delay).await;
             let response = answer(&seen);
@@ -191,7 +193,7 @@ async fn serve(
             let ends = ending.wait_for(|ends| *ends).await.map(drop);
             match ends {
                 // A request may be in transit.
-                Ok(()) => sleep(ON_THE_WAY).await,
+                Ok(()) => sleep(ENDING_GRACE).await,
                 Err(_) => pending().await,
             }
         };
@@ -208,10 +210,10 @@ async fn serve(
 }
 
 /// The first request in `bytes`, if it is whole, and its length.
-fn whole(bytes: &[u8]) -> Option<(Seen, usize)> {
+fn parse_request(bytes: &[u8]) -> Option<(ReceivedRequest, usize)> {
     let end = bytes.windows(4).position(|w| w == b"\r\n\r\n")? + 4;
     let head = String::from_utf8_lossy(&bytes[..end - 4]).into_owned();
-    let mut seen = Seen {
+    let mut seen = ReceivedRequest {
         head,
         body: Vec::new(),
     };

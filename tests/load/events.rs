@@ -14,7 +14,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep};
 
 use crate::ALONE;
-use crate::traffic::{Apps, Outcome, Traffic, account_for, failures, hold, hold_memory};
+use crate::traffic::{
+    Apps, Outcome, Traffic, assert_fault_bounds, check_delivery, failures, hold_memory,
+};
 
 /// The port of the instances that carries gRPC.
 const CALLS: u16 = PORT + 1;
@@ -47,7 +49,7 @@ impl Shop {
             mtls("STRICT")
         );
         let mesh = Mesh::start(&yaml).await;
-        mesh.routed().await;
+        mesh.wait_routed().await;
         let (mut apps, mut instances) = (Vec::new(), Vec::new());
         for ip in ips {
             let own = Apps::start().await;
@@ -85,7 +87,7 @@ impl Shop {
     /// Ends the traffic, and checks its outcomes against the requests that arrived.
     async fn close(self, traffic: Traffic) -> Vec<Outcome> {
         let outcomes = traffic.end().await;
-        let outcomes = account_for(outcomes, &self.apps);
+        let outcomes = check_delivery(outcomes, &self.apps);
         let sidecars = self.instances.iter().chain([&self.caller]);
         hold_memory(sidecars.map(Sidecar::memory), self.idle);
         outcomes
@@ -102,7 +104,7 @@ async fn planned_events_fail_nothing_whatever_is_spoken() {
         sleep(Duration::from_secs(2)).await;
         for instance in &mut shop.instances {
             instance.signal("TERM").await;
-            assert!(instance.ended().await, "it ends in order");
+            assert!(instance.wait().await, "it ends in order");
             instance.restart().await;
             sleep(Duration::from_secs(1)).await;
         }
@@ -143,7 +145,7 @@ async fn a_sidecar_that_is_killed_costs_little() {
     let began = Instant::now();
     for instance in &mut shop.instances[..2] {
         instance.signal("KILL").await;
-        assert!(!instance.ended().await);
+        assert!(!instance.wait().await);
         sleep(Duration::from_millis(1500)).await;
         instance.restart().await;
     }
@@ -152,7 +154,7 @@ async fn a_sidecar_that_is_killed_costs_little() {
     shop.serves_again(1, healed).await;
     sleep(Duration::from_secs(11)).await;
     let outcomes = shop.close(traffic).await;
-    hold("kill -9", &outcomes, began, healed);
+    assert_fault_bounds("kill -9", &outcomes, began, healed);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -169,11 +171,11 @@ async fn a_sidecar_that_stops_costs_little() {
     shop.serves_again(0, healed).await;
     sleep(Duration::from_secs(11)).await;
     let outcomes = shop.close(traffic).await;
-    hold("a peer that stops reading", &outcomes, began, healed);
+    assert_fault_bounds("a peer that stops reading", &outcomes, began, healed);
 }
 
 /// Relays connections from `from` to `to`, and resets each after a moment while `storm` is set.
-async fn carry(from: SocketAddr, to: SocketAddr, storm: Arc<AtomicBool>) {
+async fn relay_with_resets(from: SocketAddr, to: SocketAddr, storm: Arc<AtomicBool>) {
     let listener = TcpListener::bind(from).await.expect("listen");
     tokio::spawn(async move {
         while let Ok((mut down, _)) = listener.accept().await {
@@ -211,7 +213,7 @@ async fn a_storm_of_resets_costs_little() {
     let shop = Shop::open(Some(detour)).await;
     let storm = Arc::new(AtomicBool::new(false));
     for (port, inbound) in [PORT, CALLS].into_iter().zip(shop.instances[0].inbound()) {
-        carry(
+        relay_with_resets(
             SocketAddr::from((detour, port)),
             inbound,
             Arc::clone(&storm),
@@ -228,7 +230,7 @@ async fn a_storm_of_resets_costs_little() {
     shop.serves_again(0, healed).await;
     sleep(Duration::from_secs(11)).await;
     let outcomes = shop.close(traffic).await;
-    hold("a storm of resets", &outcomes, began, healed);
+    assert_fault_bounds("a storm of resets", &outcomes, began, healed);
 }
 
 /// An app that answers each connection's first request after `after`.
@@ -276,7 +278,7 @@ async fn a_request_of_four_seconds_outlives_the_signal() {
     let response = client.response().await.expect("an answer");
     assert_eq!(response.text(), "slow");
     assert_eq!(response.header("connection"), Some("close"));
-    assert!(sidecar.ended().await, "it ends in order");
+    assert!(sidecar.wait().await, "it ends in order");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -291,7 +293,7 @@ async fn a_second_signal_ends_at_once() {
     .await;
     let again = Instant::now();
     sidecar.signal("TERM").await;
-    sidecar.ended().await;
+    sidecar.wait().await;
     assert!(
         again.elapsed() < Duration::from_secs(2),
         "{:?}",

@@ -34,7 +34,7 @@ async fn two_versions(ttl: &str) -> (Mesh, Vec<Proxy>, [Upstream; 2]) {
     let yaml = service("users", &[(ips[0], "v1"), (ips[1], "v2")]) + &mtls("STRICT");
     let mesh = Mesh::start(&yaml).await;
     mesh.write("routing.yaml", &all_to("v1"));
-    mesh.routed().await;
+    mesh.wait_routed().await;
     let apps = [Upstream::named("v1").await, Upstream::named("v2").await];
     let mut callees = Vec::new();
     for (ip, app) in ips.into_iter().zip(&apps) {
@@ -74,7 +74,7 @@ async fn one(
     let failed = match connection.response().await {
         None => Some("the connection ended".to_owned()),
         Some(response) if response.status >= 500 => {
-            Some(format!("{} {}", response.status, response.why()))
+            Some(format!("{} {}", response.status, response.proxy_status()))
         }
         Some(_) => None,
     };
@@ -190,8 +190,10 @@ async fn from_rename_to_new_behaviour_takes_less_than_a_second_in_99_of_100() {
         let edited = Instant::now();
         for client in &mut clients {
             loop {
-                let response = client.ask("GET / HTTP/1.1\r\nHost: users\r\n\r\n").await;
-                assert_eq!(response.status, 200, "{}", response.why());
+                let response = client
+                    .round_trip("GET / HTTP/1.1\r\nHost: users\r\n\r\n")
+                    .await;
+                assert_eq!(response.status, 200, "{}", response.proxy_status());
                 if response.text() == version {
                     break;
                 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::client::SendRequest;
 use leno_tests::client::Client;
-use leno_tests::h2::{App, ask, connect, receive, request, send};
+use leno_tests::h2::{App, connect, receive, request, round_trip, send};
 use leno_tests::upstream::Upstream;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -141,9 +141,9 @@ struct Shared {
 /// A client's use of connections.
 #[derive(Clone, Copy)]
 enum Style {
-    Kept,
-    Fresh,
-    Calls,
+    KeepAlive,
+    PerRequest,
+    Grpc,
 }
 
 impl Traffic {
@@ -156,7 +156,7 @@ impl Traffic {
             is_over: AtomicBool::new(false),
             outcomes: Mutex::default(),
         });
-        let styles = [Style::Kept, Style::Fresh, Style::Calls];
+        let styles = [Style::KeepAlive, Style::PerRequest, Style::Grpc];
         let clients = (0..12).map(|i| tokio::spawn(client(Arc::clone(&shared), styles[i % 3])));
         Traffic {
             clients: clients.collect(),
@@ -183,19 +183,19 @@ async fn client(shared: Arc<Shared>, style: Style) {
         let id = shared.number.fetch_add(1, Ordering::Relaxed);
         let is_get = id % 10 >= 3;
         let asked = match style {
-            Style::Kept => {
-                let asked = once(&mut kept, shared.address, id, is_get).await;
+            Style::KeepAlive => {
+                let asked = send_http1(&mut kept, shared.address, id, is_get).await;
                 if asked.is_err() {
                     kept = None;
                 }
                 asked
             }
-            Style::Fresh => once(&mut None, shared.address, id, is_get).await,
-            Style::Calls => call(&mut calls, shared.address, id).await,
+            Style::PerRequest => send_http1(&mut None, shared.address, id, is_get).await,
+            Style::Grpc => call(&mut calls, shared.address, id).await,
         };
         let outcome = Outcome {
             at: Instant::now(),
-            is_get: is_get && !matches!(style, Style::Calls),
+            is_get: is_get && !matches!(style, Style::Grpc),
             is_explained: !matches!(&asked, Err((_, false))),
             failed: asked.err().map(|(words, _)| words),
         };
@@ -206,7 +206,7 @@ async fn client(shared: Arc<Shared>, style: Style) {
 /// Reason of a failure, and true when the response gave it.
 type Failure = (String, bool);
 
-async fn once(
+async fn send_http1(
     kept: &mut Option<Client>,
     address: SocketAddr,
     id: usize,
@@ -226,7 +226,7 @@ async fn once(
     match client.response().await {
         None => Err(("the connection ended".to_owned(), false)),
         Some(response) if response.status >= 500 => {
-            let why = response.why().to_owned();
+            let why = response.proxy_status().to_owned();
             Err((
                 format!("{} {why}", response.status),
                 why.contains("details="),
@@ -252,7 +252,7 @@ async fn call(
         ("x-id", &*id),
     ];
     let call = request("POST", "http://calls/a.B/C", &fields);
-    match ask(sender, call, b"\0\0\0\0\x01x", None).await {
+    match round_trip(sender, call, b"\0\0\0\0\x01x", None).await {
         Err(error) => Err((error.to_string(), false)),
         Ok(answer) if answer.trailer("grpc-status") == "0" => Ok(()),
         Ok(answer) => {
@@ -269,7 +269,7 @@ async fn call(
 
 /// Checks outcomes against arrivals: no request arrived twice unless it may be repeated, and none was answered without
 /// arriving.
-pub(crate) fn account_for(outcomes: Vec<(usize, Outcome)>, apps: &[Apps]) -> Vec<Outcome> {
+pub(crate) fn check_delivery(outcomes: Vec<(usize, Outcome)>, apps: &[Apps]) -> Vec<Outcome> {
     let arrived = arrived(apps);
     for (id, outcome) in &outcomes {
         let count = arrived.get(id).copied().unwrap_or_default();
@@ -293,7 +293,12 @@ pub(crate) fn failures(outcomes: &[Outcome]) -> Vec<&Outcome> {
 
 /// Asserts that a fault between `began` and `healed` failed no GET, and others only with a reason and until 10 s after
 /// it.
-pub(crate) fn hold(what: &str, outcomes: &[Outcome], began: Instant, healed: Instant) {
+pub(crate) fn assert_fault_bounds(
+    what: &str,
+    outcomes: &[Outcome],
+    began: Instant,
+    healed: Instant,
+) {
     let failed = failures(outcomes);
     let gets = failed.iter().filter(|outcome| outcome.is_get).count();
     println!(

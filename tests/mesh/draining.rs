@@ -7,7 +7,7 @@ use leno_proto::leno::lifecycle_client::LifecycleClient;
 use leno_proto::type_url::LISTENER;
 use leno_tests::ads::{ClientStream, certificate, channel, subscribe};
 use leno_tests::client::{Client, get};
-use leno_tests::h2::{App, ask, connect, request, send};
+use leno_tests::h2::{App, connect, request, round_trip, send};
 use leno_tests::mesh::{Mesh, PORT, Proxy, mtls, service};
 use leno_tests::upstream::Upstream;
 use leno_tests::{fresh_ip, until};
@@ -31,7 +31,7 @@ async fn app(name: &'static str, go: watch::Receiver<bool>) -> App {
 }
 
 /// A subscriber that receives a response and never acknowledges it.
-async fn deaf(mesh: &Mesh) -> ClientStream {
+async fn silent_subscriber(mesh: &Mesh) -> ClientStream {
     let certified = certificate(mesh.xds, &mesh.token("web"))
         .await
         .expect("a certificate");
@@ -86,7 +86,7 @@ async fn callers_are_sent_elsewhere_before_the_listener_closes() {
     // Without retries: only the drain keeps requests from failing.
     let once = "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: users}\nspec:\n  hosts: [users]\n  http: [{retries: {attempts: 0}, route: [{destination: {host: users}}]}]\n";
     let mesh = Mesh::start(&format!("{named}{once}{}", mtls("STRICT"))).await;
-    mesh.routed().await;
+    mesh.wait_routed().await;
     let first = mesh
         .proxy(
             "users",
@@ -106,11 +106,13 @@ async fn callers_are_sent_elsewhere_before_the_listener_closes() {
         let mut names = Vec::new();
         for _ in 0..20 {
             let call = request("POST", "http://users/", &[]);
-            let answer = ask(&sender, call, b"x", None).await.expect("an answer");
+            let answer = round_trip(&sender, call, b"x", None)
+                .await
+                .expect("an answer");
             assert_eq!(answer.status, 200, "{answer:?}");
             names.push(String::from_utf8_lossy(&answer.body).into_owned());
             let answer = get(caller.outbound, "users", "/").await;
-            assert_eq!(answer.status, 200, "{}", answer.why());
+            assert_eq!(answer.status, 200, "{}", answer.proxy_status());
             names.push(answer.text());
         }
         names
@@ -165,29 +167,33 @@ async fn what_is_under_way_is_finished_and_what_comes_meanwhile_is_served() {
     let sender = connect(address).await;
     let streamed = tokio::spawn({
         let sender = sender.clone();
-        async move { ask(&sender, request("GET", "http://users/slow", &[]), b"", None).await }
+        async move { round_trip(&sender, request("GET", "http://users/slow", &[]), b"", None).await }
     });
     let mut idle = Client::connect(address).await;
     assert_eq!(
-        idle.ask("GET / HTTP/1.1\r\nHost: users\r\n\r\n")
+        idle.round_trip("GET / HTTP/1.1\r\nHost: users\r\n\r\n")
             .await
             .status,
         200
     );
     under_way(&callee, 2).await;
     // A subscriber that never acknowledges keeps the drain window open for its five seconds.
-    let deaf = deaf(&mesh).await;
+    let deaf = silent_subscriber(&mesh).await;
     let begun = Instant::now();
     let ending = tokio::spawn(callee.stop());
     let answer = until("responses close", || async {
         let mut client = Client::connect(address).await;
-        let answer = client.ask("GET / HTTP/1.1\r\nHost: users\r\n\r\n").await;
+        let answer = client
+            .round_trip("GET / HTTP/1.1\r\nHost: users\r\n\r\n")
+            .await;
         assert_eq!(answer.status, 200, "new connections are served");
         (answer.header("connection") == Some("close")).then_some(answer)
     })
     .await;
     assert_eq!(answer.text(), "app");
-    let answer = idle.ask("GET / HTTP/1.1\r\nHost: users\r\n\r\n").await;
+    let answer = idle
+        .round_trip("GET / HTTP/1.1\r\nHost: users\r\n\r\n")
+        .await;
     assert_eq!(
         (answer.status, answer.header("connection")),
         (200, Some("close"))
@@ -197,7 +203,7 @@ async fn what_is_under_way_is_finished_and_what_comes_meanwhile_is_served() {
     })
     .await;
     let fresh = connect(address).await;
-    let answer = ask(&fresh, request("GET", "http://users/", &[]), b"", None).await;
+    let answer = round_trip(&fresh, request("GET", "http://users/", &[]), b"", None).await;
     assert_eq!(answer.expect("an answer").status, 200, "new ones serve");
     assert!(!ending.is_finished());
     // After the window, requests under way still have their time.
@@ -262,7 +268,7 @@ async fn what_the_app_asks_for_is_served_to_the_end() {
     // A destination never requested before: the xDS stream is up as well.
     for _ in 0..20 {
         let answer = get(outbound, "friend", "/").await;
-        assert_eq!(answer.text(), "friend", "{}", answer.why());
+        assert_eq!(answer.text(), "friend", "{}", answer.proxy_status());
     }
     assert!(!ending.is_finished());
     go.send(true).expect("the app waits");
@@ -305,13 +311,13 @@ async fn the_last_endpoint_of_a_service_serves_while_it_drains() {
         .await;
     let caller = mesh.proxy("web", "").await;
     assert_eq!(get(caller.outbound, "users", "/").await.status, 200);
-    let deaf = deaf(&mesh).await;
+    let deaf = silent_subscriber(&mesh).await;
     let ending = tokio::spawn(callee.stop());
     let mut served = 0;
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(3) {
         let answer = get(caller.outbound, "users", "/").await;
-        assert_eq!(answer.status, 200, "{}", answer.why());
+        assert_eq!(answer.status, 200, "{}", answer.proxy_status());
         served += 1;
     }
     assert!(served > 10, "{served}");

@@ -85,7 +85,7 @@ async fn nothing_ambiguous_reaches_the_app() {
             let mut client = Client::connect(address).await;
             client.send(request).await;
             client.shutdown().await;
-            let answer = client.rest().await;
+            let answer = client.read_to_end().await;
             let refused = answer.is_empty() || answer.starts_with(b"HTTP/1.1 400");
             let text = String::from_utf8_lossy(&answer).into_owned();
             assert!(refused, "{request:?} was answered with {text}");
@@ -108,7 +108,7 @@ async fn nor_behind_a_good_request_nor_in_two_pieces() {
         let first = client.response().await.expect("the good one is answered");
         assert_eq!(first.status, 200, "{request:?}");
         client.shutdown().await;
-        let rest = client.rest().await;
+        let rest = client.read_to_end().await;
         assert!(
             rest.is_empty() || rest.starts_with(b"HTTP/1.1 400"),
             "{request:?}"
@@ -123,7 +123,7 @@ async fn nor_behind_a_good_request_nor_in_two_pieces() {
             tokio::task::yield_now().await;
             client.send(&request.as_bytes()[cut..]).await;
             client.shutdown().await;
-            let answer = client.rest().await;
+            let answer = client.read_to_end().await;
             let refused = answer.is_empty() || answer.starts_with(b"HTTP/1.1 400");
             assert!(refused, "{request:?} cut at {cut}");
         }
@@ -141,7 +141,7 @@ async fn a_body_that_breaks_ends_the_request_where_it_breaks() {
         let head = "POST / HTTP/1.1\r\nHost: users\r\nTransfer-Encoding: chunked\r\n\r\n";
         client.send(format!("{head}{body}{GOOD}")).await;
         client.shutdown().await;
-        let answer = String::from_utf8_lossy(&client.rest().await).into_owned();
+        let answer = String::from_utf8_lossy(&client.read_to_end().await).into_owned();
         assert!(!answer.contains("200 OK"), "{body:?}: {answer}");
         assert_eq!(
             app.requests().len(),
@@ -152,7 +152,7 @@ async fn a_body_that_breaks_ends_the_request_where_it_breaks() {
     assert!(!saw(&app, "evil"));
     let mut client = Client::connect(caller.outbound).await;
     assert_eq!(
-        client.ask(GOOD).await.status,
+        client.round_trip(GOOD).await.status,
         200,
         "the next connection is served"
     );
@@ -168,5 +168,5 @@ async fn a_head_that_drips_is_given_up_in_time() {
     assert_eq!(response.status, 408);
     assert!(client.is_closed_within(Duration::from_secs(3)).await);
     let mut client = Client::connect(caller.outbound).await;
-    assert_eq!(client.ask(GOOD).await.status, 200);
+    assert_eq!(client.round_trip(GOOD).await.status, 200);
 }

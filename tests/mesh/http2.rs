@@ -10,7 +10,7 @@ use h2::Reason;
 use h2::ext::Protocol;
 use http::{HeaderMap, Response};
 use leno_tests::client::Client;
-use leno_tests::h2::{App, ask, connect, receive, request, send};
+use leno_tests::h2::{App, connect, receive, request, round_trip, send};
 use leno_tests::mesh::{Mesh, PORT, Proxy, mtls, service};
 use leno_tests::upstream::Upstream;
 use leno_tests::{fresh_ip, until};
@@ -67,7 +67,7 @@ async fn every_combination_of_versions_carries_bodies_and_trailers() {
             let sender = connect(caller.outbound).await;
             let post = request("POST", "http://users/a?b", &[("te", "trailers")]);
             let sent = trailers(&[("x-sum", "7")]);
-            let answer = ask(&sender, post, &body, Some(sent))
+            let answer = round_trip(&sender, post, &body, Some(sent))
                 .await
                 .expect("an answer");
             assert_eq!(answer.status, 200, "{port} {mode} {answer:?}");
@@ -77,7 +77,7 @@ async fn every_combination_of_versions_carries_bodies_and_trailers() {
             let mut client = Client::connect(caller.outbound).await;
             let head = "POST /a?b HTTP/1.1\r\nHost: users\r\nTE: trailers\r\nTransfer-Encoding: chunked\r\n\r\n";
             let answer = client
-                .ask(format!("{head}5\r\nhello\r\n0\r\nX-Sum: 7\r\n\r\n"))
+                .round_trip(format!("{head}5\r\nhello\r\n0\r\nX-Sum: 7\r\n\r\n"))
                 .await;
             assert_eq!(answer.status, 200, "{port} {mode} {answer:?}");
             assert_eq!(
@@ -106,7 +106,7 @@ async fn messages_without_a_body_stay_so() {
     let by_h1 = Upstream::start(|_| b"HTTP/1.1 204 No Content\r\n\r\n".to_vec()).await;
     let (_mesh, caller, _callee, _) = pair(by_h1.address, "http", "", "").await;
     let sender = connect(caller.outbound).await;
-    let answer = ask(&sender, request("POST", "http://users/", &[]), b"", None).await;
+    let answer = round_trip(&sender, request("POST", "http://users/", &[]), b"", None).await;
     assert_eq!(answer.expect("an answer").status, 204);
     let seen = by_h1.requests().pop().expect("one");
     assert_eq!(seen.header("content-length"), Some("0"), "{}", seen.head);
@@ -118,7 +118,9 @@ async fn messages_without_a_body_stay_so() {
     .await;
     let (_mesh, caller, _callee, _) = pair(by_h2.address, "http2", "", "").await;
     let mut client = Client::connect(caller.outbound).await;
-    let answer = client.ask("GET / HTTP/1.1\r\nHost: users\r\n\r\n").await;
+    let answer = client
+        .round_trip("GET / HTTP/1.1\r\nHost: users\r\n\r\n")
+        .await;
     assert_eq!(
         (answer.status, answer.header("content-length")),
         (200, Some("0"))
@@ -128,7 +130,9 @@ async fn messages_without_a_body_stay_so() {
         client.response_to(true).await.expect("an answer").status,
         200
     );
-    let answer = client.ask("GET / HTTP/1.1\r\nHost: users\r\n\r\n").await;
+    let answer = client
+        .round_trip("GET / HTTP/1.1\r\nHost: users\r\n\r\n")
+        .await;
     assert_eq!(answer.status, 200, "the connection goes on");
 }
 
@@ -162,7 +166,7 @@ async fn an_answer_of_ours_is_one_that_grpc_understands() {
     let (_mesh, caller, _callee, _) = pair(app.address, "grpc", "", "").await;
     let sender = connect(caller.outbound).await;
     let grpc = [("content-type", "application/grpc")];
-    let answer = ask(
+    let answer = round_trip(
         &sender,
         request("POST", "http://nobody/a.B/C", &grpc),
         b"",
@@ -174,7 +178,7 @@ async fn an_answer_of_ours_is_one_that_grpc_understands() {
         answer.header("grpc-message").contains("nobody"),
         "{answer:?}"
     );
-    let answer = ask(&sender, request("GET", "http://nobody/", &[]), b"", None);
+    let answer = round_trip(&sender, request("GET", "http://nobody/", &[]), b"", None);
     let answer = answer.await.expect("an answer");
     assert_eq!(answer.status, 404);
     assert!(
@@ -212,7 +216,9 @@ async fn informational_responses_are_passed_on() {
     );
     assert_eq!(response.await.expect("a response").status(), 200);
     let mut client = Client::connect(caller.outbound).await;
-    let hints = client.ask("GET / HTTP/1.1\r\nHost: users\r\n\r\n").await;
+    let hints = client
+        .round_trip("GET / HTTP/1.1\r\nHost: users\r\n\r\n")
+        .await;
     assert_eq!(
         (hints.status, hints.header("link")),
         (103, Some("</style.css>"))
@@ -280,7 +286,7 @@ async fn websocket_works_over_every_combination_of_versions() {
         // RFC 6455.
         let mut client = Client::connect(caller.outbound).await;
         let answer = client
-            .ask("GET /chat HTTP/1.1\r\nHost: users\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n")
+            .round_trip("GET /chat HTTP/1.1\r\nHost: users\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n")
             .await;
         assert_eq!(answer.status, 101, "{port} {answer:?}");
         assert_eq!(answer.header("upgrade"), Some("websocket"));
@@ -298,10 +304,10 @@ async fn websocket_works_over_every_combination_of_versions() {
         };
         assert_eq!(answer.header("sec-websocket-accept"), Some(proof));
         client.send("ping one").await;
-        assert_eq!(client.exactly(8).await, b"ping one");
+        assert_eq!(client.read_exact(8).await, b"ping one");
         client.shutdown().await;
         assert_eq!(
-            client.rest().await,
+            client.read_to_end().await,
             b"",
             "{port}: the end goes through and comes back"
         );
@@ -347,9 +353,9 @@ async fn an_upgrade_that_is_refused_is_an_ordinary_answer() {
     let mut client = Client::connect(caller.outbound).await;
     let upgrade =
         "GET / HTTP/1.1\r\nHost: users\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
-    assert_eq!(client.ask(upgrade).await.text(), "plain");
+    assert_eq!(client.round_trip(upgrade).await.text(), "plain");
     let h2c = "GET / HTTP/1.1\r\nHost: users\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: x\r\n\r\n";
-    assert_eq!(client.ask(h2c).await.text(), "plain");
+    assert_eq!(client.round_trip(h2c).await.text(), "plain");
     let seen = app.requests();
     assert_eq!(seen[0].header("upgrade"), Some("websocket"));
     assert_eq!(
@@ -451,7 +457,7 @@ async fn connect_over_http_2_carries_bytes_and_http() {
     tokio::spawn(join(theirs, response.into_body(), stream));
     let (inner, connection) = h2::client::handshake(ours).await.expect("HTTP/2");
     tokio::spawn(connection);
-    let answer = ask(
+    let answer = round_trip(
         &inner,
         request("GET", "http://users/inside", &[]),
         b"",
@@ -528,7 +534,7 @@ async fn a_slow_reader_slows_its_own_stream_only() {
     .await;
     assert!(stopped < 1_500_000, "{stopped} bytes were buffered");
     for _ in 0..20 {
-        let small = ask(
+        let small = round_trip(
             &sender,
             request("GET", "http://users/small", &[]),
             b"",
@@ -560,7 +566,7 @@ async fn a_grpc_response_that_breaks_off_ends_with_the_reason() {
     let sender = connect(caller.outbound).await;
     let fields = [("content-type", "application/grpc"), ("te", "trailers")];
     let call = request("POST", "http://users/a.B/C", &fields);
-    let answer = ask(&sender, call, b"\0\0\0\0\x01x", None).await;
+    let answer = round_trip(&sender, call, b"\0\0\0\0\x01x", None).await;
     let answer = answer.expect("it ends as a call does");
     assert_eq!(answer.body, b"\0\0\0\0\x01x");
     assert_eq!(answer.trailer("grpc-status"), "14");
@@ -608,10 +614,10 @@ async fn resets_travel_both_ways() {
     })
     .await;
 
-    let answer = ask(&sender, request("GET", "http://users/half", &[]), b"", None).await;
+    let answer = round_trip(&sender, request("GET", "http://users/half", &[]), b"", None).await;
     let error = answer.expect_err("it is cut short");
     assert_eq!(error.reason(), Some(Reason::ENHANCE_YOUR_CALM), "{error}");
-    let answer = ask(
+    let answer = round_trip(
         &sender,
         request("GET", "http://users/quiet", &[]),
         b"",
@@ -626,7 +632,7 @@ async fn resets_travel_both_ways() {
     client
         .send("GET /half HTTP/1.1\r\nHost: users\r\n\r\n")
         .await;
-    let rest = String::from_utf8_lossy(&client.rest().await).into_owned();
+    let rest = String::from_utf8_lossy(&client.read_to_end().await).into_owned();
     assert!(
         rest.contains("half") && !rest.ends_with("0\r\n\r\n"),
         "cut short, and told so: {rest}"
@@ -670,7 +676,7 @@ async fn what_was_refused_or_is_beyond_goaway_is_sent_again() {
             &[("content-type", "application/grpc")],
         );
         let body = format!("message {i}");
-        let answer = ask(&sender, call, body.as_bytes(), None)
+        let answer = round_trip(&sender, call, body.as_bytes(), None)
             .await
             .expect("an answer");
         assert_eq!(
@@ -694,7 +700,7 @@ async fn many_requests_share_one_connection_between_sidecars() {
         let sender = sender.clone();
         tokio::spawn(async move {
             let call = request("POST", &format!("http://users/{i}"), &[]);
-            ask(&sender, call, b"x", None)
+            round_trip(&sender, call, b"x", None)
                 .await
                 .expect("an answer")
                 .status
@@ -719,7 +725,7 @@ async fn callers_of_http_1_share_a_connection_and_their_names_keep_their_case() 
     for _ in 0..4 {
         let mut client = Client::connect(caller.outbound).await;
         let forged = "GET / HTTP/1.1\r\nHOST: users\r\nX-LoUd: Yes\r\nX-Leno-Http1: forged\r\n\r\n";
-        let answer = client.ask(forged).await;
+        let answer = client.round_trip(forged).await;
         let expected = "HTTP/1.1 200 Fine\nX-CamelCase: 1\n";
         assert!(answer.head.starts_with(expected), "{}", answer.head);
         assert!(
@@ -744,7 +750,7 @@ async fn callers_of_http_1_share_a_connection_and_their_names_keep_their_case() 
     // An HTTP/1.0 client takes an upstream connection of its own.
     let mut client = Client::connect(caller.outbound).await;
     let answer = client
-        .ask("GET / HTTP/1.0\r\nHost: users\r\nConnection: keep-alive\r\n\r\n")
+        .round_trip("GET / HTTP/1.0\r\nHost: users\r\nConnection: keep-alive\r\n\r\n")
         .await;
     assert_eq!(answer.text(), "ok");
     assert_eq!(callee.metric("leno_connections", &[]).await, 2.0);
@@ -760,7 +766,7 @@ async fn trailers_without_a_body_arrive() {
     let mut client = Client::connect(caller.outbound).await;
     let chunked =
         "POST / HTTP/1.1\r\nHost: users\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX-T: 1\r\n\r\n";
-    let answer = client.ask(chunked).await;
+    let answer = client.round_trip(chunked).await;
     assert_eq!(answer.trailers, "X-Sum: 7\n");
     let seen = app.requests().pop().expect("one");
     assert_eq!(String::from_utf8_lossy(&seen.body), "0\r\nX-T: 1\r\n\r\n");
@@ -785,8 +791,8 @@ async fn a_large_body_over_a_shared_connection_holds_nobody_up() {
     idle.send(get("/large")).await;
     let mut busy = Client::connect(caller.outbound).await;
     for _ in 0..3 {
-        assert_eq!(busy.ask(get("/small")).await.text(), "ok");
-        assert_eq!(busy.ask(get("/large")).await.body.len(), 8_000_000);
+        assert_eq!(busy.round_trip(get("/small")).await.text(), "ok");
+        assert_eq!(busy.round_trip(get("/large")).await.body.len(), 8_000_000);
     }
     let late = idle.response().await.expect("a response");
     assert_eq!(late.body.len(), 8_000_000);
@@ -826,7 +832,9 @@ async fn a_sidecar_that_knows_no_shared_connections_is_spoken_to_in_http_1() {
     let caller = mesh.proxy("web", "--workers 1").await;
     let mut client = Client::connect(caller.outbound).await;
     for _ in 0..3 {
-        let answer = client.ask("GET / HTTP/1.1\r\nHost: users\r\n\r\n").await;
+        let answer = client
+            .round_trip("GET / HTTP/1.1\r\nHost: users\r\n\r\n")
+            .await;
         assert_eq!(answer.text(), "foreign");
     }
     let seen = app.requests();
@@ -893,9 +901,9 @@ async fn floods_end_the_connection_and_nothing_else() {
         let mut client = Client::connect(caller.outbound).await;
         client.send(&opening).await;
         client.send(&flood).await;
-        let ended = timeout(Duration::from_secs(10), client.rest()).await;
+        let ended = timeout(Duration::from_secs(10), client.read_to_end()).await;
         assert!(ended.is_ok(), "a flood of {what} goes on");
-        let answer = ask(&witness, request("GET", "http://users/", &[]), b"", None).await;
+        let answer = round_trip(&witness, request("GET", "http://users/", &[]), b"", None).await;
         assert_eq!(
             answer.expect("an answer").status,
             200,
@@ -923,7 +931,7 @@ async fn an_app_that_floods_its_sidecar_is_cut_off_and_explained() {
     });
     let (_mesh, caller, _callee, _) = pair(address, "http2", &mtls("STRICT"), "").await;
     let sender = connect(caller.outbound).await;
-    let answer = ask(&sender, request("GET", "http://users/", &[]), b"", None)
+    let answer = round_trip(&sender, request("GET", "http://users/", &[]), b"", None)
         .await
         .expect("an answer");
     assert_eq!(answer.status, 503);
@@ -940,7 +948,7 @@ async fn an_app_that_speaks_http_1_behind_a_port_of_http_2_is_named() {
     let app = Upstream::named("old").await;
     let (_mesh, caller, _callee, _) = pair(app.address, "grpc", &mtls("STRICT"), "").await;
     let sender = connect(caller.outbound).await;
-    let answer = ask(&sender, request("GET", "http://users/", &[]), b"", None)
+    let answer = round_trip(&sender, request("GET", "http://users/", &[]), b"", None)
         .await
         .expect("an answer");
     assert_eq!(answer.status, 503);
@@ -965,11 +973,11 @@ async fn a_peer_that_never_opens_its_window_is_given_up() {
     client.send([preface, zero, post].concat()).await;
     let mut bytes = Vec::new();
     loop {
-        let header = timeout(Duration::from_secs(5), client.exactly(9))
+        let header = timeout(Duration::from_secs(5), client.read_exact(9))
             .await
             .expect("frames come");
         let length = usize::from(header[1]) << 8 | usize::from(header[2]);
-        let payload = client.exactly(length).await;
+        let payload = client.read_exact(length).await;
         if header[3] == 3 {
             break;
         }
@@ -1006,7 +1014,9 @@ async fn an_endpoint_whose_grpc_calls_fail_is_ejected() {
             "http://users/a.B/C",
             &[("content-type", "application/grpc")],
         );
-        let answer = ask(&sender, call, b"x", None).await.expect("an answer");
+        let answer = round_trip(&sender, call, b"x", None)
+            .await
+            .expect("an answer");
         failed += usize::from(answer.header("grpc-status") == "14");
     }
     assert_eq!(failed, 3, "then it is ejected");

@@ -29,7 +29,11 @@ async fn one_connection_lives_across_four_rotations() {
     let mut serials = Vec::new();
     let mut sent = 0;
     while serials.len() < 5 {
-        assert_eq!(client.ask(GET).await.status, 200, "after {sent} requests");
+        assert_eq!(
+            client.round_trip(GET).await.status,
+            200,
+            "after {sent} requests"
+        );
         sent += 1;
         if let Ok(tls) = connect((ip, PORT).into(), None, &[]).await {
             let seen = serial(&tls);
@@ -64,7 +68,7 @@ async fn a_request_under_way_outlives_the_certificate_that_carried_it() {
         .await;
     let caller = mesh.proxy("web", short).await;
     let mut client = Client::connect(caller.outbound).await;
-    assert_eq!(client.ask(GET).await.text(), "late");
+    assert_eq!(client.round_trip(GET).await.text(), "late");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -107,7 +111,7 @@ async fn a_service_accounts_own_token_gets_its_certificate_and_nobody_elses() {
     let yaml = format!("{}{}", service("users", &[(ip, "v1")]), mtls("STRICT"));
     let (cluster, other) = (Cluster::new(), Cluster::new());
     let accounts = cluster.accounts();
-    let mesh = Mesh::with(&yaml, |bootstrap| {
+    let mesh = Mesh::start_with(&yaml, |bootstrap| {
         bootstrap.service_accounts = Some(accounts)
     })
     .await;
@@ -124,7 +128,7 @@ async fn a_service_accounts_own_token_gets_its_certificate_and_nobody_elses() {
     callee.ready().await;
     caller.ready().await;
     let mut client = Client::connect(caller.outbound).await;
-    assert_eq!(client.ask(GET).await.status, 200);
+    assert_eq!(client.round_trip(GET).await.status, 200);
     let seen = app.requests().pop().expect("one");
     let proof = seen.header("x-forwarded-client-cert").unwrap_or_default();
     assert!(proof.contains("/sa/web"), "{proof}");

@@ -22,10 +22,14 @@ async fn the_size_of_a_head() {
     };
     let mut client = Client::connect(caller.outbound).await;
     assert_eq!(with(2048).len(), 2048);
-    assert_eq!(client.ask(with(2048)).await.status, 200);
-    let response = client.ask(with(2049)).await;
+    assert_eq!(client.round_trip(with(2048)).await.status, 200);
+    let response = client.round_trip(with(2049)).await;
     assert_eq!(response.status, 431);
-    assert!(response.why().contains("2048"), "{}", response.why());
+    assert!(
+        response.proxy_status().contains("2048"),
+        "{}",
+        response.proxy_status()
+    );
     assert!(client.is_closed_within(Duration::from_secs(3)).await);
     assert_eq!(get(caller.outbound, "users", "/").await.status, 200);
 }
@@ -40,10 +44,14 @@ async fn the_number_of_header_fields() {
         format!("GET / HTTP/1.1\r\nHost: users\r\n{more}\r\n")
     };
     let mut client = Client::connect(caller.outbound).await;
-    assert_eq!(client.ask(with(30)).await.status, 200);
-    let response = client.ask(with(31)).await;
+    assert_eq!(client.round_trip(with(30)).await.status, 200);
+    let response = client.round_trip(with(31)).await;
     assert_eq!(response.status, 431);
-    assert!(response.why().contains("30"), "{}", response.why());
+    assert!(
+        response.proxy_status().contains("30"),
+        "{}",
+        response.proxy_status()
+    );
     assert_eq!(get(caller.outbound, "users", "/").await.status, 200);
 }
 
@@ -53,9 +61,9 @@ async fn how_long_a_connection_may_be_idle() {
     let (mesh, _wide, _callee, _) = pair(app.address, "", "").await;
     let caller = mesh.proxy("web", "--idle-timeout 500ms").await;
     let mut client = Client::connect(caller.outbound).await;
-    assert_eq!(client.ask(GOOD).await.status, 200);
+    assert_eq!(client.round_trip(GOOD).await.status, 200);
     assert!(!client.is_closed_within(Duration::from_millis(200)).await);
-    assert_eq!(client.ask(GOOD).await.status, 200);
+    assert_eq!(client.round_trip(GOOD).await.status, 200);
     assert!(client.is_closed_within(Duration::from_secs(3)).await);
     assert_eq!(get(caller.outbound, "users", "/").await.status, 200);
 }
@@ -71,7 +79,7 @@ async fn the_number_of_connections() {
         let mut held = Vec::new();
         for _ in 0..3 {
             let mut client = Client::connect(caller.outbound).await;
-            assert_eq!(client.ask(GOOD).await.status, 200);
+            assert_eq!(client.round_trip(GOOD).await.status, 200);
             held.push(client);
         }
         let mut fourth = Client::connect(caller.outbound).await;
@@ -102,31 +110,33 @@ async fn the_number_of_requests_that_wait_for_the_control_plane() {
             .await;
         let name = format!("a{i}:80");
         stream
-            .request_that(|r| r.resource_names_subscribe.contains(&name))
+            .request_matching(|r| r.resource_names_subscribe.contains(&name))
             .await;
         waiting.push(client);
     }
     let response = get(proxy.outbound, "a2", "/").await;
     assert_eq!(response.status, 503);
     assert!(
-        response.why().contains("2 requests wait"),
+        response.proxy_status().contains("2 requests wait"),
         "{}",
-        response.why()
+        response.proxy_status()
     );
     assert_eq!(response.header("x-envoy-overloaded"), Some("true"));
     for client in &mut waiting {
         let response = client.response().await.expect("answered in time");
         assert!(
-            response.why().contains("no answer for a"),
+            response.proxy_status().contains("no answer for a"),
             "{}",
-            response.why()
+            response.proxy_status()
         );
     }
     let response = get(proxy.outbound, "a3", "/").await;
     assert!(
-        response.why().contains("no answer for a3:80 after 2s"),
+        response
+            .proxy_status()
+            .contains("no answer for a3:80 after 2s"),
         "{}",
-        response.why()
+        response.proxy_status()
     );
 }
 
@@ -149,14 +159,17 @@ async fn the_number_of_names() {
     let response = get(caller.outbound, "c", "/").await;
     assert_eq!(response.status, 503);
     assert!(
-        response.why().contains("3 authorities are in use"),
+        response.proxy_status().contains("3 authorities are in use"),
         "{}",
-        response.why()
+        response.proxy_status()
     );
     // Unused names are unsubscribed, and make room.
     until("a name is given back", || async {
         let response = get(caller.outbound, "c", "/").await;
-        response.why().contains("connection_refused").then_some(())
+        response
+            .proxy_status()
+            .contains("connection_refused")
+            .then_some(())
     })
     .await;
 }
@@ -183,7 +196,7 @@ async fn the_size_of_a_message_of_a_proxy() {
     use leno_proto::type_url::LISTENER;
     use leno_tests::ads::{ClientStream, certificate, subscribe};
     let yaml = service("users", &[(fresh_ip(), "v1")]);
-    let mesh = Mesh::with(&yaml, |bootstrap| bootstrap.max_xds_message = 600).await;
+    let mesh = Mesh::start_with(&yaml, |bootstrap| bootstrap.max_xds_message = 600).await;
     let node = "sidecar~127.0.0.9~web.default~default.svc.cluster.local";
     for (size, accepted) in [(400, true), (600, false), (400, true)] {
         let certified = certificate(mesh.xds, &mesh.token("web"))
@@ -203,7 +216,7 @@ async fn the_size_of_a_message_of_a_proxy() {
 async fn the_size_of_yaml() {
     let yaml = service("users", &[(fresh_ip(), "v1")]);
     let padded = |size: usize| format!("{yaml}#{}\n", "x".repeat(size - yaml.len() - 2));
-    let mesh = Mesh::with(&padded(2000), |bootstrap| bootstrap.limits.bytes = 2000).await;
+    let mesh = Mesh::start_with(&padded(2000), |bootstrap| bootstrap.limits.bytes = 2000).await;
     assert!(mesh.problems().is_empty(), "{:?}", mesh.problems());
     mesh.write("mesh.yaml", &padded(2001));
     until("the file is refused", || async {

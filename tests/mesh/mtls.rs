@@ -17,7 +17,7 @@ async fn the_app_sees_both_identities_and_cannot_be_lied_to() {
     let mut client = Client::connect(caller.outbound).await;
     let forged =
         "GET / HTTP/1.1\r\nHost: users\r\nX-Forwarded-For: 9.9.9.9\r\ntraceparent: rubbish\r\n\r\n";
-    assert_eq!(client.ask(forged).await.status, 200);
+    assert_eq!(client.round_trip(forged).await.status, 200);
     let seen = app.requests().pop().expect("one");
     let cert = seen.header("x-forwarded-client-cert").expect("XFCC");
     assert!(
@@ -100,14 +100,14 @@ async fn an_endpoint_that_is_not_who_it_should_be_gets_nothing() {
     let response = get(caller.outbound, "users", "/").await;
     assert_eq!(response.status, 503);
     assert!(
-        response.why().contains("tls_certificate_error"),
+        response.proxy_status().contains("tls_certificate_error"),
         "{}",
-        response.why()
+        response.proxy_status()
     );
     assert!(
-        response.why().contains("sa/thief is not one of"),
+        response.proxy_status().contains("sa/thief is not one of"),
         "{}",
-        response.why()
+        response.proxy_status()
     );
     assert!(app.bytes().is_empty());
 }
@@ -118,7 +118,7 @@ async fn a_wrong_expired_or_foreign_certificate_is_refused() {
     let (ip, directory) = (fresh_ip(), Directory::new());
     let state = directory.path().to_owned();
     let yaml = format!("{}{}", service("users", &[(ip, "v1")]), mtls("STRICT"));
-    let mesh = Mesh::with(&yaml, |bootstrap| bootstrap.state.clone_from(&state)).await;
+    let mesh = Mesh::start_with(&yaml, |bootstrap| bootstrap.state.clone_from(&state)).await;
     let _callee = mesh.workload("users", ip, app.address).await;
     let (own, stolen) = (Ca::new(), Ca::stolen(&state));
     let web = "spiffe://cluster.local/ns/default/sa/web";
@@ -181,7 +181,7 @@ async fn bytes_that_are_not_http_travel_by_mutual_tls_too() {
     let response = client.tunnel("users:80").await;
     assert_eq!(response.status, 200);
     client.send(b"\x00\x01AM").await;
-    assert_eq!(client.rest().await, b"AMQP back");
+    assert_eq!(client.read_to_end().await, b"AMQP back");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -192,7 +192,7 @@ async fn a_mode_that_changes_reaches_connections_that_are_open() {
     let mesh = Mesh::start(&format!("{yaml}{}", mtls("PERMISSIVE"))).await;
     let _callee = mesh.workload("users", ip, app.address).await;
     let mut client = Client::connect((ip, PORT).into()).await;
-    assert_eq!(client.ask(GET).await.status, 200);
+    assert_eq!(client.round_trip(GET).await.status, 200);
     mesh.write("mesh.yaml", &format!("{yaml}{}", mtls("STRICT")));
     until("plaintext is refused", || async {
         let mut fresh = Client::connect((ip, PORT).into()).await;

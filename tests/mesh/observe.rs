@@ -85,7 +85,7 @@ async fn whoever_began_a_trace_decides_in_any_form_of_context() {
         format!("x-b3-traceid: {trace}\r\nx-b3-spanid: {span}\r\nx-b3-sampled: 1"),
     ] {
         let request = format!("GET / HTTP/1.1\r\nhost: users\r\n{context}\r\n\r\n");
-        assert_eq!(client.ask(request).await.status, 200);
+        assert_eq!(client.round_trip(request).await.status, 200);
     }
     // Two for each of the three sampled contexts.
     let spans = spans(&collector, 6).await;
@@ -138,7 +138,9 @@ async fn a_collector_that_hangs_costs_spans_and_nothing_else() {
         let (_mesh, caller, _callee, _) = pair(app.address, "", &flags).await;
         let mut client = Client::connect(caller.outbound).await;
         for _ in 0..700 {
-            let answer = client.ask("GET / HTTP/1.1\r\nhost: users\r\n\r\n").await;
+            let answer = client
+                .round_trip("GET / HTTP/1.1\r\nhost: users\r\n\r\n")
+                .await;
             assert_eq!(answer.status, 200);
         }
         until("what has no room is counted", || async {
@@ -158,7 +160,7 @@ async fn the_access_log_has_a_line_for_each_request_and_says_why() {
     let secret =
         "GET /a?b=c HTTP/1.1\r\nhost: users\r\nauthorization: s3cret\r\ncookie: s3cret\r\n\r\n";
     let mut client = Client::connect(caller.outbound).await;
-    assert_eq!(client.ask(secret).await.status, 200);
+    assert_eq!(client.round_trip(secret).await.status, 200);
     assert_eq!(get(caller.outbound, "nobody", "/x").await.status, 404);
     let text = until("the lines are written", || async {
         let text = std::fs::read_to_string(&path).unwrap_or_default();
@@ -230,7 +232,7 @@ async fn both_reporters_count_what_the_client_counts() {
     for i in 0..200 {
         let path = if i % 10 == 0 { "/broken" } else { "/" };
         client
-            .ask(format!("GET {path} HTTP/1.1\r\nhost: users\r\n\r\n"))
+            .round_trip(format!("GET {path} HTTP/1.1\r\nhost: users\r\n\r\n"))
             .await;
     }
     let principal = |account: &str| format!("spiffe://cluster.local/ns/default/sa/{account}");
@@ -286,7 +288,7 @@ async fn random_hosts_and_paths_add_few_series() {
     let (_mesh, caller, _callee, _) = pair(app.address, "", "").await;
     let mut client = Client::connect(caller.outbound).await;
     let ask = "GET / HTTP/1.1\r\nhost: users\r\n\r\n";
-    client.ask(ask).await;
+    client.round_trip(ask).await;
     let lines = || async {
         get(caller.admin, "a", "/metrics")
             .await
@@ -298,7 +300,7 @@ async fn random_hosts_and_paths_add_few_series() {
     let before = lines().await;
     for i in 0..9_000 {
         client
-            .ask(format!(
+            .round_trip(format!(
                 "GET /{i}-{} HTTP/1.1\r\nhost: users\r\n\r\n",
                 fastrand::u64(..)
             ))
@@ -306,7 +308,7 @@ async fn random_hosts_and_paths_add_few_series() {
     }
     for i in 0..1_000 {
         client
-            .ask(format!(
+            .round_trip(format!(
                 "GET / HTTP/1.1\r\nhost: h{i}-{:x}\r\n\r\n",
                 fastrand::u64(..)
             ))

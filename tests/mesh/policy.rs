@@ -43,14 +43,14 @@ async fn rules_decide_and_the_refusal_names_the_nearest() {
     ] {
         let request =
             format!("{method} {path} HTTP/1.1\r\nHost: users\r\nContent-Length: 0\r\n\r\n");
-        let response = client.ask(request).await;
+        let response = client.round_trip(request).await;
         assert_eq!(response.status, status, "{method} {path}");
         if status == 403 {
             assert_eq!(response.text(), "RBAC: access denied");
             assert!(
-                response.why().contains("ns[default]-policy["),
+                response.proxy_status().contains("ns[default]-policy["),
                 "{}",
-                response.why()
+                response.proxy_status()
             );
         }
     }

@@ -34,11 +34,11 @@ async fn bodies_of_every_framing_arrive_whole() {
         "POST / HTTP/1.1\r\nHost: users\r\nContent-Length: {}\r\n\r\n{large}",
         large.len()
     );
-    let response = client.ask(fixed).await;
+    let response = client.round_trip(fixed).await;
     assert_eq!(response.body.len(), large.len());
     assert_eq!(response.trailers, "X-Sum: 7\n");
     let chunked = "POST / HTTP/1.1\r\nHost: users\r\nTE: trailers\r\nTransfer-Encoding: chunked\r\n\r\n5;ext\r\nhello\r\n0\r\nX-T: 1\r\n\r\n";
-    client.ask(chunked).await;
+    client.round_trip(chunked).await;
     let seen = app.requests().pop().expect("two");
     assert_eq!(
         String::from_utf8_lossy(&seen.body),
@@ -54,7 +54,7 @@ async fn header_case_and_order_are_kept() {
     let (_mesh, caller, _callee, _) = pair(app.address, "", "").await;
     let mut client = Client::connect(caller.outbound).await;
     let response = client
-        .ask("GET / HTTP/1.1\r\nHOST: users\r\nX-LoUd: Yes\r\n\r\n")
+        .round_trip("GET / HTTP/1.1\r\nHOST: users\r\nX-LoUd: Yes\r\n\r\n")
         .await;
     assert!(
         response
@@ -99,7 +99,9 @@ async fn old_clients_are_served() {
     let chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n";
     let (_mesh, caller, _callee, _) = pair(answers(chunked).await.address, "", "").await;
     let mut client = Client::connect(caller.outbound).await;
-    let response = client.ask("GET / HTTP/1.0\r\nHost: users\r\n\r\n").await;
+    let response = client
+        .round_trip("GET / HTTP/1.0\r\nHost: users\r\n\r\n")
+        .await;
     assert_eq!(
         (
             response.header("transfer-encoding"),
@@ -112,7 +114,7 @@ async fn old_clients_are_served() {
     let mut client = Client::connect(caller.outbound).await;
     for _ in 0..2 {
         let kept = "GET / HTTP/1.0\r\nHost: users\r\nConnection: keep-alive\r\n\r\n";
-        let response = client.ask(kept).await;
+        let response = client.round_trip(kept).await;
         assert_eq!(response.header("connection"), Some("keep-alive"));
     }
 }
@@ -228,18 +230,18 @@ async fn both_directions_stream_at_once() {
     client
         .send("POST / HTTP/1.1\r\nHost: users\r\nTransfer-Encoding: chunked\r\n\r\n")
         .await;
-    let head = client.exactly(15).await;
+    let head = client.read_exact(15).await;
     assert_eq!(head, b"HTTP/1.1 200 OK");
     for letter in ["a", "b", "c"] {
         client.send(format!("1\r\n{letter}\r\n")).await;
         // A chunk comes back before the next is sent.
         let mut seen = String::new();
         while !seen.ends_with(&format!("1\r\n{letter}\r\n")) {
-            seen.push(char::from(client.exactly(1).await[0]));
+            seen.push(char::from(client.read_exact(1).await[0]));
         }
     }
     client.send("0\r\n\r\n").await;
-    assert_eq!(client.exactly(5).await, b"0\r\n\r\n");
+    assert_eq!(client.read_exact(5).await, b"0\r\n\r\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -263,9 +265,15 @@ async fn an_app_that_breaks_http_is_a_502_that_says_how() {
     ] {
         let (_mesh, caller, _callee, _) = pair(answers(bytes).await.address, "", "").await;
         let mut client = Client::connect(caller.outbound).await;
-        let response = client.ask("GET / HTTP/1.1\r\nHost: users\r\n\r\n").await;
+        let response = client
+            .round_trip("GET / HTTP/1.1\r\nHost: users\r\n\r\n")
+            .await;
         assert_eq!(response.status, 502, "{}", String::from_utf8_lossy(bytes));
-        assert!(response.why().contains(words), "{}", response.why());
+        assert!(
+            response.proxy_status().contains(words),
+            "{}",
+            response.proxy_status()
+        );
     }
 }
 
@@ -317,6 +325,6 @@ async fn a_response_that_is_cut_short_is_not_passed_off_as_whole() {
     let (_mesh, caller, _callee, _) = pair(app, "", "").await;
     let mut client = Client::connect(caller.outbound).await;
     client.send("GET / HTTP/1.1\r\nHost: users\r\n\r\n").await;
-    let all = client.rest().await;
+    let all = client.read_to_end().await;
     assert!(all.ends_with(b"half"), "{}", String::from_utf8_lossy(&all));
 }

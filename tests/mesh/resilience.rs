@@ -56,7 +56,7 @@ async fn post(proxy: &Proxy, path: &str, body: &str) -> Response {
     let mut client = Client::connect(proxy.outbound).await;
     let length = body.len();
     client
-        .ask(format!(
+        .round_trip(format!(
             "POST {path} HTTP/1.1\r\nHost: users\r\nContent-Length: {length}\r\n\r\n{body}"
         ))
         .await
@@ -148,9 +148,11 @@ async fn an_ejection_survives_a_push_and_all_may_be_ejected() {
         .await;
         assert_eq!(refused.text(), "no healthy upstream");
         assert!(
-            refused.why().contains("is ejected, after 2 5xx responses"),
+            refused
+                .proxy_status()
+                .contains("is ejected, after 2 5xx responses"),
             "{}",
-            refused.why()
+            refused.proxy_status()
         );
     }
     assert_eq!(bad.requests().len(), 2);
@@ -226,13 +228,17 @@ async fn retries_are_off_when_the_author_turned_them_off() {
     let caller = mesh.proxy("web", "").await;
     let refused = get(caller.outbound, "users", "/").await;
     assert_eq!(refused.status, 503);
-    assert!(!refused.why().contains("tries"), "{}", refused.why());
+    assert!(
+        !refused.proxy_status().contains("tries"),
+        "{}",
+        refused.proxy_status()
+    );
     assert!(caller.metric("leno_retries_total", &[]).await < 0.5);
     // By default there are three tries, and the answer says so.
     mesh.write("mesh.yaml", &plain("users", &[dead]));
     until("retries are on again", || async {
         let refused = get(caller.outbound, "users", "/").await;
-        (refused.status == 503 && refused.why().contains("after 3 tries")).then_some(())
+        (refused.status == 503 && refused.proxy_status().contains("after 3 tries")).then_some(())
     })
     .await;
 }
@@ -258,7 +264,10 @@ async fn a_response_that_never_came_is_asked_for_again_only_where_that_is_safe()
             3,
         ),
     ] {
-        let answer = Client::connect(caller.outbound).await.ask(request).await;
+        let answer = Client::connect(caller.outbound)
+            .await
+            .round_trip(request)
+            .await;
         assert_eq!(answer.status, 503, "{request}");
         let path = request.split(' ').nth(1).expect("a path");
         let seen = app.requests();
@@ -277,7 +286,7 @@ async fn a_response_that_never_came_is_asked_for_again_only_where_that_is_safe()
         "routes.yaml",
         &routes("retries: {attempts: 1, retryOn: reset}, "),
     );
-    mesh.routed().await;
+    mesh.wait_routed().await;
     until("the policy is in force", || async {
         let before = app.requests().len();
         post(&caller, "/e", "x").await;
@@ -370,7 +379,7 @@ async fn a_body_that_is_too_large_to_keep_is_sent_once_and_whole() {
 
 /// An app that closes each connection up to 3 ms after a response: just when the next request may come. Returns its
 /// address, and the number of requests by target, answered or not.
-async fn hasty() -> (SocketAddr, Arc<Mutex<HashMap<String, usize>>>) {
+async fn closing_app() -> (SocketAddr, Arc<Mutex<HashMap<String, usize>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("an address");
     let address = listener.local_addr().expect("bound");
     let seen: Arc<Mutex<HashMap<String, usize>>> = Arc::default();
@@ -404,7 +413,7 @@ async fn hasty() -> (SocketAddr, Arc<Mutex<HashMap<String, usize>>>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_closes_at_the_moment_of_reuse_loses_and_doubles_nothing() {
-    let (app, seen) = hasty().await;
+    let (app, seen) = closing_app().await;
     let mesh = Mesh::start(&plain("users", &[app])).await;
     let caller = mesh.proxy("web", "").await;
     for (method, may_fail) in [("GET", false), ("POST", true)] {
@@ -414,15 +423,15 @@ async fn a_connection_that_closes_at_the_moment_of_reuse_loses_and_doubles_nothi
             let request = format!(
                 "{method} /{method}{i} HTTP/1.1\r\nHost: users\r\nContent-Length: 0\r\n\r\n"
             );
-            let answer = client.ask(request).await;
+            let answer = client.round_trip(request).await;
             if answer.status != 200 {
                 failed += 1;
-                assert!(may_fail, "{i}: {}", answer.why());
+                assert!(may_fail, "{i}: {}", answer.proxy_status());
                 assert_eq!(answer.status, 503);
                 assert!(
-                    answer.why().contains("the request had been sent"),
+                    answer.proxy_status().contains("the request had been sent"),
                     "{}",
-                    answer.why()
+                    answer.proxy_status()
                 );
             }
             if fastrand::bool() {
@@ -510,7 +519,11 @@ async fn as_many_requests_as_may_are_under_way_and_one_more_is_told_so_at_once()
         assert!(elapsed < Duration::from_millis(100), "{elapsed:?}");
         assert_eq!(refused.status, 503, "{policy}");
         assert_eq!(refused.header("x-envoy-overloaded"), Some("true"));
-        assert!(refused.why().contains(name), "{}", refused.why());
+        assert!(
+            refused.proxy_status().contains(name),
+            "{}",
+            refused.proxy_status()
+        );
         leave.add_permits(100);
         for request in asked {
             assert_eq!(request.await.expect("no panic").status, 200, "{policy}");

@@ -72,9 +72,11 @@ async fn a_restarted_proxy_serves_before_the_control_plane_is_back() {
     let unknown = get(caller.outbound, "others", "/").await;
     assert_eq!(unknown.status, 503);
     assert!(
-        unknown.why().contains("control plane unreachable since"),
+        unknown
+            .proxy_status()
+            .contains("control plane unreachable since"),
         "{}",
-        unknown.why()
+        unknown.proxy_status()
     );
     drop(callee);
 }

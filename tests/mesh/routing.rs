@@ -60,7 +60,7 @@ async fn two_versions(rules: &str) -> (Mesh, Proxy, [Proxy; 2], [Upstream; 2]) {
 }
 
 /// An app that answers `/slow` after 600 ms.
-fn slow_or(name: &'static str) -> impl Fn(&leno_tests::upstream::Seen) -> Vec<u8> {
+fn slow_or(name: &'static str) -> impl Fn(&leno_tests::upstream::ReceivedRequest) -> Vec<u8> {
     move |seen| {
         if seen.target().starts_with("/slow") {
             std::thread::sleep(Duration::from_millis(600));
@@ -108,7 +108,7 @@ async fn the_first_rule_that_matches_is_taken() {
             "v2",
         ),
     ] {
-        let response = client.ask(format!("{request}\r\n")).await;
+        let response = client.round_trip(format!("{request}\r\n")).await;
         assert_eq!(
             (response.status, response.text().as_str()),
             (200, expected),
@@ -153,11 +153,16 @@ async fn what_can_not_be_routed_says_which_rule_and_why() {
         ),
     ] {
         let response = get(caller.outbound, host, path).await;
-        assert_eq!(response.status, status, "{host}{path}: {}", response.why());
-        assert!(
-            response.why().contains(words),
+        assert_eq!(
+            response.status,
+            status,
             "{host}{path}: {}",
-            response.why()
+            response.proxy_status()
+        );
+        assert!(
+            response.proxy_status().contains(words),
+            "{host}{path}: {}",
+            response.proxy_status()
         );
         assert_eq!(response.header("server"), Some("leno"));
         assert!(
@@ -176,7 +181,11 @@ async fn a_response_that_takes_too_long_is_a_504() {
     let response = get(caller.outbound, "users", "/slow").await;
     assert_eq!(response.status, 504);
     assert_eq!(response.text(), "upstream request timeout");
-    assert!(response.why().contains("200ms"), "{}", response.why());
+    assert!(
+        response.proxy_status().contains("200ms"),
+        "{}",
+        response.proxy_status()
+    );
     assert_eq!(get(caller.outbound, "users", "/v1").await.status, 200);
 }
 
@@ -185,7 +194,7 @@ async fn any_client_that_knows_proxies_works() {
     let (_mesh, caller, _callees, apps) = two_versions(RULES).await;
     let mut client = Client::connect(caller.outbound).await;
     let absolute = "GET http://users/v2?q HTTP/1.1\r\nHost: elsewhere\r\n\r\n";
-    assert_eq!(client.ask(absolute).await.text(), "v2");
+    assert_eq!(client.round_trip(absolute).await.text(), "v2");
     let seen = apps[1].requests().pop().expect("one");
     assert_eq!(
         (seen.target(), seen.header("host")),
@@ -196,7 +205,7 @@ async fn any_client_that_knows_proxies_works() {
     assert_eq!(response.status, 200);
     let inside = "GET /v2 HTTP/1.1\r\nHost: whatever\r\n\r\n";
     assert_eq!(
-        client.ask(inside).await.text(),
+        client.round_trip(inside).await.text(),
         "v2",
         "an unknown Host means the tunnel's end"
     );
@@ -205,9 +214,9 @@ async fn any_client_that_knows_proxies_works() {
     let response = client.tunnel("nobody:80").await;
     assert_eq!(response.status, 404);
     assert!(
-        response.why().contains("no service nobody"),
+        response.proxy_status().contains("no service nobody"),
         "{}",
-        response.why()
+        response.proxy_status()
     );
 }
 
@@ -222,7 +231,7 @@ async fn weights_are_kept_and_counted() {
     for _ in 0..400 {
         assert_eq!(
             client
-                .ask("GET /x HTTP/1.1\r\nhost: users\r\n\r\n")
+                .round_trip("GET /x HTTP/1.1\r\nhost: users\r\n\r\n")
                 .await
                 .status,
             200
@@ -274,13 +283,15 @@ async fn least_request_avoids_the_busy_instance() {
         client
             .send("GET /stuck HTTP/1.1\r\nhost: users\r\n\r\n")
             .await;
-        client.exactly(12).await;
+        client.read_exact(12).await;
         held.push(client);
     }
     let before = apps[0].requests().len();
     let mut client = Client::connect(caller.outbound).await;
     for _ in 0..20 {
-        client.ask("GET / HTTP/1.1\r\nhost: users\r\n\r\n").await;
+        client
+            .round_trip("GET / HTTP/1.1\r\nhost: users\r\n\r\n")
+            .await;
     }
     assert_eq!(
         apps[0].requests().len(),
@@ -298,7 +309,9 @@ async fn a_tunnel_that_is_opened_ahead_of_its_requests_still_speaks_http() {
     assert_eq!(client.tunnel("users:80").await.status, 200);
     // Much longer than a server's greeting would take.
     tokio::time::sleep(std::time::Duration::from_millis(500)).await;
-    let answer = client.ask("GET / HTTP/1.1\r\nhost: users\r\n\r\n").await;
+    let answer = client
+        .round_trip("GET / HTTP/1.1\r\nhost: users\r\n\r\n")
+        .await;
     assert_eq!(answer.status, 200);
     let seen = app.requests();
     // HTTP requests have ids, TCP has none.

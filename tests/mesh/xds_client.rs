@@ -143,7 +143,7 @@ async fn serving(app: &Upstream) -> (Ads, ServerStream, Proxy) {
     let outbound = proxy.outbound;
     let first = tokio::spawn(async move { get(outbound, "a", "/").await });
     stream
-        .request_that(|r| r.resource_names_subscribe.contains(&"a:80".to_owned()))
+        .request_matching(|r| r.resource_names_subscribe.contains(&"a:80".to_owned()))
         .await;
     accepted(
         stream
@@ -324,15 +324,15 @@ async fn a_cluster_that_comes_late_fails_no_request() {
         let mut client = Client::connect(outbound).await;
         let mut texts = Vec::new();
         while texts.last().is_none_or(|text| text != "new") {
-            let response = client.ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
-            assert_eq!(response.status, 200, "{}", response.why());
+            let response = client.round_trip("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+            assert_eq!(response.status, 200, "{}", response.proxy_status());
             texts.push(response.text());
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         texts.len()
     });
     stream
-        .request_that(|r| r.resource_names_subscribe.contains(&"late".to_owned()))
+        .request_matching(|r| r.resource_names_subscribe.contains(&"late".to_owned()))
         .await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     accepted(
@@ -358,7 +358,7 @@ async fn a_negative_answer_is_given_at_once_with_its_reason_and_may_change() {
     let outbound = proxy.outbound;
     let asked = tokio::spawn(async move { get(outbound, "b", "/").await });
     stream
-        .request_that(|r| r.resource_names_subscribe.contains(&"b:80".to_owned()))
+        .request_matching(|r| r.resource_names_subscribe.contains(&"b:80".to_owned()))
         .await;
     stream
         .send_missing(LISTENER, "b:80", "no service b; did you mean a?")
@@ -366,9 +366,11 @@ async fn a_negative_answer_is_given_at_once_with_its_reason_and_may_change() {
     let response = asked.await.expect("no panic");
     assert_eq!(response.status, 404);
     assert!(
-        response.why().contains("no service b; did you mean a?"),
+        response
+            .proxy_status()
+            .contains("no service b; did you mean a?"),
         "{}",
-        response.why()
+        response.proxy_status()
     );
     accepted(
         stream
@@ -452,7 +454,7 @@ async fn names_that_are_not_used_are_given_back() {
     let outbound = proxy.outbound;
     let first = tokio::spawn(async move { get(outbound, "a", "/").await });
     stream
-        .request_that(|r| r.resource_names_subscribe.contains(&"a:80".to_owned()))
+        .request_matching(|r| r.resource_names_subscribe.contains(&"a:80".to_owned()))
         .await;
     accepted(
         stream
@@ -478,7 +480,7 @@ async fn names_that_are_not_used_are_given_back() {
     let gone = |name: &'static str| {
         move |r: &DeltaDiscoveryRequest| r.resource_names_unsubscribe.contains(&name.to_owned())
     };
-    stream.request_that(gone("a:80")).await;
+    stream.request_matching(gone("a:80")).await;
     let mut left = std::collections::BTreeSet::from(["c".to_owned(), "r".to_owned()]);
     while !left.is_empty() {
         for name in stream.request().await.resource_names_unsubscribe {

@@ -19,7 +19,7 @@ async fn two_versions() -> (Mesh, Vec<Proxy>, String) {
     let yaml = service("users", &[(ips[0], "v1"), (ips[1], "v2")]) + &mtls("STRICT");
     let mesh = Mesh::start(&yaml).await;
     mesh.write("routing.yaml", &all_to("v1"));
-    mesh.routed().await;
+    mesh.wait_routed().await;
     let mut callees = Vec::new();
     for (ip, name) in ips.into_iter().zip(["v1", "v2"]) {
         let app = Upstream::named(name).await;
@@ -59,7 +59,7 @@ async fn the_mesh_goes_on_without_a_control_plane_and_takes_up_what_changed() {
     until("an unknown name says why", || async {
         let response = get(caller.outbound, "others", "/").await;
         response
-            .why()
+            .proxy_status()
             .contains("control plane unreachable since")
             .then_some(())
     })
@@ -96,21 +96,24 @@ async fn names_are_resolved_when_they_are_used_and_kept_when_they_vanish() {
         "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: e}}\nspec:\n  hosts: [api.example.com, unused.example.com]\n  resolution: DNS\n  ports: [{{number: 80, name: http, protocol: HTTP, targetPort: {}}}]\n",
         app.address.port()
     );
-    let mesh = Mesh::with(&entry, |bootstrap| bootstrap.dns_server = Some(dns.address)).await;
+    let mesh = Mesh::start_with(&entry, |bootstrap| bootstrap.dns_server = Some(dns.address)).await;
     let caller = mesh.proxy("web", "").await;
     let status = || async { get(caller.outbound, "api.example.com", "/").await.status };
     assert_eq!(status().await, 503, "there is no such name yet");
-    let asked = dns.asked("api.example.com");
-    assert!(asked > 0 && dns.asked("unused.example.com") == 0, "{asked}");
+    let asked = dns.queries("api.example.com");
+    assert!(
+        asked > 0 && dns.queries("unused.example.com") == 0,
+        "{asked}"
+    );
     dns.set("api.example.com", &[Ipv4Addr::LOCALHOST], 1);
     until("the name is found", || async {
         (status().await == 200).then_some(())
     })
     .await;
-    let again = dns.asked("api.example.com") + 1;
-    dns.forget("api.example.com");
+    let again = dns.queries("api.example.com") + 1;
+    dns.remove("api.example.com");
     until("it is asked for again", || async {
-        (dns.asked("api.example.com") > again).then_some(())
+        (dns.queries("api.example.com") > again).then_some(())
     })
     .await;
     assert_eq!(

@@ -40,7 +40,7 @@ pub(crate) type Tally = BTreeMap<(&'static str, &'static str, &'static str, u16)
 pub(crate) type Labels = BTreeMap<String, String>;
 
 /// A mesh under the mix.
-pub(crate) struct Watched {
+pub(crate) struct MixMesh {
     yaml: String,
     /// The mesh.
     pub(crate) mesh: Mesh,
@@ -81,7 +81,7 @@ fn registry(of: &BTreeMap<&'static str, Ipv4Addr>) -> String {
 }
 
 /// An app that answers by path: `/once` succeeds at the second try of a request.
-fn app() -> impl Fn(&leno_tests::upstream::Seen) -> Vec<u8> + Send + Sync + 'static {
+fn app() -> impl Fn(&leno_tests::upstream::ReceivedRequest) -> Vec<u8> + Send + Sync + 'static {
     let heard = Mutex::new(std::collections::HashSet::new());
     move |seen| {
         let id = seen.header("x-request-id").unwrap_or_default().to_owned();
@@ -130,9 +130,9 @@ async fn echo() -> SocketAddr {
     address
 }
 
-impl Watched {
+impl MixMesh {
     /// Starts the mesh, and waits until it is ready.
-    pub(crate) async fn start() -> Watched {
+    pub(crate) async fn start() -> MixMesh {
         let workloads = [
             "user-service-v1",
             "user-service-v2",
@@ -143,7 +143,7 @@ impl Watched {
         let ips = BTreeMap::from(workloads.map(|name| (name, fresh_ip())));
         let yaml = registry(&ips);
         let mesh = Mesh::start(&yaml).await;
-        let http = Upstream::after(TAKES, app()).await.address;
+        let http = Upstream::with_delay(TAKES, app()).await.address;
         let mut callees = Vec::new();
         for (workload, account, port, app) in [
             (workloads[0], "user-service", 3001, http),
@@ -159,7 +159,7 @@ impl Watched {
         let report = mesh.start_proxy_in("batch", "report", "--workload report");
         order.ready().await;
         report.ready().await;
-        Watched {
+        MixMesh {
             yaml,
             mesh,
             callers: BTreeMap::from([("order-service", order), ("report", report)]),
@@ -214,7 +214,7 @@ impl Watched {
         let host = format!("{service}.default.svc.cluster.local");
         for _ in 0..count {
             let request = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\n\r\n");
-            let answer = client.ask(request).await;
+            let answer = client.round_trip(request).await;
             self.saw(caller, service, path, answer.status);
         }
     }
@@ -225,7 +225,7 @@ impl Watched {
             let fields = [("content-type", "application/grpc"), ("te", "trailers")];
             let uri = format!("http://ledger/a.B/{status}");
             let request = h2::request("POST", &uri, &fields);
-            let answer = h2::ask(&calls, request, b"\0\0\0\0\x02hi", None).await;
+            let answer = h2::round_trip(&calls, request, b"\0\0\0\0\x02hi", None).await;
             let answer = answer.expect("an answer");
             assert_eq!(answer.status, 200);
             let status = answer.trailer("grpc-status").parse().expect("a status");
@@ -237,7 +237,7 @@ impl Watched {
         let mut tunnel = Client::connect(self.callers["order-service"].outbound).await;
         tunnel.tunnel("queue:5672").await;
         tunnel.send("0123456789").await;
-        assert_eq!(tunnel.exactly(10).await, b"0123456789");
+        assert_eq!(tunnel.read_exact(10).await, b"0123456789");
         self.saw("order-service", "queue", "", 0);
     }
 

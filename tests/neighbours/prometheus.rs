@@ -12,7 +12,7 @@ use leno_tests::{Directory, until};
 use serde_json::Value;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::mix::{Labels, Watched, expected};
+use crate::mix::{Labels, MixMesh, expected};
 use crate::{Program, free};
 
 /// Seconds between two scrapes of a target. A range of 60 s holds four scrapes, which are 45 s apart.
@@ -20,7 +20,7 @@ const INTERVAL: u32 = 15;
 /// Seconds that a scrape takes at most.
 const SCRAPE: f64 = 0.1;
 
-fn configuration(watched: &Watched) -> String {
+fn configuration(watched: &MixMesh) -> String {
     let targets: Vec<String> = watched.targets().map(|at| format!("'{at}'")).collect();
     format!(
         "global: {{scrape_interval: {INTERVAL}s}}\nscrape_configs:\n- job_name: leno-proxy\n  metrics_path: /stats/prometheus\n  \
@@ -56,14 +56,14 @@ async fn ask(Moment(prometheus, time): Moment, query: &str) -> Result<Vec<Value>
 }
 
 /// A query of the file, and its expected result.
-struct Asked {
+struct Query {
     id: String,
     query: String,
     expect: String,
 }
 
 /// The queries of the file: `query:` is quoted and may span several lines.
-fn queries() -> Vec<Asked> {
+fn queries() -> Vec<Query> {
     let text = include_str!("queries.yaml");
     let one = |part: &str| {
         let id = part.lines().next().unwrap_or_default().to_owned();
@@ -73,7 +73,7 @@ fn queries() -> Vec<Asked> {
         let (_, query) = part.split_once("query: '").expect("a query");
         let query = query.split('\'').next().unwrap_or_default();
         let words: Vec<&str> = query.split_whitespace().collect();
-        Asked {
+        Query {
             expect: expect
                 .unwrap_or_else(|| panic!("{id} expects nothing"))
                 .to_owned(),
@@ -84,7 +84,7 @@ fn queries() -> Vec<Asked> {
     text.split("\n- id: ").skip(1).map(one).collect()
 }
 
-impl Asked {
+impl Query {
     /// True when the values are as expected.
     fn is_met(&self, values: &[f64]) -> bool {
         let (series, what) = self
@@ -164,7 +164,7 @@ async fn pause(at: SocketAddr) -> Duration {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_dashboards_and_kiali_ask_is_answered_as_it_is_expected() {
-    let watched = Arc::new(Watched::start().await);
+    let watched = Arc::new(MixMesh::start().await);
     let directory = Directory::new();
     let at = free();
     std::fs::write(directory.path().join("p.yaml"), configuration(&watched)).expect("written");

@@ -199,7 +199,7 @@ async fn an_injected_pod_runs_from_the_built_image() {
         .run(async move {
             let mut client = Client::connect(there).await;
             client
-                .ask("GET / HTTP/1.1\r\nhost: user-service\r\n\r\n")
+                .round_trip("GET / HTTP/1.1\r\nhost: user-service\r\n\r\n")
                 .await
         })
         .await;
@@ -207,7 +207,7 @@ async fn an_injected_pod_runs_from_the_built_image() {
         (answer.status, answer.text()),
         (200, "the app".to_owned()),
         "{}",
-        answer.why()
+        answer.proxy_status()
     );
     // The node's probes are plaintext, though the mode is STRICT.
     let ip = callee.ip;

@@ -7,13 +7,15 @@ use std::time::Duration;
 
 use leno_tests::client::Client;
 use leno_tests::mesh::{Mesh, mtls};
-use leno_tests::pods::{Injected, Pod, Pods};
-use leno_tests::upstream::{Seen, Upstream};
+use leno_tests::pods::{Pod, PodSidecar, Pods};
+use leno_tests::upstream::{ReceivedRequest, Upstream};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::interception::service;
-use crate::traffic::{Apps, Outcome, Traffic, account_for, arrived, failures, hold, hold_memory};
+use crate::traffic::{
+    Apps, Outcome, Traffic, arrived, assert_fault_bounds, check_delivery, failures, hold_memory,
+};
 
 /// One load at a time: two cores carry it.
 static ALONE: Mutex<()> = Mutex::const_new(());
@@ -24,8 +26,8 @@ const FAULT: Duration = Duration::from_secs(6);
 /// A caller's pod and three instances of a service, with their apps, sidecars and control plane.
 struct Shop {
     apps: Vec<Apps>,
-    caller: Injected,
-    callees: Vec<Injected>,
+    caller: PodSidecar,
+    callees: Vec<PodSidecar>,
     idle: usize,
     mesh: Mesh,
     pods: Pods,
@@ -127,14 +129,14 @@ impl Shop {
     /// Ends the traffic, and checks its outcomes against the requests that arrived.
     async fn close(self, traffic: Traffic) -> Vec<Outcome> {
         let outcomes = self.pods.pods[0].run(traffic.end()).await;
-        self.account_for(outcomes)
+        self.check_delivery(outcomes)
     }
 
     /// Checks outcomes against the requests that arrived, and the sidecars' memory against its bound.
-    fn account_for(&self, outcomes: Vec<(usize, Outcome)>) -> Vec<Outcome> {
-        let outcomes = account_for(outcomes, &self.apps);
+    fn check_delivery(&self, outcomes: Vec<(usize, Outcome)>) -> Vec<Outcome> {
+        let outcomes = check_delivery(outcomes, &self.apps);
         let sidecars = self.callees.iter().chain([&self.caller]);
-        hold_memory(sidecars.map(Injected::memory), self.idle);
+        hold_memory(sidecars.map(PodSidecar::memory), self.idle);
         outcomes
     }
 }
@@ -284,8 +286,8 @@ async fn fault_at(at: impl Fn(&Pods) -> &Pod, what: &str, begin: &str, heal: &st
         sleep(Duration::from_millis(500)).await;
     }
     println!("{what}: nothing half open {:?} after it", healed.elapsed());
-    let outcomes = shop.account_for(outcomes);
-    hold(&format!("4 pods, {what}"), &outcomes, began, healed);
+    let outcomes = shop.check_delivery(outcomes);
+    assert_fault_bounds(&format!("4 pods, {what}"), &outcomes, began, healed);
 }
 
 /// A script that drops frames of the first instance's link that match `fit`, in either direction.
@@ -360,7 +362,7 @@ async fn a_request_of_four_seconds_outlives_its_sidecars_signal() {
     let yaml = service("slow", "http", 80, 3003, &ips) + &mtls("STRICT");
     let mesh = pods.mesh(&yaml).await;
     let at = SocketAddr::from((callee.ip, 3003));
-    let answer = |_: &Seen| b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok".to_vec();
+    let answer = |_: &ReceivedRequest| b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok".to_vec();
     let _app = callee
         .run(Upstream::at(at, Duration::from_secs(4), answer))
         .await;
@@ -369,7 +371,7 @@ async fn a_request_of_four_seconds_outlives_its_sidecars_signal() {
     let asking = async move {
         let mut client = Client::connect(SocketAddr::from(([10, 100, 0, 1], 80))).await;
         client
-            .ask("POST / HTTP/1.1\r\nhost: slow\r\ncontent-length: 2\r\n\r\nhi")
+            .round_trip("POST / HTTP/1.1\r\nhost: slow\r\ncontent-length: 2\r\n\r\nhi")
             .await
     };
     let ending = async {
@@ -382,7 +384,7 @@ async fn a_request_of_four_seconds_outlives_its_sidecars_signal() {
         (answer.status, answer.text()),
         (200, "ok".to_owned()),
         "{}",
-        answer.why()
+        answer.proxy_status()
     );
     assert!(in_order);
 }

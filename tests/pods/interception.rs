@@ -6,7 +6,7 @@ use std::time::Duration;
 use leno_control_plane::mesh::OutboundTrafficPolicy;
 use leno_tests::client::Client;
 use leno_tests::mesh::{Mesh, mtls};
-use leno_tests::pods::{Injected, Pod, Pods};
+use leno_tests::pods::{Pod, PodSidecar, Pods};
 use leno_tests::until;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -70,16 +70,16 @@ async fn get(pod: &Pod, address: SocketAddr, host: &str) -> (u16, String) {
     pod.run(async move {
         let mut client = Client::connect(address).await;
         let answer = client
-            .ask(format!("GET / HTTP/1.1\r\nhost: {host}\r\n\r\n"))
+            .round_trip(format!("GET / HTTP/1.1\r\nhost: {host}\r\n\r\n"))
             .await;
-        let why = answer.why().to_owned();
+        let why = answer.proxy_status().to_owned();
         (answer.status, answer.text() + &why)
     })
     .await
 }
 
 /// Two pods of the mesh, the second with an app on port 3001, and a third outside.
-async fn two(yaml: impl Fn(&Pods) -> String) -> (Pods, Mesh, [Injected; 2]) {
+async fn two(yaml: impl Fn(&Pods) -> String) -> (Pods, Mesh, [PodSidecar; 2]) {
     let pods = Pods::new(3);
     let mesh = pods.mesh(&yaml(&pods)).await;
     app(&pods.pods[1], 3001).await;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use leno_tests::Directory;
 use leno_tests::mesh::{Mesh, mtls};
-use leno_tests::pods::{Injected, Pod, Pods};
+use leno_tests::pods::{Pod, PodSidecar, Pods};
 use tokio::process::Child;
 use tokio::time::{sleep, timeout};
 
@@ -29,7 +29,7 @@ const START: Duration = Duration::from_secs(60);
 struct Stage {
     directory: Directory,
     _program: Option<Child>,
-    _sidecars: Vec<Injected>,
+    _sidecars: Vec<PodSidecar>,
     _mesh: Mesh,
     pods: Pods,
 }

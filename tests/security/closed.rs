@@ -6,7 +6,7 @@ use leno_tests::ca::{self, Ca};
 use leno_tests::client::{Client, Response, get};
 use leno_tests::h2;
 use leno_tests::mesh::{Mesh, PORT, Proxy, mtls, pair, service};
-use leno_tests::probe::{Answer, App, Way, ask, caller, gets_in};
+use leno_tests::probe::{Answer, App, Transport, ask, caller, reaches_app};
 use leno_tests::upstream::Upstream;
 use leno_tests::{fresh_ip, until};
 
@@ -23,7 +23,12 @@ fn deny(operation: &str) -> String {
     ))
 }
 
-const OVER_HTTP: [Way; 4] = [Way::Http1, Way::Http2, Way::Tls1, Way::Tls2];
+const OVER_HTTP: [Transport; 4] = [
+    Transport::Http1,
+    Transport::Http2,
+    Transport::Tls1,
+    Transport::Tls2,
+];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_port_that_is_strict_takes_no_plaintext_whatever_the_workloads_mode_is() {
@@ -51,8 +56,8 @@ async fn a_port_that_is_strict_takes_no_plaintext_whatever_the_workloads_mode_is
             let mesh = Mesh::start(&format!("{declared}{object}")).await;
             let _proxy = mesh.workload("users", ip, app.address).await;
             let ca = mesh.ca();
-            for way in Way::ALL {
-                let reached = gets_in((ip, PORT).into(), way, &ca).await;
+            for way in Transport::ALL {
+                let reached = reaches_app((ip, PORT).into(), way, &ca).await;
                 let is_taken = match port {
                     "protocol: HTTP, " | "protocol: GRPC, " => way.is_http(),
                     // On a TCP port HTTP is opaque bytes as well.
@@ -106,7 +111,12 @@ async fn a_dot_segment_with_parameters_is_judged_routed_and_sent_on_as_a_dot_seg
         ("/elsewhere/..;/ok", 200),
     ] {
         let response = get(sidecar.outbound, "users", path).await;
-        assert_eq!(response.status, status, "{path}: {}", response.why());
+        assert_eq!(
+            response.status,
+            status,
+            "{path}: {}",
+            response.proxy_status()
+        );
     }
     mesh.write(
         "mesh.yaml",
@@ -117,7 +127,8 @@ async fn a_dot_segment_with_parameters_is_judged_routed_and_sent_on_as_a_dot_seg
         ),
     );
     until("the other policy is in force", || async {
-        (ask(address, Way::Http1, &ca, "GET", "/ok").await == Answer::Status(403)).then_some(())
+        (ask(address, Transport::Http1, &ca, "GET", "/ok").await == Answer::Status(403))
+            .then_some(())
     })
     .await;
     for way in OVER_HTTP {
@@ -166,7 +177,7 @@ async fn only_websocket_and_what_is_named_is_switched_to() {
     for (lines, switched) in tries {
         for address in [caller.outbound, (ip, PORT).into()] {
             let mut client = Client::connect(address).await;
-            let response = client.ask(upgrading(lines)).await;
+            let response = client.round_trip(upgrading(lines)).await;
             let seen = app.requests().pop().expect("it came");
             assert_eq!(seen.header("upgrade"), switched, "{lines:?} at {address}");
             assert_eq!(seen.header("http2-settings"), None, "{lines:?}");
@@ -175,7 +186,7 @@ async fn only_websocket_and_what_is_named_is_switched_to() {
             if switched.is_none() {
                 // The next bytes are a request, which the rules judge.
                 let refused = client
-                    .ask("GET /admin HTTP/1.1\r\nHost: users\r\n\r\n")
+                    .round_trip("GET /admin HTTP/1.1\r\nHost: users\r\n\r\n")
                     .await;
                 assert_eq!(refused.status, 403, "{lines:?}");
             }
@@ -183,7 +194,7 @@ async fn only_websocket_and_what_is_named_is_switched_to() {
         let certified = caller_tls(&mesh.ca(), (ip, PORT).into()).await;
         let mut client = Client::over(certified);
         assert_eq!(
-            client.ask(upgrading(lines)).await.status == 101,
+            client.round_trip(upgrading(lines)).await.status == 101,
             switched.is_some(),
             "{lines:?}"
         );
@@ -191,7 +202,7 @@ async fn only_websocket_and_what_is_named_is_switched_to() {
     // HTTP2-Settings is removed even when Connection doesn't name it.
     let mut client = Client::connect((ip, PORT).into()).await;
     client
-        .ask("GET / HTTP/1.1\r\nHost: users\r\nHTTP2-Settings: AAMA\r\n\r\n")
+        .round_trip("GET / HTTP/1.1\r\nHost: users\r\nHTTP2-Settings: AAMA\r\n\r\n")
         .await;
     assert_eq!(
         app.requests()
@@ -209,7 +220,7 @@ async fn only_websocket_and_what_is_named_is_switched_to() {
             request
                 .extensions_mut()
                 .insert(::h2::ext::Protocol::from(protocol));
-            let answer = h2::ask(&sender, request, b"", None)
+            let answer = h2::round_trip(&sender, request, b"", None)
                 .await
                 .expect("an answer");
             assert_eq!(answer.status, status, "{protocol} at {address}");
@@ -236,7 +247,7 @@ async fn a_protocol_that_the_operator_names_is_switched_to() {
         ("Upgrade: bar\r\n", None),
     ] {
         let mut client = Client::connect(caller.outbound).await;
-        let response = client.ask(upgrading(lines)).await;
+        let response = client.round_trip(upgrading(lines)).await;
         assert_eq!(response.status == 101, switched.is_some(), "{lines:?}");
         assert_eq!(
             app.requests().pop().expect("it came").header("upgrade"),
@@ -275,7 +286,7 @@ async fn a_method_in_another_case_is_refused_and_options_of_all_is_judged_as_a_p
             );
         }
     }
-    for way in [Way::Http1, Way::Http2] {
+    for way in [Transport::Http1, Transport::Http2] {
         assert_eq!(
             ask(sidecar.outbound, way, &ca, "get", "/").await,
             Answer::Status(400)
@@ -288,12 +299,12 @@ async fn a_method_in_another_case_is_refused_and_options_of_all_is_judged_as_a_p
     let options = |address| async move {
         let mut client = Client::connect(address).await;
         client
-            .ask("OPTIONS * HTTP/1.1\r\nHost: users\r\n\r\n")
+            .round_trip("OPTIONS * HTTP/1.1\r\nHost: users\r\n\r\n")
             .await
     };
     for address in [address, sidecar.outbound] {
         let response: Response = options(address).await;
-        assert_eq!(response.status, 200, "{}", response.why());
+        assert_eq!(response.status, 200, "{}", response.proxy_status());
         assert_eq!(
             app.paths().pop().as_deref(),
             Some("*"),
@@ -309,7 +320,8 @@ async fn a_method_in_another_case_is_refused_and_options_of_all_is_judged_as_a_p
         ),
     );
     until("every path is denied", || async {
-        (ask(address, Way::Http1, &ca, "POST", "/").await == Answer::Status(403)).then_some(())
+        (ask(address, Transport::Http1, &ca, "POST", "/").await == Answer::Status(403))
+            .then_some(())
     })
     .await;
     for address in [address, sidecar.outbound] {
@@ -320,7 +332,7 @@ async fn a_method_in_another_case_is_refused_and_options_of_all_is_judged_as_a_p
 #[test]
 fn what_a_sidecar_refuses_in_another_case_no_rule_may_name_in_it() {
     use leno_control_plane::istio::{self, wildcard::METHODS};
-    use leno_http::h1::{Before, Limits, parse_request};
+    use leno_http::h1::{HeadLimits, LastHead, parse_request};
     use leno_http::head::Head;
     let denies = |method: &str| {
         let yaml = format!(
@@ -339,7 +351,7 @@ fn what_a_sidecar_refuses_in_another_case_no_rule_may_name_in_it() {
         let mut head = Head::default();
         let text = format!("{lower} / HTTP/1.1\r\nHost: h\r\n\r\n");
         head.buffer().extend_from_slice(text.as_bytes());
-        let read = parse_request(&mut head, &Limits::default(), &mut Before::default());
+        let read = parse_request(&mut head, &HeadLimits::default(), &mut LastHead::default());
         assert!(read.is_err(), "{lower}");
     }
 }
@@ -390,7 +402,7 @@ async fn an_istio_callers_offers_are_taken_for_http_where_nobody_declared_the_po
             );
             let mut client = Client::over(tls);
             let forged = "GET / HTTP/1.1\r\nHost: users\r\nX-Forwarded-Client-Cert: By=me;URI=spiffe://cluster.local/ns/default/sa/root\r\n\r\n";
-            let response = client.ask(forged).await;
+            let response = client.round_trip(forged).await;
             assert_eq!(response.status, 200, "{offer:?}");
             let seen = app.requests().pop().expect("it came");
             let cert = seen.header("x-forwarded-client-cert").expect("XFCC");
@@ -400,7 +412,7 @@ async fn an_istio_callers_offers_are_taken_for_http_where_nobody_declared_the_po
             );
             assert_eq!(
                 client
-                    .ask("POST / HTTP/1.1\r\nHost: users\r\nContent-Length: 0\r\n\r\n")
+                    .round_trip("POST / HTTP/1.1\r\nHost: users\r\nContent-Length: 0\r\n\r\n")
                     .await
                     .status,
                 403
@@ -459,13 +471,14 @@ async fn an_object_that_istio_refuses_is_closed_for_whom_it_selects_until_it_is_
     ] {
         mesh.write("policy.yaml", &policy(&format!("{of}{spec}")));
         until(&format!("{spec} closes"), || async {
-            (ask((ips[0], PORT).into(), Way::Tls1, &ca, "GET", "/").await == Answer::Status(403))
-                .then_some(())
+            (ask((ips[0], PORT).into(), Transport::Tls1, &ca, "GET", "/").await
+                == Answer::Status(403))
+            .then_some(())
         })
         .await;
-        for way in Way::ALL {
+        for way in Transport::ALL {
             assert!(
-                !gets_in((ips[0], PORT).into(), way, &ca).await,
+                !reaches_app((ips[0], PORT).into(), way, &ca).await,
                 "{spec} by {way:?}"
             );
         }
@@ -477,12 +490,12 @@ async fn an_object_that_istio_refuses_is_closed_for_whom_it_selects_until_it_is_
             "{spec}: {problems:?}"
         );
         assert!(
-            gets_in((ips[1], PORT).into(), Way::Http1, &ca).await,
+            reaches_app((ips[1], PORT).into(), Transport::Http1, &ca).await,
             "{spec}: another app"
         );
         mesh.write("policy.yaml", "# mended\n");
         until("it is open again", || async {
-            gets_in((ips[0], PORT).into(), Way::Http1, &ca)
+            reaches_app((ips[0], PORT).into(), Transport::Http1, &ca)
                 .await
                 .then_some(())
         })
@@ -500,8 +513,8 @@ async fn an_object_that_istio_refuses_is_closed_for_whom_it_selects_until_it_is_
     ] {
         mesh.write("policy.yaml", &policy(spec));
         until(&format!("{spec} closes its namespace"), || async {
-            let open = gets_in((ips[0], PORT).into(), Way::Http1, &ca).await
-                || gets_in((ips[1], PORT).into(), Way::Http1, &ca).await;
+            let open = reaches_app((ips[0], PORT).into(), Transport::Http1, &ca).await
+                || reaches_app((ips[1], PORT).into(), Transport::Http1, &ca).await;
             (!open).then_some(())
         })
         .await;
@@ -546,15 +559,15 @@ async fn a_peer_authentication_that_istio_refuses_is_strict_for_whom_it_selects(
         );
         mesh.write("mode.yaml", &object);
         until(&format!("{spec} closes"), || async {
-            let mut open = gets_in((ips[0], PORT).into(), Way::Http1, &ca).await;
-            open |= closes_all && gets_in((ips[1], PORT).into(), Way::Http1, &ca).await;
+            let mut open = reaches_app((ips[0], PORT).into(), Transport::Http1, &ca).await;
+            open |= closes_all && reaches_app((ips[1], PORT).into(), Transport::Http1, &ca).await;
             (!open).then_some(())
         })
         .await;
         for way in OVER_HTTP {
-            let open = gets_in((ips[0], PORT).into(), way, &ca).await;
+            let open = reaches_app((ips[0], PORT).into(), way, &ca).await;
             assert_eq!(open, !way.is_plaintext(), "{spec} by {way:?}");
-            let other = gets_in((ips[1], PORT).into(), way, &ca).await;
+            let other = reaches_app((ips[1], PORT).into(), way, &ca).await;
             assert_eq!(
                 other,
                 !(closes_all && way.is_plaintext()),
@@ -567,8 +580,8 @@ async fn a_peer_authentication_that_istio_refuses_is_strict_for_whom_it_selects(
         assert!(problems.iter().any(is_said), "{spec}: {problems:?}");
         mesh.write("mode.yaml", "# mended\n");
         until("both are open again", || async {
-            let open = gets_in((ips[0], PORT).into(), Way::Http1, &ca).await
-                && gets_in((ips[1], PORT).into(), Way::Http1, &ca).await;
+            let open = reaches_app((ips[0], PORT).into(), Transport::Http1, &ca).await
+                && reaches_app((ips[1], PORT).into(), Transport::Http1, &ca).await;
             open.then_some(())
         })
         .await;
@@ -604,10 +617,10 @@ async fn of_two_modes_of_one_level_the_stricter_counts_and_it_is_said() {
             mesh.write("mode.yaml", &both);
             until(
                 &format!("{namespace} {selectors:?} {modes:?} is strict"),
-                || async { (!gets_in(address, Way::Http1, &ca).await).then_some(()) },
+                || async { (!reaches_app(address, Transport::Http1, &ca).await).then_some(()) },
             )
             .await;
-            assert!(gets_in(address, Way::Tls1, &ca).await);
+            assert!(reaches_app(address, Transport::Tls1, &ca).await);
             let problems = mesh.problems();
             let said = format!("{namespace}/a PeerAuthentication is for the same workloads");
             assert!(
@@ -618,7 +631,9 @@ async fn of_two_modes_of_one_level_the_stricter_counts_and_it_is_said() {
             );
             mesh.write("mode.yaml", "# nothing\n");
             until("it is open again", || async {
-                gets_in(address, Way::Http1, &ca).await.then_some(())
+                reaches_app(address, Transport::Http1, &ca)
+                    .await
+                    .then_some(())
             })
             .await;
         }

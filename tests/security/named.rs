@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use leno_control_plane::istio::Limits;
 use leno_tests::client::get;
 use leno_tests::mesh::{Mesh, PORT, service};
-use leno_tests::probe::{Answer, App, Way, ask, gets_in};
+use leno_tests::probe::{Answer, App, Transport, ask, reaches_app};
 use leno_tests::process::leno;
 use leno_tests::{fresh_ip, until};
 
@@ -454,9 +454,9 @@ fn unread() -> Vec<Case> {
 /// True when callers have the access `users`.
 async fn is_so(mesh: &Mesh, ips: [Ipv4Addr; 2], users: Users) -> bool {
     let (ca, users_at, shop_at) = (mesh.ca(), (ips[0], PORT).into(), (ips[1], PORT).into());
-    let plain = gets_in(users_at, Way::Http1, &ca).await;
-    let mutual = ask(users_at, Way::Tls1, &ca, "GET", "/").await == Answer::App;
-    let shop = gets_in(shop_at, Way::Tls1, &ca).await;
+    let plain = reaches_app(users_at, Transport::Http1, &ca).await;
+    let mutual = ask(users_at, Transport::Tls1, &ca, "GET", "/").await == Answer::App;
+    let shop = reaches_app(shop_at, Transport::Tls1, &ca).await;
     (plain, mutual, shop)
         == match users {
             Users::Open => (true, true, true),
@@ -553,11 +553,11 @@ async fn the_guides_block_pasted_whole_is_closed_and_named() {
     let mesh = Mesh::start(&service("user-service", &[(ip, "v1")])).await;
     let _proxy = mesh.workload("user-service", ip, app.address).await;
     let ca = mesh.ca();
-    assert!(gets_in((ip, PORT).into(), Way::Http1, &ca).await);
+    assert!(reaches_app((ip, PORT).into(), Transport::Http1, &ca).await);
     mesh.write("guide.yaml", guide);
     until("it is closed", || async {
-        let plain = ask((ip, PORT).into(), Way::Http1, &ca, "POST", "/admin").await;
-        let mutual = ask((ip, PORT).into(), Way::Tls1, &ca, "POST", "/admin").await;
+        let plain = ask((ip, PORT).into(), Transport::Http1, &ca, "POST", "/admin").await;
+        let mutual = ask((ip, PORT).into(), Transport::Tls1, &ca, "POST", "/admin").await;
         (plain != Answer::App && mutual == Answer::Status(403)).then_some(())
     })
     .await;

@@ -9,19 +9,19 @@ use std::time::UNIX_EPOCH;
 use fastrand::Rng;
 use leno_control_plane::compile::Settings;
 use leno_control_plane::istio::{Limits, read};
-use leno_control_plane::mesh::workload::Described;
+use leno_control_plane::mesh::workload::WorkloadDescription;
 use leno_control_plane::mesh::{Client, Mesh, Node, OutboundTrafficPolicy};
 use leno_control_plane::source::last_good::{LastGood, Reading};
-use leno_control_plane::translate::{Answer, INBOUND, World, resource};
+use leno_control_plane::translate::{INBOUND, LookupResult, TranslationContext, resource};
 use leno_http::head::Head;
 use leno_proto::type_url::LISTENER;
 use leno_proxy::observe::labels::Party;
 use leno_proxy::observe::metrics::Metrics;
-use leno_proxy::snapshot::{Answer as Told, Builder, InboundPlan, Resources, Snapshot};
+use leno_proxy::snapshot::{Builder, InboundPlan, ResourceState as Told, Resources, Snapshot};
 use leno_proxy::tls::Credentials;
 use leno_rules::config::decode;
 use leno_rules::config::listener::{Filter, Listener};
-use leno_rules::policy::rbac::{Caller, Verdict, verdict, verdict_tcp};
+use leno_rules::policy::rbac::{Decision, PeerIdentity, authorize, authorize_tcp};
 use leno_rules::route::matcher::RequestView;
 use tokio::time::Instant;
 
@@ -54,11 +54,11 @@ struct Object {
     namespace: &'static str,
     selector: Option<Labels>,
     is_broken: bool,
-    what: What,
+    what: Spec,
 }
 
 #[derive(Debug, Clone)]
-enum What {
+enum Spec {
     Peer(Mode, Option<(u16, Mode)>),
     /// True when it denies; its rules: a path, and true where only `web` matches.
     Policy(bool, Vec<(&'static str, bool)>),
@@ -109,13 +109,13 @@ fn object(rng: &mut Rng) -> Object {
         true => {
             let port =
                 (selector.is_some() && rng.bool()).then(|| (PORTS[rng.usize(..2)], mode(rng)));
-            What::Peer(mode(rng), port)
+            Spec::Peer(mode(rng), port)
         }
         false => {
             let denies = rng.bool();
             let rule = |rng: &mut Rng| (PATHS[rng.usize(..3)], rng.bool());
             let rules = (0..rng.usize(usize::from(denies)..3)).map(|_| rule(rng));
-            What::Policy(denies, rules.collect())
+            Spec::Policy(denies, rules.collect())
         }
     };
     Object {
@@ -159,7 +159,7 @@ impl Object {
             .map(|labels| format!("selector: {{matchLabels: {}}}, ", yaml_labels(labels)));
         let broken = if self.is_broken { "nonsense: 1, " } else { "" };
         let (kind, spec) = match &self.what {
-            What::Peer(mode, port) => {
+            Spec::Peer(mode, port) => {
                 let port = port.map(|(port, mode)| {
                     format!(", portLevelMtls: {{{port}: {{mode: {}}}}}", mode.text())
                 });
@@ -172,7 +172,7 @@ impl Object {
                     ),
                 )
             }
-            What::Policy(denies, rules) => {
+            Spec::Policy(denies, rules) => {
                 let rule = |(path, only_web): &(&str, bool)| {
                     let from = if *only_web {
                         format!(", from: [{{source: {{principals: [{WEB}]}}}}]")
@@ -202,11 +202,11 @@ impl Object {
             (self.selector.iter().flatten()).all(|(name, value)| labels.get(name) == Some(value));
         let here = match self.what {
             // In the root namespace only one without a selector.
-            What::Peer(..) => {
+            Spec::Peer(..) => {
                 self.namespace == "default"
                     || (self.namespace == "istio-system" && self.selector.is_none())
             }
-            What::Policy(..) => self.namespace != "shop",
+            Spec::Policy(..) => self.namespace != "shop",
         };
         fits && here
     }
@@ -262,19 +262,19 @@ fn passes(objects: &[Object], is_for: impl Fn(&Object) -> bool, request: Request
         (None, "default") => 1,
         (None, _) => 0,
     };
-    let peers = own.iter().filter(|o| matches!(o.what, What::Peer(..)));
+    let peers = own.iter().filter(|o| matches!(o.what, Spec::Peer(..)));
     let is_closed = peers.clone().any(|object| object.is_broken);
     let mut mode = Mode::Permissive;
     for this in 0..3 {
         // UNSET inherits the mode of the wider level.
         let here = peers.clone().filter(|object| level(object) == this);
         let modes = here.filter_map(|object| match object.what {
-            What::Peer(_, Some((port, own))) if port == request.port && own != Mode::Unset => {
+            Spec::Peer(_, Some((port, own))) if port == request.port && own != Mode::Unset => {
                 Some(own)
             }
-            What::Peer(own, _) if own != Mode::Unset => Some(own),
-            What::Peer(..) => Some(mode),
-            What::Policy(..) => None,
+            Spec::Peer(own, _) if own != Mode::Unset => Some(own),
+            Spec::Peer(..) => Some(mode),
+            Spec::Policy(..) => None,
         });
         mode = modes.max().unwrap_or(mode);
     }
@@ -289,9 +289,9 @@ fn passes(objects: &[Object], is_for: impl Fn(&Object) -> bool, request: Request
     let (mut is_allowed, mut has_allow) = (false, false);
     for object in own {
         match &object.what {
-            What::Policy(..) if object.is_broken => return false,
-            What::Policy(true, rules) if rules.iter().any(|r| meets(true, r)) => return false,
-            What::Policy(false, rules) => {
+            Spec::Policy(..) if object.is_broken => return false,
+            Spec::Policy(true, rules) if rules.iter().any(|r| meets(true, r)) => return false,
+            Spec::Policy(false, rules) => {
                 has_allow = true;
                 is_allowed |= rules.iter().any(|rule| meets(false, rule));
             }
@@ -353,13 +353,13 @@ fn compile(last: &mut LastGood, objects: &[Object], entries: &[Entry], step: usi
 }
 
 /// The sidecar's plan of the control plane's Listener.
-fn plan(mesh: &Mesh, node: &Node, workload: &Described) -> Arc<InboundPlan> {
-    let world = World {
+fn plan(mesh: &Mesh, node: &Node, workload: &WorkloadDescription) -> Arc<InboundPlan> {
+    let world = TranslationContext {
         mesh,
         workload,
         roots: "",
     };
-    let Answer::Present(any, _) = resource(world, node, LISTENER, INBOUND) else {
+    let LookupResult::Present(any, _) = resource(world, node, LISTENER, INBOUND) else {
         panic!("there is an inbound Listener");
     };
     let listener: Listener = decode(INBOUND, &any).expect("the sidecar takes it");
@@ -402,20 +402,21 @@ fn serves(plan: &InboundPlan, request: Request) -> Option<bool> {
         return (!request.is_mutual).then_some(false);
     };
     let web = format!("spiffe://{WEB}");
-    let caller = Caller {
+    let caller = PeerIdentity {
         principal: request.is_mutual.then_some(&web),
     };
-    let verdict = match (request.path, chain.http) {
+    let decision = match (request.path, chain.http) {
         (Some(path), true) => {
             let head = Head::request("GET", path);
-            verdict(&chain.policies, caller, &RequestView::new(&head, "users")) == Verdict::Allowed
+            authorize(&chain.policies, caller, &RequestView::new(&head, "users"))
+                == Decision::Allowed
         }
-        (None, false) => verdict_tcp(&chain.policies, caller) == Verdict::Allowed,
+        (None, false) => authorize_tcp(&chain.policies, caller) == Decision::Allowed,
         // The port is declared HTTP.
         (None, true) => false,
         (Some(_), false) => panic!("{request:?} is HTTP"),
     };
-    Some(verdict)
+    Some(decision)
 }
 
 #[test]
@@ -442,7 +443,7 @@ fn what_a_plain_reading_of_labels_denies_is_never_served() {
         };
         let node = node(&brought);
         let mut last = LastGood::default();
-        let mut described = Described::default();
+        let mut described = WorkloadDescription::default();
         let (mut entries, mut told) = (Vec::<Entry>::new(), BTreeMap::new());
         for step in 0..5 {
             let objects: Vec<Object> = (0..rng.usize(..6)).map(|_| object(&mut rng)).collect();

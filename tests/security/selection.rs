@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use leno_tests::ca::Ca;
 use leno_tests::client::{Client, get};
 use leno_tests::mesh::{Mesh, PORT, Proxy, service};
-use leno_tests::probe::{Answer, App, Way, ask, gets_in};
+use leno_tests::probe::{Answer, App, Transport, ask, reaches_app};
 use leno_tests::{fresh_ip, until};
 
 /// A file without objects: unlike an empty file, it takes effect at once.
@@ -161,24 +161,24 @@ fn registry(ips: &[Ipv4Addr]) -> String {
 
 impl Workload {
     /// Waits until the marker is in force.
-    async fn is_marked(&self, ca: &Ca) {
+    async fn wait_marked(&self, ca: &Ca) {
         until(&format!("{} has the marker", self.what), || async {
-            let answer = ask(self.address, Way::Tls1, ca, "GET", "/marker").await;
+            let answer = ask(self.address, Transport::Tls1, ca, "GET", "/marker").await;
             (answer == Answer::Status(403)).then_some(())
         })
         .await;
     }
 
     /// Waits until plaintext HTTP is refused, then asserts the same of every other way that should be closed.
-    async fn is_closed(&self, why: &str, mode: &str, ca: &Ca) {
+    async fn assert_closed(&self, why: &str, mode: &str, ca: &Ca) {
         until(&format!("{why}: {} is closed", self.what), || async {
-            (!gets_in(self.address, Way::Http1, ca).await).then_some(())
+            (!reaches_app(self.address, Transport::Http1, ca).await).then_some(())
         })
         .await;
         let before = self.app.reached();
         let mut mutual = 0;
-        for way in Way::ALL {
-            let open = gets_in(self.address, way, ca).await;
+        for way in Transport::ALL {
+            let open = reaches_app(self.address, way, ca).await;
             // The marker has HTTP conditions: it denies TCP.
             let may = mode == "STRICT" && way.is_http() && !way.is_plaintext();
             assert_eq!(open, may, "{why}: {} by {way:?}", self.what);
@@ -187,9 +187,11 @@ impl Workload {
         assert_eq!(self.app.reached(), before + mutual, "{why}: {}", self.what);
     }
 
-    async fn is_open(&self, why: &str, ca: &Ca) {
+    async fn wait_open(&self, why: &str, ca: &Ca) {
         until(&format!("{why}: {} is open", self.what), || async {
-            gets_in(self.address, Way::Http1, ca).await.then_some(())
+            reaches_app(self.address, Transport::Http1, ca)
+                .await
+                .then_some(())
         })
         .await;
     }
@@ -201,7 +203,7 @@ async fn a_workload_that_nothing_describes_is_held_closed_by_every_selector() {
     let mesh = Mesh::start(&registry(&ips)).await;
     let (ca, all) = (mesh.ca(), workloads(&mesh, &ips).await);
     for workload in &all {
-        workload.is_open("no object", &ca).await;
+        workload.wait_open("no object", &ca).await;
     }
     for app in ["users", "another"] {
         for (mode, object) in closing(app) {
@@ -209,24 +211,24 @@ async fn a_workload_that_nothing_describes_is_held_closed_by_every_selector() {
             mesh.write("closing.yaml", &format!("{object}{MARKER}"));
             // The update has reached every sidecar.
             for workload in &all {
-                workload.is_marked(&ca).await;
+                workload.wait_marked(&ca).await;
             }
             // A workload that is described as another app's stays open.
             for workload in &all {
                 if app == "users" || !workload.is_described {
-                    workload.is_closed(&why, mode, &ca).await;
+                    workload.assert_closed(&why, mode, &ca).await;
                 }
             }
             for workload in all.iter().filter(|w| app != "users" && w.is_described) {
                 assert!(
-                    gets_in(workload.address, Way::Http1, &ca).await,
+                    reaches_app(workload.address, Transport::Http1, &ca).await,
                     "{why}: {}",
                     workload.what
                 );
             }
             mesh.write("closing.yaml", NOTHING);
             for workload in &all {
-                workload.is_open(&format!("{why} is gone"), &ca).await;
+                workload.wait_open(&format!("{why} is gone"), &ca).await;
             }
         }
     }
@@ -239,8 +241,8 @@ async fn a_workload_that_nothing_describes_starts_closed_and_opens_once_it_is_de
     let mesh = Mesh::start(&yaml).await;
     let (ca, all) = (mesh.ca(), workloads(&mesh, &ips).await);
     for workload in &all {
-        for way in Way::ALL {
-            let open = gets_in(workload.address, way, &ca).await;
+        for way in Transport::ALL {
+            let open = reaches_app(workload.address, way, &ca).await;
             assert_eq!(open, workload.is_described, "{} by {way:?}", workload.what);
         }
     }
@@ -251,7 +253,7 @@ async fn a_workload_that_nothing_describes_starts_closed_and_opens_once_it_is_de
     });
     mesh.write("late.yaml", &entries.collect::<String>());
     for workload in &all {
-        workload.is_open("described", &ca).await;
+        workload.wait_open("described", &ca).await;
     }
 }
 
@@ -330,7 +332,7 @@ async fn labels_of_a_join_token_select_a_workload_and_survive_the_renewal_of_its
     proxy.ready().await;
     let ca = mesh.ca();
     assert!(
-        gets_in((ip, PORT).into(), Way::Http1, &ca).await,
+        reaches_app((ip, PORT).into(), Transport::Http1, &ca).await,
         "it is of app users"
     );
     until("the certificate was renewed twice", || async {
@@ -339,12 +341,12 @@ async fn labels_of_a_join_token_select_a_workload_and_survive_the_renewal_of_its
     .await;
     mesh.write("closing.yaml", &closing("users")[1].1);
     until("what selects app users closes", || async {
-        (!gets_in((ip, PORT).into(), Way::Http1, &ca).await).then_some(())
+        (!reaches_app((ip, PORT).into(), Transport::Http1, &ca).await).then_some(())
     })
     .await;
     mesh.write("closing.yaml", NOTHING);
     until("it opens again", || async {
-        gets_in((ip, PORT).into(), Way::Http1, &ca)
+        reaches_app((ip, PORT).into(), Transport::Http1, &ca)
             .await
             .then_some(())
     })
@@ -395,18 +397,18 @@ async fn of_two_descriptions_a_selector_that_fits_either_holds_and_it_is_said() 
         ] {
             mesh.write("closing.yaml", &format!("{object}{MARKER}"));
             until("the objects are in force", || async {
-                let answer = ask(address, Way::Tls1, &ca, "GET", "/marker").await;
+                let answer = ask(address, Transport::Tls1, &ca, "GET", "/marker").await;
                 (answer == Answer::Status(403)).then_some(())
             })
             .await;
             assert_eq!(
-                !gets_in(address, Way::Http1, &ca).await,
+                !reaches_app(address, Transport::Http1, &ca).await,
                 fits,
                 "{mode} for {labels}"
             );
             mesh.write("closing.yaml", NOTHING);
             until("they are gone", || async {
-                let answer = ask(address, Way::Http1, &ca, "GET", "/marker").await;
+                let answer = ask(address, Transport::Http1, &ca, "GET", "/marker").await;
                 (answer == Answer::App).then_some(())
             })
             .await;
@@ -478,7 +480,7 @@ async fn what_is_held_closed_is_named_with_what_would_describe_it() {
         "{lines:?}"
     );
     // A request is refused as well.
-    let refused = ask((ip, PORT).into(), Way::Tls1, &mesh.ca(), "GET", "/").await;
+    let refused = ask((ip, PORT).into(), Transport::Tls1, &mesh.ca(), "GET", "/").await;
     assert_eq!(refused, Answer::Status(403));
     // The report ends with the proxy, as with the reason.
     callee.stop().await;
@@ -516,7 +518,7 @@ async fn an_endpoint_that_is_removed_while_its_sidecar_runs_and_drains_opens_not
     let (outbound, ca, address) = (caller.outbound, mesh.ca(), SocketAddr::from((ips[0], PORT)));
     until("the objects are in force", || async {
         let refused = get(outbound, "users", "/secret").await.status == 403;
-        let closed = !gets_in(address, Way::Http1, &ca).await;
+        let closed = !reaches_app(address, Transport::Http1, &ca).await;
         (refused && closed && get(outbound, "users", "/").await.status == 200).then_some(())
     })
     .await;
@@ -528,12 +530,14 @@ async fn an_endpoint_that_is_removed_while_its_sidecar_runs_and_drains_opens_not
     let good = tokio::spawn(async move {
         let (mut client, mut count) = (Client::connect(outbound).await, 0);
         while !is_over.load(Ordering::Relaxed) {
-            let response = client.ask("GET /ok HTTP/1.1\r\nHost: users\r\n\r\n").await;
-            assert_eq!(response.status, 200, "{count}: {}", response.why());
-            let refused = client
-                .ask("GET /secret HTTP/1.1\r\nHost: users\r\n\r\n")
+            let response = client
+                .round_trip("GET /ok HTTP/1.1\r\nHost: users\r\n\r\n")
                 .await;
-            assert_eq!(refused.status, 403, "{count}: {}", refused.why());
+            assert_eq!(response.status, 200, "{count}: {}", response.proxy_status());
+            let refused = client
+                .round_trip("GET /secret HTTP/1.1\r\nHost: users\r\n\r\n")
+                .await;
+            assert_eq!(refused.status, 403, "{count}: {}", refused.proxy_status());
             count += 1;
         }
         count
@@ -542,7 +546,7 @@ async fn an_endpoint_that_is_removed_while_its_sidecar_runs_and_drains_opens_not
     let bad = tokio::spawn(async move {
         let mut count = 0;
         while !is_over.load(Ordering::Relaxed) {
-            for way in [Way::Http1, Way::Http2, Way::Tcp] {
+            for way in [Transport::Http1, Transport::Http2, Transport::Tcp] {
                 assert_eq!(
                     ask(address, way, &ca, "GET", "/ok").await,
                     Answer::Closed,
@@ -586,7 +590,7 @@ async fn an_entry_that_is_removed_leaves_its_sidecar_as_it_was_while_another_lif
     let proxy = mesh.workload("users", ip, app.address).await;
     let (ca, address) = (mesh.ca(), (ip, PORT).into());
     assert!(
-        gets_in(address, Way::Tls1, &ca).await,
+        reaches_app(address, Transport::Tls1, &ca).await,
         "it is of another app"
     );
     let empty = service("users", &[]).replace("endpoints:", "endpoints: []");
@@ -606,24 +610,25 @@ async fn an_entry_that_is_removed_leaves_its_sidecar_as_it_was_while_another_lif
         // A later write is seen later.
         mesh.write("marker.yaml", MARKER);
         until("the marker is in force", || async {
-            (ask(address, Way::Http1, &ca, "GET", "/marker").await == Answer::Status(403))
+            (ask(address, Transport::Http1, &ca, "GET", "/marker").await == Answer::Status(403))
                 .then_some(())
         })
         .await;
         assert!(
-            gets_in(address, Way::Http1, &ca).await,
+            reaches_app(address, Transport::Http1, &ca).await,
             "it stays what it was"
         );
         mesh.write("marker.yaml", NOTHING);
         until("the marker is gone", || async {
-            (ask(address, Way::Http1, &ca, "GET", "/marker").await == Answer::App).then_some(())
+            (ask(address, Transport::Http1, &ca, "GET", "/marker").await == Answer::App)
+                .then_some(())
         })
         .await;
     }
     proxy.stop().await;
     let _next = mesh.workload("users", ip, app.address).await;
     assert!(
-        !gets_in(address, Way::Tls1, &ca).await,
+        !reaches_app(address, Transport::Tls1, &ca).await,
         "nobody knows what it is"
     );
 }

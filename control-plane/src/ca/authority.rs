@@ -125,7 +125,7 @@ impl Ca {
     /// # Errors
     /// When the cluster's key set can't be read.
     pub fn with_service_accounts(mut self, of: ServiceAccounts) -> Result<Ca, String> {
-        of.is_readable()?;
+        of.check_readable()?;
         self.service_accounts = Some(of);
         Ok(self)
     }
@@ -178,7 +178,7 @@ impl Ca {
     ///
     /// # Errors
     /// When the certificate can't be signed anew.
-    pub fn listens_at(&self, address: IpAddr) -> Result<(), String> {
+    pub fn set_listen_address(&self, address: IpAddr) -> Result<(), String> {
         let localhost = "localhost"
             .try_into()
             .map_err(|e: rcgen::Error| e.to_string())?;

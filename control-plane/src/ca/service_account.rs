@@ -254,7 +254,7 @@ impl ServiceAccounts {
     ///
     /// # Errors
     /// The reason when it can't.
-    pub fn is_readable(&self) -> Result<(), String> {
+    pub fn check_readable(&self) -> Result<(), String> {
         self.keys().map(drop)
     }
 }

@@ -173,9 +173,9 @@ fn what_is_revoked_gets_nothing_any_more() {
         ca.redeem(&token, b"b", now)
             .is_err_and(|e| e.contains("revoked"))
     );
-    assert!(ca.welcome("default", "web").is_ok());
+    assert!(ca.check_not_denied("default", "web").is_ok());
     directory.ca().revoke("default/web").expect("revoked");
-    assert!(ca.welcome("default", "web").is_err());
+    assert!(ca.check_not_denied("default", "web").is_err());
 }
 
 #[test]

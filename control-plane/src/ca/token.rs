@@ -79,7 +79,7 @@ impl Ca {
             let none = "service account tokens are not accepted here: --service-account-jwks-file";
             let accepted = self.service_accounts.as_ref().ok_or(none)?;
             let (namespace, account) = accepted.verify(token, now)?;
-            self.welcome(&namespace, &account)?;
+            self.check_not_denied(&namespace, &account)?;
             return Ok(Bearer {
                 namespace,
                 account,
@@ -105,7 +105,7 @@ impl Ca {
     ///
     /// # Errors
     /// When it is denied, or the ledger can't be read.
-    pub fn welcome(&self, namespace: &str, account: &str) -> Result<(), String> {
+    pub fn check_not_denied(&self, namespace: &str, account: &str) -> Result<(), String> {
         let (mut ledger, _alone) = self.ledger()?;
         ledger.refresh()?;
         ledger.check(namespace, account)

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::inject::{self, Outcome, Report, Settings};
+use crate::inject::{self, Injection, Report, Settings};
 use crate::istio::documents;
 
 /// Most bytes of YAML that are read.
@@ -65,8 +65,8 @@ pub fn run(args: Args) -> Result<()> {
     print!("{out}");
     for (object, outcome) in &report.objects {
         match outcome {
-            Outcome::Injected => eprintln!("{object}: injected"),
-            Outcome::Left(reason) => eprintln!("{object}: not injected: {reason}"),
+            Injection::Injected => eprintln!("{object}: injected"),
+            Injection::Skipped(reason) => eprintln!("{object}: not injected: {reason}"),
         }
     }
     for warning in &report.warnings {

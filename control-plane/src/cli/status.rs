@@ -25,12 +25,12 @@ pub struct Args {
 /// # Errors
 /// When the control plane doesn't answer.
 pub async fn run(args: Args) -> Result<bool, String> {
-    let status = ask(args.monitoring_address).await?;
+    let status = fetch_status(args.monitoring_address).await?;
     Ok(print(&status))
 }
 
 /// Requests the status of the control plane at `address`.
-pub(super) async fn ask(address: SocketAddr) -> Result<Value, String> {
+pub(super) async fn fetch_status(address: SocketAddr) -> Result<Value, String> {
     let asked = timeout(Duration::from_secs(5), get(address)).await;
     let answer = asked.unwrap_or_else(|_| Err("it took too long".to_owned()));
     answer.map_err(|error| format!("no answer from the control plane at {address}: {error}"))

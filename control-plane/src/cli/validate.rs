@@ -36,7 +36,7 @@ pub struct Args {
 pub async fn run(args: Args) -> Result<bool, String> {
     let mut good = true;
     if let Some(address) = args.control_plane {
-        let status = status::ask(address).await?;
+        let status = status::fetch_status(address).await?;
         good &= status::print_rejected(&status);
     }
     if args.paths.is_empty() {

@@ -9,18 +9,18 @@ use crate::istio::virtual_service as vs;
 use crate::istio::wildcard::Wildcard;
 use crate::mesh::policy::Mode;
 use crate::mesh::route::{
-    Balance, Ejection, HttpVersion, Keepalive, Match, Policy, Retries, RetryPolicy, Rule,
+    Balance, HttpVersion, Keepalive, Match, OutlierDetection, Policy, Retries, RetryPolicy, Rule,
     StringMatch, Target,
 };
-use crate::mesh::service::Protocol;
+use crate::mesh::service::PortProtocol;
 
 /// The protocol of a port, by Istio's names: the prefix up to a dash, or the whole. Without a known name it is detected
 /// from the first bytes.
-pub(super) fn protocol(name: &str) -> Protocol {
+pub(super) fn protocol(name: &str) -> PortProtocol {
     // Kubernetes' own values of `appProtocol`.
     match name {
-        "kubernetes.io/h2c" => return Protocol::Http2,
-        "kubernetes.io/ws" => return Protocol::Http,
+        "kubernetes.io/h2c" => return PortProtocol::Http2,
+        "kubernetes.io/ws" => return PortProtocol::Http,
         _ => {}
     }
     let word = name
@@ -29,10 +29,10 @@ pub(super) fn protocol(name: &str) -> Protocol {
         .unwrap_or_default()
         .to_ascii_lowercase();
     match word.as_str() {
-        "tcp" | "tls" | "https" | "mongo" | "mysql" | "redis" | "udp" => Protocol::Tcp,
-        "http" => Protocol::Http,
-        "http2" | "grpc" => Protocol::Http2,
-        _ => Protocol::Auto,
+        "tcp" | "tls" | "https" | "mongo" | "mysql" | "redis" | "udp" => PortProtocol::Tcp,
+        "http" => PortProtocol::Http,
+        "http2" | "grpc" => PortProtocol::Http2,
+        _ => PortProtocol::Auto,
     }
 }
 
@@ -172,7 +172,7 @@ pub(super) fn policy(said: Option<&dr::TrafficPolicy>, host: Option<&Policy>) ->
         });
     }
     if let Some(said) = &said.outlier_detection {
-        policy.ejection = Some(Ejection {
+        policy.ejection = Some(OutlierDetection {
             consecutive_5xx: said.consecutive_5xx_errors,
             consecutive_gateway: said.consecutive_gateway_errors,
             interval: said.interval.map(|period| period.0),

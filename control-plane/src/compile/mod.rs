@@ -9,7 +9,7 @@ mod services;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::istio::{Object, Pods};
+use crate::istio::{Object, PodTemplate};
 use crate::mesh::service::{Endpoint, Endpoints, Service};
 use crate::mesh::workload::Index;
 use crate::mesh::{Mesh, OutboundTrafficPolicy};
@@ -32,7 +32,7 @@ pub fn compile(
     settings: &Settings,
     objects: &[Arc<Object>],
     broken: &[Problem],
-    pods: &[Pods],
+    pods: &[PodTemplate],
 ) -> (Mesh, Vec<Problem>) {
     let mut compiler = Compiler {
         settings,
@@ -102,7 +102,7 @@ impl Compiler<'_> {
         self.problems.push(Problem {
             origin: object.origin.clone(),
             key: Some(object.key.clone()),
-            closes: None,
+            fail_closed: None,
             severity,
             message,
         });

@@ -17,7 +17,7 @@ use crate::mesh::policy::{
     AuthorizationPolicy, Mode, Operation, PeerAuthentication, PolicyRule, Source,
 };
 use crate::mesh::selects;
-use crate::object::{Closed, Closes, Key, Problem, Severity};
+use crate::object::{ClosedEffect, FailClosed, ObjectKey, Problem, Severity};
 
 impl Compiler<'_> {
     pub(super) fn security(
@@ -43,7 +43,7 @@ impl Compiler<'_> {
         }
         self.notice_rivals(objects, &peers, described);
         for problem in broken {
-            let (Some(key), Some(closes)) = (&problem.key, &problem.closes) else {
+            let (Some(key), Some(closes)) = (&problem.key, &problem.fail_closed) else {
                 continue;
             };
             let mut key = key.clone();
@@ -51,9 +51,9 @@ impl Compiler<'_> {
                 // Its namespace is unknown: it closes the whole mesh.
                 key.namespace.clone_from(&self.settings.root_namespace);
             }
-            match closes.how {
-                Closed::Strict => peers.push(strict(&key, closes)),
-                Closed::Deny => policies.push(deny_all(&key, closes)),
+            match closes.effect {
+                ClosedEffect::Strict => peers.push(strict(&key, closes)),
+                ClosedEffect::Deny => policies.push(deny_all(&key, closes)),
             }
         }
         self.mesh.peer_authentications = Arc::new(peers);
@@ -292,7 +292,7 @@ fn labels(selector: Option<&istio::Selector>) -> Option<BTreeMap<String, String>
 }
 
 /// A security object without a good form fails closed: for the workloads that it selects, or for its namespace.
-fn strict(key: &Key, closes: &Closes) -> PeerAuthentication {
+fn strict(key: &ObjectKey, closes: &FailClosed) -> PeerAuthentication {
     PeerAuthentication {
         object: format!("{key} (broken: STRICT until it can be read)"),
         broken: true,
@@ -303,7 +303,7 @@ fn strict(key: &Key, closes: &Closes) -> PeerAuthentication {
     }
 }
 
-fn deny_all(key: &Key, closes: &Closes) -> AuthorizationPolicy {
+fn deny_all(key: &ObjectKey, closes: &FailClosed) -> AuthorizationPolicy {
     AuthorizationPolicy {
         namespace: key.namespace.clone(),
         name: format!("{} (broken: denies until it can be read)", key.name),

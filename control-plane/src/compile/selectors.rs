@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::Compiler;
-use crate::istio::{Object, Pods, Spec};
+use crate::istio::{Object, PodTemplate, Spec};
 use crate::mesh::selects;
 use crate::mesh::service::Endpoints;
 use crate::object::Severity;
@@ -35,7 +35,7 @@ impl Compiler<'_> {
         &mut self,
         objects: &[Arc<Object>],
         described: &Workloads,
-        pods: &[Pods],
+        pods: &[PodTemplate],
     ) {
         let mut workloads = Index::default();
         for (namespace, all) in described {

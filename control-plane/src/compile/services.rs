@@ -9,8 +9,8 @@ use crate::istio::service::TargetPort;
 use crate::istio::service_entry::{Location, Resolution};
 use crate::istio::{self, Object, Spec};
 use crate::mesh::selects;
-use crate::mesh::service::{Endpoint, Endpoints, Name, Port, Protocol, Service, Workload};
-use crate::object::{Key, Severity};
+use crate::mesh::service::{Endpoint, Endpoints, Name, Port, PortProtocol, Service, Workload};
+use crate::object::{ObjectKey, Severity};
 
 impl Compiler<'_> {
     pub(super) fn services(&mut self, objects: &[Arc<Object>]) {
@@ -243,7 +243,7 @@ struct NamedPort {
     name: String,
     target: Option<u16>,
     target_name: Option<String>,
-    protocol: Protocol,
+    protocol: PortProtocol,
 }
 
 impl NamedPort {
@@ -264,7 +264,7 @@ pub(super) fn labels_of(object: &Object, entry: &istio::WorkloadEntry) -> BTreeM
 fn endpoint(
     entry: &istio::WorkloadEntry,
     labels: &BTreeMap<String, String>,
-    key: &Key,
+    key: &ObjectKey,
     ports: &[NamedPort],
     internal: bool,
 ) -> Option<Endpoint> {

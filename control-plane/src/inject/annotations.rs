@@ -6,7 +6,7 @@ use super::template::{PROXY, STATUS};
 
 /// A pod's options for its sidecar.
 #[derive(Debug, Clone, Default)]
-pub struct Wanted {
+pub struct SidecarOptions {
     /// `sidecar.istio.io/inject`
     inject: Option<bool>,
     /// `sidecar.istio.io/proxyImage`
@@ -60,13 +60,13 @@ fn level(said: &str) -> Option<&'static str> {
     })
 }
 
-impl Wanted {
+impl SidecarOptions {
     /// Reads the options of `template`; an unsupported one becomes a warning about the object `name`.
-    pub fn read(template: &Value, name: &str, warnings: &mut Vec<String>) -> Wanted {
-        let mut wanted = Wanted {
+    pub fn read(template: &Value, name: &str, warnings: &mut Vec<String>) -> SidecarOptions {
+        let mut wanted = SidecarOptions {
             intercepts: true,
             rewrites_probes: true,
-            ..Wanted::default()
+            ..SidecarOptions::default()
         };
         let pairs = |of: &str| {
             let all = template.pointer(of).and_then(Value::as_object);
@@ -138,7 +138,7 @@ impl Wanted {
     }
 
     /// The reason for leaving `template` without a sidecar, if there is one.
-    pub fn refusal(&self, template: &Value) -> Option<String> {
+    pub fn skip_reason(&self, template: &Value) -> Option<String> {
         let is_true = |pointer| template.pointer(pointer) == Some(&Value::Bool(true));
         let has = |kind: &str| {
             let all = template

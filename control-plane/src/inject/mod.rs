@@ -7,25 +7,25 @@ mod template;
 
 use serde_json::Value;
 
-pub use annotations::Wanted;
+pub use annotations::SidecarOptions;
 pub use pod::Settings;
 use template::text;
 pub use template::{PROXY, STATUS};
 
 /// The result for an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
+pub enum Injection {
     /// A sidecar was added.
     Injected,
     /// No sidecar was added, for this reason.
-    Left(String),
+    Skipped(String),
 }
 
 /// The results for the objects of a file, by their names.
 #[derive(Debug, Default)]
 pub struct Report {
     /// `Kind/namespace/name`, and the result.
-    pub objects: Vec<(String, Outcome)>,
+    pub objects: Vec<(String, Injection)>,
     /// Unsupported options of objects.
     pub warnings: Vec<String>,
 }
@@ -51,12 +51,12 @@ pub fn inject(object: &mut Value, settings: &Settings, report: &mut Report) {
     } else {
         Some(owner)
     };
-    let wanted = Wanted::read(template, &name, &mut report.warnings);
-    let outcome = match wanted.refusal(template) {
-        Some(reason) => Outcome::Left(reason),
+    let wanted = SidecarOptions::read(template, &name, &mut report.warnings);
+    let outcome = match wanted.skip_reason(template) {
+        Some(reason) => Injection::Skipped(reason),
         None => {
             pod::inject(template, workload.as_deref(), &wanted, settings);
-            Outcome::Injected
+            Injection::Injected
         }
     };
     report.objects.push((name, outcome));

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::annotations::Wanted;
+use super::annotations::SidecarOptions;
 use super::probes;
 use super::template::{PROXY, STATUS, list, object};
 use crate::ca::service_account::AUDIENCE;
@@ -39,7 +39,7 @@ pub struct Settings {
 pub(super) fn inject(
     template: &mut Value,
     workload: Option<&str>,
-    wanted: &Wanted,
+    wanted: &SidecarOptions,
     settings: &Settings,
 ) {
     annotate(template, wanted);
@@ -80,7 +80,7 @@ fn sources(settings: &Settings) -> Vec<Value> {
 }
 
 /// Adds the labels and annotations that Istio's tools and Prometheus read.
-fn annotate(template: &mut Value, wanted: &Wanted) {
+fn annotate(template: &mut Value, wanted: &SidecarOptions) {
     let label = |name: &str| {
         let labels = template.pointer("/metadata/labels");
         labels
@@ -127,11 +127,11 @@ fn annotate(template: &mut Value, wanted: &Wanted) {
     }
 }
 
-fn image<'a>(wanted: &'a Wanted, settings: &'a Settings) -> &'a str {
+fn image<'a>(wanted: &'a SidecarOptions, settings: &'a Settings) -> &'a str {
     wanted.image.as_deref().unwrap_or(&settings.image)
 }
 
-fn resources(wanted: &Wanted) -> Value {
+fn resources(wanted: &SidecarOptions) -> Value {
     let said = &wanted.resources;
     let mut all = json!({"requests": {
         "cpu": said.cpu.as_deref().unwrap_or("10m"),
@@ -146,14 +146,14 @@ fn resources(wanted: &Wanted) -> Value {
     all
 }
 
-fn init(wanted: &Wanted, settings: &Settings) -> Value {
+fn init(wanted: &SidecarOptions, settings: &Settings) -> Value {
     let mut args = vec!["init".to_owned()];
     args.extend(wanted.init_flags.iter().cloned());
     json!({
         "name": INIT,
         "image": image(wanted, settings),
         "args": args,
-        "resources": resources(&Wanted::default()),
+        "resources": resources(&SidecarOptions::default()),
         "securityContext": {
             "allowPrivilegeEscalation": false,
             "capabilities": {"add": ["NET_ADMIN"], "drop": ["ALL"]},
@@ -170,7 +170,7 @@ fn env(
     template: &Value,
     workload: Option<&str>,
     probers: Option<Value>,
-    wanted: &Wanted,
+    wanted: &SidecarOptions,
     settings: &Settings,
 ) -> Vec<Value> {
     let field = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
@@ -226,7 +226,7 @@ fn sidecar(
     template: &Value,
     workload: Option<&str>,
     probers: Option<Value>,
-    wanted: &Wanted,
+    wanted: &SidecarOptions,
     settings: &Settings,
 ) -> Value {
     let env = env(template, workload, probers, wanted, settings);

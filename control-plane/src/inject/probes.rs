@@ -26,7 +26,7 @@ pub(super) fn rewrite(spec: &mut Value) -> Option<Value> {
                 let Some(probe) = container.get_mut(probe) else {
                     continue;
                 };
-                if let Some(asked) = asked(probe, &ports) {
+                if let Some(asked) = original_probe(probe, &ports) {
                     redirect(probe, &path);
                     probers.insert(path, asked);
                 }
@@ -38,7 +38,7 @@ pub(super) fn rewrite(spec: &mut Value) -> Option<Value> {
 
 /// The original `probe`, with its port as a number: HTTP, gRPC, or a TCP connection. `None` for a command, which
 /// doesn't use the network.
-fn asked(probe: &Value, ports: &Value) -> Option<Value> {
+fn original_probe(probe: &Value, ports: &Value) -> Option<Value> {
     let timeout = probe
         .get("timeoutSeconds")
         .and_then(Value::as_u64)

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Outcome, Settings};
+use super::{Injection, Settings};
 use crate::cli::inject::inject;
 
 fn settings() -> Settings {
@@ -39,8 +39,8 @@ fn every_kind_gets_its_sidecar_and_what_can_not_have_one_says_why() {
             .objects
             .iter()
             .map(|(object, outcome)| match outcome {
-                Outcome::Injected => format!("{object}: injected\n"),
-                Outcome::Left(reason) => format!("{object}: {reason}\n"),
+                Injection::Injected => format!("{object}: injected\n"),
+                Injection::Skipped(reason) => format!("{object}: {reason}\n"),
             });
         let warnings = report.warnings.iter().map(|warning| format!("{warning}\n"));
         golden(
@@ -54,7 +54,7 @@ fn every_kind_gets_its_sidecar_and_what_can_not_have_one_says_why() {
             report
                 .objects
                 .iter()
-                .all(|(_, outcome)| *outcome != Outcome::Injected)
+                .all(|(_, outcome)| *outcome != Injection::Injected)
         );
     }
 }

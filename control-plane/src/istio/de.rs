@@ -69,7 +69,7 @@ pub(super) fn read<T: DeserializeOwned>(
 }
 
 /// Deserializes `root` as a `T`; `None` on any mistake.
-pub(super) fn attempt<T: DeserializeOwned>(tree: &Tree<'_>, root: Id) -> Option<T> {
+pub(super) fn try_read<T: DeserializeOwned>(tree: &Tree<'_>, root: Id) -> Option<T> {
     T::deserialize(At { tree, id: root }).ok()
 }
 

@@ -8,10 +8,10 @@ use regex::Regex;
 
 use super::Limits;
 use super::header::{closes, header, is_namespace, items, parts};
-use super::kinds::{Class, PROTECTING, SECURITY, classify, closed_by, closed_near};
+use super::kinds::{Class, SECURITY, SECURITY_KINDS, classify, closed_by, nearest_effect};
 use super::nearest::nearest;
 use super::yaml::{Id, Tree};
-use crate::object::{Closed, Closes, Key};
+use crate::object::{ClosedEffect, FailClosed, ObjectKey};
 
 /// Turns line breaks into `\n` and removes byte order marks at line starts, as in files made on Windows or concatenated
 /// from several. Line numbers don't change.
@@ -58,24 +58,24 @@ const MAX_HIDDEN: usize = 1000;
 
 /// A security object suspected in a text that can't be read as a whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Hidden {
+pub struct SuspectedObject {
     /// Its identity, as far as it is known. With an unknown, empty namespace the object closes the whole mesh.
-    pub key: Key,
+    pub key: ObjectKey,
     /// Its fail-closed effect.
-    pub closes: Closes,
+    pub closes: FailClosed,
 }
 
-impl Hidden {
+impl SuspectedObject {
     /// An object of unknown name and namespace: it denies every request in the whole mesh.
-    pub fn of_the_mesh() -> Hidden {
-        Hidden {
-            key: Key {
-                kind: PROTECTING[0].to_owned(),
+    pub fn of_the_mesh() -> SuspectedObject {
+        SuspectedObject {
+            key: ObjectKey {
+                kind: SECURITY_KINDS[0].to_owned(),
                 namespace: String::new(),
                 name: String::new(),
             },
-            closes: Closes {
-                how: Closed::Deny,
+            closes: FailClosed {
+                effect: ClosedEffect::Deny,
                 selector: BTreeMap::new(),
             },
         }
@@ -84,7 +84,7 @@ impl Hidden {
 
 /// Finds the security objects in `text`, which isn't valid YAML as a whole: a missing bracket, in one of them or in
 /// another object, must not open access that they close.
-pub fn hidden(text: &str, limits: &Limits) -> Vec<Hidden> {
+pub fn suspected_objects(text: &str, limits: &Limits) -> Vec<SuspectedObject> {
     let (text, mut found) = (normalise(text), Vec::new());
     for fragment in documents(&text).flat_map(|(_, document)| fragments(document)) {
         let mut tree = Tree::parse(fragment, limits).ok();
@@ -111,11 +111,11 @@ pub fn hidden(text: &str, limits: &Limits) -> Vec<Hidden> {
         }
         if found.len() > MAX_HIDDEN {
             // Too many for a useful list: the whole mesh is closed.
-            return vec![Hidden::of_the_mesh()];
+            return vec![SuspectedObject::of_the_mesh()];
         }
     }
     // Duplicates close once.
-    let mut once: Vec<Hidden> = Vec::new();
+    let mut once: Vec<SuspectedObject> = Vec::new();
     for one in found {
         if !once.contains(&one) {
             once.push(one);
@@ -160,7 +160,7 @@ fn fragments(document: &str) -> Vec<&str> {
 }
 
 /// Finds the security objects of a fragment that is YAML.
-fn read(tree: &mut Tree<'_>, root: Id, found: &mut Vec<Hidden>) {
+fn read(tree: &mut Tree<'_>, root: Id, found: &mut Vec<SuspectedObject>) {
     let parts = parts(tree, root);
     if parts.len() > 1 {
         for entries in parts {
@@ -178,15 +178,15 @@ fn read(tree: &mut Tree<'_>, root: Id, found: &mut Vec<Hidden>) {
         Class::Unread { closed, .. } => closed,
         Class::List => None,
     };
-    found.extend(closed.map(|how| Hidden {
+    found.extend(closed.map(|how| SuspectedObject {
         key: header.key(),
         closes: closes(tree, root, how),
     }));
 }
 
 /// Guesses the security object that a text is, or contains, from the words in it.
-pub(super) fn guess(text: &str) -> Option<Hidden> {
-    let text = said(text).collect::<Vec<_>>().join("\n");
+pub(super) fn guess(text: &str) -> Option<SuspectedObject> {
+    let text = without_comments(text).collect::<Vec<_>>().join("\n");
     let mut values: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for found in VALUE.captures_iter(&text) {
         if let (Some(name), Some(value)) = (found.get(1), found.get(2)) {
@@ -198,11 +198,12 @@ pub(super) fn guess(text: &str) -> Option<Hidden> {
     }
     let lower = text.to_ascii_lowercase();
     let named = values.get("kind").into_iter().flatten().copied();
-    let near = named.filter_map(|kind| nearest(kind, PROTECTING.into_iter()));
+    let near = named.filter_map(|kind| nearest(kind, SECURITY_KINDS.into_iter()));
     let near: Vec<&str> = near.collect();
     let mut kinds: BTreeSet<&str> = near.iter().copied().collect();
-    kinds
-        .extend((PROTECTING.into_iter()).filter(|kind| lower.contains(&kind.to_ascii_lowercase())));
+    kinds.extend(
+        (SECURITY_KINDS.into_iter()).filter(|kind| lower.contains(&kind.to_ascii_lowercase())),
+    );
     if kinds.is_empty() && !lower.contains(SECURITY) {
         return None;
     }
@@ -217,13 +218,13 @@ pub(super) fn guess(text: &str) -> Option<Hidden> {
     // Of several kinds, the one that closes more.
     let kind = kinds.first().map(|kind| (*kind).to_owned());
     let kind = kind.or_else(|| only("kind"));
-    let kind = kind.unwrap_or_else(|| PROTECTING[0].to_owned());
-    Some(Hidden {
-        closes: Closes {
-            how: closed_near(&kind),
+    let kind = kind.unwrap_or_else(|| SECURITY_KINDS[0].to_owned());
+    Some(SuspectedObject {
+        closes: FailClosed {
+            effect: nearest_effect(&kind),
             selector: BTreeMap::new(),
         },
-        key: Key {
+        key: ObjectKey {
             kind,
             namespace: namespace.unwrap_or_default(),
             name: only("name").unwrap_or_default(),
@@ -232,14 +233,14 @@ pub(super) fn guess(text: &str) -> Option<Hidden> {
 }
 
 /// The lines of a text that aren't comments.
-fn said(text: &str) -> impl Iterator<Item = &str> {
+fn without_comments(text: &str) -> impl Iterator<Item = &str> {
     let is_comment = |line: &&str| line.trim_start().starts_with('#');
     text.lines().filter(move |line| !is_comment(line))
 }
 
 /// True when a text names a security kind outside comments.
 fn names_a_kind(text: &str) -> bool {
-    said(text).any(|line| PROTECTING.iter().any(|kind| line.contains(kind)))
+    without_comments(text).any(|line| SECURITY_KINDS.iter().any(|kind| line.contains(kind)))
 }
 
 /// True when the `namespace` of a text is part of its `metadata`, as far as can be determined: indented below it, or
@@ -323,9 +324,14 @@ mod tests {
         let peer = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: p, namespace: shop}\nspec: {selector: {matchLabels: {app: x}}}\n";
         let policy = "kind: AuthorizationPolicy\napiVersion: security.istio.io/v1\nmetadata: {name: q}\nspec: [\n";
         let of = |text: &str| -> Vec<String> {
-            let all = hidden(text, &Limits::default());
+            let all = suspected_objects(text, &Limits::default());
             all.iter()
-                .map(|one| format!("{} {:?} {:?}", one.key, one.closes.how, one.closes.selector))
+                .map(|one| {
+                    format!(
+                        "{} {:?} {:?}",
+                        one.key, one.closes.effect, one.closes.selector
+                    )
+                })
                 .collect()
         };
         for (text, found) in [

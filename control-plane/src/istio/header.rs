@@ -6,10 +6,10 @@ use super::Selector;
 use super::de;
 use super::nearest::nearest;
 use super::yaml::{Id, Tree};
-use crate::object::{Closed, Closes, Key};
+use crate::object::{ClosedEffect, FailClosed, ObjectKey};
 
 /// Replaces bytes that aren't UTF-8: a name with it isn't the one in the file.
-const TORN: &str = "\u{fffd}";
+const REPLACEMENT: &str = "\u{fffd}";
 
 /// Fields of Kubernetes' ObjectMeta.
 pub(super) const METADATA: [&str; 15] = [
@@ -45,8 +45,8 @@ impl Header<'_> {
         self.api_version.is_some() || self.kind.is_some()
     }
 
-    pub(super) fn key(&self) -> Key {
-        Key {
+    pub(super) fn key(&self) -> ObjectKey {
+        ObjectKey {
             kind: self.kind.unwrap_or_default().to_owned(),
             namespace: self.namespace.unwrap_or_default().to_owned(),
             name: self.name.unwrap_or_default().to_owned(),
@@ -99,11 +99,12 @@ fn is_clear(tree: &Tree<'_>, root: Id, metadata: &[Id]) -> bool {
         tree.entries(at)
             .unwrap_or_default()
             .iter()
-            .map(|(key, _)| tree.text(*key).unwrap_or(TORN))
+            .map(|(key, _)| tree.text(*key).unwrap_or(REPLACEMENT))
     };
     let may_be = |key: &str| {
         let meant = ["metadata", "namespace"];
-        key.contains(TORN) || (key != "metadata" && nearest(key, meant.into_iter()).is_some())
+        key.contains(REPLACEMENT)
+            || (key != "metadata" && nearest(key, meant.into_iter()).is_some())
     };
     let is_known =
         |at: &Id| tree.entries(*at).is_some() && keys(*at).all(|key| METADATA.contains(&key));
@@ -130,9 +131,11 @@ pub(super) fn is_namespace(name: &str) -> bool {
 fn selector(tree: &Tree<'_>, root: Id) -> BTreeMap<String, String> {
     let selector = tree.find(root, &["spec", "selector"]);
     let selector = selector.filter(|_| tree.duplicates(root).is_empty());
-    let read: Option<Selector> = selector.and_then(|id| de::attempt(tree, id));
+    let read: Option<Selector> = selector.and_then(|id| de::try_read(tree, id));
     let labels = read.unwrap_or_default().match_labels;
-    let is_torn = |(name, value): (&String, &String)| name.contains(TORN) || value.contains(TORN);
+    let is_torn = |(name, value): (&String, &String)| {
+        name.contains(REPLACEMENT) || value.contains(REPLACEMENT)
+    };
     match labels.iter().any(is_torn) {
         true => BTreeMap::new(),
         false => labels,
@@ -140,13 +143,13 @@ fn selector(tree: &Tree<'_>, root: Id) -> BTreeMap<String, String> {
 }
 
 /// The fail-closed effect of the security object at a node, until it can be read.
-pub(super) fn closes(tree: &Tree<'_>, root: Id, how: Closed) -> Closes {
+pub(super) fn closes(tree: &Tree<'_>, root: Id, effect: ClosedEffect) -> FailClosed {
     let is_for_the_mesh = header(tree, root).namespace.is_none();
-    Closes {
-        how,
-        selector: match (how, is_for_the_mesh) {
+    FailClosed {
+        effect,
+        selector: match (effect, is_for_the_mesh) {
             // No selector of a PeerAuthentication reaches into another namespace.
-            (Closed::Strict, true) => BTreeMap::new(),
+            (ClosedEffect::Strict, true) => BTreeMap::new(),
             _ => selector(tree, root),
         },
     }

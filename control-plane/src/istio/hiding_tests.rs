@@ -18,8 +18,9 @@ fn closings(text: &str) -> Vec<String> {
             .key
             .as_ref()
             .map_or_else(String::new, ToString::to_string);
-        let closes = problem.closes.as_ref();
-        let closes = closes.map_or_else(String::new, |c| format!("{:?} {:?}", c.how, c.selector));
+        let closes = problem.fail_closed.as_ref();
+        let closes =
+            closes.map_or_else(String::new, |c| format!("{:?} {:?}", c.effect, c.selector));
         format!(
             "{} {:?} {key} {closes}",
             place(&problem.origin).line,
@@ -211,7 +212,7 @@ fn a_namespace_that_may_have_been_meant_closes_the_mesh() {
         for problem in read_text(&text).problems {
             let key = problem.key.as_ref().expect("known");
             assert_eq!(key.namespace, namespace, "{text}");
-            assert!(problem.closes.is_some(), "{text}");
+            assert!(problem.fail_closed.is_some(), "{text}");
         }
     }
     let problem = only("apiVersion: v1\nkind: Service\nmetadata: {name: a, label: {}}\n");
@@ -244,11 +245,14 @@ fn a_dry_run_is_read_and_never_closes() {
         );
     }
     let broken = only(&policy("true", "DENI")).expect_err("no action");
-    assert_eq!((broken.severity, broken.closes), (Severity::Error, None));
+    assert_eq!(
+        (broken.severity, broken.fail_closed),
+        (Severity::Error, None)
+    );
     assert!(
         only(&policy("false", "DENI"))
             .expect_err("no action")
-            .closes
+            .fail_closed
             .is_some()
     );
     let unclear = read_text(&policy("maybe", "DENY"));
@@ -325,7 +329,7 @@ fn a_string_that_matches_nothing_is_an_error_in_a_deny_and_a_warning_in_an_allow
             (Severity::Error, 7)
         );
         assert!(
-            place(&problem.origin).column > 10 && problem.closes.is_some(),
+            place(&problem.origin).column > 10 && problem.fail_closed.is_some(),
             "{problem}"
         );
         let allowed = policy("ALLOW", &rule);

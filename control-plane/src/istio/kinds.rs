@@ -2,7 +2,7 @@
 //! notice for one without effect on access or routing.
 
 use super::nearest::nearest;
-use crate::object::{Closed, Severity};
+use crate::object::{ClosedEffect, Severity};
 
 /// Group of routing objects.
 pub(super) const NETWORKING: &str = "networking.istio.io";
@@ -10,7 +10,7 @@ pub(super) const NETWORKING: &str = "networking.istio.io";
 pub(super) const SECURITY: &str = "security.istio.io";
 
 /// Kinds that restrict access.
-pub(super) const PROTECTING: [&str; 3] = [
+pub(super) const SECURITY_KINDS: [&str; 3] = [
     "AuthorizationPolicy",
     "PeerAuthentication",
     "RequestAuthentication",
@@ -30,10 +30,10 @@ pub(super) enum Kind {
 }
 
 /// The effect of an object of `kind` that isn't in force; `None` for a kind that doesn't restrict access.
-pub(super) fn closed_by(kind: &str) -> Option<Closed> {
+pub(super) fn closed_by(kind: &str) -> Option<ClosedEffect> {
     match kind {
-        "PeerAuthentication" => Some(Closed::Strict),
-        "AuthorizationPolicy" | "RequestAuthentication" => Some(Closed::Deny),
+        "PeerAuthentication" => Some(ClosedEffect::Strict),
+        "AuthorizationPolicy" | "RequestAuthentication" => Some(ClosedEffect::Deny),
         _ => None,
     }
 }
@@ -50,7 +50,7 @@ pub(super) enum Class {
         severity: Severity,
         message: String,
         /// Its effect until it can be read.
-        closed: Option<Closed>,
+        closed: Option<ClosedEffect>,
     },
 }
 
@@ -198,7 +198,7 @@ fn known() -> impl Iterator<Item = (&'static str, &'static str)> {
 pub(super) fn classify(api_version: Option<&str>, kind: Option<&str>) -> Class {
     let (api_version, kind) = match (api_version, kind) {
         (Some(version), Some(kind)) => (version, kind),
-        (version, kind) => return half(version, kind),
+        (version, kind) => return classify_partial(version, kind),
     };
     let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
     if let Some((_, _, versions, known)) =
@@ -229,7 +229,7 @@ pub(super) fn classify(api_version: Option<&str>, kind: Option<&str>) -> Class {
 }
 
 /// Classifies a document with only one of `apiVersion` and `kind`, as a chart's description and values may have.
-fn half(api_version: Option<&str>, kind: Option<&str>) -> Class {
+fn classify_partial(api_version: Option<&str>, kind: Option<&str>) -> Class {
     let group = api_version.map(|version| version.rsplit_once('/').map_or("", |(group, _)| group));
     let groups = known().map(|(group, _)| group);
     let is_group = group.is_some_and(|group| !group.is_empty() && nearest(group, groups).is_some());
@@ -237,7 +237,7 @@ fn half(api_version: Option<&str>, kind: Option<&str>) -> Class {
     let closed = match (near, group) {
         (Some(kind), _) => closed_by(kind),
         (_, Some(group)) => {
-            (nearest(group, [SECURITY].into_iter()).is_some()).then_some(Closed::Deny)
+            (nearest(group, [SECURITY].into_iter()).is_some()).then_some(ClosedEffect::Deny)
         }
         _ => None,
     };
@@ -270,14 +270,14 @@ fn unknown(api_version: &str, group: &str, kind: &str) -> Class {
         let near = nearest(group, groups.iter().copied().filter(|g| !g.is_empty()));
         return match near {
             Some(near) => {
-                let closed = (near == SECURITY).then(|| closed_near(kind));
+                let closed = (near == SECURITY).then(|| nearest_effect(kind));
                 error(
                     format!("no such group {group}; the nearest is {near}"),
                     closed,
                 )
             }
             None if is_lost(group, kind) => {
-                error(not_read(api_version, kind), Some(closed_near(kind)))
+                error(not_read(api_version, kind), Some(nearest_effect(kind)))
             }
             None if group == "config.istio.io" => {
                 let text = "Istio itself reads it no more: use an AuthorizationPolicy of security.istio.io/v1";
@@ -295,23 +295,23 @@ fn unknown(api_version: &str, group: &str, kind: &str) -> Class {
         Some(near) => format!("the nearest is {near}"),
         None => format!("there are {}", own.join(", ")),
     };
-    let closed = (group == SECURITY).then(|| closed_near(kind));
+    let closed = (group == SECURITY).then(|| nearest_effect(kind));
     error(format!("{api_version} has no kind {kind}; {near}"), closed)
 }
 
 /// True for the name of a security kind, or nearly, in a group of no other project: without a domain, or Istio's.
 fn is_lost(group: &str, kind: &str) -> bool {
     let is_foreign = group.contains('.') && !group.contains("istio.io");
-    !is_foreign && nearest(kind, PROTECTING.into_iter()).is_some()
+    !is_foreign && nearest(kind, SECURITY_KINDS.into_iter()).is_some()
 }
 
-/// The effect of a security object of an unknown kind: that of the nearest known one, or else [`Closed::Deny`].
-pub(super) fn closed_near(kind: &str) -> Closed {
-    let near = nearest(kind, PROTECTING.into_iter());
-    near.and_then(closed_by).unwrap_or(Closed::Deny)
+/// The effect of a security object of an unknown kind: that of the nearest known one, or else [`ClosedEffect::Deny`].
+pub(super) fn nearest_effect(kind: &str) -> ClosedEffect {
+    let near = nearest(kind, SECURITY_KINDS.into_iter());
+    near.and_then(closed_by).unwrap_or(ClosedEffect::Deny)
 }
 
-fn error(message: String, closed: Option<Closed>) -> Class {
+fn error(message: String, closed: Option<ClosedEffect>) -> Class {
     Class::Unread {
         severity: Severity::Error,
         message,
@@ -501,8 +501,8 @@ gateway.networking.k8s.io/v1 HTTPRoute notice - not used
                 _ => "notice",
             };
             let closed = match closed {
-                Some(Closed::Deny) => "deny",
-                Some(Closed::Strict) => "strict",
+                Some(ClosedEffect::Deny) => "deny",
+                Some(ClosedEffect::Strict) => "strict",
                 None => "-",
             };
             assert_eq!((own, closed), (severity, closes), "{line}");

@@ -26,10 +26,10 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use crate::object::{Closes, Key, Origin, Problem};
+use crate::object::{FailClosed, ObjectKey, Origin, Problem};
 pub use authorization_policy::AuthorizationPolicy;
 pub use destination_rule::DestinationRule;
-pub use documents::{Hidden, documents, hidden};
+pub use documents::{SuspectedObject, documents, suspected_objects};
 pub use peer_authentication::PeerAuthentication;
 pub use reader::{read, unreadable};
 pub use service::Service;
@@ -61,7 +61,7 @@ impl Default for Limits {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Object {
     /// Its kind, namespace and name.
-    pub key: Key,
+    pub key: ObjectKey,
     /// Its origin: the place at which it begins.
     pub origin: Origin,
     /// Its labels.
@@ -76,19 +76,19 @@ pub struct Object {
 
 impl Object {
     /// True when `other` has the same effect: an equal spec and dry-run mode.
-    pub fn is_as(&self, other: &Object) -> bool {
+    pub fn has_same_effect(&self, other: &Object) -> bool {
         self.spec == other.spec && self.dry_run == other.dry_run
     }
 
     /// Its fail-closed effect in case it can't be used after all; `None` for a kind that doesn't restrict access.
-    fn closes(&self) -> Option<Closes> {
+    fn closes(&self) -> Option<FailClosed> {
         let selector = match &self.spec {
             Spec::PeerAuthentication(said) => &said.selector,
             Spec::AuthorizationPolicy(said) => &said.selector,
             _ => return None,
         };
-        Some(Closes {
-            how: kinds::closed_by(&self.key.kind)?,
+        Some(FailClosed {
+            effect: kinds::closed_by(&self.key.kind)?,
             selector: selector.clone().unwrap_or_default().match_labels,
         })
     }
@@ -96,9 +96,9 @@ impl Object {
 
 /// The pods that a Kubernetes object creates: selectors are checked against their labels.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pods {
+pub struct PodTemplate {
     /// The object.
-    pub key: Key,
+    pub key: ObjectKey,
     /// Labels of each pod.
     pub labels: BTreeMap<String, String>,
 }
@@ -156,9 +156,9 @@ pub struct Contents {
     /// Errors of the others, warnings and notices.
     pub problems: Vec<Problem>,
     /// Pods of Kubernetes objects that aren't read otherwise, such as Deployments.
-    pub pods: Vec<Pods>,
+    pub pods: Vec<PodTemplate>,
     /// True when a part of the file, or all of it, can't be divided into objects: any object may be in it.
-    pub is_torn: bool,
+    pub is_incomplete: bool,
 }
 
 #[cfg(test)]

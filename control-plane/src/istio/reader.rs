@@ -9,16 +9,16 @@ use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::de::{self, MAX_FAULTS};
-use super::documents::{self, Hidden, documents, hidden};
+use super::documents::{self, SuspectedObject, documents, suspected_objects};
 use super::fault::Mistake;
 use super::header::{METADATA, closes, header, is_namespace, items, labels_at, parts};
-use super::kinds::{self, Class, Kind, PROTECTING, closed_by};
+use super::kinds::{self, Class, Kind, SECURITY_KINDS, closed_by};
 use super::nearest::nearest;
-use super::unread::{fence, pods};
+use super::unread::{pods, unsupported_sidecar};
 use super::wildcard::{self, Flaw, Wildcard};
 use super::yaml::{Id, Mark, Tree};
 use super::{Contents, Limits, Object, Spec};
-use crate::object::{Closed, Closes, Key, Origin, Place, Problem, Severity};
+use crate::object::{ClosedEffect, FailClosed, ObjectKey, Origin, Place, Problem, Severity};
 
 /// The top-level fields of an object around its spec.
 #[derive(Debug, Deserialize)]
@@ -115,18 +115,18 @@ pub fn read(file: &Arc<PathBuf>, text: &str, limits: &Limits) -> Contents {
     let text = documents::normalise(text);
     for (line, document) in documents(&text) {
         reader.line = line;
-        reader.hidden = None;
+        reader.suspected = None;
         reader.document(document);
     }
-    reader.few_notices();
+    reader.truncate_notices();
     reader.out
 }
 
-/// The contents of a file that can't be read, for the reason `message`: the suspected objects `hidden` fail closed.
-pub fn unreadable(file: &Arc<PathBuf>, message: &str, hidden: Vec<Hidden>) -> Contents {
+/// The contents of a file that can't be read, for the reason `message`: the objects that are `suspected` in it fail closed.
+pub fn unreadable(file: &Arc<PathBuf>, message: &str, suspected: Vec<SuspectedObject>) -> Contents {
     let limits = Limits::default();
     let mut reader = Reader::new(file, &limits);
-    reader.hide(Mark { line: 1, column: 1 }, message, hidden);
+    reader.report_suspected(Mark { line: 1, column: 1 }, message, suspected);
     reader.out
 }
 
@@ -143,7 +143,7 @@ struct Reader<'a> {
     /// Lines before the current document.
     line: u64,
     /// The security objects suspected in the current document, cached after the first search.
-    hidden: Option<Vec<Hidden>>,
+    suspected: Option<Vec<SuspectedObject>>,
     out: Contents,
 }
 
@@ -153,7 +153,7 @@ impl<'a> Reader<'a> {
             file,
             limits,
             line: 0,
-            hidden: None,
+            suspected: None,
             out: Contents::default(),
         }
     }
@@ -166,19 +166,19 @@ impl<'a> Reader<'a> {
         })
     }
 
-    fn problem(&mut self, severity: Severity, mark: Mark, key: Option<Key>, message: String) {
+    fn problem(&mut self, severity: Severity, mark: Mark, key: Option<ObjectKey>, message: String) {
         let origin = self.origin(mark);
         self.out.problems.push(Problem {
             origin,
             key,
-            closes: None,
+            fail_closed: None,
             severity,
             message,
         });
     }
 
     /// Keeps the first [`MAX_NOTICES`] notices of a file, and counts the others in one more.
-    fn few_notices(&mut self) {
+    fn truncate_notices(&mut self) {
         let mut count = 0;
         self.out.problems.retain(|problem| {
             count += usize::from(problem.severity == Severity::Notice);
@@ -192,32 +192,34 @@ impl<'a> Reader<'a> {
     }
 
     /// The security objects suspected in `text`, the current document.
-    fn hidden(&mut self, text: &str) -> Vec<Hidden> {
-        let found = self.hidden.get_or_insert_with(|| hidden(text, self.limits));
+    fn suspected(&mut self, text: &str) -> Vec<SuspectedObject> {
+        let found = self
+            .suspected
+            .get_or_insert_with(|| suspected_objects(text, self.limits));
         found.clone()
     }
 
     /// Reports `text` as unreadable, once for each security object suspected in it.
     fn unreadable(&mut self, mark: Mark, message: &str, text: &str) {
-        let found = self.hidden(text);
-        self.hide(mark, message, found);
+        let found = self.suspected(text);
+        self.report_suspected(mark, message, found);
     }
 
-    fn hide(&mut self, mark: Mark, message: &str, found: Vec<Hidden>) {
-        self.out.is_torn = true;
+    fn report_suspected(&mut self, mark: Mark, message: &str, found: Vec<SuspectedObject>) {
+        self.out.is_incomplete = true;
         if found.is_empty() {
             return self.problem(Severity::Error, mark, None, message.to_owned());
         }
-        for Hidden { key, closes } in found {
+        for SuspectedObject { key, closes } in found {
             self.problem(Severity::Error, mark, Some(key), message.to_owned());
             self.close(Some(closes));
         }
     }
 
     /// Sets the fail-closed effect of the last problem.
-    fn close(&mut self, closes: Option<Closes>) {
+    fn close(&mut self, closes: Option<FailClosed>) {
         if let Some(last) = self.out.problems.last_mut() {
-            last.closes = closes;
+            last.fail_closed = closes;
         }
     }
 
@@ -247,12 +249,18 @@ impl<'a> Reader<'a> {
                 _ => tree.mark(entries[0].0),
             };
             let key = header(tree, part).key();
-            self.run_together(number > 0, mark, key, found);
+            self.report_missing_separator(number > 0, mark, key, found);
         }
     }
 
     /// Reports an object that shares its document with another because `---` is missing: neither is used.
-    fn run_together(&mut self, is_later: bool, mark: Mark, key: Key, found: Contents) {
+    fn report_missing_separator(
+        &mut self,
+        is_later: bool,
+        mark: Mark,
+        key: ObjectKey,
+        found: Contents,
+    ) {
         let message = match is_later {
             true => "a line with `---` is missing before this object",
             false => "another object begins here: a line with `---` is missing before it",
@@ -267,7 +275,7 @@ impl<'a> Reader<'a> {
             let key = Some(key).filter(|key| !key.kind.is_empty());
             self.problem(Severity::Error, mark, key, message.to_owned());
         }
-        self.out.is_torn |= found.is_torn;
+        self.out.is_incomplete |= found.is_incomplete;
         self.out.problems.extend(found.problems);
         self.out.pods.extend(found.pods);
     }
@@ -281,36 +289,36 @@ impl<'a> Reader<'a> {
         let key = header.key();
         match kinds::classify(header.api_version, header.kind) {
             Class::List => self.list(tree, root, text),
-            Class::Read(kind) => self.known(tree, root, text, kind, key),
+            Class::Read(kind) => self.read_known(tree, root, text, kind, key),
             Class::Unread {
                 severity,
                 message,
                 closed,
             } => {
-                let fence = fence(tree, root);
+                let fence = unsupported_sidecar(tree, root);
                 let is_half = header.api_version.is_none() || header.kind.is_none();
                 let severity =
                     match is_half && tree.get(root, "metadata").is_some() || fence.is_some() {
                         true => Severity::Error,
                         false => severity,
                     };
-                self.unread(tree, root, text, severity, fence.unwrap_or(message), closed);
+                self.report_unread(tree, root, text, severity, fence.unwrap_or(message), closed);
             }
         }
     }
 
     /// Reports an object of a kind that isn't read.
-    fn unread(
+    fn report_unread(
         &mut self,
         tree: &Tree<'_>,
         root: Id,
         text: &str,
         severity: Severity,
         message: String,
-        closed: Option<Closed>,
+        closed: Option<ClosedEffect>,
     ) {
         let (key, mark) = (header(tree, root).key(), tree.mark(root));
-        if tree.get(root, "items").is_some() && !self.hidden(text).is_empty() {
+        if tree.get(root, "items").is_some() && !self.suspected(text).is_empty() {
             // A list that is truncated, or of a misspelled kind.
             let message = format!("{message}; this stands among its items");
             return self.unreadable(mark, &message, text);
@@ -322,7 +330,11 @@ impl<'a> Reader<'a> {
                 let message =
                     format!("duplicate key `{said}`: is a line with `---` missing before it?");
                 let suspected = documents::guess(text);
-                return self.hide(tree.mark(*name), &message, suspected.into_iter().collect());
+                return self.report_suspected(
+                    tree.mark(*name),
+                    &message,
+                    suspected.into_iter().collect(),
+                );
             }
             // Only the field names of an object are kept: they are few, and duplicates of others don't matter.
             names.extend(OBJECT.contains(&said).then_some(said));
@@ -334,7 +346,14 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads an object of a kind that is read.
-    fn known(&mut self, tree: &mut Tree<'_>, root: Id, text: &str, kind: Kind, key: Key) {
+    fn read_known(
+        &mut self,
+        tree: &mut Tree<'_>,
+        root: Id,
+        text: &str,
+        kind: Kind,
+        key: ObjectKey,
+    ) {
         let (before, mark) = (self.out.problems.len(), tree.mark(root));
         let closes = closed_by(&key.kind).map(|how| closes(tree, root, how));
         // With duplicate keys, the annotation may not be intended.
@@ -367,12 +386,12 @@ impl<'a> Reader<'a> {
             }
             // Istio would evaluate a dry run and enforce nothing.
             None if dry_run => {}
-            None => errors.for_each(|problem| problem.closes.clone_from(&closes)),
+            None => errors.for_each(|problem| problem.fail_closed.clone_from(&closes)),
         }
     }
 
     /// Reads the spec of an object of a known kind, and reports its mistakes.
-    fn spec(&mut self, tree: &mut Tree<'_>, root: Id, kind: Kind, key: &Key) -> Option<Spec> {
+    fn spec(&mut self, tree: &mut Tree<'_>, root: Id, kind: Kind, key: &ObjectKey) -> Option<Spec> {
         for (again, first) in tree.duplicates(root).into_iter().take(MAX_FAULTS) {
             let name = tree.text(again).unwrap_or_default();
             let line = self.line + tree.mark(first).line;
@@ -400,7 +419,7 @@ impl<'a> Reader<'a> {
         &mut self,
         tree: &mut Tree<'_>,
         root: Id,
-        key: &Key,
+        key: &ObjectKey,
     ) -> Option<S> {
         match de::read::<Framed<S>>(tree, root) {
             Ok(framed) => Some(framed.spec.unwrap_or_default()),
@@ -420,7 +439,7 @@ impl<'a> Reader<'a> {
 
     /// Reports strings in a policy's rules that can match nothing: a DENY denies nothing by them, an ALLOW allows
     /// nothing.
-    fn strings(&mut self, tree: &Tree<'_>, root: Id, key: &Key) {
+    fn strings(&mut self, tree: &Tree<'_>, root: Id, key: &ObjectKey) {
         let list = |at: Id, path: &[&str]| {
             let found = tree.find(at, path).and_then(|id| tree.elements(id));
             found.unwrap_or_default().to_vec()
@@ -443,7 +462,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn string(&mut self, tree: &Tree<'_>, id: Id, field: &str, allows: bool, key: &Key) {
+    fn string(&mut self, tree: &Tree<'_>, id: Id, field: &str, allows: bool, key: &ObjectKey) {
         let text = tree.text(id).unwrap_or_default();
         let read = Wildcard::try_from(text.to_owned()).ok();
         let (severity, message) = match read.and_then(|read| wildcard::flaw(field, &read)) {
@@ -462,7 +481,7 @@ impl<'a> Reader<'a> {
     }
 
     /// True for an AuthorizationPolicy that its annotation makes a dry run.
-    fn dry_run(&mut self, tree: &Tree<'_>, root: Id, key: &Key) -> bool {
+    fn dry_run(&mut self, tree: &Tree<'_>, root: Id, key: &ObjectKey) -> bool {
         const NAME: &str = "istio.io/dry-run";
         let value = tree.find(root, &["metadata", "annotations", NAME]);
         let Some((id, text)) = value.and_then(|id| Some((id, tree.text(id)?))) else {
@@ -512,7 +531,7 @@ impl<'a> Reader<'a> {
                 continue;
             }
             let message = "this item is no object: apiVersion and kind are required".to_owned();
-            let key = kind.map(|kind| Key {
+            let key = kind.map(|kind| ObjectKey {
                 kind: kind.to_owned(),
                 ..header(tree, item).key()
             });
@@ -531,14 +550,14 @@ impl<'a> Reader<'a> {
             .entries(root)
             .filter(|_| tree.get(root, "items").is_none());
         let Some(entries) = entries else {
-            return match self.hidden(text).is_empty() {
+            return match self.suspected(text).is_empty() {
                 true => self.problem(Severity::Notice, mark, None, message.to_owned()),
                 false => self.unreadable(mark, message, text),
             };
         };
         let meant = entries.iter().find_map(|(name, value)| {
             let value = tree.text(*value)?;
-            let is_kind = nearest(value, PROTECTING.into_iter()).is_some();
+            let is_kind = nearest(value, SECURITY_KINDS.into_iter()).is_some();
             let header = ["apiVersion", "kind"].into_iter();
             let near = tree.text(*name).and_then(|name| nearest(name, header));
             let is_header = near.is_some() && value.contains("istio.io");

@@ -175,7 +175,7 @@ fn a_broken_document_leaves_its_neighbours_alone() {
     ));
     assert_eq!((all.objects.len(), all.problems.len()), (2, 1), "{all:?}");
     assert_eq!(place(&all.objects[1].origin).line, 10);
-    assert!(all.is_torn);
+    assert!(all.is_incomplete);
 }
 
 #[test]
@@ -200,13 +200,19 @@ fn a_broken_policy_still_says_whom_it_is_for() {
     let text = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: a}\n\
                 spec:\n  selector: {matchLabels: {app: x}}\n  rules: [{when: []}]\n";
     let problem = only(text).expect_err("when is not supported");
-    let closes = problem.closes.expect("it protects");
+    let closes = problem.fail_closed.expect("it protects");
     assert_eq!(closes.selector.get("app").map(String::as_str), Some("x"));
     let text = text.replace("matchLabels", "matchLables");
     let all = read_text(&text).problems;
     assert_eq!(all.len(), 2, "{all:?}");
     for problem in all {
-        assert!(problem.closes.expect("it protects").selector.is_empty());
+        assert!(
+            problem
+                .fail_closed
+                .expect("it protects")
+                .selector
+                .is_empty()
+        );
     }
 }
 

@@ -1,13 +1,13 @@
 //! Objects of kinds that aren't read, as far as they matter: a `Sidecar`'s restrictions, and the pods of others.
 
-use super::Pods;
+use super::PodTemplate;
 use super::header::{header, labels_at};
 use super::kinds::NETWORKING;
 use super::yaml::{Id, Tree};
-use crate::object::Key;
+use crate::object::ObjectKey;
 
 /// The error for a `Sidecar` object with restrictions or ingress listeners, which Leno doesn't enforce; `None` without.
-pub(super) fn fence(tree: &Tree<'_>, root: Id) -> Option<String> {
+pub(super) fn unsupported_sidecar(tree: &Tree<'_>, root: Id) -> Option<String> {
     let header = header(tree, root);
     let is_istios = |version: &str| version.split('/').next() == Some(NETWORKING);
     if header.kind != Some("Sidecar") || !header.api_version.is_some_and(is_istios) {
@@ -36,7 +36,7 @@ pub(super) fn fence(tree: &Tree<'_>, root: Id) -> Option<String> {
 }
 
 /// The pods that an object creates; `None` for a kind that creates none.
-pub(super) fn pods(tree: &Tree<'_>, root: Id, key: &Key) -> Option<Pods> {
+pub(super) fn pods(tree: &Tree<'_>, root: Id, key: &ObjectKey) -> Option<PodTemplate> {
     let path: &[&str] = match key.kind.as_str() {
         "Pod" => &["metadata", "labels"],
         "Deployment"
@@ -55,7 +55,7 @@ pub(super) fn pods(tree: &Tree<'_>, root: Id, key: &Key) -> Option<Pods> {
         ],
         _ => return None,
     };
-    Some(Pods {
+    Some(PodTemplate {
         key: key.clone(),
         labels: labels_at(tree, root, path),
     })

@@ -83,7 +83,7 @@ pub(crate) struct Proxy {
 
 /// A failure, as the map shows it.
 #[derive(Debug)]
-pub(crate) struct Shown {
+pub(crate) struct FailureEntry {
     pub(crate) id: u64,
     pub(crate) reporter: String,
     pub(crate) failure: Failure,
@@ -91,14 +91,14 @@ pub(crate) struct Shown {
 
 /// The current traffic of the mesh.
 #[derive(Debug, Default)]
-pub struct Book {
+pub struct TrafficGraph {
     pub(crate) edges: BTreeMap<EdgeKey, Edge>,
     pub(crate) proxies: BTreeMap<String, Proxy>,
-    pub(crate) failures: VecDeque<Shown>,
+    pub(crate) failures: VecDeque<FailureEntry>,
     next: u64,
 }
 
-impl Book {
+impl TrafficGraph {
     /// Merges a report of `node`.
     pub fn take(&mut self, node: &Node, report: ReportRequest, now: Instant) {
         let mut served = 0;
@@ -199,7 +199,7 @@ impl Book {
         }
         self.next += 1;
         let id = self.next;
-        let is_same = |shown: &&mut Shown| {
+        let is_same = |shown: &&mut FailureEntry| {
             shown.reporter == reporter
                 && shown.failure.explanation == failure.explanation
                 && shown.failure.service_name == failure.service_name
@@ -213,7 +213,7 @@ impl Book {
         if self.failures.len() == MAX_FAILURES {
             self.failures.pop_front();
         }
-        self.failures.push_back(Shown {
+        self.failures.push_back(FailureEntry {
             id,
             reporter: reporter.to_owned(),
             failure,
@@ -379,11 +379,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn rates_are_of_the_last_seconds_and_what_is_over_is_forgotten() {
-        let (mut book, start) = (Book::default(), Instant::now());
+        let (mut book, start) = (TrafficGraph::default(), Instant::now());
         book.take(&node(), report(vec![traffic("default", 30)]), start);
         let later = start + WINDOW / 2;
         book.take(&node(), report(vec![traffic("default", 10)]), later);
-        let requests = |book: &Book, now| {
+        let requests = |book: &TrafficGraph, now| {
             let edges = book.edges.values();
             edges.map(|edge| edge.lately(now).requests).sum::<u64>()
         };
@@ -397,14 +397,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_sidecar_is_believed_about_its_own_namespace_only() {
-        let mut book = Book::default();
+        let mut book = TrafficGraph::default();
         book.take(&node(), report(vec![traffic("other", 1)]), Instant::now());
         assert!(book.edges.is_empty());
     }
 
     #[tokio::test]
     async fn the_same_failure_is_one_line_with_a_count() {
-        let mut book = Book::default();
+        let mut book = TrafficGraph::default();
         for words in ["a", "b", "a"] {
             let failure = Failure {
                 explanation: words.to_owned(),

@@ -6,14 +6,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::{Book, Counts, Edge, EdgeKey, WINDOW};
-use crate::mesh::service::{Endpoint, Endpoints, Protocol, Service};
+use super::{Counts, Edge, EdgeKey, TrafficGraph, WINDOW};
+use crate::mesh::service::{Endpoint, Endpoints, PortProtocol, Service};
 use crate::mesh::{Mesh, Node, selects};
 use crate::object::Severity;
-use crate::source::{Known, Rejected, State};
+use crate::source::{ObjectEntry, Rejected, State};
 
 /// The whole map, as it is now. `proxies` are the open streams, as the hub shows them.
-pub fn render(book: &Book, state: &State, proxies: &[Value], now: Instant) -> Value {
+pub fn render(book: &TrafficGraph, state: &State, proxies: &[Value], now: Instant) -> Value {
     let edges = edges(book, now);
     let services: BTreeMap<String, &Service> = state
         .mesh
@@ -59,7 +59,7 @@ type Ends = (String, String, String);
 
 /// Edges of the map. The caller's sidecar also saw requests that never arrived, so its report counts where there is
 /// one; the callee's decides on mutual TLS.
-fn edges(book: &Book, now: Instant) -> BTreeMap<Ends, Joined> {
+fn edges(book: &TrafficGraph, now: Instant) -> BTreeMap<Ends, Joined> {
     let mut all: BTreeMap<Ends, Joined> = BTreeMap::new();
     let ends = |key: &EdgeKey| (key.from.clone(), key.to.clone(), key.protocol.clone());
     let told: BTreeSet<Ends> = (book.edges.keys().filter(|key| key.by_source))
@@ -113,7 +113,7 @@ impl Joined {
 }
 
 fn nodes(
-    book: &Book,
+    book: &TrafficGraph,
     mesh: &Mesh,
     services: &BTreeMap<String, &Service>,
     edges: &BTreeMap<Ends, Joined>,
@@ -161,7 +161,7 @@ fn nodes(
     ids.into_iter().map(node).collect()
 }
 
-fn service(book: &Book, mesh: &Mesh, id: &str, service: &Service, now: Instant) -> Value {
+fn service(book: &TrafficGraph, mesh: &Mesh, id: &str, service: &Service, now: Instant) -> Value {
     let list = endpoints(service);
     let rules = service.rules.values();
     let subsets: BTreeMap<_, _> = rules.flat_map(|rule| &rule.subsets).collect();
@@ -188,10 +188,10 @@ fn service(book: &Book, mesh: &Mesh, id: &str, service: &Service, now: Instant) 
         });
     let ports = service.ports.iter().map(|port| {
         let protocol = match port.protocol {
-            Protocol::Http => "http",
-            Protocol::Http2 => "http2",
-            Protocol::Auto => "detected",
-            Protocol::Tcp => "tcp",
+            PortProtocol::Http => "http",
+            PortProtocol::Http2 => "http2",
+            PortProtocol::Auto => "detected",
+            PortProtocol::Tcp => "tcp",
         };
         json!({"number": port.number, "protocol": protocol})
     });
@@ -215,13 +215,13 @@ fn service(book: &Book, mesh: &Mesh, id: &str, service: &Service, now: Instant) 
 }
 
 /// Requests that an endpoint's sidecar served within the window.
-fn served(book: &Book, endpoint: &Endpoint, now: Instant) -> u64 {
+fn served(book: &TrafficGraph, endpoint: &Endpoint, now: Instant) -> u64 {
     let is_own = |node: &Node| node.ip == endpoint.address && node.namespace == endpoint.namespace;
     let own = book.proxies.values().filter(|proxy| is_own(&proxy.node));
     own.map(|proxy| proxy.served(now)).sum()
 }
 
-fn one(book: &Book, mesh: &Mesh, endpoint: &Endpoint, port: u16, now: Instant) -> Value {
+fn one(book: &TrafficGraph, mesh: &Mesh, endpoint: &Endpoint, port: u16, now: Instant) -> Value {
     let address = std::net::SocketAddr::new(endpoint.address, port).to_string();
     let (mut in_flight, mut ejections) = (0, Vec::new());
     for (node, proxy) in &book.proxies {
@@ -250,14 +250,14 @@ fn one(book: &Book, mesh: &Mesh, endpoint: &Endpoint, port: u16, now: Instant) -
     json!({
         "address": address, "workload": endpoint.workload,
         "version": endpoint.labels.get("version").map_or("", String::as_str),
-        "state": state, "mtls": mesh.speaks_tls(endpoint, port), "in_flight": in_flight,
+        "state": state, "mtls": mesh.uses_mtls(endpoint, port), "in_flight": in_flight,
         "rps": rate(served(book, endpoint, now)),
         "ejections": ejections,
     })
 }
 
 /// Sidecars with an open stream, each with its last report.
-fn sidecars(book: &Book, streams: &[Value], now: Instant) -> Vec<Value> {
+fn sidecars(book: &TrafficGraph, streams: &[Value], now: Instant) -> Vec<Value> {
     let one = |stream: &Value| {
         let node = stream["node"].as_str().unwrap_or_default();
         let parts: Vec<&str> = node.split('~').collect();
@@ -294,7 +294,7 @@ fn sidecars(book: &Book, streams: &[Value], now: Instant) -> Vec<Value> {
 /// Objects of the configuration, broken ones first.
 fn objects(state: &State) -> Vec<Value> {
     let mut all: BTreeMap<_, (Option<String>, u8, Vec<String>)> = BTreeMap::new();
-    for Known { key, origin, .. } in state.objects.iter() {
+    for ObjectEntry { key, origin, .. } in state.objects.iter() {
         let key = (key.kind.clone(), key.namespace.clone(), key.name.clone());
         all.entry(key).or_default().0 = Some(origin.name_and_line());
     }
@@ -337,8 +337,8 @@ fn objects(state: &State) -> Vec<Value> {
     shown.collect()
 }
 
-fn failures(book: &Book) -> Vec<Value> {
-    let one = |shown: &super::Shown| {
+fn failures(book: &TrafficGraph) -> Vec<Value> {
+    let one = |shown: &super::FailureEntry| {
         let failure = &shown.failure;
         let source = failure
             .source

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::policy::{Mode, PeerAuthentication};
 use super::service::{Endpoint, Endpoints, Service};
-use super::workload::{Described, Fit, Labels};
+use super::workload::{Fit, Labels, WorkloadDescription};
 use super::{Mesh, Node};
 
 /// A description of a workload at an address.
@@ -77,12 +77,12 @@ impl Mesh {
     }
 
     /// Describes the workload of `node`.
-    pub fn describe(&self, node: &Node) -> Described {
+    pub fn describe(&self, node: &Node) -> WorkloadDescription {
         let all = self.descriptions(node.ip);
         let own = all.filter(|one| one.fits(&node.namespace, &node.account));
-        let mut described = Described {
+        let mut described = WorkloadDescription {
             brought: node.labels.clone(),
-            ..Described::default()
+            ..WorkloadDescription::default()
         };
         for one in own {
             let labels = described.by.entry(one.object.to_owned()).or_default();
@@ -96,7 +96,11 @@ impl Mesh {
 
     /// Objects that may select a workload, and close it: they restrict access, or would open what others close if they
     /// surely selected it.
-    pub fn held_by(&self, node: &Node, described: &Described) -> BTreeSet<String> {
+    pub fn closing_objects(
+        &self,
+        node: &Node,
+        described: &WorkloadDescription,
+    ) -> BTreeSet<String> {
         let (labels, namespace) = (described.labels(), &node.namespace);
         let may_be = |object: &&PeerAuthentication| {
             object.namespace == *namespace && labels.fit(object.selector.as_ref()) == Fit::Maybe
@@ -131,7 +135,7 @@ impl Mesh {
 
     /// Explains, for a person, why a selector only may fit: the objects that nearly describe the workload, and those
     /// needed.
-    pub fn why_unknown(&self, node: &Node, described: &Described) -> String {
+    pub fn explain_uncertain_fit(&self, node: &Node, described: &WorkloadDescription) -> String {
         if described.labels().are_known() {
             return "its labels are spread over several descriptions, and none has all of a selector's".to_owned();
         }

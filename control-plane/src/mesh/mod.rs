@@ -119,7 +119,7 @@ impl Node {
 
 /// The scope of a change.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Touched {
+pub struct MeshChange {
     /// Hosts whose services, routes or endpoints changed.
     pub hosts: BTreeSet<String>,
     /// True when the change isn't limited to these hosts: hosts were added or removed, or workloads, policies,
@@ -127,7 +127,7 @@ pub struct Touched {
     pub all: bool,
 }
 
-impl Touched {
+impl MeshChange {
     /// True when nothing changed.
     pub fn is_empty(&self) -> bool {
         !self.all && self.hosts.is_empty()
@@ -136,7 +136,7 @@ impl Touched {
 
 /// The result of looking up a host by the name that a caller uses.
 #[derive(Debug, Clone, Copy)]
-pub enum Found<'a> {
+pub enum ServiceLookup<'a> {
     /// The service.
     Service(&'a Arc<Service>),
     /// No service; the nearest name, if one is near.
@@ -145,16 +145,16 @@ pub enum Found<'a> {
 
 impl Mesh {
     /// Looks up the service that `host` names for a caller in `namespace`.
-    pub fn find(&self, host: &str, namespace: &str) -> Found<'_> {
+    pub fn find(&self, host: &str, namespace: &str) -> ServiceLookup<'_> {
         if let Some(address) = address_of(host) {
             let named = self.addresses.get(&address);
             let found = named.and_then(|host| self.services.get(host));
             let found = found.or_else(|| self.direct.get(&address.to_string()));
-            return found.map_or(Found::Nothing(None), Found::Service);
+            return found.map_or(ServiceLookup::Nothing(None), ServiceLookup::Service);
         }
         for name in candidates(host, namespace) {
             if let Some(service) = self.services.get(&name) {
-                return Found::Service(service);
+                return ServiceLookup::Service(service);
             }
         }
         let shorts = self.services.keys();
@@ -165,7 +165,7 @@ impl Mesh {
                 (whole.min(first), known)
             })
             .min();
-        Found::Nothing(
+        ServiceLookup::Nothing(
             near.filter(|(d, _)| *d <= host.len() / 3 + 1)
                 .map(|(_, n)| n.as_str()),
         )
@@ -173,7 +173,7 @@ impl Mesh {
 
     /// Names of the registry's workloads that an object of `namespace` with the selector `labels` may be for: at most
     /// `most` of them, then the number of the others.
-    pub fn names(
+    pub fn workload_names(
         &self,
         namespace: &str,
         labels: &BTreeMap<String, String>,
@@ -301,7 +301,7 @@ impl Mesh {
     }
 
     /// True when connections to a workload's port use mutual TLS: it has a sidecar, and its mode isn't DISABLE.
-    pub fn speaks_tls(&self, endpoint: &Endpoint, port: u16) -> bool {
+    pub fn uses_mtls(&self, endpoint: &Endpoint, port: u16) -> bool {
         let Some(account) = endpoint.account.as_ref().filter(|_| endpoint.meshed) else {
             return false;
         };
@@ -318,8 +318,8 @@ impl Mesh {
     }
 
     /// The difference between this mesh and `next`.
-    pub fn diff(&self, next: &Mesh) -> Touched {
-        let mut touched = Touched {
+    pub fn diff(&self, next: &Mesh) -> MeshChange {
+        let mut touched = MeshChange {
             hosts: BTreeSet::new(),
             all: self.trust_domain != next.trust_domain
                 || self.workloads != next.workloads
@@ -520,25 +520,25 @@ mod tests {
             "user-service.default.svc",
         ] {
             assert!(
-                matches!(mesh.find(host, "default"), Found::Service(_)),
+                matches!(mesh.find(host, "default"), ServiceLookup::Service(_)),
                 "{host}"
             );
         }
         assert!(matches!(
             mesh.find("api.stripe.com", "x"),
-            Found::Service(_)
+            ServiceLookup::Service(_)
         ));
-        let Found::Nothing(near) = mesh.find("user-servise", "default") else {
+        let ServiceLookup::Nothing(near) = mesh.find("user-servise", "default") else {
             panic!("found");
         };
         assert_eq!(near, Some("user-service.default.svc.cluster.local"));
         assert!(matches!(
             mesh.find("user-service", "other"),
-            Found::Nothing(_)
+            ServiceLookup::Nothing(_)
         ));
         assert!(matches!(
             mesh.find("zzzzzzzz", "default"),
-            Found::Nothing(None)
+            ServiceLookup::Nothing(None)
         ));
     }
 }

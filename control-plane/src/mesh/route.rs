@@ -135,7 +135,7 @@ pub struct Policy {
     /// The version of HTTP towards the endpoints.
     pub version: HttpVersion,
     /// Ejection of failing endpoints; off when absent.
-    pub ejection: Option<Ejection>,
+    pub ejection: Option<OutlierDetection>,
 }
 
 /// The version of HTTP towards endpoints.
@@ -162,7 +162,7 @@ pub enum Balance {
 
 /// Thresholds and duration of an endpoint's ejection.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ejection {
+pub struct OutlierDetection {
     /// Consecutive failures before an ejection; 0 is off.
     pub consecutive_5xx: Option<u32>,
     /// Consecutive gateway errors before an ejection; 0 is off.

@@ -30,12 +30,12 @@ pub struct Port {
     /// The port number that callers dial.
     pub number: u16,
     /// The protocol on it.
-    pub protocol: Protocol,
+    pub protocol: PortProtocol,
 }
 
 /// The protocol of a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Protocol {
+pub enum PortProtocol {
     /// HTTP, and the app speaks HTTP/1: anything else is refused.
     Http,
     /// HTTP, and the app speaks HTTP/2, as gRPC does: anything else is refused.
@@ -119,7 +119,7 @@ impl Service {
     }
 
     /// Adds a port, unless its number is taken; `target` is the own port of the service's one endpoint.
-    pub fn add_port(&mut self, number: u16, protocol: Protocol, target: Option<u16>) {
+    pub fn add_port(&mut self, number: u16, protocol: PortProtocol, target: Option<u16>) {
         if self.port(number).is_some() {
             return;
         }

@@ -7,7 +7,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::service::{Endpoint, Endpoints, Protocol, Service, Workload};
+use super::service::{Endpoint, Endpoints, PortProtocol, Service, Workload};
 
 /// The relation of a selector to a workload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -80,7 +80,7 @@ impl<'a> Labels<'a> {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct WorkloadPort {
     /// Its declared protocol, if any.
-    pub protocol: Option<Protocol>,
+    pub protocol: Option<PortProtocol>,
     /// The service that it serves.
     pub service: String,
     /// The DestinationRule's limit for connections to it.
@@ -89,7 +89,7 @@ pub struct WorkloadPort {
 
 /// A workload, as the registry and its join token describe it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Described {
+pub struct WorkloadDescription {
     /// Labels of its join token.
     pub(super) brought: BTreeMap<String, String>,
     /// Sets of labels from each object of the registry.
@@ -100,7 +100,7 @@ pub struct Described {
     pub ports: BTreeMap<u16, WorkloadPort>,
 }
 
-impl Described {
+impl WorkloadDescription {
     /// Its labels.
     pub fn labels(&self) -> Labels<'_> {
         let by = self.by.values().flatten();
@@ -110,7 +110,7 @@ impl Described {
     /// Restores the parts of `before` that are gone. An object that is removed, or loses its labels, changes nothing;
     /// one that changes replaces its own labels; one that is added with new labels replaces those of all that are gone.
     #[must_use]
-    pub fn or(mut self, before: &Described) -> Described {
+    pub fn or(mut self, before: &WorkloadDescription) -> WorkloadDescription {
         let known: BTreeSet<_> = before.by.values().flatten().collect();
         let mut fresh = self
             .by
@@ -149,10 +149,12 @@ impl Described {
             // Of several services on one port: a declared protocol over detection, TCP over HTTP, detection for HTTP/1
             // with HTTP/2.
             known.protocol = match (known.protocol, port.protocol) {
-                (None | Some(Protocol::Auto), own) => Some(own),
-                (Some(Protocol::Http | Protocol::Http2), Protocol::Tcp) => Some(Protocol::Tcp),
-                (Some(Protocol::Http), Protocol::Http2)
-                | (Some(Protocol::Http2), Protocol::Http) => Some(Protocol::Auto),
+                (None | Some(PortProtocol::Auto), own) => Some(own),
+                (Some(PortProtocol::Http | PortProtocol::Http2), PortProtocol::Tcp) => {
+                    Some(PortProtocol::Tcp)
+                }
+                (Some(PortProtocol::Http), PortProtocol::Http2)
+                | (Some(PortProtocol::Http2), PortProtocol::Http) => Some(PortProtocol::Auto),
                 (before, _) => before,
             };
             known.service.clone_from(&service.host);

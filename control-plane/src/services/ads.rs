@@ -1,4 +1,4 @@
-//! The aggregated discovery service: carries messages between a gRPC stream and its [`Dialog`], and checks the peer.
+//! The aggregated discovery service: carries messages between a gRPC stream and its [`XdsStream`], and checks the peer.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,11 +19,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::lifecycle::{MAX_INSTANCE, identify};
 use super::tls::Peer;
 use crate::ca::Identity;
-use crate::mesh::{Mesh, Touched};
+use crate::mesh::{Mesh, MeshChange};
 use crate::metrics::Metrics;
 use crate::source::State;
-use crate::xds::Dialog;
-use crate::xds::connection::Connection;
+use crate::xds::XdsStream;
+use crate::xds::connection::DeltaStream;
 use crate::xds::hub::{Hub, Proxy, instance, usable};
 use crate::xds::sotw::StateOfTheWorld;
 
@@ -69,12 +69,12 @@ impl AggregatedDiscoveryService for Ads {
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        self.open::<Connection>(request)
+        self.open::<DeltaStream>(request)
     }
 }
 
 impl Ads {
-    fn open<D: Dialog<Request: 'static, Response: 'static> + 'static>(
+    fn open<D: XdsStream<Request: 'static, Response: 'static> + 'static>(
         &self,
         request: Request<Streaming<D::Request>>,
     ) -> Result<Response<Out<D::Response>>, Status> {
@@ -99,7 +99,7 @@ impl Ads {
 }
 
 /// One stream.
-struct Pump<D: Dialog> {
+struct Pump<D: XdsStream> {
     hub: Arc<Hub>,
     metrics: Arc<Metrics>,
     number: u64,
@@ -107,7 +107,7 @@ struct Pump<D: Dialog> {
     out: mpsc::Sender<Result<D::Response, Status>>,
 }
 
-impl<D: Dialog> Pump<D> {
+impl<D: XdsStream> Pump<D> {
     async fn run(self, mut requests: Streaming<D::Request>) {
         let connected = self.metrics.connected.with_label_values(&["unknown"]);
         connected.inc();
@@ -146,7 +146,7 @@ impl<D: Dialog> Pump<D> {
         loop {
             if connection.is_settled() {
                 self.hub
-                    .took(self.number, proxy.name, mesh.draining.revision);
+                    .acked(self.number, proxy.name, mesh.draining.revision);
                 if let Some(at) = changed_at.take() {
                     self.metrics.convergence.observe(at.elapsed().as_secs_f64());
                 }
@@ -187,8 +187,8 @@ impl<D: Dialog> Pump<D> {
             let text = "node.metadata.INSTANCE is too long";
             return Err(Status::invalid_argument(text));
         }
-        self.hub.drains.begins(&node, instance(said));
-        self.hub.took(self.number, &said.id, 0);
+        self.hub.drains.new_instance(&node, instance(said));
+        self.hub.acked(self.number, &said.id, 0);
         tracing::info!(node = said.id, "connected");
         Ok(Proxy::new(&self.hub, node, said))
     }
@@ -219,7 +219,7 @@ impl<D: Dialog> Pump<D> {
     /// Closes the client's inbound where it refuses a change of inbound access.
     fn judge(&self, connection: &mut D, proxy: &Proxy<'_>, mesh: &Mesh) -> Vec<D::Response> {
         let (refused, took) = (connection.refused(), connection.inbound());
-        let is_new = proxy.guard.judge(&self.hub.guards, &refused, took);
+        let is_new = proxy.guard.check_nacks(&self.hub.guards, &refused, took);
         let closed = proxy.guard.closed();
         self.metrics
             .set_closed(self.number, closed.as_ref().map(|_| proxy.name));
@@ -234,7 +234,7 @@ impl<D: Dialog> Pump<D> {
             "refuses a change of who gets in: its inbound is closed until that changes"
         );
         // Only resources without a host of their own, such as the inbound Listener.
-        let touched = Touched::default();
+        let touched = MeshChange::default();
         connection.changed(&self.hub.view(mesh, proxy, Some(&touched)))
     }
 
@@ -245,7 +245,7 @@ impl<D: Dialog> Pump<D> {
         before: &Mesh,
         next: &Mesh,
     ) -> Vec<D::Response> {
-        let touched: Touched = before.diff(next);
+        let touched: MeshChange = before.diff(next);
         if touched.is_empty() {
             return Vec::new();
         }
@@ -255,7 +255,7 @@ impl<D: Dialog> Pump<D> {
             let time = self
                 .metrics
                 .push_time
-                .with_label_values(&[short(D::sent(response))]);
+                .with_label_values(&[short(D::response_type(response))]);
             time.observe(began.elapsed().as_secs_f64());
         }
         responses
@@ -263,7 +263,7 @@ impl<D: Dialog> Pump<D> {
 
     fn count(&self, request: &D::Request, node: &str) {
         if let Some(status) = D::error(request) {
-            self.metrics.rejected(short(D::of(request)));
+            self.metrics.rejected(short(D::request_type(request)));
             tracing::warn!(node, reason = status.message, "a resource was refused");
         }
     }
@@ -281,7 +281,7 @@ impl<D: Dialog> Pump<D> {
             ));
         }
         for response in responses {
-            let kind = short(D::sent(&response));
+            let kind = short(D::response_type(&response));
             self.metrics.pushes.with_label_values(&[kind]).inc();
             let sent = self.out.send(Ok(response)).await;
             sent.map_err(|_| Status::cancelled("the proxy left"))?;

@@ -35,7 +35,8 @@ impl Certificates {
             .get::<Peer>()
             .and_then(|peer| peer.identity.clone());
         if let Some(identity) = peer {
-            self.ca.welcome(&identity.namespace, &identity.account)?;
+            self.ca
+                .check_not_denied(&identity.namespace, &identity.account)?;
             return Ok(Bearer {
                 namespace: identity.namespace,
                 account: identity.account,

@@ -75,8 +75,8 @@ impl Service for Lifecycle {
             }
             tracing::info!(node = name, "draining");
             let key = node.workload();
-            let revision = hub.drains.begin(&key, &instance);
-            let waiting = hub.all_took(revision, BARRIER).await;
+            let revision = hub.drains.start_drain(&key, &instance);
+            let waiting = hub.wait_acked(revision, BARRIER).await;
             if !waiting.is_empty() {
                 tracing::warn!(node = name, ?waiting, "not every proxy knows in time");
             }

@@ -15,7 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::lifecycle::identify;
 use super::tls::Peer;
 use crate::ca::Identity;
-use crate::map::Book;
+use crate::map::TrafficGraph;
 
 /// Shortest interval between two reports of one sidecar.
 const EACH: Duration = Duration::from_millis(200);
@@ -25,12 +25,12 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The service.
 #[derive(Debug)]
 pub struct Reports {
-    book: Arc<Mutex<Book>>,
+    book: Arc<Mutex<TrafficGraph>>,
 }
 
 impl Reports {
     /// The service over `book`.
-    pub fn new(book: Arc<Mutex<Book>>) -> Reports {
+    pub fn new(book: Arc<Mutex<TrafficGraph>>) -> Reports {
         Reports { book }
     }
 }
@@ -62,7 +62,7 @@ impl Service for Reports {
 }
 
 async fn take(
-    book: &Mutex<Book>,
+    book: &Mutex<TrafficGraph>,
     identity: &Identity,
     mut reports: Streaming<ReportRequest>,
     out: &mpsc::Sender<Result<ReportResponse, Status>>,

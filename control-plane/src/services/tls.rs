@@ -123,7 +123,7 @@ pub fn accept(
 }
 
 fn tls(ca: &Arc<Ca>) -> Result<ServerConfig, Error> {
-    let verifier = Arc::new(OfMesh {
+    let verifier = Arc::new(MeshClientVerifier {
         roots: ca.root_store(),
         domain: ca.trust_domain().to_owned(),
     });
@@ -149,12 +149,12 @@ impl ResolvesServerCert for Current {
 
 /// Verifies a client's certificate, if it presents one, against the mesh's roots and trust domain.
 #[derive(Debug)]
-struct OfMesh {
+struct MeshClientVerifier {
     roots: RootCertStore,
     domain: String,
 }
 
-impl ClientCertVerifier for OfMesh {
+impl ClientCertVerifier for MeshClientVerifier {
     fn client_auth_mandatory(&self) -> bool {
         false
     }

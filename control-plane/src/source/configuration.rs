@@ -10,11 +10,11 @@ use tokio::sync::watch;
 
 use super::dns::Addresses;
 use super::last_good::{Applied, Good, LastGood, Reading};
-use super::{Counts, Known, Rejected, State};
+use super::{Counts, ObjectEntry, Rejected, State};
 use crate::compile::Settings;
 use crate::istio::{self, Limits};
 use crate::mesh::{Draining, Mesh};
-use crate::object::{Key, Problem, Severity};
+use crate::object::{ObjectKey, Problem, Severity};
 
 /// Comment before each last good form, with the file that it came from.
 const FROM: &str = "# from: ";
@@ -35,7 +35,7 @@ pub(super) struct Configuration {
     /// The compiled mesh, without resolved addresses and draining workloads.
     mesh: Mesh,
     problems: Arc<Vec<Problem>>,
-    objects: Arc<Vec<Known>>,
+    objects: Arc<Vec<ObjectEntry>>,
     rejected: Arc<Vec<Rejected>>,
     counts: Counts,
 }
@@ -61,7 +61,7 @@ impl Configuration {
     /// Puts a reading in force, of which `skipped` files were left out.
     pub(super) fn apply(&mut self, reading: Reading, skipped: usize) {
         let read = reading.values().flat_map(|contents| &contents.objects);
-        let objects = read.map(|object| Known {
+        let objects = read.map(|object| ObjectEntry {
             key: object.key.clone(),
             origin: object.origin.clone(),
             text: Arc::clone(&object.text),
@@ -115,7 +115,7 @@ impl Configuration {
         for one in rejected.iter().filter(|one| !known.contains(one)) {
             tracing::error!("{}: {}: {}", one.origin, one.key, one.standing());
         }
-        let still: HashSet<&Key> = rejected.iter().map(|one| &one.key).collect();
+        let still: HashSet<&ObjectKey> = rejected.iter().map(|one| &one.key).collect();
         for one in self.rejected.iter().filter(|one| !still.contains(&one.key)) {
             tracing::info!("{}: in force again, or gone", one.key);
         }

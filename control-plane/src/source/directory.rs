@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use crate::istio::{Hidden, Limits, hidden};
+use crate::istio::{Limits, SuspectedObject, suspected_objects};
 use crate::object::Severity;
 
 /// Most files of a directory.
@@ -198,7 +198,7 @@ pub(super) struct Unreadable {
     /// The reason.
     pub(super) message: String,
     /// The security objects that its bytes show.
-    pub(super) hidden: Vec<Hidden>,
+    pub(super) suspected: Vec<SuspectedObject>,
 }
 
 /// Files over the limit, with their size and time: each is searched once, since that may take long.
@@ -208,7 +208,7 @@ pub(super) type Large = BTreeMap<PathBuf, (u64, Option<SystemTime>, Unreadable)>
 pub(super) fn read(path: &Path, limits: &Limits, large: &mut Large) -> Result<String, Unreadable> {
     let failed = |error: io::Error| Unreadable {
         message: format!("cannot be read: {error}"),
-        hidden: Vec::new(),
+        suspected: Vec::new(),
     };
     let limit = limits.bytes;
     let about = std::fs::metadata(path).map_err(failed)?;
@@ -226,7 +226,7 @@ pub(super) fn read(path: &Path, limits: &Limits, large: &mut Large) -> Result<St
         let found = look_at(path).map_err(failed)?;
         let found = Unreadable {
             message: format!("{size} bytes; at most {limit} are read"),
-            hidden: found.map_or_else(Vec::new, |text| shown(&text, limits)),
+            suspected: found.map_or_else(Vec::new, |text| shown(&text, limits)),
         };
         large.insert(path.to_owned(), (size, modified, found.clone()));
         return Err(found);
@@ -247,8 +247,8 @@ pub(super) fn read(path: &Path, limits: &Limits, large: &mut Large) -> Result<St
             format!("is not UTF-8: byte {at}, in line {line}")
         }
     };
-    let hidden = shown_text(&bytes).map_or_else(Vec::new, |text| shown(&text, limits));
-    Err(Unreadable { message, hidden })
+    let suspected = shown_text(&bytes).map_or_else(Vec::new, |text| shown(&text, limits));
+    Err(Unreadable { message, suspected })
 }
 
 /// The text of bytes, decoded as far as possible, if it shows a security object.
@@ -300,12 +300,12 @@ fn look_at(path: &Path) -> io::Result<Option<String>> {
 }
 
 /// The security objects of a text that shows some: where they can't be identified, one that closes the whole mesh.
-fn shown(text: &str, limits: &Limits) -> Vec<Hidden> {
-    let found = hidden(text, limits);
+fn shown(text: &str, limits: &Limits) -> Vec<SuspectedObject> {
+    let found = suspected_objects(text, limits);
     if !found.is_empty() {
         return found;
     }
-    vec![Hidden::of_the_mesh()]
+    vec![SuspectedObject::of_the_mesh()]
 }
 
 fn shows_security(bytes: &[u8]) -> bool {
@@ -464,7 +464,7 @@ mod tests {
                         found.message.contains(words) && !words.is_empty(),
                         "{name}: {found:?}"
                     );
-                    assert_eq!(!found.hidden.is_empty(), protects, "{name}");
+                    assert_eq!(!found.suspected.is_empty(), protects, "{name}");
                 }
             }
         }

@@ -155,7 +155,7 @@ impl Source {
             let mut problem = at_file(Arc::new(path.clone()), message);
             problem.severity = severity;
             let contents: &mut Contents = reading.entry(Arc::new(path)).or_default();
-            contents.is_torn |= severity == Severity::Error;
+            contents.is_incomplete |= severity == Severity::Error;
             contents.problems.push(problem);
         }
         for path in files.read {
@@ -164,7 +164,7 @@ impl Source {
                 Ok(text) => self.read_text(&file, &text, &mut held),
                 Err(error) => {
                     held.insert(path, true);
-                    istio::unreadable(&file, &error.message, error.hidden)
+                    istio::unreadable(&file, &error.message, error.suspected)
                 }
             };
             reading.insert(file, contents);
@@ -242,7 +242,7 @@ fn at_file(file: Arc<PathBuf>, message: String) -> Problem {
             column: 1,
         }),
         key: None,
-        closes: None,
+        fail_closed: None,
         severity: Severity::Error,
         message,
     }

@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::{Counts, Rejected, Runs};
+use super::{Counts, EffectiveForm, Rejected};
 use crate::compile::{Settings, compile};
-use crate::istio::{Contents, Object, Pods};
+use crate::istio::{Contents, Object, PodTemplate};
 use crate::mesh::Mesh;
-use crate::object::{Key, Problem, Severity};
+use crate::object::{ObjectKey, Problem, Severity};
 
 /// The contents of each file. A directory that can't be read stands for all files below it.
 pub type Reading = BTreeMap<Arc<PathBuf>, Contents>;
@@ -32,7 +32,7 @@ pub struct Good {
 /// The last good form of every object.
 #[derive(Debug, Default)]
 pub struct LastGood {
-    good: BTreeMap<Key, Good>,
+    good: BTreeMap<ObjectKey, Good>,
     rejected: Vec<Rejected>,
 }
 
@@ -78,7 +78,7 @@ impl LastGood {
         used.sort_by_key(|object| !self.runs(object));
         let broken: Vec<Problem> = read.broken.values().flatten().cloned().collect();
         let (mut mesh, mut problems) = compile(settings, &used, &broken, &read.pods);
-        let failed: BTreeMap<Key, Problem> = (problems.iter())
+        let failed: BTreeMap<ObjectKey, Problem> = (problems.iter())
             .filter(|problem| problem.severity == Severity::Error)
             .filter_map(|problem| Some((problem.key.clone()?, problem.clone())))
             .collect();
@@ -97,8 +97,8 @@ impl LastGood {
         self.keep(used, &rejected, now);
         read.problems.extend(problems);
         read.problems.sort_by(|a, b| a.origin.cmp(&b.origin));
-        let stale: HashSet<&Key> = rejected.iter().map(|rejected| &rejected.key).collect();
-        let is_stale = |key: &Key| stale.contains(key);
+        let stale: HashSet<&ObjectKey> = rejected.iter().map(|rejected| &rejected.key).collect();
+        let is_stale = |key: &ObjectKey| stale.contains(key);
         let in_force = self.good.values().filter(|good| !good.object.dry_run);
         read.counts.objects = in_force.filter(|good| !is_stale(&good.object.key)).count();
         read.counts.rejected = rejected.len();
@@ -113,19 +113,19 @@ impl LastGood {
 
     fn runs(&self, object: &Object) -> bool {
         let good = self.good.get(&object.key);
-        good.is_some_and(|good| good.object.is_as(object))
+        good.is_some_and(|good| good.object.has_same_effect(object))
     }
 
     fn fallback(
         &self,
         object: &Arc<Object>,
-        failed: &BTreeMap<Key, Problem>,
+        failed: &BTreeMap<ObjectKey, Problem>,
     ) -> Option<Arc<Object>> {
         if !failed.contains_key(&object.key) {
             return Some(Arc::clone(object));
         }
         let good = &self.good.get(&object.key)?.object;
-        (!good.is_as(object)).then(|| Arc::clone(good))
+        (!good.has_same_effect(object)).then(|| Arc::clone(good))
     }
 
     /// The objects whose text is not in force after a reading of which `used` runs.
@@ -136,8 +136,9 @@ impl LastGood {
         mesh: &Mesh,
         now: SystemTime,
     ) -> Vec<Rejected> {
-        let before: BTreeMap<&Key, &Rejected> = self.rejected.iter().map(|r| (&r.key, r)).collect();
-        let since = |key: &Key| {
+        let before: BTreeMap<&ObjectKey, &Rejected> =
+            self.rejected.iter().map(|r| (&r.key, r)).collect();
+        let since = |key: &ObjectKey| {
             let before = before.get(key);
             let stale = || self.good.get(key).and_then(|good| good.stale);
             before
@@ -145,8 +146,8 @@ impl LastGood {
                 .or_else(stale)
                 .unwrap_or(now)
         };
-        let running: BTreeSet<&Key> = used.iter().map(|object| &object.key).collect();
-        let of = |key: &Key, problem: &Problem, runs: Runs| Rejected {
+        let running: BTreeSet<&ObjectKey> = used.iter().map(|object| &object.key).collect();
+        let of = |key: &ObjectKey, problem: &Problem, runs: EffectiveForm| Rejected {
             since: since(key),
             key: key.clone(),
             origin: problem.origin.clone(),
@@ -158,16 +159,18 @@ impl LastGood {
             of(
                 key,
                 problem,
-                good.map_or(Runs::Nothing, |good| Runs::LastGood(good.taken)),
+                good.map_or(EffectiveForm::Nothing, |good| {
+                    EffectiveForm::LastGood(good.taken)
+                }),
             )
         });
         let broken = read.broken.values().flatten().filter_map(|problem| {
             let key = problem.key.as_ref()?;
-            let runs = match &problem.closes {
-                None => Runs::Nothing,
-                Some(closes) => Runs::Closed {
+            let runs = match &problem.fail_closed {
+                None => EffectiveForm::Nothing,
+                Some(closes) => EffectiveForm::Closed {
                     closes: closes.clone(),
-                    workloads: mesh.names(&key.namespace, &closes.selector, MAX_NAMED),
+                    workloads: mesh.workload_names(&key.namespace, &closes.selector, MAX_NAMED),
                 },
             };
             Some(of(key, problem, runs))
@@ -176,11 +179,11 @@ impl LastGood {
     }
 
     fn keep(&mut self, used: Vec<Arc<Object>>, rejected: &[Rejected], now: SystemTime) {
-        let stale: BTreeMap<&Key, SystemTime> =
+        let stale: BTreeMap<&ObjectKey, SystemTime> =
             rejected.iter().map(|r| (&r.key, r.since)).collect();
         let keep = |object: Arc<Object>| {
             let before = self.good.get(&object.key);
-            let same = before.filter(|before| before.object.is_as(&object));
+            let same = before.filter(|before| before.object.has_same_effect(&object));
             let good = Good {
                 taken: same.map_or(now, |same| same.taken),
                 stale: stale.get(&object.key).copied(),
@@ -195,21 +198,26 @@ impl LastGood {
 /// A reading while its files are merged.
 #[derive(Default)]
 struct Read {
-    objects: BTreeMap<Key, Arc<Object>>,
+    objects: BTreeMap<ObjectKey, Arc<Object>>,
     /// Problems of objects without a good form, the first of each distinct closing.
-    broken: BTreeMap<Key, Vec<Problem>>,
+    broken: BTreeMap<ObjectKey, Vec<Problem>>,
     /// Problems of objects with a good form that runs on, the first of each.
-    stale: BTreeMap<Key, Problem>,
+    stale: BTreeMap<ObjectKey, Problem>,
     problems: Vec<Problem>,
-    pods: Vec<Pods>,
+    pods: Vec<PodTemplate>,
     counts: Counts,
 }
 
 impl Read {
-    fn take_file(&mut self, file: &Arc<PathBuf>, contents: Contents, good: &BTreeMap<Key, Good>) {
+    fn take_file(
+        &mut self,
+        file: &Arc<PathBuf>,
+        contents: Contents,
+        good: &BTreeMap<ObjectKey, Good>,
+    ) {
         let mut named = BTreeSet::new();
         // A torn document may be any object that this file held before and doesn't hold now.
-        let mut unnamed = contents.is_torn;
+        let mut unnamed = contents.is_incomplete;
         let mut why = None;
         for object in contents.objects {
             named.insert(object.key.clone());
@@ -259,7 +267,7 @@ impl Read {
                     message: format!("stands at {} as well; that one is used", first.origin),
                     origin: object.origin,
                     key: Some(object.key),
-                    closes: None,
+                    fail_closed: None,
                     severity: Severity::Error,
                 });
                 return;
@@ -269,7 +277,7 @@ impl Read {
         self.objects.insert(object.key.clone(), Arc::new(object));
     }
 
-    fn keep(&mut self, key: &Key, problem: &Problem, good: &BTreeMap<Key, Good>) {
+    fn keep(&mut self, key: &ObjectKey, problem: &Problem, good: &BTreeMap<ObjectKey, Good>) {
         match (self.objects.contains_key(key), good.get(key)) {
             (true, _) if self.stale.contains_key(key) => {}
             (true, _) => self.break_beside(problem.clone()),
@@ -284,19 +292,25 @@ impl Read {
     /// Takes a broken text beside a good one of the same name: either may be the intended one, so the broken one
     /// closes.
     fn break_beside(&mut self, problem: Problem) {
-        if let Some(key) = problem.key.clone().filter(|_| problem.closes.is_some()) {
+        if let Some(key) = problem
+            .key
+            .clone()
+            .filter(|_| problem.fail_closed.is_some())
+        {
             self.break_new(&key, &problem);
         }
     }
 
-    fn break_new(&mut self, key: &Key, problem: &Problem) {
+    fn break_new(&mut self, key: &ObjectKey, problem: &Problem) {
         let own = self.broken.entry(key.clone()).or_default();
         let same = own.iter_mut().find(|known| {
-            let says_more = known.closes.is_some() && problem.closes.is_some();
-            known.closes == problem.closes || !says_more
+            let says_more = known.fail_closed.is_some() && problem.fail_closed.is_some();
+            known.fail_closed == problem.fail_closed || !says_more
         });
         match same {
-            Some(known) if known.closes.is_none() => known.closes.clone_from(&problem.closes),
+            Some(known) if known.fail_closed.is_none() => {
+                known.fail_closed.clone_from(&problem.fail_closed)
+            }
             Some(_) => {}
             None => own.push(problem.clone()),
         }
@@ -570,7 +584,7 @@ mod tests {
             let (mesh, problems) = apply(&mut LastGood::default(), &[("o.yaml", &yaml)]);
             let is_other = |problem: &String| !problem.contains("were not judged");
             assert!(!problems.iter().any(is_other), "{problems:?}");
-            let by = mesh.held_by(&node, &mesh.describe(&node));
+            let by = mesh.closing_objects(&node, &mesh.describe(&node));
             let names: Vec<&str> = by.iter().map(|o| &o["default/".len()..][..1]).collect();
             assert_eq!(names.concat(), held, "{yaml}");
         }

@@ -14,13 +14,13 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::mesh::Mesh;
-use crate::object::{Closed, Closes, Key, Origin, Problem};
+use crate::object::{ClosedEffect, FailClosed, ObjectKey, Origin, Problem};
 
 /// An object that could be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Known {
+pub struct ObjectEntry {
     /// Its kind, namespace and name.
-    pub key: Key,
+    pub key: ObjectKey,
     /// Its origin: the place where it begins.
     pub origin: Origin,
     /// Its text, as it stands in the file.
@@ -35,7 +35,7 @@ pub struct State {
     /// Errors, warnings and notices.
     pub problems: Arc<Vec<Problem>>,
     /// Objects that could be read.
-    pub objects: Arc<Vec<Known>>,
+    pub objects: Arc<Vec<ObjectEntry>>,
     /// Objects whose text is not in force.
     pub rejected: Arc<Vec<Rejected>>,
     /// Counts of the last reading.
@@ -48,7 +48,7 @@ pub struct State {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Rejected {
     /// The object, as far as it can be identified.
-    pub key: Key,
+    pub key: ObjectKey,
     /// The origin of its text.
     pub origin: Origin,
     /// The reason why it is not in force.
@@ -56,12 +56,12 @@ pub struct Rejected {
     /// The time at which this was seen first.
     pub since: SystemTime,
     /// The form that runs instead.
-    pub runs: Runs,
+    pub runs: EffectiveForm,
 }
 
 /// The form that runs instead of a text that is not in force.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Runs {
+pub enum EffectiveForm {
     /// Nothing.
     Nothing,
     /// The form that was in force before, taken at this time.
@@ -69,7 +69,7 @@ pub enum Runs {
     /// A form that closes, for these of the known workloads.
     Closed {
         /// Its effect and selector.
-        closes: Closes,
+        closes: FailClosed,
         /// Workloads that it closes.
         workloads: Vec<String>,
     },
@@ -78,12 +78,12 @@ pub enum Runs {
 impl Rejected {
     /// The object's effect on its workloads until it can be read, in words; none unless it closes.
     pub fn closes(&self) -> Option<String> {
-        let Runs::Closed { closes, workloads } = &self.runs else {
+        let EffectiveForm::Closed { closes, workloads } = &self.runs else {
             return None;
         };
-        let how = match closes.how {
-            Closed::Strict => "requires mutual TLS of",
-            Closed::Deny => "denies every request to",
+        let how = match closes.effect {
+            ClosedEffect::Strict => "requires mutual TLS of",
+            ClosedEffect::Deny => "denies every request to",
         };
         let known = match workloads.is_empty() {
             true => String::new(),
@@ -95,7 +95,7 @@ impl Rejected {
     /// The form that runs instead, since when, and why, in words.
     pub fn standing(&self) -> String {
         let runs = match &self.runs {
-            Runs::LastGood(taken) => format!("runs the form of {}", rfc3339(*taken)),
+            EffectiveForm::LastGood(taken) => format!("runs the form of {}", rfc3339(*taken)),
             _ => self.closes().unwrap_or_else(|| "not in force".to_owned()),
         };
         format!("{runs}, since {}: {}", rfc3339(self.since), self.reason)
@@ -103,7 +103,7 @@ impl Rejected {
 
     /// The labels of its metric: kind, namespace, name, the form that runs, the workloads that it closes, the reason.
     pub fn labels(&self) -> [String; 6] {
-        let Key {
+        let ObjectKey {
             kind,
             namespace,
             name,
@@ -118,7 +118,7 @@ impl Rejected {
     /// The same as JSON.
     pub fn json(&self) -> Value {
         let taken = match &self.runs {
-            Runs::LastGood(taken) => Some(rfc3339(*taken)),
+            EffectiveForm::LastGood(taken) => Some(rfc3339(*taken)),
             _ => None,
         };
         json!({
@@ -129,19 +129,19 @@ impl Rejected {
     }
 }
 
-impl Runs {
+impl EffectiveForm {
     /// Its name, in JSON and metrics.
     pub fn name(&self) -> &'static str {
         match self {
-            Runs::Nothing => "nothing",
-            Runs::LastGood(_) => "last_good",
-            Runs::Closed { .. } => "closed",
+            EffectiveForm::Nothing => "nothing",
+            EffectiveForm::LastGood(_) => "last_good",
+            EffectiveForm::Closed { .. } => "closed",
         }
     }
 }
 
 /// The workloads that an object holds closed, in words.
-fn whom(key: &Key, closes: &Closes) -> String {
+fn whom(key: &ObjectKey, closes: &FailClosed) -> String {
     let labels: Vec<String> = (closes.selector.iter())
         .map(|(name, value)| format!("{name}={value}"))
         .collect();

@@ -29,20 +29,20 @@ use leno_proto::pb::envoy::extensions::upstreams::http::v3::{
 use leno_proto::type_url::CLUSTER;
 use leno_proto::{Any, pack};
 
-use super::context::{Answer, ClusterName, ROOTS, present};
+use super::context::{ClusterName, LookupResult, ROOTS, present};
 use super::{grpc, wire};
 use crate::mesh::route::{Balance, DestinationRule, HttpVersion, Keepalive, Policy};
-use crate::mesh::service::{Endpoints, Protocol, Service};
+use crate::mesh::service::{Endpoints, PortProtocol, Service};
 use crate::mesh::{Client, Mesh, Node, address_of};
 
 /// Istio's connect timeout.
 pub(super) const CONNECT: Duration = Duration::from_secs(10);
 
 /// The cluster `name`.
-pub fn outbound(mesh: &Mesh, node: &Node, name: &str) -> Answer {
+pub fn outbound(mesh: &Mesh, node: &Node, name: &str) -> LookupResult {
     let (service, parsed, rule) = match find(mesh, node, name) {
         Ok(found) => found,
-        Err(reason) => return Answer::Missing(reason),
+        Err(reason) => return LookupResult::Missing(reason),
     };
     let default = Policy::default();
     let (policy, object) = match (rule, parsed.subset) {
@@ -66,9 +66,9 @@ pub fn outbound(mesh: &Mesh, node: &Node, name: &str) -> Answer {
     };
     let identities = identities(mesh, service);
     let port = service.port(parsed.port).map(|port| port.protocol);
-    let protocol = spoken(port.unwrap_or(Protocol::Auto), policy.version);
+    let protocol = upstream_protocol(port.unwrap_or(PortProtocol::Auto), policy.version);
     let alpn: &[&str] = match protocol {
-        Protocol::Http2 => &["istio-h2", "h2", "istio"],
+        PortProtocol::Http2 => &["istio-h2", "h2", "istio"],
         _ => &["istio-http/1.1", "istio"],
     };
     let cluster = Cluster {
@@ -217,11 +217,11 @@ pub(super) fn breakers(policy: &Policy) -> Option<CircuitBreakers> {
 }
 
 /// The protocol towards the endpoints of a port, from the port's own and the policy's HTTP version.
-fn spoken(port: Protocol, version: HttpVersion) -> Protocol {
+fn upstream_protocol(port: PortProtocol, version: HttpVersion) -> PortProtocol {
     match (port, version) {
-        (Protocol::Tcp, _) => Protocol::Tcp,
-        (_, HttpVersion::Client) => Protocol::Auto,
-        (Protocol::Http, HttpVersion::Upgraded) => Protocol::Http2,
+        (PortProtocol::Tcp, _) => PortProtocol::Tcp,
+        (_, HttpVersion::Client) => PortProtocol::Auto,
+        (PortProtocol::Http, HttpVersion::Upgraded) => PortProtocol::Http2,
         (port, _) => port,
     }
 }
@@ -230,14 +230,14 @@ fn spoken(port: Protocol, version: HttpVersion) -> Protocol {
 pub(super) fn http_options(
     client: Client,
     policy: &Policy,
-    protocol: Protocol,
+    protocol: PortProtocol,
 ) -> HashMap<String, Any> {
     let common = Common {
         max_requests_per_connection: policy.max_requests_per_connection.map(wire::number),
         idle_timeout: policy.idle_timeout.map(wire::duration),
         ..Common::default()
     };
-    let is_http1 = matches!(protocol, Protocol::Http | Protocol::Tcp);
+    let is_http1 = matches!(protocol, PortProtocol::Http | PortProtocol::Tcp);
     if common == Common::default() && (is_http1 || client == Client::Grpc) {
         return HashMap::new();
     }
@@ -249,11 +249,11 @@ pub(super) fn http_options(
     let options = HttpProtocolOptions {
         common_http_protocol_options: Some(common),
         upstream_protocol_options: Some(match protocol {
-            Protocol::Http | Protocol::Tcp => {
+            PortProtocol::Http | PortProtocol::Tcp => {
                 explicit(ProtocolConfig::HttpProtocolOptions(Http1::default()))
             }
-            Protocol::Http2 => explicit(ProtocolConfig::Http2ProtocolOptions(Http2::default())),
-            Protocol::Auto => {
+            PortProtocol::Http2 => explicit(ProtocolConfig::Http2ProtocolOptions(Http2::default())),
+            PortProtocol::Auto => {
                 UpstreamProtocolOptions::UseDownstreamProtocolConfig(UseDownstreamHttpConfig {
                     http2_protocol_options: Some(Http2::default()),
                     ..UseDownstreamHttpConfig::default()

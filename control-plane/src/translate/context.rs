@@ -3,8 +3,8 @@
 use leno_proto::{Any, fields, pack};
 
 use crate::mesh::service::{Port, Service};
-use crate::mesh::workload::Described;
-use crate::mesh::{Client, Found, Mesh, Node, OutboundTrafficPolicy, address_of};
+use crate::mesh::workload::WorkloadDescription;
+use crate::mesh::{Client, Mesh, Node, OutboundTrafficPolicy, ServiceLookup, address_of};
 
 /// The name of the one inbound Listener.
 pub const INBOUND: &str = "virtualInbound";
@@ -16,7 +16,7 @@ pub const PASSTHROUGH: &str = "PassthroughCluster";
 
 /// The result of looking a resource up.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Answer {
+pub enum LookupResult {
     /// A resource, with its version.
     Present(Any, String),
     /// No such resource, for this reason.
@@ -27,11 +27,11 @@ pub enum Answer {
 
 /// Everything that a client's resources are made from.
 #[derive(Debug, Clone, Copy)]
-pub struct World<'a> {
+pub struct TranslationContext<'a> {
     /// The compiled configuration.
     pub mesh: &'a Mesh,
     /// The client's workload.
-    pub workload: &'a Described,
+    pub workload: &'a WorkloadDescription,
     /// Roots of trust, in PEM.
     pub roots: &'a str,
 }
@@ -87,7 +87,7 @@ pub(super) fn find<'a>(
         .and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)))
         .ok_or_else(|| format!("{authority:?} is not host:port"))?;
     match mesh.find(host, &node.namespace) {
-        Found::Nothing(near) => {
+        ServiceLookup::Nothing(near) => {
             let hint = near.map_or(String::new(), |near| format!("; did you mean {near}?"));
             if address_of(host).is_some() {
                 let text = "no service or workload is known at";
@@ -100,7 +100,7 @@ pub(super) fn find<'a>(
                 node.namespace
             ))
         }
-        Found::Service(service) => match service.port(number) {
+        ServiceLookup::Service(service) => match service.port(number) {
             Some(port) => Ok((service, port)),
             None => {
                 let ports: Vec<String> = service
@@ -121,11 +121,11 @@ pub(super) fn find<'a>(
 pub(super) fn present<M: leno_proto::prost::Message + leno_proto::prost::Name>(
     type_url: &str,
     message: &M,
-) -> Answer {
+) -> LookupResult {
     let any = pack(message);
     match fields::version(type_url, &any.value) {
-        Ok(version) => Answer::Present(any, version),
+        Ok(version) => LookupResult::Present(any, version),
         // The field table covers all that is made here, which the golden tests hold.
-        Err(error) => Answer::Missing(format!("cannot be translated: {error}")),
+        Err(error) => LookupResult::Missing(format!("cannot be translated: {error}")),
     }
 }

@@ -10,17 +10,17 @@ use leno_proto::pb::envoy::config::endpoint::v3::{
 };
 use leno_proto::type_url::ENDPOINTS;
 
-use super::context::{Answer, present};
+use super::context::{LookupResult, present};
 use super::{clusters, wire};
 use crate::mesh::service::{Endpoint, Endpoints};
 use crate::mesh::{Mesh, Node, selects};
 
 /// The assignment of the cluster `name`. A subset without endpoints has an empty one; the object in the cluster's
 /// metadata explains it.
-pub fn assignment(mesh: &Mesh, node: &Node, name: &str) -> Answer {
+pub fn assignment(mesh: &Mesh, node: &Node, name: &str) -> LookupResult {
     let (service, parsed, rule) = match clusters::find(mesh, node, name) {
         Ok(found) => found,
-        Err(reason) => return Answer::Missing(reason),
+        Err(reason) => return LookupResult::Missing(reason),
     };
     let none = BTreeMap::new();
     let subset = rule.and_then(|rule| rule.subsets.get(parsed.subset));
@@ -47,7 +47,7 @@ pub fn assignment(mesh: &Mesh, node: &Node, name: &str) -> Answer {
                 .map(|name| name.name.clone())
                 .collect();
             if !unknown.is_empty() {
-                return Answer::Pending(unknown);
+                return LookupResult::Pending(unknown);
             }
             for name in names.iter().filter(|name| selects(labels, &name.labels)) {
                 let port = name.ports.get(&parsed.port).copied().unwrap_or(parsed.port);
@@ -92,7 +92,7 @@ fn plain(address: IpAddr, port: u16, weight: u32) -> LbEndpoint {
 fn meshed(mesh: &Mesh, endpoint: &Endpoint, port: u16) -> LbEndpoint {
     let mut message = plain(endpoint.address, port, endpoint.weight);
     let identity = mesh.identity(endpoint).unwrap_or_default();
-    let tls = mesh.speaks_tls(endpoint, port);
+    let tls = mesh.uses_mtls(endpoint, port);
     let mut metadata = wire::metadata(&[
         ("workload", &endpoint.workload),
         ("namespace", &endpoint.namespace),

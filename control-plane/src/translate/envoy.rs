@@ -19,9 +19,9 @@ use leno_proto::pb::envoy::extensions::filters::network::http_connection_manager
 use leno_proto::prost::{Message, Name};
 use leno_proto::type_url::{CLUSTER, LISTENER};
 
-use super::context::{INBOUND, World};
+use super::context::{INBOUND, TranslationContext};
 use super::{clusters, inbound, routes, wire};
-use crate::mesh::service::{Port, Protocol, Service};
+use crate::mesh::service::{Port, PortProtocol, Service};
 use crate::mesh::{Mesh, Node};
 
 /// The name of Envoy's outbound Listener and of its RouteConfiguration; Istio's.
@@ -31,8 +31,8 @@ const OUTBOUND_ADDRESS: (&str, u16) = ("127.0.0.1", 15001);
 const INBOUND_ADDRESS: (&str, u16) = ("0.0.0.0", 15006);
 
 /// Every name of a type, for Envoy's wildcard subscriptions.
-pub fn everything(world: World<'_>, node: &Node, type_url: &str) -> BTreeSet<String> {
-    let World { mesh, workload, .. } = world;
+pub fn everything(world: TranslationContext<'_>, node: &Node, type_url: &str) -> BTreeSet<String> {
+    let TranslationContext { mesh, workload, .. } = world;
     match type_url {
         LISTENER => [INBOUND, OUTBOUND].map(str::to_owned).into(),
         CLUSTER => {
@@ -52,7 +52,7 @@ fn http_ports(mesh: &Mesh) -> impl Iterator<Item = (&Service, &Port)> {
     let services = mesh.services.values();
     let ports =
         services.flat_map(|service| service.ports.iter().map(move |port| (&**service, port)));
-    ports.filter(|(_, port)| port.protocol != Protocol::Tcp)
+    ports.filter(|(_, port)| port.protocol != PortProtocol::Tcp)
 }
 
 /// Envoy's outbound Listener: an explicit proxy for every process on the machine.
@@ -83,7 +83,7 @@ pub(super) fn envoy_outbound() -> Listener {
 
 /// Envoy's inbound Listener: a sidecar's, with the listener filters that Envoy needs to tell connections apart. It
 /// expects them to be redirected to it, as Istio does.
-pub(super) fn envoy_inbound(world: World<'_>, node: &Node) -> Listener {
+pub(super) fn envoy_inbound(world: TranslationContext<'_>, node: &Node) -> Listener {
     Listener {
         address: Some(wire::address(INBOUND_ADDRESS)),
         listener_filters: vec![

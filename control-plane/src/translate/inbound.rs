@@ -34,13 +34,13 @@ use leno_proto::pb::envoy::extensions::transport_sockets::tls::v3::{
 use leno_proto::pb::google::protobuf::BoolValue;
 use leno_proto::type_url::CLUSTER;
 
-use super::context::{Answer, INBOUND, PASSTHROUGH, ROOTS, World, present};
-use super::policies::Carried;
+use super::context::{INBOUND, LookupResult, PASSTHROUGH, ROOTS, TranslationContext, present};
+use super::policies::TrafficKind;
 use super::{clusters, policies, wire};
 use crate::mesh::policy::Mode;
 use crate::mesh::route::Policy;
-use crate::mesh::service::Protocol;
-use crate::mesh::workload::{Described, WorkloadPort};
+use crate::mesh::service::PortProtocol;
+use crate::mesh::workload::{WorkloadDescription, WorkloadPort};
 use crate::mesh::{Client, Node};
 
 /// ALPN protocols that only a sidecar offers: two for HTTP, and one for anything else.
@@ -51,11 +51,11 @@ const HTTP: [&str; 2] = ["http/1.1", "h2c"];
 const HTTP_TLS: [&str; 4] = ["istio-h2", "istio-http/1.1", "h2", "http/1.1"];
 
 /// The inbound Listener of `node`.
-pub(super) fn listener(world: World<'_>, node: &Node) -> Listener {
-    let World { mesh, workload, .. } = world;
+pub(super) fn listener(world: TranslationContext<'_>, node: &Node) -> Listener {
+    let TranslationContext { mesh, workload, .. } = world;
     let labels = workload.labels();
     // The same on every port.
-    let [http, tcp] = [Carried::Http, Carried::Tcp]
+    let [http, tcp] = [TrafficKind::Http, TrafficKind::Tcp]
         .map(|carried| policies::filters(mesh.policies_for(&node.namespace, &labels), carried));
     let chains_of = |port, known| port_chains(world, node, (port, known), (&http, &tcp));
     let mut chains = Vec::new();
@@ -99,7 +99,7 @@ pub(super) fn guard(mut listener: Listener) -> Listener {
 }
 
 /// The clusters that the inbound Listener names.
-pub(super) fn cluster_names(workload: &Described) -> BTreeSet<String> {
+pub(super) fn cluster_names(workload: &WorkloadDescription) -> BTreeSet<String> {
     let ports = workload.ports.keys();
     ports
         .map(|port| format!("inbound|{port}||"))
@@ -113,16 +113,16 @@ fn passthrough() -> String {
 }
 
 /// The cluster `inbound|PORT||`: the app behind a workload port.
-pub(super) fn cluster(workload: &Described, node: &Node, name: &str) -> Answer {
+pub(super) fn cluster(workload: &WorkloadDescription, node: &Node, name: &str) -> LookupResult {
     let port = name
         .strip_prefix("inbound|")
         .and_then(|rest| rest.strip_suffix("||"));
     let Some(port) = port.and_then(|port| port.parse::<u16>().ok()) else {
-        return Answer::Missing(format!("{name:?} is no cluster's name"));
+        return LookupResult::Missing(format!("{name:?} is no cluster's name"));
     };
     let known = workload.ports.get(&port);
     if known.is_none() && port != 0 {
-        return Answer::Missing(format!("the workload has no port {port}"));
+        return LookupResult::Missing(format!("the workload has no port {port}"));
     }
     let policy = Policy {
         max_requests_per_connection: known.and_then(|known| known.max_requests_per_connection),
@@ -130,8 +130,8 @@ pub(super) fn cluster(workload: &Described, node: &Node, name: &str) -> Answer {
     };
     let protocol = known
         .and_then(|known| known.protocol)
-        .unwrap_or(Protocol::Auto);
-    let cluster = dialled(node, name, &policy, protocol, "the local app");
+        .unwrap_or(PortProtocol::Auto);
+    let cluster = original_dst_cluster(node, name, &policy, protocol, "the local app");
     present(
         CLUSTER,
         &Cluster {
@@ -160,13 +160,25 @@ fn from_the_sidecar() -> BindConfig {
 }
 
 /// The cluster of connections to their original destination.
-pub(super) fn passthrough_cluster(node: &Node) -> Answer {
+pub(super) fn passthrough_cluster(node: &Node) -> LookupResult {
     let rule = "outboundTrafficPolicy ALLOW_ANY";
-    let cluster = dialled(node, PASSTHROUGH, &Policy::default(), Protocol::Auto, rule);
+    let cluster = original_dst_cluster(
+        node,
+        PASSTHROUGH,
+        &Policy::default(),
+        PortProtocol::Auto,
+        rule,
+    );
     present(CLUSTER, &cluster)
 }
 
-fn dialled(node: &Node, name: &str, policy: &Policy, protocol: Protocol, rule: &str) -> Cluster {
+fn original_dst_cluster(
+    node: &Node,
+    name: &str,
+    policy: &Policy,
+    protocol: PortProtocol,
+    rule: &str,
+) -> Cluster {
     Cluster {
         name: name.to_owned(),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(
@@ -182,24 +194,24 @@ fn dialled(node: &Node, name: &str, policy: &Policy, protocol: Protocol, rule: &
 
 /// The chains of one port: for mutual TLS, and for other connections where the mode permits them.
 fn port_chains(
-    world: World<'_>,
+    world: TranslationContext<'_>,
     node: &Node,
     (port, known): (Option<u16>, &WorkloadPort),
     (http, tcp): (&[Rbac], &[Rbac]),
 ) -> Vec<FilterChain> {
-    let World { mesh, workload, .. } = world;
+    let TranslationContext { mesh, workload, .. } = world;
     let labels = workload.labels();
     let (mode, object) = mesh.mode(&node.namespace, &labels, port);
     let known_port = port.filter(|port| workload.ports.contains_key(port));
     let cluster = known_port.map_or_else(passthrough, |port| format!("inbound|{port}||"));
     let (http, tcp) = (http_filters(http, &cluster), tcp_filters(tcp, &cluster));
-    let protocol = known.protocol.unwrap_or(Protocol::Auto);
+    let protocol = known.protocol.unwrap_or(PortProtocol::Auto);
     let rule = match object {
         Some(object) => format!("{}{}", object.object, labels.fit(object.selector.as_ref())),
         None => "mesh default: PERMISSIVE".to_owned(),
     };
     let metadata = describe(&rule, node, workload, known);
-    let chain = |takes: Takes| FilterChain {
+    let chain = |takes: ChainMatch| FilterChain {
         name: format!("{cluster}{} {}", takes.transport, takes.alpn.join(",")),
         filter_chain_match: Some(FilterChainMatch {
             destination_port: port.map(|port| wire::number(port.into())),
@@ -208,8 +220,8 @@ fn port_chains(
             ..FilterChainMatch::default()
         }),
         filters: match takes.carried {
-            Carried::Http => http.clone(),
-            Carried::Tcp => tcp.clone(),
+            TrafficKind::Http => http.clone(),
+            TrafficKind::Tcp => tcp.clone(),
         },
         transport_socket: takes.terminates.then(|| downstream_tls(node.client)),
         metadata: Some(metadata.clone()),
@@ -220,8 +232,8 @@ fn port_chains(
 
 /// The connections that a chain matches.
 #[derive(Debug)]
-struct Takes {
-    carried: Carried,
+struct ChainMatch {
+    carried: TrafficKind,
     /// Envoy's `transport_protocol`.
     transport: &'static str,
     /// ALPN protocols; any, when empty.
@@ -231,9 +243,9 @@ struct Takes {
 }
 
 /// The chains of a port that carries `protocol` under `mode`.
-fn taken(protocol: Protocol, mode: Mode) -> Vec<Takes> {
-    use Carried::{Http, Tcp};
-    let takes = |carried, transport, alpn, terminates| Takes {
+fn taken(protocol: PortProtocol, mode: Mode) -> Vec<ChainMatch> {
+    use TrafficKind::{Http, Tcp};
+    let takes = |carried, transport, alpn, terminates| ChainMatch {
         carried,
         transport,
         alpn,
@@ -241,27 +253,36 @@ fn taken(protocol: Protocol, mode: Mode) -> Vec<Takes> {
     };
     let mutual = |carried, alpn| takes(carried, "tls", alpn, true);
     let plain = |carried, alpn| takes(carried, "raw_buffer", alpn, false);
-    let declared = if protocol == Protocol::Tcp { Tcp } else { Http };
+    let declared = if protocol == PortProtocol::Tcp {
+        Tcp
+    } else {
+        Http
+    };
     let mut taken = match (protocol, mode) {
         (_, Mode::Disable) => vec![],
-        (Protocol::Auto, Mode::Strict) => vec![mutual(Http, &HTTP_TLS), mutual(Tcp, &[])],
-        (Protocol::Auto, _) => vec![mutual(Http, &HTTP_TLS[..2]), mutual(Tcp, &SIDECAR[2..])],
+        (PortProtocol::Auto, Mode::Strict) => vec![mutual(Http, &HTTP_TLS), mutual(Tcp, &[])],
+        (PortProtocol::Auto, _) => vec![mutual(Http, &HTTP_TLS[..2]), mutual(Tcp, &SIDECAR[2..])],
         (_, Mode::Strict) => vec![mutual(declared, &[])],
         _ => vec![mutual(declared, &SIDECAR)],
     };
     match protocol {
         _ if mode == Mode::Strict => {}
         // TLS that isn't the mesh's passes to the app as it is.
-        Protocol::Auto => taken.extend([plain(Http, &HTTP), takes(Tcp, "", &[], false)]),
-        Protocol::Tcp => taken.extend([plain(Tcp, &[]), takes(Tcp, "tls", &[], false)]),
+        PortProtocol::Auto => taken.extend([plain(Http, &HTTP), takes(Tcp, "", &[], false)]),
+        PortProtocol::Tcp => taken.extend([plain(Tcp, &[]), takes(Tcp, "tls", &[], false)]),
         // A port that is declared HTTP takes HTTP only: rules can't look into TLS that isn't terminated here.
-        Protocol::Http | Protocol::Http2 => taken.push(plain(Http, &[])),
+        PortProtocol::Http | PortProtocol::Http2 => taken.push(plain(Http, &[])),
     }
     taken
 }
 
 /// The metadata of a chain, for explanations and metrics.
-fn describe(rule: &str, node: &Node, workload: &Described, known: &WorkloadPort) -> Metadata {
+fn describe(
+    rule: &str,
+    node: &Node,
+    workload: &WorkloadDescription,
+    known: &WorkloadPort,
+) -> Metadata {
     let label = |name: &str| workload.labels().get(name).unwrap_or_default();
     wire::metadata(&[
         ("rule", rule),

@@ -12,22 +12,22 @@ use leno_proto::pb::envoy::extensions::filters::network::tcp_proxy::v3::{
 };
 use leno_proto::type_url::LISTENER;
 
-use super::context::{Answer, PASSTHROUGH, cluster_name, find, is_passed_through, present};
+use super::context::{LookupResult, PASSTHROUGH, cluster_name, find, is_passed_through, present};
 use super::{grpc, inbound, routes, wire};
-use crate::mesh::service::Protocol;
+use crate::mesh::service::PortProtocol;
 use crate::mesh::{Client, Mesh, Node};
 
 /// The Listener `authority`. It has exactly the requested name, and leads to canonical names only.
-pub fn outbound(mesh: &Mesh, node: &Node, authority: &str) -> Answer {
+pub fn outbound(mesh: &Mesh, node: &Node, authority: &str) -> LookupResult {
     if is_passed_through(mesh, node, authority) {
         let rule = "outboundTrafficPolicy ALLOW_ANY";
         let filters = inbound::http_filters(&[], PASSTHROUGH);
-        let listener = listener(authority, filters, rule, Protocol::Auto);
+        let listener = listener(authority, filters, rule, PortProtocol::Auto);
         return present(LISTENER, &listener);
     }
     let (service, port) = match find(mesh, node, authority) {
         Ok(found) => found,
-        Err(reason) => return Answer::Missing(reason),
+        Err(reason) => return LookupResult::Missing(reason),
     };
     let manager = HttpConnectionManager {
         stat_prefix: authority.to_owned(),
@@ -40,17 +40,17 @@ pub fn outbound(mesh: &Mesh, node: &Node, authority: &str) -> Answer {
     };
     if node.client == Client::Grpc {
         return match port.protocol {
-            Protocol::Http | Protocol::Http2 | Protocol::Auto => {
+            PortProtocol::Http | PortProtocol::Http2 | PortProtocol::Auto => {
                 present(LISTENER, &grpc::grpc_listener(authority, &manager))
             }
-            Protocol::Tcp => Answer::Missing(format!("{authority} does not carry HTTP")),
+            PortProtocol::Tcp => LookupResult::Missing(format!("{authority} does not carry HTTP")),
         };
     }
     let filter = match port.protocol {
-        Protocol::Http | Protocol::Http2 | Protocol::Auto => {
+        PortProtocol::Http | PortProtocol::Http2 | PortProtocol::Auto => {
             wire::filter("envoy.filters.network.http_connection_manager", &manager)
         }
-        Protocol::Tcp => wire::filter(
+        PortProtocol::Tcp => wire::filter(
             "envoy.filters.network.tcp_proxy",
             &TcpProxy {
                 stat_prefix: authority.to_owned(),
@@ -67,9 +67,9 @@ pub fn outbound(mesh: &Mesh, node: &Node, authority: &str) -> Answer {
     present(LISTENER, &listener)
 }
 
-fn listener(authority: &str, filters: Vec<Filter>, rule: &str, protocol: Protocol) -> Listener {
+fn listener(authority: &str, filters: Vec<Filter>, rule: &str, protocol: PortProtocol) -> Listener {
     let mut said = vec![("rule", rule)];
-    if protocol == Protocol::Auto {
+    if protocol == PortProtocol::Auto {
         // It is detected from the first bytes, of either peer.
         said.push(("protocol", "auto"));
     }
@@ -88,7 +88,7 @@ fn listener(authority: &str, filters: Vec<Filter>, rule: &str, protocol: Protoco
 /// The RouteConfiguration that a Listener names, if it carries HTTP.
 pub(super) fn route_name(mesh: &Mesh, node: &Node, authority: &str) -> Option<String> {
     let (service, port) = find(mesh, node, authority).ok()?;
-    let http = port.protocol != Protocol::Tcp;
+    let http = port.protocol != PortProtocol::Tcp;
     http.then(|| routes::name(&service.host, port.number))
 }
 
@@ -101,8 +101,8 @@ pub(super) fn cluster_names(mesh: &Mesh, node: &Node, authority: &str) -> BTreeS
         return BTreeSet::new();
     };
     match port.protocol {
-        Protocol::Tcp => [cluster_name(port.number, None, &service.host)].into(),
-        Protocol::Http | Protocol::Http2 | Protocol::Auto => {
+        PortProtocol::Tcp => [cluster_name(port.number, None, &service.host)].into(),
+        PortProtocol::Http | PortProtocol::Http2 | PortProtocol::Auto => {
             routes::cluster_names(service, port.number)
         }
     }

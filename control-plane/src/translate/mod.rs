@@ -18,12 +18,19 @@ use leno_proto::pb::envoy::extensions::transport_sockets::tls::v3::{
 use leno_proto::type_url::{CLUSTER, ENDPOINTS, LISTENER, ROUTE, SECRET};
 
 use crate::mesh::{Client, Mesh, Node};
-pub use context::{Answer, ClusterName, INBOUND, PASSTHROUGH, ROOTS, World, cluster_name};
+pub use context::{
+    ClusterName, INBOUND, LookupResult, PASSTHROUGH, ROOTS, TranslationContext, cluster_name,
+};
 use context::{find, present};
 pub use envoy::everything;
 
 /// The resource `name` of a type, for `node`.
-pub fn resource(world: World<'_>, node: &Node, type_url: &str, name: &str) -> Answer {
+pub fn resource(
+    world: TranslationContext<'_>,
+    node: &Node,
+    type_url: &str,
+    name: &str,
+) -> LookupResult {
     match type_url {
         LISTENER if name == INBOUND => present(type_url, &inbound_listener(world, node)),
         LISTENER if is_envoys(node, name) => present(type_url, &envoy::envoy_outbound()),
@@ -35,11 +42,11 @@ pub fn resource(world: World<'_>, node: &Node, type_url: &str, name: &str) -> An
         CLUSTER => clusters::outbound(world.mesh, node, name),
         ENDPOINTS => endpoints::assignment(world.mesh, node, name),
         SECRET if name == ROOTS => present(type_url, &roots(world.roots)),
-        _ => Answer::Missing(format!("there is no {name}")),
+        _ => LookupResult::Missing(format!("there is no {name}")),
     }
 }
 
-fn inbound_listener(world: World<'_>, node: &Node) -> Listener {
+fn inbound_listener(world: TranslationContext<'_>, node: &Node) -> Listener {
     match node.client {
         Client::Envoy => envoy::envoy_inbound(world, node),
         Client::Leno | Client::Grpc => inbound::listener(world, node),
@@ -50,15 +57,15 @@ fn inbound_listener(world: World<'_>, node: &Node) -> Listener {
 #[derive(Debug)]
 pub struct Inbound {
     /// The intended Listener.
-    pub meant: Answer,
+    pub meant: LookupResult,
     /// A version of the access that it grants, without names and metadata: it changes only when the access may.
-    pub guard: Answer,
+    pub guard: LookupResult,
     listener: Listener,
 }
 
 impl Inbound {
     /// The inbound Listener of `node`.
-    pub fn new(world: World<'_>, node: &Node) -> Inbound {
+    pub fn new(world: TranslationContext<'_>, node: &Node) -> Inbound {
         let listener = inbound_listener(world, node);
         Inbound {
             meant: present(LISTENER, &listener),
@@ -68,7 +75,7 @@ impl Inbound {
     }
 
     /// A Listener that lets nothing in.
-    pub fn closed(self) -> Answer {
+    pub fn closed(self) -> LookupResult {
         present(LISTENER, &inbound::closed(self.listener))
     }
 }
@@ -78,7 +85,11 @@ fn is_envoys(node: &Node, name: &str) -> bool {
 }
 
 /// Type and name of each resource that a Listener leads to, in the order in which a client should have them.
-pub fn chain(world: World<'_>, node: &Node, listener: &str) -> Vec<(&'static str, String)> {
+pub fn chain(
+    world: TranslationContext<'_>,
+    node: &Node,
+    listener: &str,
+) -> Vec<(&'static str, String)> {
     let clusters = match listener {
         INBOUND => inbound::cluster_names(world.workload),
         name => listeners::cluster_names(world.mesh, node, name),

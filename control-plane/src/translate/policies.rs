@@ -16,7 +16,7 @@ use crate::mesh::workload::Fit;
 
 /// The traffic that rules apply to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Carried {
+pub(super) enum TrafficKind {
     /// Requests.
     Http,
     /// TCP: as with Istio, the HTTP conditions of a DENY rule fall away, and an ALLOW rule with HTTP conditions never
@@ -31,7 +31,7 @@ pub(super) enum Carried {
 /// those that require fewer labels, so each selector that contains no other one is a filter of its own.
 pub(super) fn filters<'a>(
     policies: impl Iterator<Item = (Fit, &'a AuthorizationPolicy)>,
-    carried: Carried,
+    carried: TrafficKind,
 ) -> Vec<Rbac> {
     let (denying, allowing): (Vec<_>, Vec<_>) = policies.partition(|(_, policy)| policy.denies);
     let mut filters = Vec::new();
@@ -84,7 +84,7 @@ pub(super) fn deny_all() -> Rbac {
     }
 }
 
-fn rbac(action: Action, policies: &[(Fit, &AuthorizationPolicy)], carried: Carried) -> Rbac {
+fn rbac(action: Action, policies: &[(Fit, &AuthorizationPolicy)], carried: TrafficKind) -> Rbac {
     let mut rules = HashMap::new();
     for (fit, policy) in policies {
         for (i, rule) in policy.rules.iter().enumerate() {
@@ -95,10 +95,10 @@ fn rbac(action: Action, policies: &[(Fit, &AuthorizationPolicy)], carried: Carri
             );
             // All conditions of an operation are of HTTP.
             let is_of_http = !rule.to.is_empty();
-            if is_of_http && carried == Carried::Tcp && !policy.denies {
+            if is_of_http && carried == TrafficKind::Tcp && !policy.denies {
                 continue;
             }
-            let is_any = !is_of_http || carried == Carried::Tcp;
+            let is_any = !is_of_http || carried == TrafficKind::Tcp;
             let permissions = match is_any {
                 true => vec![any_permission()],
                 false => rule.to.iter().map(permission).collect(),

@@ -18,7 +18,7 @@ use leno_proto::pb::envoy::config::route::v3::{
 use leno_proto::pb::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
 use leno_proto::type_url::ROUTE;
 
-use super::context::{Answer, cluster_name, present};
+use super::context::{LookupResult, cluster_name, present};
 use super::wire;
 use crate::mesh::Mesh;
 use crate::mesh::route::{Match, Retries, Rule, StringMatch, Target};
@@ -30,8 +30,8 @@ pub(super) fn name(host: &str, port: u16) -> String {
 }
 
 /// The RouteConfiguration `name`.
-pub fn configuration(mesh: &Mesh, name: &str) -> Answer {
-    let missing = || Answer::Missing(format!("there are no routes for {name}"));
+pub fn configuration(mesh: &Mesh, name: &str) -> LookupResult {
+    let missing = || LookupResult::Missing(format!("there are no routes for {name}"));
     let Some((host, port)) = name.rsplit_once(':') else {
         return missing();
     };

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use leno_proto::fields::{Inside, table};
+use leno_proto::fields::{ValueType, table};
 use leno_proto::prost::Message;
 use leno_proto::type_url::short;
 use leno_proto::{Any, fields};
@@ -47,8 +47,8 @@ fn text(message: &str, mut bytes: &[u8], indent: usize, out: &mut String) {
                 writeln!(out, "{pad}{}: {shown}", field.name).expect("a string");
                 continue;
             }
-            Some(Inside::Message(name)) => text(name, value, indent + 1, &mut inside),
-            Some(Inside::Any) => {
+            Some(ValueType::Message(name)) => text(name, value, indent + 1, &mut inside),
+            Some(ValueType::Any) => {
                 let any = Any::decode(value).expect("an Any");
                 writeln!(inside, "{pad}  @type {}", short(&any.type_url)).expect("a string");
                 let name = any.type_url.rsplit('/').next().expect("a name");
@@ -57,7 +57,7 @@ fn text(message: &str, mut bytes: &[u8], indent: usize, out: &mut String) {
         }
         let block = format!("{pad}{}:\n{inside}", field.name);
         match field.inside {
-            Some(Inside::Message(name)) if name.ends_with("Entry") => entries.push(block),
+            Some(ValueType::Message(name)) if name.ends_with("Entry") => entries.push(block),
             _ => out.push_str(&block),
         }
     }
@@ -99,7 +99,7 @@ fn told(yaml: &str) -> String {
         labels: BTreeMap::new(),
     };
     let workload = mesh.describe(&node);
-    let world = World {
+    let world = TranslationContext {
         mesh: &mesh,
         workload: &workload,
         roots: "PEM",
@@ -119,7 +119,7 @@ fn told(yaml: &str) -> String {
         for (type_url, name) in names {
             writeln!(out, "\n=== {} {name}", short(type_url)).expect("a string");
             match resource(world, &node, type_url, &name) {
-                Answer::Present(any, version) => {
+                LookupResult::Present(any, version) => {
                     assert_eq!(version.len(), 16);
                     let message = any.type_url.rsplit('/').next().expect("a name").to_owned();
                     text(&message, &any.value, 0, &mut out);
@@ -127,8 +127,12 @@ fn told(yaml: &str) -> String {
                     let refused = refused.filter(|_| node.client == Client::Leno);
                     assert_eq!(refused, None, "nothing that a proxy refuses");
                 }
-                Answer::Missing(reason) => writeln!(out, "missing: {reason}").expect("a string"),
-                Answer::Pending(names) => writeln!(out, "pending: {names:?}").expect("a string"),
+                LookupResult::Missing(reason) => {
+                    writeln!(out, "missing: {reason}").expect("a string")
+                }
+                LookupResult::Pending(names) => {
+                    writeln!(out, "pending: {names:?}").expect("a string")
+                }
             }
         }
     }
@@ -170,13 +174,13 @@ fn a_hundred_translations_have_one_version() {
         let (mesh, _) = mesh(&yaml);
         let node = Node::sidecar("10.0.0.1", "users");
         let workload = mesh.describe(&node);
-        let world = World {
+        let world = TranslationContext {
             mesh: &mesh,
             workload: &workload,
             roots: "PEM",
         };
         match resource(world, &node, LISTENER, INBOUND) {
-            Answer::Present(_, version) => version,
+            LookupResult::Present(_, version) => version,
             other => panic!("{other:?}"),
         }
     };
@@ -189,11 +193,17 @@ fn an_address_that_nobody_knows_is_refused_where_only_the_registry_may() {
     let (mut mesh, _) = mesh("");
     let node = Node::sidecar("127.0.0.9", "users");
     let dial = |mesh: &Mesh, name: &str| listeners::outbound(mesh, &node, name);
-    assert!(matches!(dial(&mesh, "192.0.2.9:443"), Answer::Present(..)));
+    assert!(matches!(
+        dial(&mesh, "192.0.2.9:443"),
+        LookupResult::Present(..)
+    ));
     // A name is no address: it would have to be resolved.
-    assert!(matches!(dial(&mesh, "example.com:443"), Answer::Missing(_)));
+    assert!(matches!(
+        dial(&mesh, "example.com:443"),
+        LookupResult::Missing(_)
+    ));
     mesh.outbound_traffic_policy = OutboundTrafficPolicy::RegistryOnly;
-    let Answer::Missing(reason) = dial(&mesh, "192.0.2.9:443") else {
+    let LookupResult::Missing(reason) = dial(&mesh, "192.0.2.9:443") else {
         panic!("refused");
     };
     assert!(reason.contains("REGISTRY_ONLY"), "{reason}");

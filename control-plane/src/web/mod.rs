@@ -17,7 +17,7 @@ use tokio::time::{Instant, interval};
 use tokio_stream::wrappers::IntervalStream;
 use tokio_stream::{Stream, StreamExt};
 
-use crate::map::{Book, view};
+use crate::map::{TrafficGraph, view};
 use crate::metrics::Metrics;
 use crate::xds::hub::Hub;
 
@@ -31,18 +31,18 @@ const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 
 
 /// State behind the monitoring port.
 #[derive(Debug)]
-pub struct Shown {
+pub struct PageState {
     /// Open streams, and the configuration.
     pub hub: Arc<Hub>,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Traffic, as the sidecars report it.
-    pub book: Arc<Mutex<Book>>,
+    pub book: Arc<Mutex<TrafficGraph>>,
     /// Open event streams with the map.
     pub viewers: AtomicUsize,
 }
 
-impl Shown {
+impl PageState {
     fn mesh(&self) -> Value {
         let (state, now) = (self.hub.state(), Instant::now());
         let state = state.borrow().clone();
@@ -53,19 +53,19 @@ impl Shown {
 }
 
 /// The pages.
-pub fn pages(shown: Arc<Shown>) -> Router {
+pub fn pages(shown: Arc<PageState>) -> Router {
     Router::new()
         .route("/", get(map))
         .route("/ready", get(ready))
         .route("/version", get(async || env!("CARGO_PKG_VERSION")))
         .route(
             "/metrics",
-            get(async |Extract(s): Extract<Arc<Shown>>| s.metrics.render()),
+            get(async |Extract(s): Extract<Arc<PageState>>| s.metrics.render()),
         )
         .route("/debug/status", get(status))
         .route(
             "/debug/mesh",
-            get(async |Extract(s): Extract<Arc<Shown>>| axum::Json(s.mesh())),
+            get(async |Extract(s): Extract<Arc<PageState>>| axum::Json(s.mesh())),
         )
         .route("/debug/mesh/events", get(events))
         .route("/debug/proxy", get(proxy))
@@ -88,7 +88,7 @@ async fn map() -> Response {
     response
 }
 
-async fn ready(Extract(shown): Extract<Arc<Shown>>) -> (StatusCode, &'static str) {
+async fn ready(Extract(shown): Extract<Arc<PageState>>) -> (StatusCode, &'static str) {
     match shown.hub.state().borrow().complete {
         true => (StatusCode::OK, "ready\n"),
         false => (
@@ -99,14 +99,14 @@ async fn ready(Extract(shown): Extract<Arc<Shown>>) -> (StatusCode, &'static str
 }
 
 /// The answer to `leno status`: proxies, and the state of the configuration.
-async fn status(Extract(shown): Extract<Arc<Shown>>) -> axum::Json<Value> {
+async fn status(Extract(shown): Extract<Arc<PageState>>) -> axum::Json<Value> {
     let mesh = shown.mesh();
     let state = shown.hub.state().borrow().clone();
     axum::Json(view::status(&mesh, &state))
 }
 
 /// A viewer of the map, counted until dropped.
-struct Viewer(Arc<Shown>);
+struct Viewer(Arc<PageState>);
 
 impl Drop for Viewer {
     fn drop(&mut self) {
@@ -116,7 +116,7 @@ impl Drop for Viewer {
 
 /// Server-sent events: the map, each second.
 async fn events(
-    Extract(shown): Extract<Arc<Shown>>,
+    Extract(shown): Extract<Arc<PageState>>,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, (StatusCode, &'static str)> {
     let viewer = Viewer(Arc::clone(&shown));
     if shown.viewers.fetch_add(1, Ordering::Relaxed) >= MAX_VIEWERS {
@@ -137,7 +137,7 @@ struct Node {
 
 /// Resources of one sidecar.
 async fn proxy(
-    Extract(shown): Extract<Arc<Shown>>,
+    Extract(shown): Extract<Arc<PageState>>,
     Query(asked): Query<Node>,
 ) -> Result<axum::Json<Value>, (StatusCode, &'static str)> {
     let resources = shown.hub.resources(&asked.node);
@@ -148,7 +148,7 @@ async fn proxy(
 }
 
 /// Istio's page of connected proxies, for Kiali.
-async fn syncz(Extract(shown): Extract<Arc<Shown>>) -> axum::Json<Value> {
+async fn syncz(Extract(shown): Extract<Arc<PageState>>) -> axum::Json<Value> {
     let proxies = shown.hub.proxies();
     let one = |proxy: &Value| json!({"proxy": proxy["node"], "proxy_type": "sidecar", "istio_version": env!("CARGO_PKG_VERSION")});
     axum::Json(proxies.iter().map(one).collect())

@@ -14,9 +14,9 @@ use leno_proto::pb::envoy::service::discovery::v3::{
 use leno_proto::pb::google::rpc::Status;
 use leno_proto::type_url::{ALL, CLUSTER, LISTENER};
 
-use super::{Dialog, Lookup, MAX_NAME, MAX_NAMES};
+use super::{MAX_NAME, MAX_NAMES, ResourceSource, XdsStream};
 use crate::mesh::Client;
-use crate::translate::{Answer, INBOUND};
+use crate::translate::{INBOUND, LookupResult};
 
 /// The name of a wildcard subscription.
 const ANY: &str = "*";
@@ -27,7 +27,7 @@ const MAX_UNANSWERED: usize = 1000;
 
 /// The answer last sent for a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Said {
+enum SentState {
     /// Nothing yet: the answer is pending.
     Nothing,
     /// This version.
@@ -38,8 +38,8 @@ enum Said {
 
 /// A proxy's stream.
 #[derive(Debug, Default)]
-pub struct Connection {
-    subscribed: HashMap<&'static str, BTreeMap<String, Said>>,
+pub struct DeltaStream {
+    subscribed: HashMap<&'static str, BTreeMap<String, SentState>>,
     /// Types with a wildcard subscription.
     wildcards: BTreeSet<&'static str>,
     refused: BTreeMap<(String, String), Refused>,
@@ -49,10 +49,10 @@ pub struct Connection {
     /// Resources of the unanswered responses, by nonce.
     sent: HashMap<String, Vec<(&'static str, String, String)>>,
     /// Resources of a NACK that doesn't name one, to be sent alone.
-    alone: Vec<(&'static str, String)>,
+    isolate: Vec<(&'static str, String)>,
 }
 
-impl Dialog for Connection {
+impl XdsStream for DeltaStream {
     type Request = DeltaDiscoveryRequest;
     type Response = DeltaDiscoveryResponse;
 
@@ -60,11 +60,11 @@ impl Dialog for Connection {
         request.node.as_ref()
     }
 
-    fn of(request: &DeltaDiscoveryRequest) -> &str {
+    fn request_type(request: &DeltaDiscoveryRequest) -> &str {
         &request.type_url
     }
 
-    fn sent(response: &DeltaDiscoveryResponse) -> &str {
+    fn response_type(response: &DeltaDiscoveryResponse) -> &str {
         &response.type_url
     }
 
@@ -75,7 +75,7 @@ impl Dialog for Connection {
     fn request(
         &mut self,
         request: &DeltaDiscoveryRequest,
-        lookup: &dyn Lookup,
+        lookup: &dyn ResourceSource,
     ) -> Vec<DeltaDiscoveryResponse> {
         self.take_answer(request);
         let Some(type_url) = ALL.into_iter().find(|known| *known == request.type_url) else {
@@ -92,7 +92,9 @@ impl Dialog for Connection {
                 continue;
             }
             let held = held(request, name);
-            if let (LISTENER, INBOUND, Said::Version(version)) = (type_url, name.as_str(), &held) {
+            if let (LISTENER, INBOUND, SentState::Version(version)) =
+                (type_url, name.as_str(), &held)
+            {
                 self.inbound = Some(version.clone());
             }
             names.insert(name.clone(), held);
@@ -104,7 +106,7 @@ impl Dialog for Connection {
         responses
     }
 
-    fn changed(&mut self, lookup: &dyn Lookup) -> Vec<DeltaDiscoveryResponse> {
+    fn changed(&mut self, lookup: &dyn ResourceSource) -> Vec<DeltaDiscoveryResponse> {
         let mut names = BTreeSet::new();
         for type_url in self.wildcards.clone() {
             names.extend(self.adopt_everything(type_url, lookup));
@@ -131,11 +133,11 @@ impl Dialog for Connection {
         self.sent.is_empty()
     }
 
-    fn held(&self) -> Vec<(&'static str, String, String)> {
+    fn versions(&self) -> Vec<(&'static str, String, String)> {
         let mut held = Vec::new();
         for (type_url, names) in &self.subscribed {
             held.extend(names.iter().filter_map(|(name, said)| match said {
-                Said::Version(version) => Some((*type_url, name.clone(), version.clone())),
+                SentState::Version(version) => Some((*type_url, name.clone(), version.clone())),
                 _ => None,
             }));
         }
@@ -152,19 +154,21 @@ impl Dialog for Connection {
 }
 
 /// The version that the client reports as held, at the start of a stream. A repeated subscription is answered again.
-fn held(request: &DeltaDiscoveryRequest, name: &str) -> Said {
+fn held(request: &DeltaDiscoveryRequest, name: &str) -> SentState {
     let version = request.initial_resource_versions.get(name);
-    version.map_or(Said::Nothing, |version| Said::Version(version.clone()))
+    version.map_or(SentState::Nothing, |version| {
+        SentState::Version(version.clone())
+    })
 }
 
-impl Connection {
+impl DeltaStream {
     /// Takes a wildcard subscription: `*`, or the first request of a type without a name, asks for all Listeners or
     /// Clusters there are, as Envoy does.
     fn take_wildcard(
         &mut self,
         type_url: &'static str,
         request: &DeltaDiscoveryRequest,
-        lookup: &dyn Lookup,
+        lookup: &dyn ResourceSource,
     ) -> BTreeSet<(&'static str, String)> {
         let is_first = !self.subscribed.contains_key(type_url);
         let subscribe = &request.resource_names_subscribe;
@@ -193,14 +197,14 @@ impl Connection {
     fn adopt_everything(
         &mut self,
         type_url: &'static str,
-        lookup: &dyn Lookup,
+        lookup: &dyn ResourceSource,
     ) -> BTreeSet<(&'static str, String)> {
         let names = self.subscribed.entry(type_url).or_default();
-        let all = lookup.everything(type_url).into_iter();
+        let all = lookup.wildcard_names(type_url).into_iter();
         let mut fresh = BTreeSet::new();
         for name in all.take(MAX_NAMES) {
             if !names.contains_key(&name) {
-                names.insert(name.clone(), Said::Nothing);
+                names.insert(name.clone(), SentState::Nothing);
                 fresh.insert((type_url, name));
             }
         }
@@ -264,20 +268,20 @@ impl Connection {
                 .insert(((*type_url).to_owned(), name.clone()), refusal);
             return;
         }
-        self.alone
+        self.isolate
             .extend(sent.into_iter().map(|(type_url, name, _)| (type_url, name)));
     }
 
     /// Sends the resources that must go alone, a response each.
-    fn send_alone(&mut self, lookup: &dyn Lookup) -> Vec<DeltaDiscoveryResponse> {
+    fn send_alone(&mut self, lookup: &dyn ResourceSource) -> Vec<DeltaDiscoveryResponse> {
         let mut responses = Vec::new();
-        for (type_url, name) in std::mem::take(&mut self.alone) {
+        for (type_url, name) in std::mem::take(&mut self.isolate) {
             if let Some(said) = self
                 .subscribed
                 .get_mut(type_url)
                 .and_then(|n| n.get_mut(&name))
             {
-                *said = Said::Nothing;
+                *said = SentState::Nothing;
                 responses.extend(self.respond(&BTreeSet::from([(type_url, name)]), lookup));
             }
         }
@@ -289,7 +293,7 @@ impl Connection {
     fn with_chains(
         &mut self,
         mut names: BTreeSet<(&'static str, String)>,
-        lookup: &dyn Lookup,
+        lookup: &dyn ResourceSource,
     ) -> BTreeSet<(&'static str, String)> {
         if lookup.client() != Client::Leno {
             return names;
@@ -297,10 +301,10 @@ impl Connection {
         let listeners = names.iter().filter(|(type_url, _)| *type_url == LISTENER);
         let listeners: Vec<String> = listeners.map(|(_, name)| name.clone()).collect();
         for listener in listeners {
-            for (type_url, name) in lookup.chain(&listener) {
+            for (type_url, name) in lookup.dependencies(&listener) {
                 let known = self.subscribed.entry(type_url).or_default();
                 if !known.contains_key(&name) {
-                    known.insert(name.clone(), Said::Nothing);
+                    known.insert(name.clone(), SentState::Nothing);
                     names.insert((type_url, name));
                 }
             }
@@ -313,7 +317,7 @@ impl Connection {
     fn respond(
         &mut self,
         names: &BTreeSet<(&'static str, String)>,
-        lookup: &dyn Lookup,
+        lookup: &dyn ResourceSource,
     ) -> Vec<DeltaDiscoveryResponse> {
         let mut responses = Vec::new();
         for type_url in ALL {
@@ -324,7 +328,7 @@ impl Connection {
             let mut response = empty.clone();
             let mut sent = Vec::new();
             for (_, name) in names.iter().filter(|(of, _)| *of == type_url) {
-                self.say(type_url, name, lookup, &mut response, &mut sent);
+                self.append(type_url, name, lookup, &mut response, &mut sent);
             }
             if response == empty {
                 continue;
@@ -337,11 +341,11 @@ impl Connection {
         responses
     }
 
-    fn say(
+    fn append(
         &mut self,
         type_url: &'static str,
         name: &str,
-        lookup: &dyn Lookup,
+        lookup: &dyn ResourceSource,
         response: &mut DeltaDiscoveryResponse,
         sent: &mut Vec<(&'static str, String, String)>,
     ) {
@@ -353,12 +357,12 @@ impl Connection {
             return;
         };
         match lookup.resource(type_url, name) {
-            Answer::Pending(_) => {}
-            Answer::Present(any, version) => {
-                if *said == Said::Version(version.clone()) {
+            LookupResult::Pending(_) => {}
+            LookupResult::Present(any, version) => {
+                if *said == SentState::Version(version.clone()) {
                     return;
                 }
-                *said = Said::Version(version.clone());
+                *said = SentState::Version(version.clone());
                 sent.push((type_url, name.to_owned(), version.clone()));
                 response.resources.push(Resource {
                     name: name.to_owned(),
@@ -367,12 +371,12 @@ impl Connection {
                     ..Resource::default()
                 });
             }
-            Answer::Missing(reason) => {
-                if *said == Said::Missing(reason.clone()) {
+            LookupResult::Missing(reason) => {
+                if *said == SentState::Missing(reason.clone()) {
                     return;
                 }
-                let was_there = matches!(said, Said::Version(_));
-                *said = Said::Missing(reason.clone());
+                let was_there = matches!(said, SentState::Version(_));
+                *said = SentState::Missing(reason.clone());
                 if lookup.client() != Client::Leno {
                     // Other clients support removals only: a resource that never existed isn't answered.
                     if was_there {
@@ -420,30 +424,30 @@ mod tests {
         }
     }
 
-    impl Lookup for World {
+    impl ResourceSource for World {
         fn client(&self) -> Client {
             self.client
         }
 
-        fn everything(&self, type_url: &str) -> BTreeSet<String> {
+        fn wildcard_names(&self, type_url: &str) -> BTreeSet<String> {
             let versions = self.versions.borrow();
             let names = versions.keys().filter(|(of, _)| *of == type_url);
             names.map(|(_, name)| name.clone()).collect()
         }
 
-        fn resource(&self, type_url: &str, name: &str) -> Answer {
+        fn resource(&self, type_url: &str, name: &str) -> LookupResult {
             let versions = self.versions.borrow();
             let found = versions
                 .iter()
                 .find(|((t, n), _)| *t == type_url && n == name);
             match found {
-                Some((_, &"?")) => Answer::Pending(vec![name.to_owned()]),
-                Some((_, version)) => Answer::Present(Any::default(), (*version).to_owned()),
-                None => Answer::Missing(format!("no {name}")),
+                Some((_, &"?")) => LookupResult::Pending(vec![name.to_owned()]),
+                Some((_, version)) => LookupResult::Present(Any::default(), (*version).to_owned()),
+                None => LookupResult::Missing(format!("no {name}")),
             }
         }
 
-        fn chain(&self, listener: &str) -> Vec<(&'static str, String)> {
+        fn dependencies(&self, listener: &str) -> Vec<(&'static str, String)> {
             [CLUSTER, ENDPOINTS, LISTENER, ROUTE]
                 .map(|t| (t, listener.to_owned()))
                 .to_vec()
@@ -479,7 +483,7 @@ mod tests {
 
     #[test]
     fn a_listener_is_answered_with_its_whole_chain_in_order() {
-        let mut connection = Connection::default();
+        let mut connection = DeltaStream::default();
         let responses = connection.request(&subscribe(&["a"]), &world());
         let expected = [
             "Cluster",
@@ -496,7 +500,7 @@ mod tests {
 
     #[test]
     fn only_what_changed_is_sent_again() {
-        let (mut connection, world) = (Connection::default(), world());
+        let (mut connection, world) = (DeltaStream::default(), world());
         connection.request(&subscribe(&["a"]), &world);
         world.set(ROUTE, "a", "2");
         let responses = connection.changed(&world);
@@ -506,7 +510,7 @@ mod tests {
 
     #[test]
     fn what_is_held_already_is_not_sent_after_a_reconnect() {
-        let mut connection = Connection::default();
+        let mut connection = DeltaStream::default();
         let mut request = subscribe(&["a"]);
         request
             .initial_resource_versions
@@ -517,7 +521,7 @@ mod tests {
 
     #[test]
     fn a_refused_version_is_not_sent_again_until_it_changes() {
-        let (mut connection, world) = (Connection::default(), world());
+        let (mut connection, world) = (DeltaStream::default(), world());
         let responses = connection.request(&subscribe(&["a"]), &world);
         let listener = &responses[2];
         let refusal = Refused {
@@ -556,7 +560,7 @@ mod tests {
 
     #[test]
     fn what_is_refused_without_a_word_is_sent_again_one_by_one() {
-        let (mut connection, world) = (Connection::default(), world());
+        let (mut connection, world) = (DeltaStream::default(), world());
         for type_url in [CLUSTER, ENDPOINTS, LISTENER, ROUTE] {
             world.set(type_url, "b", "1");
         }
@@ -585,7 +589,7 @@ mod tests {
 
     #[test]
     fn a_name_without_anything_is_answered_once_and_stays_subscribed() {
-        let (mut connection, world) = (Connection::default(), world());
+        let (mut connection, world) = (DeltaStream::default(), world());
         let responses = connection.request(&subscribe(&["b"]), &world);
         let listener = responses
             .iter()
@@ -601,7 +605,7 @@ mod tests {
 
     #[test]
     fn what_is_pending_is_answered_when_it_is_known() {
-        let (mut connection, world) = (Connection::default(), world());
+        let (mut connection, world) = (DeltaStream::default(), world());
         world.set(ENDPOINTS, "a", "?");
         let responses = connection.request(&subscribe(&["a"]), &world);
         assert_eq!(
@@ -617,7 +621,7 @@ mod tests {
 
     #[test]
     fn what_is_given_back_is_not_sent() {
-        let (mut connection, world) = (Connection::default(), world());
+        let (mut connection, world) = (DeltaStream::default(), world());
         connection.request(&subscribe(&["a"]), &world);
         let request = DeltaDiscoveryRequest {
             type_url: ROUTE.to_owned(),

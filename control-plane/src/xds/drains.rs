@@ -15,12 +15,12 @@ const FORGOTTEN: Duration = Duration::from_secs(600);
 #[derive(Debug, Clone, Default)]
 pub struct Drains {
     said: watch::Sender<Arc<Draining>>,
-    lives: Arc<Mutex<BTreeMap<WorkloadKey, Life>>>,
+    lives: Arc<Mutex<BTreeMap<WorkloadKey, Instance>>>,
 }
 
 /// The instance of a workload's proxy that drains, or has ended.
 #[derive(Debug)]
-struct Life {
+struct Instance {
     /// Its name, as the proxy sends it.
     instance: String,
     /// Open `Drain` calls of it.
@@ -35,15 +35,15 @@ impl Drains {
         self.said.subscribe()
     }
 
-    fn lives(&self) -> MutexGuard<'_, BTreeMap<WorkloadKey, Life>> {
+    fn lives(&self) -> MutexGuard<'_, BTreeMap<WorkloadKey, Instance>> {
         self.lives.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Starts a workload's drain; returns the revision that every client must take.
-    pub(crate) fn begin(&self, key: &WorkloadKey, instance: &str) -> u64 {
+    pub(crate) fn start_drain(&self, key: &WorkloadKey, instance: &str) -> u64 {
         let mut lives = self.lives();
         let revision = self.said.borrow().revision + 1;
-        let life = lives.entry(key.clone()).or_insert_with(|| Life {
+        let life = lives.entry(key.clone()).or_insert_with(|| Instance {
             instance: String::new(),
             calls: 0,
             revision,
@@ -65,7 +65,7 @@ impl Drains {
         };
         sleep(FORGOTTEN).await;
         let mut lives = self.lives();
-        let is_over = |life: &Life| life.revision == revision && life.calls == 0;
+        let is_over = |life: &Instance| life.revision == revision && life.calls == 0;
         if lives.get(key).is_some_and(is_over) {
             lives.remove(key);
             self.say(&lives);
@@ -73,7 +73,7 @@ impl Drains {
     }
 
     /// Ends a workload's drain when another instance of its proxy than the draining one opens a stream.
-    pub(crate) fn begins(&self, node: &Node, instance: &str) {
+    pub(crate) fn new_instance(&self, node: &Node, instance: &str) {
         let (key, mut lives) = (node.workload(), self.lives());
         if lives
             .get(&key)
@@ -84,7 +84,7 @@ impl Drains {
         }
     }
 
-    fn say(&self, lives: &BTreeMap<WorkloadKey, Life>) -> u64 {
+    fn say(&self, lives: &BTreeMap<WorkloadKey, Instance>) -> u64 {
         let mut revision = 0;
         self.said.send_modify(|said| {
             revision = said.revision + 1;
@@ -115,12 +115,15 @@ mod tests {
             let drains = drains.clone();
             async move { drains.end(&key, "a").await }
         };
-        assert_eq!((drains.begin(&one.workload(), "a"), draining()), (1, 1));
-        drains.begins(&one, "a");
+        assert_eq!(
+            (drains.start_drain(&one.workload(), "a"), draining()),
+            (1, 1)
+        );
+        drains.new_instance(&one, "a");
         assert_eq!(draining(), 1, "its own stream came back while it drains");
-        drains.begins(&other, "b");
+        drains.new_instance(&other, "b");
         assert_eq!(draining(), 1, "somebody else's stream");
-        drains.begins(&one, "b");
+        drains.new_instance(&one, "b");
         assert_eq!(
             draining(),
             0,
@@ -130,11 +133,11 @@ mod tests {
         assert_eq!(draining(), 0);
 
         // It ends, comes back, and ends again just before the first end would be forgotten.
-        drains.begin(&other.workload(), "a");
+        drains.start_drain(&other.workload(), "a");
         let first = tokio::spawn(ended(other.workload()));
         tokio::time::sleep(FORGOTTEN / 2).await;
-        drains.begins(&other, "b");
-        drains.begin(&other.workload(), "a");
+        drains.new_instance(&other, "b");
+        drains.start_drain(&other.workload(), "a");
         first.await.expect("no panic");
         assert_eq!(draining(), 1, "the second end is not the first");
         ended(other.workload()).await;

@@ -44,7 +44,7 @@ pub(crate) struct Guard(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     /// The intended version.
-    meant: Option<String>,
+    intended: Option<String>,
     /// The reason of its NACK of that version.
     refused: Option<String>,
     /// The version that lets nothing in, and the reason of a NACK of that as well.
@@ -58,12 +58,12 @@ impl Guard {
 
     /// Sets the intended `version` of the Listener, with the `guard` in it. True when the client has refused that
     /// version, and is to be closed.
-    pub(crate) fn is_refused(&self, guards: &Guards, version: &str, guard: &str) -> bool {
+    pub(crate) fn set_intended(&self, guards: &Guards, version: &str, guard: &str) -> bool {
         guards.insert(version, guard);
         let mut state = self.state();
-        if state.meant.as_deref() != Some(version) {
+        if state.intended.as_deref() != Some(version) {
             *state = State {
-                meant: Some(version.to_owned()),
+                intended: Some(version.to_owned()),
                 ..State::default()
             };
         }
@@ -71,7 +71,7 @@ impl Guard {
     }
 
     /// Sets the version that lets nothing in.
-    pub(crate) fn closes(&self, version: &str) {
+    pub(crate) fn set_closed_version(&self, version: &str) {
         let mut state = self.state();
         if state
             .closed
@@ -82,11 +82,17 @@ impl Guard {
         }
     }
 
-    /// Checks the client's NACKs against the version that it `took` last. True when it is to be closed from now on.
-    pub(crate) fn judge(&self, guards: &Guards, refused: &[&Refused], took: Option<&str>) -> bool {
+    /// Checks the client's NACKs against the version that it `acked` last. True when it is to be closed from now on.
+    pub(crate) fn check_nacks(
+        &self,
+        guards: &Guards,
+        refused: &[&Refused],
+        took: Option<&str>,
+    ) -> bool {
         let mut state = self.state();
         let is_inbound = |r: &&&Refused| r.r#type == LISTENER && r.name == INBOUND;
-        let (Some(meant), Some(refused)) = (state.meant.clone(), refused.iter().find(is_inbound))
+        let (Some(meant), Some(refused)) =
+            (state.intended.clone(), refused.iter().find(is_inbound))
         else {
             return false;
         };
@@ -136,8 +142,8 @@ mod tests {
     #[test]
     fn a_client_that_refuses_who_gets_in_is_closed_until_that_changes() {
         let (guards, guard) = (Guards::default(), Guard::default());
-        let meant = |version: &str, own: &str| guard.is_refused(&guards, version, own);
-        let judge = |refused: &[&Refused], took| guard.judge(&guards, refused, took);
+        let meant = |version: &str, own: &str| guard.set_intended(&guards, version, own);
+        let judge = |refused: &[&Refused], took| guard.check_nacks(&guards, refused, took);
         assert!(!meant("1", "open"));
         assert!(!judge(&[], Some("1")), "it takes the first");
         // What protects stays as it is: the client goes on with what it has.
@@ -150,7 +156,7 @@ mod tests {
         );
         assert!(!judge(&[&refuses("3")], Some("1")), "once");
         assert!(meant("3", "deny"), "it is closed");
-        guard.closes("closed");
+        guard.set_closed_version("closed");
         assert_eq!(guard.closed().as_deref(), Some("no"));
         // An ACK of the closed Listener says nothing about the intended one.
         assert!(!judge(&[], Some("closed")));
@@ -166,13 +172,16 @@ mod tests {
     fn a_client_that_never_took_one_is_closed_and_one_that_comes_back_is_known() {
         let guards = Guards::default();
         let fresh = Guard::default();
-        assert!(!fresh.judge(&guards, &[], None), "nothing was asked for");
-        assert!(!fresh.is_refused(&guards, "1", "deny"));
-        assert!(fresh.judge(&guards, &[&refuses("1")], None));
-        let back = Guard::default();
-        assert!(!back.is_refused(&guards, "2", "deny"));
         assert!(
-            !back.judge(&guards, &[&refuses("2")], Some("1")),
+            !fresh.check_nacks(&guards, &[], None),
+            "nothing was asked for"
+        );
+        assert!(!fresh.set_intended(&guards, "1", "deny"));
+        assert!(fresh.check_nacks(&guards, &[&refuses("1")], None));
+        let back = Guard::default();
+        assert!(!back.set_intended(&guards, "2", "deny"));
+        assert!(
+            !back.check_nacks(&guards, &[&refuses("2")], Some("1")),
             "it holds as much"
         );
     }
@@ -180,10 +189,10 @@ mod tests {
     #[test]
     fn a_client_that_refuses_to_be_closed_is_not_said_to_be() {
         let (guards, guard) = (Guards::default(), Guard::default());
-        assert!(!guard.is_refused(&guards, "1", "deny"));
-        assert!(guard.judge(&guards, &[&refuses("1")], None));
-        guard.closes("closed");
-        assert!(!guard.judge(&guards, &[&refuses("closed")], None));
+        assert!(!guard.set_intended(&guards, "1", "deny"));
+        assert!(guard.check_nacks(&guards, &[&refuses("1")], None));
+        guard.set_closed_version("closed");
+        assert!(!guard.check_nacks(&guards, &[&refuses("closed")], None));
         assert!(
             guard
                 .closed()

@@ -13,13 +13,15 @@ use tokio::time::timeout;
 
 use super::drains::Drains;
 use super::guard::{Guard, Guards};
-use super::workloads::{Seat, Workloads};
-use super::{Dialog, Lookup};
-use crate::mesh::workload::Described;
-use crate::mesh::{Client, Mesh, Node, Touched};
+use super::workloads::{StreamRegistration, Workloads};
+use super::{ResourceSource, XdsStream};
+use crate::mesh::workload::WorkloadDescription;
+use crate::mesh::{Client, Mesh, MeshChange, Node};
 use crate::source::State;
 use crate::source::dns::Demand;
-use crate::translate::{Answer, INBOUND, Inbound, World, chain, everything, host_of, resource};
+use crate::translate::{
+    INBOUND, Inbound, LookupResult, TranslationContext, chain, everything, host_of, resource,
+};
 
 /// State that all streams share.
 #[derive(Debug)]
@@ -85,7 +87,7 @@ impl Hub {
         Some(held.into_iter().map(one).collect())
     }
 
-    pub(crate) fn show(&self, stream: u64, proxy: &Proxy<'_>, connection: &impl Dialog) {
+    pub(crate) fn show(&self, stream: u64, proxy: &Proxy<'_>, connection: &impl XdsStream) {
         let refused = connection.refused().into_iter().map(|refused| {
             json!({
                 "type": leno_proto::type_url::short(&refused.r#type),
@@ -96,10 +98,10 @@ impl Hub {
         let refused: Vec<Value> = refused.collect();
         let shown = json!({
             "node": proxy.name, "client": format!("{:?}", proxy.node.client), "names": connection.names(),
-            "refused": refused, "held_closed": proxy.held.as_ref().map(Held::json),
+            "refused": refused, "held_closed": proxy.held.as_ref().map(HeldClosed::json),
             "inbound_closed": proxy.guard.closed(),
         });
-        let held = connection.held();
+        let held = connection.versions();
         self.proxies
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -107,7 +109,7 @@ impl Hub {
     }
 
     /// Records that the client of `stream` has taken everything up to `revision`.
-    pub(crate) fn took(&self, stream: u64, node: &str, revision: u64) {
+    pub(crate) fn acked(&self, stream: u64, node: &str, revision: u64) {
         self.taken.send_if_modified(|taken| {
             let (before, _) = taken.entry(stream).or_insert_with(|| (0, node.to_owned()));
             std::mem::replace(before, revision) != revision
@@ -115,7 +117,7 @@ impl Hub {
     }
 
     /// Waits until every client has taken `revision`, for `at_most`; returns the nodes that haven't by then.
-    pub(crate) async fn all_took(&self, revision: u64, at_most: Duration) -> Vec<String> {
+    pub(crate) async fn wait_acked(&self, revision: u64, at_most: Duration) -> Vec<String> {
         let mut taken = self.taken.subscribe();
         let everyone = taken.wait_for(|taken| taken.values().all(|(r, _)| *r >= revision));
         let _ = timeout(at_most, everyone).await;
@@ -138,7 +140,7 @@ impl Hub {
         &'a self,
         mesh: &'a Mesh,
         proxy: &'a Proxy<'_>,
-        touched: Option<&'a Touched>,
+        touched: Option<&'a MeshChange>,
     ) -> View<'a> {
         View {
             hub: self,
@@ -159,22 +161,22 @@ pub(crate) struct Proxy<'a> {
     pub(crate) node: Node,
     /// True when it takes connections for its app.
     has_inbound: bool,
-    seat: Seat<'a>,
-    workload: Arc<Described>,
+    seat: StreamRegistration<'a>,
+    workload: Arc<WorkloadDescription>,
     /// The objects that may be for it and hold it closed.
-    pub(crate) held: Option<Held>,
+    pub(crate) held: Option<HeldClosed>,
     /// Its inbound Listener.
     pub(crate) guard: Guard,
 }
 
 /// The objects that may be for a workload and hold it closed, and why its labels don't decide it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Held {
+pub(crate) struct HeldClosed {
     pub(crate) by: BTreeSet<String>,
     pub(crate) why: String,
 }
 
-impl Held {
+impl HeldClosed {
     fn json(&self) -> Value {
         json!({"by": self.by, "why": self.why})
     }
@@ -198,10 +200,10 @@ impl<'a> Proxy<'a> {
     /// Looks up its workload in `mesh`. True when other objects hold it closed than before.
     pub(crate) fn look_up(&mut self, mesh: &Mesh) -> bool {
         self.workload = self.seat.describe(mesh, &self.node);
-        let by = mesh.held_by(&self.node, &self.workload);
-        let held = (self.has_inbound && !by.is_empty()).then(|| Held {
+        let by = mesh.closing_objects(&self.node, &self.workload);
+        let held = (self.has_inbound && !by.is_empty()).then(|| HeldClosed {
             by,
-            why: mesh.why_unknown(&self.node, &self.workload),
+            why: mesh.explain_uncertain_fit(&self.node, &self.workload),
         });
         let changed = held != self.held;
         self.held = held;
@@ -233,14 +235,14 @@ pub(crate) struct View<'a> {
     hub: &'a Hub,
     mesh: &'a Mesh,
     node: &'a Node,
-    workload: &'a Described,
+    workload: &'a WorkloadDescription,
     guard: &'a Guard,
-    touched: Option<&'a Touched>,
+    touched: Option<&'a MeshChange>,
 }
 
 impl View<'_> {
-    fn world(&self) -> World<'_> {
-        World {
+    fn world(&self) -> TranslationContext<'_> {
+        TranslationContext {
             mesh: self.mesh,
             workload: self.workload,
             roots: &self.hub.roots,
@@ -249,15 +251,15 @@ impl View<'_> {
 }
 
 impl View<'_> {
-    fn inbound(&self) -> Answer {
+    fn inbound(&self) -> LookupResult {
         let inbound = Inbound::new(self.world(), self.node);
         match (&inbound.meant, &inbound.guard) {
-            (Answer::Present(_, version), Answer::Present(_, guard))
-                if self.guard.is_refused(&self.hub.guards, version, guard) =>
+            (LookupResult::Present(_, version), LookupResult::Present(_, guard))
+                if self.guard.set_intended(&self.hub.guards, version, guard) =>
             {
                 let closed = inbound.closed();
-                if let Answer::Present(_, version) = &closed {
-                    self.guard.closes(version);
+                if let LookupResult::Present(_, version) = &closed {
+                    self.guard.set_closed_version(version);
                 }
                 closed
             }
@@ -266,21 +268,21 @@ impl View<'_> {
     }
 }
 
-impl Lookup for View<'_> {
+impl ResourceSource for View<'_> {
     fn client(&self) -> Client {
         self.node.client
     }
 
-    fn everything(&self, type_url: &str) -> BTreeSet<String> {
+    fn wildcard_names(&self, type_url: &str) -> BTreeSet<String> {
         everything(self.world(), self.node, type_url)
     }
 
-    fn resource(&self, type_url: &str, name: &str) -> Answer {
+    fn resource(&self, type_url: &str, name: &str) -> LookupResult {
         if (type_url, name) == (LISTENER, INBOUND) {
             return self.inbound();
         }
         let answer = resource(self.world(), self.node, type_url, name);
-        if let Answer::Pending(names) = &answer {
+        if let LookupResult::Pending(names) = &answer {
             for name in names.iter().collect::<BTreeSet<_>>() {
                 self.hub.dns.want(name);
             }
@@ -288,7 +290,7 @@ impl Lookup for View<'_> {
         answer
     }
 
-    fn chain(&self, listener: &str) -> Vec<(&'static str, String)> {
+    fn dependencies(&self, listener: &str) -> Vec<(&'static str, String)> {
         chain(self.world(), self.node, listener)
     }
 

@@ -14,7 +14,7 @@ use leno_proto::pb::envoy::config::core::v3::Node;
 use leno_proto::pb::google::rpc::Status;
 
 use crate::mesh::Client;
-use crate::translate::Answer;
+use crate::translate::LookupResult;
 
 /// Most names of one type that one client may subscribe to.
 const MAX_NAMES: usize = 20_000;
@@ -22,21 +22,21 @@ const MAX_NAMES: usize = 20_000;
 const MAX_NAME: usize = 512;
 
 /// The resources as one client gets them.
-pub trait Lookup {
+pub trait ResourceSource {
     /// The kind of the client.
     fn client(&self) -> Client;
     /// The resource `name` of a type.
-    fn resource(&self, type_url: &str, name: &str) -> Answer;
+    fn resource(&self, type_url: &str, name: &str) -> LookupResult;
     /// Type and name of each resource that a Listener leads to, in the order in which a client should have them.
-    fn chain(&self, listener: &str) -> Vec<(&'static str, String)>;
+    fn dependencies(&self, listener: &str) -> Vec<(&'static str, String)>;
     /// Every name of a type, for wildcard subscriptions.
-    fn everything(&self, type_url: &str) -> BTreeSet<String>;
+    fn wildcard_names(&self, type_url: &str) -> BTreeSet<String>;
     /// True when a change touches a name; always true when the change isn't known.
     fn touches(&self, type_url: &str, name: &str) -> bool;
 }
 
 /// The server's side of one xDS stream: requests and changes in, responses out.
-pub trait Dialog: Default + Send + Sync {
+pub trait XdsStream: Default + Send + Sync {
     /// A request of the client.
     type Request: Send + Sync;
     /// A response to the client.
@@ -45,15 +45,19 @@ pub trait Dialog: Default + Send + Sync {
     /// The client's node, in the first request.
     fn node(request: &Self::Request) -> Option<&Node>;
     /// The type URL of a request.
-    fn of(request: &Self::Request) -> &str;
+    fn request_type(request: &Self::Request) -> &str;
     /// The type URL of a response.
-    fn sent(response: &Self::Response) -> &str;
+    fn response_type(response: &Self::Response) -> &str;
     /// The error of a request that is a NACK.
     fn error(request: &Self::Request) -> Option<&Status>;
     /// Handles a request; returns the responses to send.
-    fn request(&mut self, request: &Self::Request, lookup: &dyn Lookup) -> Vec<Self::Response>;
+    fn request(
+        &mut self,
+        request: &Self::Request,
+        lookup: &dyn ResourceSource,
+    ) -> Vec<Self::Response>;
     /// Handles a change; returns the responses to send.
-    fn changed(&mut self, lookup: &dyn Lookup) -> Vec<Self::Response>;
+    fn changed(&mut self, lookup: &dyn ResourceSource) -> Vec<Self::Response>;
     /// The resources that the client refuses now.
     fn refused(&self) -> Vec<&Refused>;
     /// The version of the inbound Listener that the client accepted last.
@@ -61,7 +65,7 @@ pub trait Dialog: Default + Send + Sync {
     /// True when the client has answered (ACK or NACK) every response.
     fn is_settled(&self) -> bool;
     /// Type, name and version of the subscribed resources that it holds.
-    fn held(&self) -> Vec<(&'static str, String, String)>;
+    fn versions(&self) -> Vec<(&'static str, String, String)>;
     /// The number of subscribed names.
     fn names(&self) -> usize;
     /// True when the client leaves too many responses unanswered to be served on.

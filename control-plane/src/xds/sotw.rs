@@ -13,8 +13,8 @@ use leno_proto::pb::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryR
 use leno_proto::pb::google::rpc::Status;
 use leno_proto::type_url::{ALL, CLUSTER, LISTENER};
 
-use super::{Dialog, Lookup, MAX_NAME, MAX_NAMES};
-use crate::translate::{Answer, INBOUND};
+use super::{MAX_NAME, MAX_NAMES, ResourceSource, XdsStream};
+use crate::translate::{INBOUND, LookupResult};
 
 /// Resources by name, with their versions.
 type Set = BTreeMap<String, (String, Any)>;
@@ -50,7 +50,7 @@ struct Offer {
     changed: BTreeSet<String>,
 }
 
-impl Dialog for StateOfTheWorld {
+impl XdsStream for StateOfTheWorld {
     type Request = DiscoveryRequest;
     type Response = DiscoveryResponse;
 
@@ -58,11 +58,11 @@ impl Dialog for StateOfTheWorld {
         request.node.as_ref()
     }
 
-    fn of(request: &DiscoveryRequest) -> &str {
+    fn request_type(request: &DiscoveryRequest) -> &str {
         &request.type_url
     }
 
-    fn sent(response: &DiscoveryResponse) -> &str {
+    fn response_type(response: &DiscoveryResponse) -> &str {
         &response.type_url
     }
 
@@ -73,7 +73,7 @@ impl Dialog for StateOfTheWorld {
     fn request(
         &mut self,
         request: &DiscoveryRequest,
-        lookup: &dyn Lookup,
+        lookup: &dyn ResourceSource,
     ) -> Vec<DiscoveryResponse> {
         let Some(type_url) = ALL.into_iter().find(|known| *known == request.type_url) else {
             return Vec::new();
@@ -107,7 +107,7 @@ impl Dialog for StateOfTheWorld {
         response.or_else(next).into_iter().collect()
     }
 
-    fn changed(&mut self, lookup: &dyn Lookup) -> Vec<DiscoveryResponse> {
+    fn changed(&mut self, lookup: &dyn ResourceSource) -> Vec<DiscoveryResponse> {
         let mut responses = Vec::new();
         for type_url in ALL {
             let Some(state) = self.types.get_mut(type_url) else {
@@ -145,7 +145,7 @@ impl Dialog for StateOfTheWorld {
             .all(|of| of.offer.is_none() && !of.stale)
     }
 
-    fn held(&self) -> Vec<(&'static str, String, String)> {
+    fn versions(&self) -> Vec<(&'static str, String, String)> {
         let all = self.types.iter().flat_map(|(type_url, of)| {
             let accepted = of.accepted.iter();
             accepted.map(move |(name, (version, _))| (*type_url, name.clone(), version.clone()))
@@ -208,9 +208,9 @@ impl Type {
 
     /// The set that the client should hold: the current resources; but those that it refused, that are pending, or that
     /// wait to be offered alone stay as it holds them.
-    fn build(&self, type_url: &str, lookup: &dyn Lookup, changes: bool) -> Set {
+    fn build(&self, type_url: &str, lookup: &dyn ResourceSource, changes: bool) -> Set {
         let names = match self.wildcard {
-            true => lookup.everything(type_url),
+            true => lookup.wildcard_names(type_url),
             false => self.names.clone(),
         };
         let mut set = Set::new();
@@ -222,7 +222,7 @@ impl Type {
                 continue;
             }
             match lookup.resource(type_url, &name) {
-                Answer::Present(any, version) => {
+                LookupResult::Present(any, version) => {
                     let refused = self.refused.get(&name);
                     if refused.is_some_and(|refused| refused.version == version) {
                         set.extend(held.map(|held| (name, held.clone())));
@@ -230,8 +230,8 @@ impl Type {
                         set.insert(name, (version, any));
                     }
                 }
-                Answer::Pending(_) => set.extend(held.map(|held| (name, held.clone()))),
-                Answer::Missing(_) => {}
+                LookupResult::Pending(_) => set.extend(held.map(|held| (name, held.clone()))),
+                LookupResult::Missing(_) => {}
             }
         }
         set
@@ -241,7 +241,7 @@ impl Type {
     fn offer_next(
         &mut self,
         type_url: &'static str,
-        lookup: &dyn Lookup,
+        lookup: &dyn ResourceSource,
         nonce: u64,
     ) -> Option<DiscoveryResponse> {
         while self.alone.pop_front().is_some() {
@@ -334,29 +334,29 @@ mod tests {
         }
     }
 
-    impl Lookup for World {
+    impl ResourceSource for World {
         fn client(&self) -> Client {
             Client::Grpc
         }
 
-        fn resource(&self, type_url: &str, name: &str) -> Answer {
+        fn resource(&self, type_url: &str, name: &str) -> LookupResult {
             let all = self.0.borrow();
             let found = all.iter().find(|((t, n), _)| *t == type_url && n == name);
-            let missing = || Answer::Missing(format!("no {name}"));
+            let missing = || LookupResult::Missing(format!("no {name}"));
             found.map_or_else(missing, |(_, version)| {
                 let any = Any {
                     type_url: format!("{name} {version}"),
                     ..Any::default()
                 };
-                Answer::Present(any, (*version).to_owned())
+                LookupResult::Present(any, (*version).to_owned())
             })
         }
 
-        fn chain(&self, _listener: &str) -> Vec<(&'static str, String)> {
+        fn dependencies(&self, _listener: &str) -> Vec<(&'static str, String)> {
             Vec::new()
         }
 
-        fn everything(&self, type_url: &str) -> BTreeSet<String> {
+        fn wildcard_names(&self, type_url: &str) -> BTreeSet<String> {
             let all = self.0.borrow();
             let names = all.keys().filter(|(of, _)| *of == type_url);
             names.map(|(_, name)| name.clone()).collect()

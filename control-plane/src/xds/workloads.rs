@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::mesh::workload::Described;
+use crate::mesh::workload::WorkloadDescription;
 use crate::mesh::{Mesh, Node, WorkloadKey};
 
 /// Time for which an instance without a stream is remembered.
@@ -29,19 +29,19 @@ pub(crate) struct Workloads(Mutex<Lives>);
 struct Lives {
     connected: BTreeMap<Life, Last>,
     /// Instances without a stream any more, each with the time at which the last one ended.
-    left: BTreeMap<Life, (Instant, Arc<Described>)>,
+    left: BTreeMap<Life, (Instant, Arc<WorkloadDescription>)>,
 }
 
 /// The last known description of a connected workload.
 #[derive(Debug)]
 struct Last {
-    described: Arc<Described>,
+    described: Arc<WorkloadDescription>,
     streams: usize,
 }
 
 impl Lives {
     /// Remembers an instance after its last stream.
-    fn remember(&mut self, life: Life, described: Arc<Described>) {
+    fn remember(&mut self, life: Life, described: Arc<WorkloadDescription>) {
         let now = Instant::now();
         self.left.insert(life, (now, described));
         if self.left.len() > MAX_LEFT {
@@ -59,7 +59,7 @@ impl Workloads {
     }
 
     /// Registers a stream of a proxy.
-    pub(crate) fn join(&self, node: &Node, instance: &str) -> Seat<'_> {
+    pub(crate) fn join(&self, node: &Node, instance: &str) -> StreamRegistration<'_> {
         let life = (node.workload(), instance.to_owned());
         let mut lives = self.lives();
         let before = lives.left.remove(&life);
@@ -71,20 +71,20 @@ impl Workloads {
         });
         last.streams += 1;
         drop(lives);
-        Seat { of: self, life }
+        StreamRegistration { of: self, life }
     }
 }
 
 /// The registration of a proxy's stream, until dropped.
 #[derive(Debug)]
-pub(crate) struct Seat<'a> {
+pub(crate) struct StreamRegistration<'a> {
     of: &'a Workloads,
     life: Life,
 }
 
-impl Seat<'_> {
+impl StreamRegistration<'_> {
     /// The workload as `mesh` describes it; earlier descriptions that the registry doesn't have any more stay.
-    pub(crate) fn describe(&self, mesh: &Mesh, node: &Node) -> Arc<Described> {
+    pub(crate) fn describe(&self, mesh: &Mesh, node: &Node) -> Arc<WorkloadDescription> {
         let described = mesh.describe(node);
         match self.of.lives().connected.get_mut(&self.life) {
             None => Arc::new(described),
@@ -96,7 +96,7 @@ impl Seat<'_> {
     }
 }
 
-impl Drop for Seat<'_> {
+impl Drop for StreamRegistration<'_> {
     fn drop(&mut self) {
         let mut lives = self.of.lives();
         let Some(last) = lives.connected.get_mut(&self.life) else {
@@ -147,7 +147,8 @@ mod tests {
     async fn what_was_known_stays_for_a_life_and_a_while_and_for_no_other() {
         let workloads = Workloads::default();
         let (nothing, described) = (Mesh::default(), described());
-        let knows = |seat: &Seat<'_>| seat.describe(&nothing, &node()).labels().are_known();
+        let knows =
+            |seat: &StreamRegistration<'_>| seat.describe(&nothing, &node()).labels().are_known();
         let first = workloads.join(&node(), "a");
         assert!(!knows(&first));
         first.describe(&described, &node());

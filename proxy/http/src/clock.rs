@@ -23,7 +23,7 @@ pub async fn with_turns<F: Future>(future: F) -> F::Output {
 }
 
 /// Makes the next [`now`] read the clock again: work that ends in the turn in which it began took time as well.
-pub fn again() {
+pub fn invalidate() {
     TURN.set((TURN.get().0, None));
 }
 
@@ -59,7 +59,7 @@ mod tests {
             let begun = now();
             pass();
             assert_eq!(now(), begun);
-            again();
+            invalidate();
             assert!(now() > begun);
             let begun = now();
             pass();

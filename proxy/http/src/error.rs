@@ -5,7 +5,7 @@ use std::{fmt, io};
 
 /// Failure of a connection or a stream, by its peer.
 #[derive(Debug, thiserror::Error)]
-pub enum Broken {
+pub enum PeerError {
     /// It closed before the message was complete.
     #[error("connection closed")]
     Closed,
@@ -23,16 +23,16 @@ pub enum Broken {
     Stalled(Duration),
     /// It sent bytes that aren't HTTP, or not in the strict form that Leno accepts.
     #[error("{0}")]
-    Syntax(Invalid),
+    Syntax(InvalidHead),
 }
 
 /// Error of a head that isn't accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Invalid {
-    /// Larger than [`head_bytes`](crate::h1::Limits::head_bytes).
+pub enum InvalidHead {
+    /// Larger than [`head_bytes`](crate::h1::HeadLimits::head_bytes).
     #[error("head larger than {0} bytes")]
     TooLarge(usize),
-    /// More fields than [`headers`](crate::h1::Limits::headers).
+    /// More fields than [`headers`](crate::h1::HeadLimits::headers).
     #[error("more than {0} header fields")]
     TooMany(usize),
     /// Not the grammar of RFC 9112, or not the strict part of it that Leno accepts.

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::field_name::{Known, Set};
+use super::field_name::{FieldName, FieldSet};
 
 /// A range of the head's buffer. Heads are limited to far less than 4 GiB.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -47,11 +47,11 @@ impl Span {
 pub(super) struct Field {
     pub(super) name: Span,
     pub(super) value: Span,
-    pub(super) known: Known,
+    pub(super) known: FieldName,
     /// True when the buffer holds it as `name: value`, CR and LF.
-    pub(super) is_plain: bool,
+    pub(super) verbatim: bool,
     /// True when its name may have upper-case letters.
-    pub(super) is_mixed: bool,
+    pub(super) mixed_case: bool,
 }
 
 /// A field line of a head.
@@ -62,14 +62,14 @@ pub struct Line<'a> {
 }
 
 impl<'a> Line<'a> {
-    /// Its name, as a [`Known`].
-    pub fn known(&self) -> Known {
+    /// Its name, as a [`FieldName`].
+    pub fn known(&self) -> FieldName {
         self.field.known
     }
 
     /// True when its name may have upper-case letters.
     pub fn is_mixed(&self) -> bool {
-        self.field.is_mixed
+        self.field.mixed_case
     }
 
     /// Its name.
@@ -85,18 +85,18 @@ impl<'a> Line<'a> {
     /// The whole line as HTTP/1 serialises it, CR LF included, if the buffer holds it so.
     pub fn plain(&self) -> Option<&'a [u8]> {
         let (name, value) = (self.field.name.range(), self.field.value.range());
-        (self.field.is_plain).then(|| &self.bytes[name.start..value.end + 2])
+        (self.field.verbatim).then(|| &self.bytes[name.start..value.end + 2])
     }
 }
 
 /// Adjacent lines of a head.
 #[derive(Debug, Clone, Copy)]
-pub struct Stretch<'a> {
+pub struct FieldRun<'a> {
     pub(super) fields: &'a [Field],
     pub(super) bytes: &'a [u8],
 }
 
-impl<'a> Stretch<'a> {
+impl<'a> FieldRun<'a> {
     /// The lines.
     pub fn lines(&self) -> impl Iterator<Item = Line<'a>> {
         let bytes = self.bytes;
@@ -119,8 +119,8 @@ impl<'a> Stretch<'a> {
 pub struct Section {
     /// The fields, as ranges relative to the start of the text.
     pub(super) fields: Vec<Field>,
-    pub(super) known: Set,
+    pub(super) known: FieldSet,
     pub(super) places: [u8; 32],
-    pub(super) straight: Option<Span>,
+    pub(super) contiguous: Option<Span>,
     pub(super) size: u32,
 }

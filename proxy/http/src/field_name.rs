@@ -3,7 +3,7 @@
 /// A field name that the data path handles; `Other` is any other name, `Removed` a field that was removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
-pub enum Known {
+pub enum FieldName {
     Other,
     Removed,
     Host,
@@ -36,59 +36,59 @@ pub enum Known {
     Http2Settings,
 }
 
-impl Known {
+impl FieldName {
     /// Recognises the field `name`, ignoring its case.
-    pub fn of(name: &[u8]) -> Known {
+    pub fn of(name: &[u8]) -> FieldName {
         let Some(first) = name.first().map(|first| first | 0x20) else {
-            return Known::Other;
+            return FieldName::Other;
         };
         // The first byte rules out most of the comparisons, of which there are many per request.
-        let is = |other: &str| first == other.as_bytes()[0] && is_called(name, other.as_bytes());
+        let is = |other: &str| first == other.as_bytes()[0] && name_eq(name, other.as_bytes());
         match name.len() {
-            2 if is("te") => Known::Te,
-            2 if is("b3") => Known::B3,
-            4 if is("host") => Known::Host,
-            6 if is("expect") => Known::Expect,
-            6 if is("server") => Known::Server,
-            7 if is("upgrade") => Known::Upgrade,
-            7 if is("trailer") => Known::Trailer,
-            10 if is("connection") => Known::Connection,
-            10 if is("keep-alive") => Known::KeepAlive,
-            11 if is("traceparent") => Known::Traceparent,
-            11 if is("grpc-status") => Known::GrpcStatus,
-            12 if is("x-request-id") => Known::RequestId,
-            12 if is("proxy-status") => Known::ProxyStatus,
-            12 if is("x-leno-http1") => Known::Http1,
-            14 if is("content-length") => Known::ContentLength,
-            14 if is("http2-settings") => Known::Http2Settings,
-            15 if is("x-forwarded-for") => Known::ForwardedFor,
-            16 if is("proxy-connection") => Known::ProxyConnection,
-            17 if is("transfer-encoding") => Known::TransferEncoding,
-            17 if is("x-forwarded-proto") => Known::ForwardedProto,
-            18 if is("proxy-authenticate") => Known::ProxyAuthenticate,
-            19 if is("proxy-authorization") => Known::ProxyAuthorization,
-            21 if is("x-envoy-attempt-count") => Known::AttemptCount,
-            21 if is("x-envoy-peer-metadata") => Known::PeerMetadata,
-            24 if is("x-envoy-peer-metadata-id") => Known::PeerMetadataId,
-            23 if is("x-forwarded-client-cert") => Known::ClientCert,
-            5.. if first == b'x' && is_called(&name[..5], b"x-b3-") => Known::B3Multiple,
-            8.. if first == b'x' && is_called(&name[..8], b"x-envoy-") => Known::Envoy,
-            _ => Known::Other,
+            2 if is("te") => FieldName::Te,
+            2 if is("b3") => FieldName::B3,
+            4 if is("host") => FieldName::Host,
+            6 if is("expect") => FieldName::Expect,
+            6 if is("server") => FieldName::Server,
+            7 if is("upgrade") => FieldName::Upgrade,
+            7 if is("trailer") => FieldName::Trailer,
+            10 if is("connection") => FieldName::Connection,
+            10 if is("keep-alive") => FieldName::KeepAlive,
+            11 if is("traceparent") => FieldName::Traceparent,
+            11 if is("grpc-status") => FieldName::GrpcStatus,
+            12 if is("x-request-id") => FieldName::RequestId,
+            12 if is("proxy-status") => FieldName::ProxyStatus,
+            12 if is("x-leno-http1") => FieldName::Http1,
+            14 if is("content-length") => FieldName::ContentLength,
+            14 if is("http2-settings") => FieldName::Http2Settings,
+            15 if is("x-forwarded-for") => FieldName::ForwardedFor,
+            16 if is("proxy-connection") => FieldName::ProxyConnection,
+            17 if is("transfer-encoding") => FieldName::TransferEncoding,
+            17 if is("x-forwarded-proto") => FieldName::ForwardedProto,
+            18 if is("proxy-authenticate") => FieldName::ProxyAuthenticate,
+            19 if is("proxy-authorization") => FieldName::ProxyAuthorization,
+            21 if is("x-envoy-attempt-count") => FieldName::AttemptCount,
+            21 if is("x-envoy-peer-metadata") => FieldName::PeerMetadata,
+            24 if is("x-envoy-peer-metadata-id") => FieldName::PeerMetadataId,
+            23 if is("x-forwarded-client-cert") => FieldName::ClientCert,
+            5.. if first == b'x' && name_eq(&name[..5], b"x-b3-") => FieldName::B3Multiple,
+            8.. if first == b'x' && name_eq(&name[..8], b"x-envoy-") => FieldName::Envoy,
+            _ => FieldName::Other,
         }
     }
 }
 
 /// A set of field names, one bit each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Set(u32);
+pub struct FieldSet(u32);
 
-impl Set {
+impl FieldSet {
     /// The empty set.
-    pub const NONE: Set = Set(0);
+    pub const NONE: FieldSet = FieldSet(0);
 
     /// The set of `fields`.
-    pub const fn of(fields: &[Known]) -> Set {
-        let (mut set, mut at) = (Set::NONE, 0);
+    pub const fn of(fields: &[FieldName]) -> FieldSet {
+        let (mut set, mut at) = (FieldSet::NONE, 0);
         while at < fields.len() {
             set = set.with(fields[at]);
             at += 1;
@@ -98,23 +98,23 @@ impl Set {
 
     /// This set with `known` added.
     #[must_use]
-    pub const fn with(self, known: Known) -> Set {
-        Set(self.0 | 1 << known as u32)
+    pub const fn with(self, known: FieldName) -> FieldSet {
+        FieldSet(self.0 | 1 << known as u32)
     }
 
     /// The union with `others`.
     #[must_use]
-    pub const fn and(self, others: Set) -> Set {
-        Set(self.0 | others.0)
+    pub const fn union(self, others: FieldSet) -> FieldSet {
+        FieldSet(self.0 | others.0)
     }
 
     /// True when `known` is in the set.
-    pub const fn has(self, known: Known) -> bool {
+    pub const fn has(self, known: FieldName) -> bool {
         self.0 >> known as u32 & 1 != 0
     }
 
     /// True when the set has any of `others`.
-    pub const fn has_any(self, others: Set) -> bool {
+    pub const fn intersects(self, others: FieldSet) -> bool {
         self.0 & others.0 != 0
     }
 }
@@ -131,7 +131,7 @@ fn lower(eight: u64) -> u64 {
 
 /// True when `name`, in any case, is the lower-case name `in_lower`. Eight bytes at a time, the last eight perhaps
 /// twice.
-pub fn is_called(name: &[u8], in_lower: &[u8]) -> bool {
+pub fn name_eq(name: &[u8], in_lower: &[u8]) -> bool {
     if name.len() != in_lower.len() {
         return false;
     }
@@ -162,20 +162,20 @@ pub fn is_called(name: &[u8], in_lower: &[u8]) -> bool {
 
 /// Fields that belong to one connection and are never forwarded (RFC 9110, section 7.6.1), and the fields that sidecars
 /// send to each other.
-pub(super) const HOP_BY_HOP: Set = Set::of(&[
-    Known::Connection,
-    Known::TransferEncoding,
-    Known::Te,
-    Known::Upgrade,
-    Known::KeepAlive,
-    Known::ProxyConnection,
-    Known::ProxyAuthorization,
-    Known::ProxyAuthenticate,
-    Known::Trailer,
-    Known::Http1,
-    Known::Http2Settings,
-    Known::PeerMetadata,
-    Known::PeerMetadataId,
+pub(super) const HOP_BY_HOP: FieldSet = FieldSet::of(&[
+    FieldName::Connection,
+    FieldName::TransferEncoding,
+    FieldName::Te,
+    FieldName::Upgrade,
+    FieldName::KeepAlive,
+    FieldName::ProxyConnection,
+    FieldName::ProxyAuthorization,
+    FieldName::ProxyAuthenticate,
+    FieldName::Trailer,
+    FieldName::Http1,
+    FieldName::Http2Settings,
+    FieldName::PeerMetadata,
+    FieldName::PeerMetadataId,
 ]);
 
 #[cfg(test)]
@@ -199,7 +199,7 @@ mod tests {
                 name[at] ^= [0x20, 0x80, 1][rng.usize(..3)];
             }
             let expected = name.eq_ignore_ascii_case(&own);
-            assert_eq!(is_called(&name, &own), expected, "{name:?} {own:?}");
+            assert_eq!(name_eq(&name, &own), expected, "{name:?} {own:?}");
         }
     }
 }

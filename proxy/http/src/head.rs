@@ -7,8 +7,8 @@
 use std::cell::RefCell;
 use std::{iter, mem};
 
-pub use super::field::{Line, Section, Span, Stretch};
-pub use super::field_name::{Known, Set, is_called};
+pub use super::field::{FieldRun, Line, Section, Span};
+pub use super::field_name::{FieldName, FieldSet, name_eq};
 
 use super::buffers;
 use super::field::Field;
@@ -45,7 +45,7 @@ pub struct Head {
     bytes: Vec<u8>,
     fields: Vec<Field>,
     /// Names of the fields that were ever present: most look-ups are for absent ones.
-    known: Set,
+    known: FieldSet,
     /// Index plus one of the first field of each name, at most 255; 0 when there never was one.
     places: [u8; 32],
     /// Range of all fields in the buffer, if there are any and the whole range can be written as it is.
@@ -66,7 +66,7 @@ impl Default for Head {
         Head {
             bytes: Vec::new(),
             fields: Vec::new(),
-            known: Set::NONE,
+            known: FieldSet::NONE,
             places: [0; 32],
             straight: None,
             size: 0,
@@ -114,15 +114,15 @@ impl Head {
     }
 
     /// Clears the message and begins one of HTTP/2; its method, target and status are set later.
-    pub fn begin(&mut self) {
+    pub fn begin_http2(&mut self) {
         self.clear();
         buffers::lend(&mut self.bytes);
         self.version = Version::Http2;
         (self.first, self.target) = Default::default();
     }
 
-    /// Copies the buffer and the fields of `other`, after [`Head::begin`].
-    pub fn begin_as(&mut self, other: &Head) {
+    /// Copies the buffer and the fields of `other`, after [`Head::begin_http2`].
+    pub fn copy_from(&mut self, other: &Head) {
         self.bytes.extend_from_slice(&other.bytes);
         self.fields.extend_from_slice(&other.fields);
         (self.known, self.places, self.size) = (other.known, other.places, other.size);
@@ -130,12 +130,12 @@ impl Head {
     }
 
     /// Appends text that is not part of a field to the buffer, such as a pseudo-header's value.
-    pub fn note(&mut self, text: &[u8]) -> Span {
+    pub fn append_text(&mut self, text: &[u8]) -> Span {
         self.append(text)
     }
 
-    /// Text that [`Head::note`] appended.
-    pub fn noted(&self, span: Span) -> &[u8] {
+    /// Text that [`Head::append_text`] appended.
+    pub fn text(&self, span: Span) -> &[u8] {
         &self.bytes[span.range()]
     }
 
@@ -147,7 +147,7 @@ impl Head {
             let room = ROOMS.with_borrow_mut(Vec::pop);
             self.fields = room.unwrap_or_else(|| Vec::with_capacity(USUAL));
         }
-        self.known = Set::NONE;
+        self.known = FieldSet::NONE;
         self.places = [0; 32];
         self.straight = None;
         self.size = 0;
@@ -155,7 +155,7 @@ impl Head {
     }
 
     /// Clears the message and gives the buffer back for reuse.
-    pub fn rest(&mut self) {
+    pub fn release(&mut self) {
         self.clear();
         buffers::give_back(&mut self.bytes);
     }
@@ -187,7 +187,7 @@ impl Head {
             fields,
             known: self.known,
             places: self.places,
-            straight: self.straight.map(|fields| fields.from(at)),
+            contiguous: self.straight.map(|fields| fields.from(at)),
             size: self.size,
         }
     }
@@ -195,7 +195,7 @@ impl Head {
     /// Records the parsed fields of a section whose text begins at `at`.
     pub fn set_section(&mut self, section: &Section, at: usize) {
         (self.known, self.places, self.size) = (section.known, section.places, section.size);
-        self.straight = section.straight.map(|fields| fields.behind(at));
+        self.straight = section.contiguous.map(|fields| fields.behind(at));
         self.fields.extend(section.fields.iter().map(|field| Field {
             name: field.name.behind(at),
             value: field.value.behind(at),
@@ -203,12 +203,12 @@ impl Head {
         }));
     }
 
-    /// Records a parsed field; `is_plain` when the buffer holds it just as [`Head::write_fields`] would write it.
-    pub fn push_parsed(&mut self, name: Span, value: Span, known: Known, is_plain: bool) {
+    /// Records a parsed field; `verbatim` when the buffer holds it just as [`Head::write_fields`] would write it.
+    pub fn push_parsed(&mut self, name: Span, value: Span, known: FieldName, is_plain: bool) {
         self.push(name, value, known, (is_plain, true));
     }
 
-    fn push(&mut self, name: Span, value: Span, known: Known, how: (bool, bool)) {
+    fn push(&mut self, name: Span, value: Span, known: FieldName, how: (bool, bool)) {
         self.known = self.known.with(known);
         let place = &mut self.places[known as usize % 32];
         if *place == 0 {
@@ -230,8 +230,8 @@ impl Head {
             name,
             value,
             known,
-            is_plain: how.0,
-            is_mixed: how.1,
+            verbatim: how.0,
+            mixed_case: how.1,
         });
     }
 
@@ -286,7 +286,7 @@ impl Head {
     }
 
     /// The first value of a known field.
-    pub fn get(&self, known: Known) -> Option<&[u8]> {
+    pub fn get(&self, known: FieldName) -> Option<&[u8]> {
         let place = usize::from(self.places[known as usize % 32]).checked_sub(1)?;
         let field = self.fields.get(place)?;
         let field = match field.known == known {
@@ -298,12 +298,12 @@ impl Head {
     }
 
     /// True when the field was ever present.
-    fn may_have(&self, known: Known) -> bool {
+    fn may_have(&self, known: FieldName) -> bool {
         self.known.has(known)
     }
 
     /// Every value of a known field.
-    pub fn get_all(&self, known: Known) -> impl Iterator<Item = &[u8]> {
+    pub fn get_all(&self, known: FieldName) -> impl Iterator<Item = &[u8]> {
         let fields = self.fields.iter().filter(move |f| f.known == known);
         fields.map(|field| &self.bytes[field.value.range()])
     }
@@ -312,7 +312,7 @@ impl Head {
     pub fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
         let has_length = move |f: &&Field| f.name.len() as usize == name.len();
         let text = |span: Span| &self.bytes[span.range()];
-        let same = move |f: &&Field| is_called(text(f.name), name.as_bytes());
+        let same = move |f: &&Field| name_eq(text(f.name), name.as_bytes());
         let named = self.kept().filter(has_length).filter(same);
         named.map(move |f| text(f.value))
     }
@@ -331,22 +331,22 @@ impl Head {
 
     /// The fields that aren't in `without`, in stretches as long as possible: adjacent lines that can be written as
     /// they are, or a single one.
-    pub fn stretches(&self, without: Set) -> impl Iterator<Item = Stretch<'_>> {
-        let without = without.with(Known::Removed);
+    pub fn field_runs(&self, without: FieldSet) -> impl Iterator<Item = FieldRun<'_>> {
+        let without = without.with(FieldName::Removed);
         let mut rest = self.fields.as_slice();
         iter::from_fn(move || {
             let from = rest.iter().position(|f| !without.has(f.known))?;
             let (first, more) = rest[from..].split_first()?;
             let mut end = first.value.end + 2;
             let follows = |f: &&Field| {
-                let follows = first.is_plain && f.is_plain && f.name.start == end;
+                let follows = first.verbatim && f.verbatim && f.name.start == end;
                 end = f.value.end + 2;
                 follows && !without.has(f.known)
             };
             let count = 1 + more.iter().take_while(follows).count();
             let (fields, after) = rest[from..].split_at(count);
             rest = after;
-            Some(Stretch {
+            Some(FieldRun {
                 fields,
                 bytes: &self.bytes,
             })
@@ -354,7 +354,7 @@ impl Head {
     }
 
     /// The fields that are in `of`.
-    pub fn lines(&self, of: Set) -> impl Iterator<Item = Line<'_>> {
+    pub fn lines(&self, of: FieldSet) -> impl Iterator<Item = Line<'_>> {
         let fields = self.fields.iter().filter(move |f| of.has(f.known));
         fields.map(|field| Line {
             field,
@@ -365,36 +365,40 @@ impl Head {
     /// Removes fields that a trailer section must not carry: those that change the framing or the routing of the
     /// message (RFC 9110, section 6.5.1), or identify its sender.
     pub fn sanitise_trailers(&mut self) {
-        for known in [Known::ContentLength, Known::Host, Known::ClientCert] {
+        for known in [
+            FieldName::ContentLength,
+            FieldName::Host,
+            FieldName::ClientCert,
+        ] {
             self.remove(known);
         }
         self.remove_hop_by_hop();
     }
 
     fn kept(&self) -> impl Iterator<Item = &Field> {
-        self.fields.iter().filter(|f| f.known != Known::Removed)
+        self.fields.iter().filter(|f| f.known != FieldName::Removed)
     }
 
     /// Appends a field. `name` and `value` come from Leno or from another checked head, never from the wire.
     pub fn add(&mut self, name: &str, value: &[u8]) {
         let name = name.as_bytes();
-        self.add_known(name, Known::of(name), value);
+        self.add_known(name, FieldName::of(name), value);
         if name.iter().any(u8::is_ascii_uppercase)
             && let Some(field) = self.fields.last_mut()
         {
-            field.is_mixed = true;
+            field.mixed_case = true;
         }
     }
 
     /// Appends a checked field that is `known`, with a lower-case name.
     #[inline(always)]
-    pub fn add_known(&mut self, name: &[u8], known: Known, value: &[u8]) {
+    pub fn add_known(&mut self, name: &[u8], known: FieldName, value: &[u8]) {
         self.add_checked(name, known, value, false);
     }
 
-    /// Appends a checked field that is `known`; its name is lower-case unless it `is_mixed`.
+    /// Appends a checked field that is `known`; its name is lower-case unless it `mixed_case`.
     #[inline(always)]
-    pub fn add_checked(&mut self, name: &[u8], known: Known, value: &[u8], is_mixed: bool) {
+    pub fn add_checked(&mut self, name: &[u8], known: FieldName, value: &[u8], is_mixed: bool) {
         let start = self.bytes.len();
         self.bytes.reserve(name.len() + value.len() + 4);
         self.bytes.extend_from_slice(name);
@@ -404,8 +408,8 @@ impl Head {
         self.push_line(start, name.len(), known, is_mixed);
     }
 
-    /// Appends a field with a value that [`Head::note`] appended.
-    pub fn add_noted(&mut self, name: &[u8], known: Known, value: Span) {
+    /// Appends a field with a value that [`Head::append_text`] appended.
+    pub fn add_with_text(&mut self, name: &[u8], known: FieldName, value: Span) {
         let name = self.append(name);
         self.bytes.extend_from_slice(b": ");
         let start = self.bytes.len();
@@ -416,9 +420,9 @@ impl Head {
     }
 
     /// Appends a checked field from a line that is just as [`Head::write_fields`] writes it; its name has `name` bytes,
-    /// and is lower-case unless it `is_mixed`.
+    /// and is lower-case unless it `mixed_case`.
     #[inline]
-    pub fn add_line(&mut self, line: &[u8], name: usize, known: Known, is_mixed: bool) {
+    pub fn add_line(&mut self, line: &[u8], name: usize, known: FieldName, is_mixed: bool) {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(line);
         self.push_line(start, name, known, is_mixed);
@@ -426,7 +430,7 @@ impl Head {
 
     /// Records the line from `start` to the end of the buffer.
     #[inline]
-    fn push_line(&mut self, start: usize, name: usize, known: Known, is_mixed: bool) {
+    fn push_line(&mut self, start: usize, name: usize, known: FieldName, is_mixed: bool) {
         let value = Span::new(start + name + 2, self.bytes.len() - 2);
         self.push(
             Span::new(start, start + name),
@@ -438,28 +442,28 @@ impl Head {
 
     /// Sets the only value of a field, keeping its position and the case of its name.
     #[inline(always)]
-    pub fn set(&mut self, name: &str, known: Known, value: &[u8]) {
+    pub fn set(&mut self, name: &str, known: FieldName, value: &[u8]) {
         if !self.may_have(known) || !self.replace(known, value) {
             self.add_known(name.as_bytes(), known, value);
         }
     }
 
     /// Replaces the first value of a field, and removes the others; false when there was none.
-    fn replace(&mut self, known: Known, value: &[u8]) -> bool {
+    fn replace(&mut self, known: FieldName, value: &[u8]) -> bool {
         let Some(at) = self.fields.iter().position(|f| f.known == known) else {
             return false;
         };
         let value = self.append(value);
         let field = &mut self.fields[at];
         self.size = self.size - field.value.len() + value.len();
-        (field.value, field.is_plain) = (value, false);
+        (field.value, field.verbatim) = (value, false);
         self.straight = None;
         self.drop_fields(at + 1, |field| field.known == known);
         true
     }
 
     /// Removes every occurrence of a known field.
-    pub fn remove(&mut self, known: Known) {
+    pub fn remove(&mut self, known: FieldName) {
         if !self.may_have(known) {
             return;
         }
@@ -469,8 +473,8 @@ impl Head {
     /// Removes the fields from index `from` on that satisfy `is_meant`.
     fn drop_fields(&mut self, from: usize, is_meant: impl Fn(&Field) -> bool) {
         for field in &mut self.fields[from..] {
-            if field.known != Known::Removed && is_meant(field) {
-                field.known = Known::Removed;
+            if field.known != FieldName::Removed && is_meant(field) {
+                field.known = FieldName::Removed;
                 self.straight = None;
                 self.size -= field.name.len() + field.value.len();
             }
@@ -480,10 +484,10 @@ impl Head {
     /// Removes the fields that belong to one connection: the fixed set, and those that `Connection` names (RFC 9110,
     /// section 7.6.1).
     pub fn remove_hop_by_hop(&mut self) {
-        if !self.known.has_any(HOP_BY_HOP) {
+        if !self.known.intersects(HOP_BY_HOP) {
             return;
         }
-        if self.get(Known::Connection).is_some() {
+        if self.get(FieldName::Connection).is_some() {
             self.remove_named_by_connection();
         }
         self.drop_fields(0, |field| HOP_BY_HOP.has(field.known));
@@ -493,7 +497,7 @@ impl Head {
     /// on.
     fn remove_named_by_connection(&mut self) {
         let mut named = Vec::new();
-        for value in self.get_all(Known::Connection) {
+        for value in self.get_all(FieldName::Connection) {
             for option in value.split(|&b| b == b',') {
                 named.push(option.trim_ascii().to_vec());
             }
@@ -501,7 +505,7 @@ impl Head {
         let bytes = mem::take(&mut self.bytes);
         self.drop_fields(0, |field| {
             let name = &bytes[field.name.range()];
-            field.known == Known::Other && named.iter().any(|n| n.eq_ignore_ascii_case(name))
+            field.known == FieldName::Other && named.iter().any(|n| n.eq_ignore_ascii_case(name))
         });
         self.bytes = bytes;
     }
@@ -512,7 +516,7 @@ impl Head {
             let mut options = value.split(|&b| b == b',');
             options.any(|o| o.trim_ascii().eq_ignore_ascii_case(option.as_bytes()))
         };
-        self.may_have(Known::Connection) && self.get_all(Known::Connection).any(has)
+        self.may_have(FieldName::Connection) && self.get_all(FieldName::Connection).any(has)
     }
 
     /// Writes the request line and the fields as HTTP/1.1, without the empty line that ends the head.
@@ -549,13 +553,13 @@ impl Head {
         let mut run = 0..0;
         for field in self.kept() {
             let (name, value) = (field.name.range(), field.value.range());
-            if field.is_plain && name.start == run.end {
+            if field.verbatim && name.start == run.end {
                 run.end = value.end + 2;
                 continue;
             }
             out.extend_from_slice(&self.bytes[run]);
             run = name.start..value.end + 2;
-            if !field.is_plain {
+            if !field.verbatim {
                 out.extend_from_slice(&self.bytes[name]);
                 out.extend_from_slice(b": ");
                 out.extend_from_slice(&self.bytes[value]);
@@ -597,7 +601,7 @@ mod tests {
         head.add("HOST", b"one");
         head.add("X-Custom", b"1");
         head.add("Accept", b"*/*");
-        head.set("host", Known::Host, b"two");
+        head.set("host", FieldName::Host, b"two");
         assert_eq!(
             written(&head),
             "GET /a HTTP/1.1\r\nHOST: two\r\nX-Custom: 1\r\nAccept: */*\r\n"
@@ -613,10 +617,10 @@ mod tests {
         head.add("Connection", b"x-gone");
         head.add("X-Gone", b"1");
         head.add("x-forwarded-for", b"1.1.1.1");
-        head.set("x-request-id", Known::RequestId, b"4444");
-        head.set("traceparent", Known::Traceparent, b"00");
-        head.remove(Known::ForwardedFor);
-        head.remove(Known::ForwardedFor);
+        head.set("x-request-id", FieldName::RequestId, b"4444");
+        head.set("traceparent", FieldName::Traceparent, b"00");
+        head.remove(FieldName::ForwardedFor);
+        head.remove(FieldName::ForwardedFor);
         head.remove_hop_by_hop();
         let fields: usize = head
             .fields()
@@ -654,16 +658,23 @@ mod tests {
             head.add("x", b"y");
             head.add("server", b"second");
             head.add("expect", b"else");
-            assert_eq!(head.get(Known::Server), Some(&b"first"[..]), "{before}");
-            assert_eq!(head.get(Known::Expect), Some(&b"else"[..]), "{before}");
-            assert_eq!(head.get(Known::Host), None);
-            let first = head.fields.iter_mut().find(|f| f.known == Known::Server);
-            first.expect("there").known = Known::Removed;
-            assert_eq!(head.get(Known::Server), Some(&b"second"[..]), "{before}");
-            head.remove(Known::Server);
-            assert_eq!(head.get(Known::Server), None);
+            assert_eq!(head.get(FieldName::Server), Some(&b"first"[..]), "{before}");
+            assert_eq!(head.get(FieldName::Expect), Some(&b"else"[..]), "{before}");
+            assert_eq!(head.get(FieldName::Host), None);
+            let first = head
+                .fields
+                .iter_mut()
+                .find(|f| f.known == FieldName::Server);
+            first.expect("there").known = FieldName::Removed;
+            assert_eq!(
+                head.get(FieldName::Server),
+                Some(&b"second"[..]),
+                "{before}"
+            );
+            head.remove(FieldName::Server);
+            assert_eq!(head.get(FieldName::Server), None);
             head.add("server", b"third");
-            assert_eq!(head.get(Known::Server), Some(&b"third"[..]), "{before}");
+            assert_eq!(head.get(FieldName::Server), Some(&b"third"[..]), "{before}");
         }
     }
 
@@ -675,13 +686,13 @@ mod tests {
             for step in 0..rng.usize(..8) {
                 let value = format!("{step}");
                 match rng.u32(..6) {
-                    0 => head.set("server", Known::Server, value.as_bytes()),
-                    1 => head.remove(Known::Server),
-                    2 => drop(head.note(b"no field")),
+                    0 => head.set("server", FieldName::Server, value.as_bytes()),
+                    1 => head.remove(FieldName::Server),
+                    2 => drop(head.append_text(b"no field")),
                     3 => {
                         let mut next = Head::default();
-                        next.begin();
-                        next.begin_as(&head);
+                        next.begin_http2();
+                        next.copy_from(&head);
                         head = next;
                     }
                     4 => {

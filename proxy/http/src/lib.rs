@@ -18,7 +18,7 @@ pub mod upgrade;
 
 use std::task::{Context, Poll};
 
-pub use error::Broken;
+pub use error::PeerError;
 use head::Head;
 
 /// The receiving direction of a message body.
@@ -26,8 +26,8 @@ pub trait Incoming {
     /// Waits until [`Incoming::data`] holds something (`true`) or the body has ended (`false`).
     ///
     /// # Errors
-    /// [`Broken`] when the peer closed, or broke the framing.
-    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Broken>>;
+    /// [`PeerError`] when the peer closed, or broke the framing.
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, PeerError>>;
 
     /// The data that was received and isn't consumed yet.
     fn data(&self) -> &[u8];
@@ -44,8 +44,8 @@ pub trait Outgoing {
     /// Waits until so little is buffered that more may be written.
     ///
     /// # Errors
-    /// [`Broken`] when the peer closed.
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>>;
+    /// [`PeerError`] when the peer closed.
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), PeerError>>;
 
     /// Buffers `data`.
     fn write(&mut self, data: &[u8]);
@@ -59,6 +59,6 @@ pub trait Outgoing {
     /// Sends everything that is buffered.
     ///
     /// # Errors
-    /// [`Broken`] when the peer closed.
-    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>>;
+    /// [`PeerError`] when the peer closed.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), PeerError>>;
 }

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 
 /// Error of a path that can't be normalised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Invalid {
+pub enum InvalidPath {
     /// `%00`, or a `%` that isn't followed by two hexadecimal digits.
     #[error("invalid percent-encoding in the path")]
     Encoding,
@@ -17,8 +17,8 @@ pub enum Invalid {
 /// Normalises the path of an origin-form target; the query is left alone.
 ///
 /// # Errors
-/// [`Invalid`] when its percent-encoding is malformed or encodes NUL.
-pub fn normalise(target: &[u8]) -> Result<Cow<'_, [u8]>, Invalid> {
+/// [`InvalidPath`] when its percent-encoding is malformed or encodes NUL.
+pub fn normalise(target: &[u8]) -> Result<Cow<'_, [u8]>, InvalidPath> {
     if is_normal(target) {
         return Ok(Cow::Borrowed(target));
     }
@@ -63,7 +63,7 @@ fn may_change(eight: &[u8; 8]) -> bool {
 }
 
 /// Decodes unreserved characters and turns backslashes into slashes.
-fn decode(path: &[u8]) -> Result<Vec<u8>, Invalid> {
+fn decode(path: &[u8]) -> Result<Vec<u8>, InvalidPath> {
     let mut out = Vec::with_capacity(path.len());
     let mut at = 0;
     while at < path.len() {
@@ -72,7 +72,7 @@ fn decode(path: &[u8]) -> Result<Vec<u8>, Invalid> {
             b'%' => {
                 let byte = encoded(path, at)?;
                 match byte {
-                    0 => return Err(Invalid::Encoding),
+                    0 => return Err(InvalidPath::Encoding),
                     b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
                         out.push(byte);
                     }
@@ -87,11 +87,11 @@ fn decode(path: &[u8]) -> Result<Vec<u8>, Invalid> {
     Ok(out)
 }
 
-fn encoded(path: &[u8], at: usize) -> Result<u8, Invalid> {
+fn encoded(path: &[u8], at: usize) -> Result<u8, InvalidPath> {
     let digit = |i: usize| {
-        let byte = *path.get(i).ok_or(Invalid::Encoding)?;
-        let digit = char::from(byte).to_digit(16).ok_or(Invalid::Encoding)?;
-        u8::try_from(digit).map_err(|_| Invalid::Encoding)
+        let byte = *path.get(i).ok_or(InvalidPath::Encoding)?;
+        let digit = char::from(byte).to_digit(16).ok_or(InvalidPath::Encoding)?;
+        u8::try_from(digit).map_err(|_| InvalidPath::Encoding)
     };
     Ok(digit(at + 1)? << 4 | digit(at + 2)?)
 }
@@ -199,7 +199,11 @@ mod tests {
     #[test]
     fn an_encoding_that_hides_something_is_refused() {
         for path in ["/a%00b", "/a%", "/a%2", "/a%zz"] {
-            assert_eq!(normalise(path.as_bytes()), Err(Invalid::Encoding), "{path}");
+            assert_eq!(
+                normalise(path.as_bytes()),
+                Err(InvalidPath::Encoding),
+                "{path}"
+            );
         }
     }
 }

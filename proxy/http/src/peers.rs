@@ -3,10 +3,10 @@
 
 use std::task::{Context, Poll};
 
-use super::h1::{ClientHalf, Invalid, Length, ServerHalf};
+use super::h1::{ClientHalf, Framing, InvalidHead, ServerHalf};
 use super::h2::{self, ClientStream, ServerStream};
 use super::head::Head;
-use super::{Broken, Incoming, Outgoing};
+use super::{Incoming, Outgoing, PeerError};
 
 /// The downstream half: the client that sent the request.
 #[derive(Debug)]
@@ -38,19 +38,19 @@ impl Down<'_> {
 
     /// True when the client speaks HTTP/2; false for HTTP/1 carried over HTTP/2 between sidecars.
     pub fn is_h2(&self) -> bool {
-        matches!(self, Down::H2(stream) if !stream.is_of_http1())
+        matches!(self, Down::H2(stream) if !stream.is_http1_over_h2())
     }
 
     /// True when a Leno sidecar carries an HTTP/1 client's request over HTTP/2.
-    pub fn is_carried(&self) -> bool {
-        matches!(self, Down::H2(stream) if stream.is_of_http1())
+    pub fn is_http1_over_h2(&self) -> bool {
+        matches!(self, Down::H2(stream) if stream.is_http1_over_h2())
     }
 
     /// Framing of the request's body.
-    pub fn body_length(&self) -> Length {
+    pub fn body_framing(&self) -> Framing {
         match self {
-            Down::H1(half) => half.body_length(),
-            Down::H2(stream) => stream.body_length(),
+            Down::H1(half) => half.body_framing(),
+            Down::H2(stream) => stream.body_framing(),
         }
     }
 
@@ -78,20 +78,20 @@ impl Down<'_> {
     }
 
     /// True while a 2xx response would say that the protocol was switched (extended CONNECT, RFC 8441).
-    pub fn is_held(&self) -> bool {
-        matches!(self, Down::H2(stream) if stream.is_held())
+    pub fn is_switch_pending(&self) -> bool {
+        matches!(self, Down::H2(stream) if stream.is_switch_pending())
     }
 
     /// Sends an informational response.
-    pub fn inform(&mut self, head: &Head) {
+    pub fn send_informational(&mut self, head: &Head) {
         match self {
-            Down::H1(half) => half.inform(head),
-            Down::H2(stream) => stream.inform(head),
+            Down::H1(half) => half.send_informational(head),
+            Down::H2(stream) => stream.send_informational(head),
         }
     }
 
     /// Starts a response; its body was framed as `length` by its sender.
-    pub fn respond(&mut self, head: &mut Head, length: Length) {
+    pub fn respond(&mut self, head: &mut Head, length: Framing) {
         match self {
             Down::H1(half) => half.respond(head, length),
             Down::H2(stream) => stream.respond(head, length),
@@ -107,16 +107,16 @@ impl Down<'_> {
     }
 
     /// Waits until the client's stream is reset or fails; HTTP/1 has no such signal.
-    pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Broken> {
+    pub fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<PeerError> {
         match self {
             Down::H1(_) => Poll::Pending,
-            Down::H2(stream) => stream.poll_gone(cx),
+            Down::H2(stream) => stream.poll_reset(cx),
         }
     }
 
     /// Resets the stream, so that the client sees that the response is incomplete. An HTTP/1 connection is then closed
     /// by its owner.
-    pub fn cut(&mut self, reason: Option<h2::Reason>) {
+    pub fn reset(&mut self, reason: Option<h2::Reason>) {
         if let Down::H2(stream) = self {
             stream.reset(h2::reason(reason));
         }
@@ -125,18 +125,18 @@ impl Down<'_> {
 
 impl Up {
     /// Number of requests sent on its connection so far.
-    pub fn exchanges(&self) -> u64 {
+    pub fn requests_sent(&self) -> u64 {
         match self {
-            Up::H1(half) => half.exchanges(),
-            Up::H2(stream) => stream.exchanges(),
+            Up::H1(half) => half.requests_sent(),
+            Up::H2(stream) => stream.requests_sent(),
         }
     }
 
     /// Starts a request; its body was framed as `length` by its sender.
     ///
     /// # Errors
-    /// [`Broken`] when it can't be sent; nothing of it was sent then.
-    pub fn request(&mut self, head: &mut Head, length: Length) -> Result<(), Broken> {
+    /// [`PeerError`] when it can't be sent; nothing of it was sent then.
+    pub fn request(&mut self, head: &mut Head, length: Framing) -> Result<(), PeerError> {
         match self {
             Up::H1(half) => {
                 half.request(head, length);
@@ -157,8 +157,12 @@ impl Up {
     /// Waits for a response's head.
     ///
     /// # Errors
-    /// [`Broken`] when the peer closed first, or sent no acceptable response.
-    pub fn poll_head(&mut self, cx: &mut Context<'_>, head: &mut Head) -> Poll<Result<(), Broken>> {
+    /// [`PeerError`] when the peer closed first, or sent no acceptable response.
+    pub fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        head: &mut Head,
+    ) -> Poll<Result<(), PeerError>> {
         match self {
             Up::H1(half) => half.poll_head(cx, head),
             Up::H2(stream) => stream.poll_head(cx, head),
@@ -168,8 +172,8 @@ impl Up {
     /// Starts receiving the body of the final response `head`; returns its framing.
     ///
     /// # Errors
-    /// [`Invalid`] when the head is ambiguous about it.
-    pub fn receive(&mut self, head: &Head, is_head: bool) -> Result<Length, Invalid> {
+    /// [`InvalidHead`] when the head is ambiguous about it.
+    pub fn receive(&mut self, head: &Head, is_head: bool) -> Result<Framing, InvalidHead> {
         match self {
             Up::H1(half) => half.receive(head, is_head),
             Up::H2(stream) => stream.receive(head, is_head),
@@ -200,7 +204,7 @@ macro_rules! each {
 macro_rules! directions {
     ($side:ident for $type:ty) => {
         impl Incoming for $type {
-            fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Broken>> {
+            fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, PeerError>> {
                 each!(self, $side, half => half.poll_data(cx))
             }
 
@@ -224,7 +228,7 @@ macro_rules! directions {
         }
 
         impl Outgoing for $type {
-            fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+            fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), PeerError>> {
                 each!(self, $side, half => half.poll_ready(cx))
             }
 
@@ -243,7 +247,7 @@ macro_rules! directions {
                 each!(self, $side, half => half.finish(trailers));
             }
 
-            fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+            fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), PeerError>> {
                 each!(self, $side, half => half.poll_flush(cx))
             }
         }

@@ -19,7 +19,7 @@ const PROBES: u32 = 3;
 
 /// `SO_PRIORITY` of the sidecar's own connections, by which the rules of `init` match all of their packets: those of a
 /// socket that its owner has closed have no user ID any more. The kernel queues it as it queues 0.
-pub const PRIORITY: u32 = 4;
+pub const SOCKET_PRIORITY: u32 = 4;
 
 /// Connects to `address`, from the local address `source` if there is one. This and [`connect_to`] are how the sidecar
 /// dials, except for its app's metrics.
@@ -32,7 +32,7 @@ pub async fn connect_from(source: Option<IpAddr>, address: SocketAddr) -> io::Re
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
     // Without the rules the priority has no use.
-    let _ = SockRef::from(&socket).set_priority(PRIORITY);
+    let _ = SockRef::from(&socket).set_priority(SOCKET_PRIORITY);
     if let Some(source) = source {
         socket.bind((source, 0).into())?;
     }
@@ -76,20 +76,20 @@ pub fn unmapped(address: SocketAddr) -> SocketAddr {
 
 /// A TCP connection; its first bytes may have been read already, to detect the protocol.
 #[derive(Debug)]
-pub struct Socket {
+pub struct PrefixedTcp {
     tcp: TcpStream,
     read: Vec<u8>,
 }
 
-impl Socket {
+impl PrefixedTcp {
     /// A connection of which no byte was read.
-    pub fn new(tcp: TcpStream) -> Socket {
-        Socket::with_read(tcp, Vec::new())
+    pub fn new(tcp: TcpStream) -> PrefixedTcp {
+        PrefixedTcp::with_prefix(tcp, Vec::new())
     }
 
     /// A connection of which `read` was read; these bytes are read again first.
-    pub fn with_read(tcp: TcpStream, read: Vec<u8>) -> Socket {
-        Socket { tcp, read }
+    pub fn with_prefix(tcp: TcpStream, read: Vec<u8>) -> PrefixedTcp {
+        PrefixedTcp { tcp, read }
     }
 
     /// The TCP connection.
@@ -98,7 +98,7 @@ impl Socket {
     }
 }
 
-impl AsyncRead for Socket {
+impl AsyncRead for PrefixedTcp {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -114,7 +114,7 @@ impl AsyncRead for Socket {
     }
 }
 
-impl AsyncWrite for Socket {
+impl AsyncWrite for PrefixedTcp {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -133,30 +133,30 @@ impl AsyncWrite for Socket {
 }
 
 /// A duplex byte stream over any transport.
-pub trait Bytes: AsyncRead + AsyncWrite + Unpin + Debug {}
+pub trait Duplex: AsyncRead + AsyncWrite + Unpin + Debug {}
 
-impl<T: AsyncRead + AsyncWrite + Unpin + Debug> Bytes for T {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Debug> Duplex for T {}
 
 /// A byte stream to a peer.
 #[derive(Debug)]
 pub enum Stream {
     /// Plain TCP.
-    Plain(Socket),
+    Plain(PrefixedTcp),
     /// TLS, as its server.
-    Accepted(Box<tokio_rustls::server::TlsStream<Socket>>),
+    TlsServer(Box<tokio_rustls::server::TlsStream<PrefixedTcp>>),
     /// TLS, as its client.
-    Opened(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+    TlsClient(Box<tokio_rustls::client::TlsStream<TcpStream>>),
     /// A stream inside another connection, such as an HTTP/2 tunnel.
-    Inside(Box<dyn Bytes>),
+    Tunnel(Box<dyn Duplex>),
 }
 
 impl Stream {
     /// The negotiated ALPN protocol.
     pub fn alpn(&self) -> Option<&[u8]> {
         match self {
-            Stream::Accepted(tls) => tls.get_ref().1.alpn_protocol(),
-            Stream::Opened(tls) => tls.get_ref().1.alpn_protocol(),
-            Stream::Plain(_) | Stream::Inside(_) => None,
+            Stream::TlsServer(tls) => tls.get_ref().1.alpn_protocol(),
+            Stream::TlsClient(tls) => tls.get_ref().1.alpn_protocol(),
+            Stream::Plain(_) | Stream::Tunnel(_) => None,
         }
     }
 
@@ -164,9 +164,9 @@ impl Stream {
     pub fn local_address(&self) -> Option<SocketAddr> {
         let tcp = match self {
             Stream::Plain(socket) => socket.tcp(),
-            Stream::Accepted(tls) => tls.get_ref().0.tcp(),
-            Stream::Opened(tls) => tls.get_ref().0,
-            Stream::Inside(_) => return None,
+            Stream::TlsServer(tls) => tls.get_ref().0.tcp(),
+            Stream::TlsClient(tls) => tls.get_ref().0,
+            Stream::Tunnel(_) => return None,
         };
         tcp.local_addr().ok()
     }
@@ -176,16 +176,16 @@ impl Stream {
         let (has_some, tcp) = match self {
             Stream::Plain(socket) => (!socket.read.is_empty(), socket.tcp()),
             // rustls wants no more input while it holds plaintext.
-            Stream::Accepted(tls) => {
+            Stream::TlsServer(tls) => {
                 let (socket, connection) = tls.get_ref();
                 let has_some = !connection.wants_read() || !socket.read.is_empty();
                 (has_some, socket.tcp())
             }
-            Stream::Opened(tls) => {
+            Stream::TlsClient(tls) => {
                 let (tcp, connection) = tls.get_ref();
                 (!connection.wants_read(), tcp)
             }
-            Stream::Inside(_) => return Poll::Ready(()),
+            Stream::Tunnel(_) => return Poll::Ready(()),
         };
         if has_some {
             return Poll::Ready(());
@@ -202,15 +202,15 @@ macro_rules! each {
                 let $io = Pin::new($io);
                 $call
             }
-            Stream::Accepted($io) => {
+            Stream::TlsServer($io) => {
                 let $io = Pin::new($io.as_mut());
                 $call
             }
-            Stream::Opened($io) => {
+            Stream::TlsClient($io) => {
                 let $io = Pin::new($io.as_mut());
                 $call
             }
-            Stream::Inside($io) => {
+            Stream::Tunnel($io) => {
                 let $io = Pin::new($io.as_mut());
                 $call
             }

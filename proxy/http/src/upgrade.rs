@@ -4,7 +4,7 @@
 use std::str::FromStr;
 
 use super::h1::is_token;
-use super::head::{Head, Known};
+use super::head::{FieldName, Head};
 
 /// The protocol that is always forwarded.
 const WEBSOCKET: &str = "websocket";
@@ -58,7 +58,7 @@ impl Upgrades {
     /// The first allowed protocol among the request's `Upgrade` fields, on any line and in a list or not, spelt as in
     /// the request.
     pub fn find<'a>(&self, request: &'a Head) -> Option<&'a [u8]> {
-        let lines = request.get_all(Known::Upgrade);
+        let lines = request.get_all(FieldName::Upgrade);
         let mut named =
             lines.flat_map(|line| line.split(|&byte| byte == b',').map(<[u8]>::trim_ascii));
         named.find(|name| self.has(name))

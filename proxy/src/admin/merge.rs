@@ -10,10 +10,10 @@ use hyper::body::Bytes;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::control::http_client::{ask, body};
+use crate::control::http_client::{body, send_request};
 
 /// Timeout of the fetch.
-const PATIENCE: Duration = Duration::from_secs(5);
+const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Largest response, in bytes.
 const MAX_ANSWER: usize = 16 * 1024 * 1024;
 
@@ -45,8 +45,8 @@ impl AppMetrics {
     /// # Errors
     /// The reason why they are missing, as text.
     pub(super) async fn fetch(&self) -> Result<String, String> {
-        let fetched = timeout(PATIENCE, self.ask()).await;
-        fetched.unwrap_or_else(|_| Err(format!("no answer within {PATIENCE:?}")))
+        let fetched = timeout(FETCH_TIMEOUT, self.ask()).await;
+        fetched.unwrap_or_else(|_| Err(format!("no answer within {FETCH_TIMEOUT:?}")))
     }
 
     async fn ask(&self) -> Result<String, String> {
@@ -57,7 +57,7 @@ impl AppMetrics {
         let request = request.map_err(|error| error.to_string())?;
         let tcp = TcpStream::connect(self.address).await;
         let tcp = tcp.map_err(|error| error.to_string())?;
-        let text = ask(tcp, request, async |answer| {
+        let text = send_request(tcp, request, async |answer| {
             let status = answer.status();
             if !status.is_success() {
                 return Err(format!("the app answered {status}"));

@@ -20,9 +20,9 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use crate::control::channel::{Dialer, words};
-use crate::control::http_client::ask;
-use crate::intercept::passing_to;
+use crate::control::channel::{Dialer, error_text};
+use crate::control::http_client::send_request;
+use crate::intercept::passthrough_source;
 use crate::tls::client::unverified;
 use leno_http::stream::connect_from;
 
@@ -34,12 +34,12 @@ pub struct AppProbers(HashMap<String, Prober>);
 struct Prober {
     port: u16,
     timeout: Duration,
-    asks: Asks,
+    asks: ProbeKind,
 }
 
 /// Kind of a probe.
 #[derive(Debug, Clone, PartialEq)]
-enum Asks {
+enum ProbeKind {
     /// TCP: the port accepts a connection.
     Open,
     Http(HttpGet),
@@ -84,12 +84,12 @@ impl Prober {
             .and_then(Value::as_u64)
             .unwrap_or(1);
         let asks = match (http, grpc) {
-            (Some(http), _) => Asks::Http(HttpGet::read(http)?),
+            (Some(http), _) => ProbeKind::Http(HttpGet::read(http)?),
             (None, Some(grpc)) => {
                 let service = grpc["service"].as_str();
-                Asks::Grpc(service.unwrap_or_default().to_owned())
+                ProbeKind::Grpc(service.unwrap_or_default().to_owned())
             }
-            (None, None) => Asks::Open,
+            (None, None) => ProbeKind::Open,
         };
         Ok(Prober {
             port: port.ok_or("a port's number is expected")?,
@@ -101,15 +101,15 @@ impl Prober {
     async fn probe(&self, ip: IpAddr) -> Result<(StatusCode, String), String> {
         let address = SocketAddr::new(ip, self.port);
         // From the source address of the sidecar's connections to the app: the rules don't redirect those.
-        let tcp = connect_from(Some(passing_to(ip)), address).await;
+        let tcp = connect_from(Some(passthrough_source(ip)), address).await;
         let tcp = tcp.map_err(|error| format!("{address}: {error}"))?;
         match &self.asks {
-            Asks::Open => Ok((StatusCode::OK, format!("{address} is open"))),
-            Asks::Http(http) => {
+            ProbeKind::Open => Ok((StatusCode::OK, format!("{address} is open"))),
+            ProbeKind::Http(http) => {
                 let status = http.ask(tcp, address).await?;
                 Ok((status, format!("the app answered {status}")))
             }
-            Asks::Grpc(service) => {
+            ProbeKind::Grpc(service) => {
                 let health = check_health(tcp, address, service).await?;
                 let status = match health {
                     ServingStatus::Serving => StatusCode::OK,
@@ -135,15 +135,15 @@ async fn check_health(
         std::future::ready(tcp.ok_or_else(none))
     });
     let endpoint = Endpoint::from_shared(format!("http://{address}"));
-    let endpoint = endpoint.map_err(|error| words(&error))?;
+    let endpoint = endpoint.map_err(|error| error_text(&error))?;
     let channel = endpoint.connect_with_connector(once).await;
-    let mut client = HealthClient::new(channel.map_err(|error| words(&error))?);
+    let mut client = HealthClient::new(channel.map_err(|error| error_text(&error))?);
     let request = HealthCheckRequest {
         service: service.to_owned(),
     };
     let answer = client.check(request).await;
     Ok(answer
-        .map_err(|status| words(&status))?
+        .map_err(|status| error_text(&status))?
         .into_inner()
         .status())
 }
@@ -164,12 +164,12 @@ impl HttpGet {
         // A probe ignores the body, however long it is.
         let status = async |answer: Response<Incoming>| Ok(answer.status());
         if !self.is_encrypted {
-            return ask(tcp, request, status).await;
+            return send_request(tcp, request, status).await;
         }
         let connector = TlsConnector::from(unverified()?);
         let tls = connector.connect(address.ip().into(), tcp).await;
         let tls = tls.map_err(|error| format!("{address}: {error}"))?;
-        ask(tls, request, status).await
+        send_request(tls, request, status).await
     }
 
     fn read(said: &Value) -> Result<HttpGet, String> {
@@ -220,21 +220,21 @@ mod tests {
                 "/d": {"grpc": {"port": 82, "service": "orders"}}, "/e": {"grpc": {"port": 82}}}"#,
         );
         let AppProbers(all) = good.expect("probes");
-        let Asks::Http(http) = &all["/a"].asks else {
+        let ProbeKind::Http(http) = &all["/a"].asks else {
             panic!("HTTP");
         };
         assert_eq!((http.path.as_str(), http.headers.len()), ("/live", 1));
         assert!(!http.is_encrypted);
         assert!(
-            matches!(&all["/c"].asks, Asks::Http(http) if http.is_encrypted && http.path == "/")
+            matches!(&all["/c"].asks, ProbeKind::Http(http) if http.is_encrypted && http.path == "/")
         );
         assert_eq!(all["/a"].timeout, Duration::from_secs(4));
         assert_eq!(
             ["/b", "/d", "/e"].map(|path| all[path].asks.clone()),
             [
-                Asks::Open,
-                Asks::Grpc("orders".to_owned()),
-                Asks::Grpc(String::new())
+                ProbeKind::Open,
+                ProbeKind::Grpc("orders".to_owned()),
+                ProbeKind::Grpc(String::new())
             ]
         );
         for wrong in [

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::outlier::Health;
-use crate::intercept::passing_to;
+use crate::intercept::passthrough_source;
 use crate::observe::standard::Series;
 use crate::tls::client::Connector;
 use leno_rules::config::endpoints::Workload;
@@ -65,7 +65,7 @@ impl Endpoint {
     /// The app at an address of this pod, reached from the source address that is never intercepted.
     pub fn passing(address: SocketAddr) -> Endpoint {
         Endpoint {
-            source: Some(passing_to(address.ip())),
+            source: Some(passthrough_source(address.ip())),
             ..Endpoint::plain(address, 1)
         }
     }
@@ -98,7 +98,7 @@ impl Endpoint {
 
     /// Marks it as the local app, which may still be starting.
     #[must_use]
-    pub fn awaited(self) -> Endpoint {
+    pub fn starting(self) -> Endpoint {
         self.is_awaited.store(true, Ordering::Relaxed);
         self
     }
@@ -109,7 +109,7 @@ impl Endpoint {
     }
 
     /// Ends the wait for its start: it was reached, or the time is over.
-    pub fn was_awaited(&self) {
+    pub fn mark_started(&self) {
         self.is_awaited.store(false, Ordering::Relaxed);
     }
 
@@ -135,13 +135,13 @@ impl Endpoint {
 
     /// True when a connection that was idle for `idle` is surely open still: for less than half the shortest time after
     /// which the endpoint closed one.
-    pub fn surely_open_after(&self, idle: Duration) -> bool {
+    pub fn idle_is_safe(&self, idle: Duration) -> bool {
         let shortest = Duration::from_millis(self.idle_close.load(Ordering::Relaxed).into());
         idle < shortest / 2
     }
 
     /// Records that its TLS negotiates no HTTP/2.
-    pub fn refuses_http2(&self) {
+    pub fn mark_http1_only(&self) {
         self.http1_only.store(true, Ordering::Relaxed);
     }
 
@@ -151,12 +151,12 @@ impl Endpoint {
     }
 
     /// Records that its TLS negotiates no shared connections for HTTP/1.
-    pub fn refuses_to_share(&self) {
+    pub fn mark_no_multiplexing(&self) {
         self.is_alone.store(true, Ordering::Relaxed);
     }
 
     /// True when each of its HTTP/1 connections carries one request at a time.
-    pub fn is_alone(&self) -> bool {
+    pub fn no_multiplexing(&self) -> bool {
         self.is_alone.load(Ordering::Relaxed)
     }
 
@@ -187,7 +187,7 @@ mod tests {
     fn a_connection_is_surely_open_for_half_as_long_as_the_shortest_that_was_closed() {
         let endpoint = Endpoint::plain(([127, 0, 0, 1], 1).into(), 1);
         let ms = Duration::from_millis;
-        let open = |idle: u64| endpoint.surely_open_after(ms(idle));
+        let open = |idle: u64| endpoint.idle_is_safe(ms(idle));
         assert!(open(3_600_000), "nothing was closed yet");
         endpoint.closed_after(ms(100));
         assert!(open(49) && !open(50));

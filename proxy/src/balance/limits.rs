@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::{Error, Kind};
-use leno_rules::config::cluster::Limits;
+use leno_rules::config::cluster::CircuitBreakers;
 
 /// Retry budget: percentage of the requests in flight, but at least [`MIN_RETRIES`].
 const RETRY_PERCENT: u32 = 20;
@@ -14,19 +14,19 @@ const MIN_RETRIES: u32 = 3;
 
 /// Requests and connections in flight, with their limits.
 #[derive(Debug)]
-pub struct Load {
-    limits: Limits,
+pub struct CircuitBreaker {
+    limits: CircuitBreakers,
     requests: AtomicU32,
     pending: AtomicU32,
     retries: AtomicU32,
     connections: Arc<Semaphore>,
 }
 
-/// A place in a counter of [`Load`], until it is dropped.
+/// A place in a counter of [`CircuitBreaker`], until it is dropped.
 #[derive(Debug)]
-pub struct Held(Arc<Load>, fn(&Load) -> &AtomicU32);
+pub struct Permit(Arc<CircuitBreaker>, fn(&CircuitBreaker) -> &AtomicU32);
 
-impl Drop for Held {
+impl Drop for Permit {
     fn drop(&mut self) {
         self.1(&self.0).fetch_sub(1, Ordering::Relaxed);
     }
@@ -34,13 +34,13 @@ impl Drop for Held {
 
 /// Permit to use a connection, until it is dropped.
 #[derive(Debug)]
-pub struct Leave(#[allow(dead_code)] Option<OwnedSemaphorePermit>);
+pub struct ConnectionPermit(#[allow(dead_code)] Option<OwnedSemaphorePermit>);
 
-impl Load {
+impl CircuitBreaker {
     /// An empty load under `limits`.
-    pub fn new(limits: Limits) -> Arc<Load> {
+    pub fn new(limits: CircuitBreakers) -> Arc<CircuitBreaker> {
         let connections = limits.connections.map_or(0, |limit| limit as usize);
-        Arc::new(Load {
+        Arc::new(CircuitBreaker {
             limits,
             requests: AtomicU32::new(0),
             pending: AtomicU32::new(0),
@@ -50,7 +50,7 @@ impl Load {
     }
 
     /// The limits.
-    pub fn limits(&self) -> &Limits {
+    pub fn limits(&self) -> &CircuitBreakers {
         &self.limits
     }
 
@@ -60,22 +60,22 @@ impl Load {
     }
 
     /// Permit that takes no connection: the request is a stream on a shared one.
-    pub fn shared() -> Leave {
-        Leave(None)
+    pub fn shared() -> ConnectionPermit {
+        ConnectionPermit(None)
     }
 
     /// Counts a request, until the guard is dropped.
     ///
     /// # Errors
     /// [`Kind::Overload`] when the limit of requests is reached.
-    pub fn begin(self: &Arc<Load>) -> Result<Held, Error> {
+    pub fn begin(self: &Arc<CircuitBreaker>) -> Result<Permit, Error> {
         let limit = self.limits.requests;
         self.hold(|load| &load.requests, limit)
             .ok_or_else(|| overflow("http2MaxRequests", limit))
     }
 
     /// Takes a place in the retry budget; `None` when it is used up.
-    pub fn retry(self: &Arc<Load>) -> Option<Held> {
+    pub fn retry(self: &Arc<CircuitBreaker>) -> Option<Permit> {
         let active = self.requests.load(Ordering::Relaxed);
         let budget = (active * RETRY_PERCENT / 100).max(MIN_RETRIES);
         let limit = self.limits.retries.unwrap_or(budget);
@@ -83,21 +83,21 @@ impl Load {
     }
 
     /// Permit to use a connection, if one is free.
-    pub fn connection_now(&self) -> Option<Leave> {
+    pub fn try_acquire(&self) -> Option<ConnectionPermit> {
         if self.limits.connections.is_none() {
-            return Some(Leave(None));
+            return Some(ConnectionPermit(None));
         }
         let permit = Arc::clone(&self.connections).try_acquire_owned();
-        permit.ok().map(|permit| Leave(Some(permit)))
+        permit.ok().map(|permit| ConnectionPermit(Some(permit)))
     }
 
     /// Permit to use a connection: at once if one is free, else after another is dropped.
     ///
     /// # Errors
     /// [`Kind::Overload`] when the limit of pending requests is reached.
-    pub async fn connection(self: &Arc<Load>) -> Result<Leave, Error> {
-        if let Some(leave) = self.connection_now() {
-            return Ok(leave);
+    pub async fn connection(self: &Arc<CircuitBreaker>) -> Result<ConnectionPermit, Error> {
+        if let Some(permit) = self.try_acquire() {
+            return Ok(permit);
         }
         let limit = self.limits.pending;
         let waiting = self.hold(|load| &load.pending, limit);
@@ -105,26 +105,30 @@ impl Load {
         let permit = Arc::clone(&self.connections).acquire_owned().await;
         drop(waiting);
         // The semaphore is never closed.
-        Ok(Leave(permit.ok()))
+        Ok(ConnectionPermit(permit.ok()))
     }
 
     /// Permit for an opaque TCP connection, whose client can't be made to wait.
     ///
     /// # Errors
     /// [`Kind::Overload`] when the limit of connections is reached.
-    pub fn open(self: &Arc<Load>) -> Result<Leave, Error> {
+    pub fn open(self: &Arc<CircuitBreaker>) -> Result<ConnectionPermit, Error> {
         let Some(limit) = self.limits.connections else {
-            return Ok(Leave(None));
+            return Ok(ConnectionPermit(None));
         };
         let permit = Arc::clone(&self.connections).try_acquire_owned();
         let permit = permit.map_err(|_| overflow("maxConnections", Some(limit)))?;
-        Ok(Leave(Some(permit)))
+        Ok(ConnectionPermit(Some(permit)))
     }
 
-    fn hold(self: &Arc<Load>, of: fn(&Load) -> &AtomicU32, limit: Option<u32>) -> Option<Held> {
+    fn hold(
+        self: &Arc<CircuitBreaker>,
+        of: fn(&CircuitBreaker) -> &AtomicU32,
+        limit: Option<u32>,
+    ) -> Option<Permit> {
         let count = of(self).fetch_add(1, Ordering::Relaxed);
         // It is counted already: above the limit, dropping it takes it back.
-        let held = Held(Arc::clone(self), of);
+        let held = Permit(Arc::clone(self), of);
         limit.is_none_or(|limit| count < limit).then_some(held)
     }
 }
@@ -143,7 +147,7 @@ mod tests {
 
     #[tokio::test]
     async fn each_limit_lets_exactly_as_many_through() {
-        let load = Load::new(Limits {
+        let load = CircuitBreaker::new(CircuitBreakers {
             connections: Some(2),
             pending: Some(1),
             requests: Some(4),
@@ -180,9 +184,9 @@ mod tests {
             (Some(1), 100, 1),
             (Some(50), 1, 50),
         ] {
-            let load = Load::new(Limits {
+            let load = CircuitBreaker::new(CircuitBreakers {
                 retries: limit,
-                ..Limits::default()
+                ..CircuitBreakers::default()
             });
             let _requests: Vec<_> = (0..active).map(|_| load.begin()).collect();
             let retries: Vec<_> = std::iter::from_fn(|| load.retry()).collect();

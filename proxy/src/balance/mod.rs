@@ -21,8 +21,8 @@ pub use endpoint::Endpoint;
 pub use endpoint_set::EndpointSet;
 use leno_rules::config;
 use leno_rules::config::cluster::{Balance, Connections, Outlier};
-use limits::Load;
-use outlier::{Ejection, Verdict};
+use limits::CircuitBreaker;
+use outlier::{Ejection, EndpointResult};
 
 /// A set of endpoints that can serve the same requests.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ pub struct Cluster {
     /// Settings of its connections.
     pub connections: Connections,
     /// Its requests and connections in flight.
-    pub load: Arc<Load>,
+    pub load: Arc<CircuitBreaker>,
     balance: Balance,
     outlier: Option<Outlier>,
     /// Time from which sweeps are counted: when the cluster began.
@@ -49,7 +49,7 @@ pub struct Cluster {
 
 /// Requirements of a request on its endpoint.
 #[derive(Debug, Clone, Copy)]
-pub struct Ask<'a> {
+pub struct PickContext<'a> {
     /// Ids of endpoints that were tried already: taken again only when there is no other.
     pub tried: &'a [u64],
     /// True when the request can be sent again, and so may probe an endpoint on probation.
@@ -70,7 +70,7 @@ impl Cluster {
             object: config.rule.as_str().into(),
             connect_timeout: config.connect_timeout,
             connections: config.connections,
-            load: load.map_or_else(|| Load::new(config.limits), Arc::clone),
+            load: load.map_or_else(|| CircuitBreaker::new(config.limits), Arc::clone),
             balance: config.balance,
             outlier: config.outlier.clone(),
             start: before.map_or_else(Instant::now, |before| before.start),
@@ -102,20 +102,24 @@ impl Cluster {
     ///
     /// # Errors
     /// [`Kind::NoEndpoint`] when there is none.
-    pub fn pick(&self, ask: Ask<'_>, dice: impl FnMut() -> u32) -> Result<Lease, Error> {
+    pub fn pick(
+        &self,
+        context: PickContext<'_>,
+        dice: impl FnMut() -> u32,
+    ) -> Result<Lease, Error> {
         let mut set = self.endpoints.load();
         if set.is_stale() {
             self.sort_ejected(&self.lock());
             set = self.endpoints.load();
         }
-        let may_probe = |endpoint: &&Arc<Endpoint>| !ask.tried.contains(&endpoint.id);
-        let probe = |endpoint: &&Arc<Endpoint>| endpoint.health.begin_probe(ask.now);
-        if ask.is_replayable
+        let may_probe = |endpoint: &&Arc<Endpoint>| !context.tried.contains(&endpoint.id);
+        let probe = |endpoint: &&Arc<Endpoint>| endpoint.health.begin_probe(context.now);
+        if context.is_replayable
             && let Some(endpoint) = set.ejected().iter().filter(may_probe).find(probe)
         {
             return Ok(Lease::probe(endpoint));
         }
-        if let Some(endpoint) = set.choose(ask.tried, self.balance, &self.turn, dice) {
+        if let Some(endpoint) = set.choose(context.tried, self.balance, &self.turn, dice) {
             return Ok(Lease::new(endpoint));
         }
         // Nothing else is left: better a try than a sure failure.
@@ -143,7 +147,7 @@ impl Cluster {
 
     /// An endpoint that may return, and that no request has probed for the base time of an ejection: the caller should
     /// probe it by connecting. The lease holds its one probe.
-    pub fn due_for_a_look(&self, now: Instant) -> Option<Lease> {
+    pub fn next_probe(&self, now: Instant) -> Option<Lease> {
         let outlier = self.outlier.as_ref()?;
         let set = self.endpoints.load();
         let is_due = |endpoint: &&Arc<Endpoint>| {
@@ -156,10 +160,15 @@ impl Cluster {
     }
 
     /// Reports the result of a request at an endpoint. Returns the ejection that it causes, if any.
-    pub fn report(&self, lease: &mut Lease, verdict: Verdict, now: Instant) -> Option<Ejection> {
+    pub fn report(
+        &self,
+        lease: &mut Lease,
+        verdict: EndpointResult,
+        now: Instant,
+    ) -> Option<Ejection> {
         let outlier = self.outlier.as_ref()?;
         let health = &lease.endpoint.health;
-        let failed = !matches!(verdict, Verdict::Status(status) if status < 500);
+        let failed = !matches!(verdict, EndpointResult::Status(status) if status < 500);
         if std::mem::take(&mut lease.is_probe) {
             let lock = self.lock();
             match failed {

@@ -14,7 +14,7 @@ use leno_rules::config::cluster::Outlier;
 
 /// Result of a request at an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub enum EndpointResult {
     /// A response with this status.
     Status(u16),
     /// No connection, or one that broke before a response.
@@ -104,8 +104,8 @@ impl Health {
     }
 
     /// Counts `verdict`. Returns the reason when the endpoint is to be ejected.
-    pub(super) fn count(&self, outlier: &Outlier, verdict: Verdict) -> Option<String> {
-        let is_local = !matches!(verdict, Verdict::Status(_));
+    pub(super) fn count(&self, outlier: &Outlier, verdict: EndpointResult) -> Option<String> {
+        let is_local = !matches!(verdict, EndpointResult::Status(_));
         if outlier.split && is_local {
             return over(
                 &self.locals,
@@ -114,8 +114,8 @@ impl Health {
             );
         }
         let (five, gateway) = match verdict {
-            Verdict::Status(status) => (status >= 500, matches!(status, 502..=504)),
-            Verdict::Failed | Verdict::TimedOut => (true, true),
+            EndpointResult::Status(status) => (status >= 500, matches!(status, 502..=504)),
+            EndpointResult::Failed | EndpointResult::TimedOut => (true, true),
         };
         // Read before written: a healthy endpoint's cache line stays shared between the workers.
         let reset = |counter: &AtomicU32| {
@@ -224,7 +224,7 @@ mod tests {
     }
 
     /// Number of these verdicts after which the endpoint is to be ejected.
-    fn ejected_after(outlier: &Outlier, verdicts: &[Verdict]) -> Option<usize> {
+    fn ejected_after(outlier: &Outlier, verdicts: &[EndpointResult]) -> Option<usize> {
         let health = Health::default();
         let at = verdicts
             .iter()
@@ -234,7 +234,7 @@ mod tests {
 
     #[test]
     fn what_counts_is_what_fails_in_a_row() {
-        use Verdict::{Failed, Status, TimedOut};
+        use EndpointResult::{Failed, Status, TimedOut};
         let all = outlier();
         let gateway = Outlier {
             consecutive_5xx: 0,

@@ -9,15 +9,15 @@ fn config(balance: Balance) -> config::cluster::Cluster {
         balance,
         connect_timeout: Duration::from_secs(1),
         tls: None,
-        limits: config::cluster::Limits::default(),
+        limits: config::cluster::CircuitBreakers::default(),
         outlier: None,
         connections: Connections::default(),
     }
 }
 
 /// Pick for a request that was never sent.
-fn first() -> Ask<'static> {
-    Ask {
+fn first() -> PickContext<'static> {
+    PickContext {
         tried: &[],
         is_replayable: true,
         now: Instant::now(),
@@ -121,9 +121,9 @@ fn watched(max_percent: u32) -> config::cluster::Cluster {
 }
 
 /// The port of the endpoint that takes the next request, which answers with `status`.
-fn next(cluster: &Cluster, ask: Ask<'_>, status: u16) -> Result<u16, Error> {
-    let mut lease = cluster.pick(ask, || 0)?;
-    cluster.report(&mut lease, Verdict::Status(status), ask.now);
+fn next(cluster: &Cluster, context: PickContext<'_>, status: u16) -> Result<u16, Error> {
+    let mut lease = cluster.pick(context, || 0)?;
+    cluster.report(&mut lease, EndpointResult::Status(status), context.now);
     Ok(lease.endpoint().address.port())
 }
 
@@ -132,7 +132,7 @@ fn eject(cluster: &Cluster, port: u16) {
     let set = cluster.endpoints();
     let mut lease = Lease::new(&set.endpoints()[usize::from(port) - 1]);
     while !lease.endpoint().health.is_ejected() {
-        cluster.report(&mut lease, Verdict::Status(500), Instant::now());
+        cluster.report(&mut lease, EndpointResult::Status(500), Instant::now());
     }
 }
 
@@ -148,7 +148,7 @@ async fn who_fails_is_left_out_and_one_request_tries_it_again() {
     }
     tokio::time::advance(Duration::from_secs(10)).await;
     // A request that can't be sent again doesn't probe it, and one probe at a time is enough.
-    let careful = Ask {
+    let careful = PickContext {
         is_replayable: false,
         ..first()
     };
@@ -178,7 +178,7 @@ async fn when_all_are_ejected_nobody_is_asked_until_the_time_is_up() {
     assert!(error.detail.contains("ejected, after 2 5xx"), "{error}");
     tokio::time::advance(Duration::from_secs(10)).await;
     // Nothing else is left: even a request that can't be sent again may probe.
-    let careful = Ask {
+    let careful = PickContext {
         is_replayable: false,
         ..first()
     };
@@ -208,14 +208,14 @@ async fn who_is_not_tried_by_any_request_is_looked_after() {
     let cluster = of(&watched(50), &[1, 1, 1]);
     eject(&cluster, 2);
     tokio::time::advance(Duration::from_secs(19)).await;
-    assert!(cluster.due_for_a_look(Instant::now()).is_none());
+    assert!(cluster.next_probe(Instant::now()).is_none());
     tokio::time::advance(Duration::from_secs(1)).await;
-    let mut lease = cluster.due_for_a_look(Instant::now()).expect("due");
+    let mut lease = cluster.next_probe(Instant::now()).expect("due");
     assert!(
-        cluster.due_for_a_look(Instant::now()).is_none(),
+        cluster.next_probe(Instant::now()).is_none(),
         "one is enough"
     );
-    cluster.report(&mut lease, Verdict::Status(200), Instant::now());
+    cluster.report(&mut lease, EndpointResult::Status(200), Instant::now());
     assert!(
         cluster.endpoints().endpoints()[1]
             .health
@@ -238,8 +238,8 @@ fn another_try_goes_elsewhere_while_there_is_an_elsewhere() {
         (&ids[1..], Some(ids[0])),
         (&ids[..], None),
     ] {
-        let ask = Ask { tried, ..first() };
-        let lease = cluster.pick(ask, || 7).expect("one");
+        let context = PickContext { tried, ..first() };
+        let lease = cluster.pick(context, || 7).expect("one");
         assert!(expected.is_none_or(|id| lease.endpoint().id == id));
     }
 }
@@ -258,11 +258,11 @@ fn shares(balance: Balance, weights: &[u32], out: &[u16], tried: &[u16]) -> Vec<
     let mut rng = fastrand::Rng::with_seed(9);
     let mut counts = vec![0; weights.len()];
     for _ in 0..8000 {
-        let ask = Ask {
+        let context = PickContext {
             tried: &tried,
             ..first()
         };
-        let lease = cluster.pick(ask, || rng.u32(..)).expect("one is left");
+        let lease = cluster.pick(context, || rng.u32(..)).expect("one is left");
         counts[usize::from(lease.endpoint().address.port()) - 1] += 1;
     }
     counts
@@ -306,12 +306,12 @@ async fn a_pick_allocates_nothing_whatever_it_passes_over() {
             let tried = [set.endpoints()[0].id, set.endpoints()[2].id];
             let mut rng = fastrand::Rng::with_seed(5);
             for tried in [&tried[..0], &tried[..1], &tried[..]] {
-                let ask = Ask { tried, ..first() };
+                let context = PickContext { tried, ..first() };
                 // The first load of a swap in a thread allocates its own slot.
-                drop(cluster.pick(ask, || rng.u32(..)));
+                drop(cluster.pick(context, || rng.u32(..)));
                 let allocated = allocation_counter::measure(|| {
                     for _ in 0..100 {
-                        drop(cluster.pick(ask, || rng.u32(..)).expect("one is left"));
+                        drop(cluster.pick(context, || rng.u32(..)).expect("one is left"));
                     }
                 });
                 assert_eq!(allocated.count_total, 0, "{balance:?}, {tried:?}");

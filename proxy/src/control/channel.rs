@@ -27,25 +27,25 @@ const CONNECT: Duration = Duration::from_secs(5);
 
 /// Address of the control plane, and the SPIFFE ID that it must prove.
 #[derive(Debug, Clone)]
-pub struct Target {
+pub struct ControlPlane {
     /// `host:port`.
     pub address: String,
     /// Its SPIFFE ID.
     pub identity: SpiffeId,
 }
 
-impl fmt::Display for Target {
+impl fmt::Display for ControlPlane {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.address)
     }
 }
 
-impl Target {
+impl ControlPlane {
     /// A dialer that presents the workload's certificate.
     ///
     /// # Errors
     /// When the address is invalid.
-    pub fn connector(&self, credentials: &Arc<Credentials>) -> Result<Dialer, String> {
+    pub fn mtls_dialer(&self, credentials: &Arc<Credentials>) -> Result<Dialer, String> {
         let allowed = vec![self.identity.clone()];
         let connector = Connector::new(credentials, self.host(), &[b"h2"], allowed)?;
         self.dialer(connector.config())
@@ -141,7 +141,7 @@ async fn dial(
 }
 
 /// The chain of causes of a transport error; its own text says only "transport error".
-pub fn words(error: &dyn std::error::Error) -> String {
+pub fn error_text(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

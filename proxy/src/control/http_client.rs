@@ -8,22 +8,22 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::channel::words;
+use super::channel::error_text;
 
 /// Sends `request` on `io`; `take` turns the response into the result, and reads the body if it needs it.
 ///
 /// # Errors
 /// The reason why there is no response, as text; or the error of `take`.
-pub async fn ask<T>(
+pub async fn send_request<T>(
     io: impl AsyncRead + AsyncWrite + Unpin,
     request: Request<Bytes>,
     take: impl AsyncFnOnce(Response<Incoming>) -> Result<T, String>,
 ) -> Result<T, String> {
     let connected = http1::handshake(TokioIo::new(io)).await;
-    let (mut sender, connection) = connected.map_err(|error| words(&error))?;
+    let (mut sender, connection) = connected.map_err(|error| error_text(&error))?;
     let answer = async {
         let response = sender.send_request(request.map(Full::new)).await;
-        take(response.map_err(|error| words(&error))?).await
+        take(response.map_err(|error| error_text(&error))?).await
     };
     let mut answer = std::pin::pin!(answer);
     // The connection is closed after the response, or when this future is dropped.
@@ -34,7 +34,7 @@ pub async fn ask<T>(
     // The response may have arrived first; if not, the connection's error says more than the request's.
     match ended {
         Ok(()) => answer.await,
-        Err(error) => answer.await.map_err(|_| words(&error)),
+        Err(error) => answer.await.map_err(|_| error_text(&error)),
     }
 }
 
@@ -44,5 +44,5 @@ pub async fn ask<T>(
 /// When it breaks off, or is longer.
 pub async fn body(answer: Response<Incoming>, at_most: usize) -> Result<Bytes, String> {
     let body = Limited::new(answer.into_body(), at_most).collect().await;
-    Ok(body.map_err(|error| words(&*error))?.to_bytes())
+    Ok(body.map_err(|error| error_text(&*error))?.to_bytes())
 }

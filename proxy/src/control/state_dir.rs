@@ -23,17 +23,17 @@ const OTHERS: u32 = 0o077;
 
 /// State directory of one workload.
 #[derive(Debug)]
-pub struct State {
+pub struct StateDir {
     directory: PathBuf,
     id: SpiffeId,
 }
 
-impl State {
+impl StateDir {
     /// Opens the directory of the workload `id`; creates it, for its owner only, on first use.
     ///
     /// # Errors
     /// When it can't be used, or others have access to it.
-    pub fn open(directory: &Path, id: &SpiffeId) -> Result<State, String> {
+    pub fn open(directory: &Path, id: &SpiffeId) -> Result<StateDir, String> {
         let wrong = |words: &dyn std::fmt::Display| format!("{}: {words}", directory.display());
         match DirBuilder::new().mode(0o700).create(directory) {
             Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(wrong(&error)),
@@ -51,7 +51,7 @@ impl State {
         if !is_ours(&metadata) {
             return Err(wrong(&"belongs to another user"));
         }
-        Ok(State {
+        Ok(StateDir {
             directory: directory.to_owned(),
             id: id.clone(),
         })
@@ -156,7 +156,7 @@ mod tests {
     #[test]
     fn only_what_was_written_whole_for_this_identity_is_read_back() {
         let path = directory("read");
-        let state = State::open(&path, &id("a")).expect("open");
+        let state = StateDir::open(&path, &id("a")).expect("open");
         assert_eq!(state.load::<Vec<u8>>("it"), Ok(None));
         state.save("it", &vec![1, 2, 3]).expect("saved");
         assert_eq!(state.load("it"), Ok(Some(vec![1_u8, 2, 3])));
@@ -164,7 +164,7 @@ mod tests {
         let whole = fs::read(&file).expect("a file");
         let mode = fs::metadata(&file).expect("a file").mode() & 0o777;
         assert_eq!(mode, 0o600);
-        let other = State::open(&path, &id("b")).expect("open");
+        let other = StateDir::open(&path, &id("b")).expect("open");
         let reason = other.load::<Vec<u8>>("it").expect_err("of a");
         assert!(
             reason.contains("belongs to spiffe://cluster.local/ns/default/sa/a"),
@@ -198,7 +198,7 @@ mod tests {
         let path = directory("open");
         fs::create_dir(&path).expect("made");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("set");
-        let reason = State::open(&path, &id("a")).expect_err("open to others");
+        let reason = StateDir::open(&path, &id("a")).expect_err("open to others");
         assert!(reason.contains("it must be 700"), "{reason}");
         fs::remove_dir_all(path).expect("removed");
     }

@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use crate::observe::Observer;
 use crate::observe::access_log::{self, Format, Log};
-use crate::observe::failures::{self, Failure};
+use crate::observe::failures::{self, FailureRecord};
 use crate::observe::metrics::Metrics;
 use crate::observe::queue::Queue;
-use crate::observe::trace::{self, Traces};
+use crate::observe::trace::{self, Tracer};
 use log::Sink;
 use otlp::{Address, Exporter, Protocol};
 
@@ -41,7 +41,7 @@ pub struct Exports {
     /// Spans.
     pub spans: Option<Exporter>,
     /// Failures, for reports.
-    pub failures: Arc<Queue<Failure>>,
+    pub failures: Arc<Queue<FailureRecord>>,
 }
 
 /// Creates the queues, the [`Observer`] that fills them and the [`Exports`] that empty them. `service` and `node` name
@@ -67,7 +67,7 @@ pub fn start(
         traces: telemetry
             .otlp
             .as_ref()
-            .map(|_| Traces::new(telemetry.trace_share, node, Arc::clone(&spans))),
+            .map(|_| Tracer::new(telemetry.trace_share, node, Arc::clone(&spans))),
         failures: Some(Arc::clone(&failures)),
     };
     let log = match &telemetry.log {

@@ -23,8 +23,8 @@ use opentelemetry_proto::tonic::trace::v1::{
 };
 use tokio::time::{sleep, timeout};
 
-use crate::control::channel::{Dialer, words};
-use crate::control::http_client::{ask, body};
+use crate::control::channel::{Dialer, error_text};
+use crate::control::http_client::{body, send_request};
 use crate::drain::Watch;
 use crate::observe::Reporter;
 use crate::observe::queue::Queue;
@@ -160,7 +160,7 @@ impl Exporter {
                 Protocol::Grpc => {
                     let answer = client.export(request).await;
                     answer
-                        .map_err(|status| words(&status))
+                        .map_err(|status| error_text(&status))
                         .map(|a| a.into_inner())
                 }
                 Protocol::Http => self.post(request).await,
@@ -189,7 +189,7 @@ impl Exporter {
             .header(header::CONTENT_TYPE, "application/x-protobuf")
             .body(Bytes::from(request.encode_to_vec()))
             .map_err(|error| error.to_string())?;
-        let answer = ask(tcp, request, async |answer| {
+        let answer = send_request(tcp, request, async |answer| {
             let status = answer.status();
             if !status.is_success() {
                 return Err(format!("the collector answered {status}"));

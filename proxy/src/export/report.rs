@@ -15,13 +15,13 @@ use tokio::sync::mpsc;
 use tokio::time::{interval, sleep};
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::control::channel::{Target, words};
+use crate::control::channel::{ControlPlane, error_text};
 use crate::drain::Watch;
-use crate::observe::failures::{Failure, WAITING};
+use crate::observe::failures::{FailureRecord, WAITING};
 use crate::observe::labels::Labels;
 use crate::observe::metrics::Metrics;
 use crate::observe::queue::Queue;
-use crate::observe::standard::{Cell, Key, Protocol, Series};
+use crate::observe::standard::{RequestProtocol, ResultLabels, Series, SeriesCell};
 use crate::status::Status;
 use crate::tls::Credentials;
 
@@ -34,9 +34,9 @@ const MAX_ENDPOINTS: usize = 2000;
 
 /// Sends the reports of this sidecar.
 #[derive(Debug)]
-pub struct Reporter {
+pub struct ReportClient {
     /// Address and identity of the control plane.
-    pub target: Target,
+    pub target: ControlPlane,
     /// Node ID of this sidecar.
     pub node: String,
     /// Credentials for mutual TLS.
@@ -44,7 +44,7 @@ pub struct Reporter {
     /// Metrics to report.
     pub metrics: Arc<Metrics>,
     /// Queue of failures.
-    pub failures: Arc<Queue<Failure>>,
+    pub failures: Arc<Queue<FailureRecord>>,
     /// Running clusters and endpoints.
     pub status: Arc<Status>,
 }
@@ -59,12 +59,12 @@ struct Seen {
 
 /// Values of all cells at the last report: a report holds only the difference.
 #[derive(Debug, Default)]
-struct Before(HashMap<(Labels, Key), Seen>);
+struct LastReport(HashMap<(Labels, ResultLabels), Seen>);
 
-impl Reporter {
+impl ReportClient {
     /// Reports until the proxy ends; a stream that ends is opened again.
     pub async fn run(self, watch: Watch) {
-        let mut before = Before::default();
+        let mut before = LastReport::default();
         loop {
             let ended = tokio::select! {
                 ended = self.stream(&mut before) => ended,
@@ -79,16 +79,16 @@ impl Reporter {
     }
 
     /// Runs one stream; returns the reason that it ended for.
-    async fn stream(&self, before: &mut Before) -> String {
+    async fn stream(&self, before: &mut LastReport) -> String {
         self.credentials.ready().await;
-        let connector = match self.target.connector(&self.credentials) {
+        let connector = match self.target.mtls_dialer(&self.credentials) {
             Ok(connector) => connector,
             Err(reason) => return reason,
         };
         let endpoint = Endpoint::from_static("http://control-plane");
         let channel = match endpoint.connect_with_connector(connector).await {
             Ok(channel) => channel,
-            Err(error) => return words(&error),
+            Err(error) => return error_text(&error),
         };
         let (requests, receiver) = mpsc::channel(1);
         // Traffic from before the stream is dropped: the map shows the present.
@@ -102,13 +102,13 @@ impl Reporter {
             .await;
         let mut answers = match stream {
             Ok(answers) => answers.into_inner(),
-            Err(status) => return words(&status),
+            Err(status) => return error_text(&status),
         };
         loop {
             let said = match answers.message().await {
                 Ok(Some(answer)) => answer.unix_millis,
                 Ok(None) => return "the stream was closed".to_owned(),
-                Err(status) => return words(&status),
+                Err(status) => return error_text(&status),
             };
             let said = Duration::from_millis(u64::try_from(said).unwrap_or_default());
             self.metrics.health.clock(asked, UNIX_EPOCH + said);
@@ -120,7 +120,7 @@ impl Reporter {
         }
     }
 
-    fn report(&self, before: &mut Before) -> ReportRequest {
+    fn report(&self, before: &mut LastReport) -> ReportRequest {
         let health = &self.metrics.health;
         ReportRequest {
             node: self.node.clone(),
@@ -153,7 +153,7 @@ impl Reporter {
     }
 }
 
-impl Before {
+impl LastReport {
     /// Traffic since the last call.
     fn since(&mut self, all: &[Arc<Series>]) -> Vec<Traffic> {
         let mut next = HashMap::new();
@@ -180,12 +180,12 @@ impl Before {
 }
 
 impl Seen {
-    fn of(cell: &Cell) -> Seen {
+    fn of(cell: &SeriesCell) -> Seen {
         use std::sync::atomic::Ordering::Relaxed;
         Seen {
             count: cell.count.load(Relaxed),
             durations: match cell.key.protocol {
-                Protocol::Tcp => Vec::new(),
+                RequestProtocol::Tcp => Vec::new(),
                 _ => cell.duration.counts().to_vec(),
             },
             bytes: cell.received.load(Relaxed) + cell.sent.load(Relaxed),
@@ -194,7 +194,7 @@ impl Seen {
 }
 
 /// Adds the difference in a cell to the traffic between the same peers by the same protocol.
-fn add(new: &mut Vec<Traffic>, labels: &Labels, cell: &Cell, now: &Seen, before: &Seen) {
+fn add(new: &mut Vec<Traffic>, labels: &Labels, cell: &SeriesCell, now: &Seen, before: &Seen) {
     let protocol = cell.key.protocol.as_str();
     let at = new.iter().position(|traffic| traffic.protocol == protocol);
     let at = at.unwrap_or_else(|| {
@@ -205,7 +205,7 @@ fn add(new: &mut Vec<Traffic>, labels: &Labels, cell: &Cell, now: &Seen, before:
     let count = now.count - before.count;
     traffic.count += count;
     traffic.bytes += now.bytes.saturating_sub(before.bytes);
-    if cell.key.protocol == Protocol::Tcp {
+    if cell.key.protocol == RequestProtocol::Tcp {
         let closed = cell.closed.load(std::sync::atomic::Ordering::Relaxed);
         traffic.open += now.count.saturating_sub(closed);
     }
@@ -255,15 +255,15 @@ fn traffic(labels: &Labels, protocol: &str) -> Traffic {
 }
 
 /// Merges failures that are alike, with their count.
-fn together(failures: Vec<Failure>) -> Vec<FailureMessage> {
-    let mut all: Vec<(Failure, u64)> = Vec::new();
+fn together(failures: Vec<FailureRecord>) -> Vec<FailureMessage> {
+    let mut all: Vec<(FailureRecord, u64)> = Vec::new();
     for failure in failures {
         match all.iter_mut().find(|(other, _)| other.is_like(&failure)) {
             Some((other, count)) => (*other, *count) = (failure, *count + 1),
             None => all.push((failure, 1)),
         }
     }
-    let message = |(failure, count): (Failure, u64)| FailureMessage {
+    let message = |(failure, count): (FailureRecord, u64)| FailureMessage {
         unix_millis: i64::try_from(millis(
             failure.at.duration_since(UNIX_EPOCH).unwrap_or_default(),
         ))
@@ -301,14 +301,14 @@ mod tests {
         let (standard, none) = (Standard::new(10), Party::default());
         let labels = Labels::new("source", &none, &none, "a.b.svc.cluster.local", "unknown");
         let series = standard.series(labels);
-        let key = |status, flag| Key {
-            protocol: Protocol::Http,
+        let key = |status, flag| ResultLabels {
+            protocol: RequestProtocol::Http,
             status,
             flag,
             grpc: None,
         };
         let count = |key| series.count(key, Duration::from_millis(3), Sizes::default());
-        let mut before = Before::default();
+        let mut before = LastReport::default();
         count(key(200, "-"));
         assert_eq!(before.since(&standard.all())[0].count, 1);
         assert!(before.since(&standard.all()).is_empty(), "nothing is new");

@@ -2,10 +2,10 @@
 
 use super::headers;
 use crate::error::{Error, Progress};
-use crate::observe::Outcome;
+use crate::observe::RequestStats;
 use leno_http::Outgoing;
 use leno_http::clock;
-use leno_http::h1::{Length, ServerHalf};
+use leno_http::h1::{Framing, ServerHalf};
 use leno_http::head::Head;
 use leno_http::peers::Down;
 
@@ -23,20 +23,20 @@ pub enum Audience {
 
 /// Counts a failed request, and buffers its local reply. A request body that wasn't received whole makes the connection
 /// close after it. gRPC clients get a gRPC status, in a response without a body.
-pub fn refuse(
+pub fn send_local_reply(
     down: &mut Down<'_>,
-    outcome: &mut Outcome,
+    stats: &mut RequestStats,
     error: &Error,
     request: &Head,
     audience: Audience,
 ) {
-    clock::again();
+    clock::invalidate();
     // A client that left stays counted as one (`DC`).
-    if !error.is_farewell() {
-        outcome.answered(error.answer().status, error.answer().flag);
-        if outcome.call().is_some() {
-            outcome.answered(200, error.answer().flag);
-            outcome.concluded(Some(call_status(error)));
+    if !error.is_client_disconnect() {
+        stats.set_response(error.answer().status, error.answer().flag);
+        if stats.grpc_series().is_some() {
+            stats.set_response(200, error.answer().flag);
+            stats.set_grpc_status(Some(call_status(error)));
         }
     }
     if !down.has_received() {
@@ -63,7 +63,7 @@ pub fn refuse(
     }
     let is_head = down.is_head();
     let length = if is_head { 0 } else { text.len() as u64 };
-    down.respond(&mut head, Length::Fixed(length));
+    down.respond(&mut head, Framing::Fixed(length));
     if !is_head {
         down.write(text.as_bytes());
     }
@@ -90,7 +90,7 @@ fn grpc(error: &Error, audience: Audience) -> Head {
 /// Ends a truncated gRPC response with a status and the cause; `false` when it isn't gRPC over HTTP/2.
 pub fn conclude_call(
     down: &mut Down<'_>,
-    outcome: &mut Outcome,
+    stats: &mut RequestStats,
     error: &Error,
     request: &Head,
     audience: Audience,
@@ -100,7 +100,7 @@ pub fn conclude_call(
     }
     let mut trailers = Head::default();
     grpc_status(error, audience, &mut trailers);
-    outcome.concluded(Some(call_status(error)));
+    stats.set_grpc_status(Some(call_status(error)));
     down.finish(Some(&trailers));
     true
 }
@@ -118,7 +118,7 @@ fn grpc_status(error: &Error, audience: Audience, head: &mut Head) {
 
 /// Buffers a response without a body.
 pub fn plain(down: &mut ServerHalf, status: u16) {
-    down.respond(&mut Head::response(status), Length::Empty);
+    down.respond(&mut Head::response(status), Framing::Empty);
     down.conn().finish(None);
 }
 

@@ -3,24 +3,24 @@
 use std::pin::pin;
 use std::sync::Arc;
 
-use leno_http::head::{Head, Known};
+use leno_http::head::{FieldName, Head};
 use leno_http::peers::Down;
 use leno_http::{Incoming, clock};
-use leno_rules::config::cluster::Protocol;
+use leno_rules::config::cluster::UpstreamProtocol;
 use leno_rules::config::peer;
 use tokio::time::Instant;
 
 use super::answer;
-use super::checkout::{Wanted, is_of_http1};
-use super::exchange::unless_gone;
+use super::checkout::{Checkout, needs_http1};
+use super::exchange::unless_reset;
 use super::report;
 use super::retry::{Decision, Failure};
-use super::retry_state::{Policy, Tries};
-use crate::balance::limits::{Leave, Load};
-use crate::balance::outlier::Verdict;
-use crate::balance::{Ask, Cluster};
+use super::retry_state::{RetryPolicy, RetryState};
+use crate::balance::limits::{CircuitBreaker, ConnectionPermit};
+use crate::balance::outlier::EndpointResult;
+use crate::balance::{Cluster, PickContext};
 use crate::error::{Error, Kind, Progress};
-use crate::observe::Outcome;
+use crate::observe::RequestStats;
 use crate::upstream::connection::Upstream;
 use crate::worker::Worker;
 
@@ -35,25 +35,25 @@ pub(super) struct Attempt<'t, 'd, 'p> {
     pub(super) down: &'t mut Down<'d>,
     pub(super) request: &'t mut Head,
     pub(super) response: &'t mut Head,
-    pub(super) outcome: &'t mut Outcome,
+    pub(super) stats: &'t mut RequestStats,
     /// State shared with the other attempts.
-    pub(super) tries: &'t mut Tries<'p>,
+    pub(super) retry_state: &'t mut RetryState<'p>,
     /// Its number, from 1.
     pub(super) number: u32,
 }
 
 /// A response whose head has arrived.
 #[derive(Debug)]
-pub(super) struct Begun {
+pub(super) struct ResponseStart {
     upstream: Box<Upstream>,
-    leave: Leave,
+    permit: ConnectionPermit,
     /// Arrival of its head.
     heard: Instant,
 }
 
 /// End of an attempt without a response for the client.
 #[derive(Debug)]
-pub(super) enum Ended {
+pub(super) enum AttemptError {
     Error(Error),
     /// A response on which the policy retries.
     Unwanted,
@@ -62,66 +62,62 @@ pub(super) enum Ended {
 impl Attempt<'_, '_, '_> {
     /// One attempt, up to the response's head. A response on which the policy retries is an error as long as another
     /// attempt is allowed.
-    pub(super) async fn begin(&mut self, mut now: Instant) -> Result<Begun, Ended> {
+    pub(super) async fn begin(&mut self, mut now: Instant) -> Result<ResponseStart, AttemptError> {
         let cluster = self.cluster;
-        let tries = &mut *self.tries;
-        tries.progress = Progress::Nothing;
-        tries.local = None;
+        let retry_state = &mut *self.retry_state;
+        retry_state.progress = Progress::Nothing;
+        retry_state.local = None;
         let is_http2 = speaks_http2(cluster, self.down);
-        let leave = match leave_now(cluster, self.down, self.request, is_http2) {
-            Some(leave) => leave,
+        let permit = match connection_permit(cluster, self.down, self.request, is_http2) {
+            Some(permit) => permit,
             None => {
                 // Boxed, as below: futures that few requests await must not enlarge every request's future.
-                let leave = Box::pin(cluster.load.connection());
-                let leave = unless_gone(self.down, pin!(leave)).await;
+                let permit = Box::pin(wait_for_permit(cluster, self.down)).await?;
                 now = Instant::now();
-                leave.and_then(|leave| leave).map_err(Ended::Error)?
+                permit
             }
         };
-        report::look_after(cluster, now);
-        let ask = Ask {
-            tried: &tries.tried,
-            is_replayable: tries.is_repeatable,
+        report::probe_ejected(cluster, now);
+        let context = PickContext {
+            tried: &retry_state.tried,
+            is_replayable: retry_state.is_repeatable,
             now,
         };
-        let lease = cluster.pick(ask, || self.worker.dice());
-        let lease = tries.lease.insert(lease.map_err(Ended::Error)?);
+        let lease = cluster.pick(context, || self.worker.random_u32());
+        let lease = lease.map_err(AttemptError::Error)?;
+        let lease = retry_state.lease.insert(lease);
         let endpoint = Arc::clone(lease.endpoint());
         if let Some(series) = &endpoint.series {
-            self.outcome.toward(series);
+            self.stats.set_destination(series);
         }
-        if let Policy::Route(_) = tries.policy {
-            tell_number(self.request, self.number);
+        if let RetryPolicy::Route(_) = retry_state.policy {
+            set_attempt_count(self.request, self.number);
         }
-        let wanted = Wanted {
+        let checkout = Checkout {
             cluster,
             endpoint: &endpoint,
             is_http2,
             request: self.request,
-            is_repeatable: tries.is_repeatable,
+            is_repeatable: retry_state.is_repeatable,
         };
-        let mut upstream = match wanted.at_hand(self.worker, now) {
+        let mut upstream = match checkout.try_checkout(self.worker, now) {
             Some(upstream) => upstream,
-            None => {
-                let new = Box::pin(wanted.connection(self.worker, now));
-                let new = unless_gone(self.down, pin!(new)).await;
-                new.and_then(|new| new).map_err(Ended::Error)?
-            }
+            None => Box::pin(connect(&checkout, self.worker, self.down, now)).await?,
         };
-        let is_new = upstream.half.exchanges() == 0 || self.number > 1;
-        if is_new && matches!(tries.policy, Policy::Route(_)) {
-            introduce(self.worker, self.request, endpoint.tls.is_some());
+        let is_new = upstream.half.requests_sent() == 0 || self.number > 1;
+        if is_new && matches!(retry_state.policy, RetryPolicy::Route(_)) {
+            set_peer_metadata(self.worker, self.request, endpoint.tls.is_some());
         }
-        tries.restart(&upstream, self.outcome.call());
+        retry_state.restart(&upstream, self.stats.grpc_series());
         let patience = self.worker.shared.timeouts.flush;
-        let mut exchange = tries.exchange(self.down, &mut upstream.half, patience);
+        let mut exchange = retry_state.exchange(self.down, &mut upstream.half, patience);
         let begun = exchange.begin(self.request, self.response).await;
-        begun.map_err(Ended::Error)?;
+        begun.map_err(AttemptError::Error)?;
         let heard = clock::now();
         self.judge(heard)?;
-        Ok(Begun {
+        Ok(ResponseStart {
             upstream,
-            leave,
+            permit,
             heard,
         })
     }
@@ -129,39 +125,39 @@ impl Attempt<'_, '_, '_> {
     /// Forwards a response whose head has arrived.
     pub(super) async fn finish(
         self,
-        mut begun: Begun,
+        mut begun: ResponseStart,
         edit: impl FnOnce(&Head, &mut Head, Instant),
     ) -> Result<(), Error> {
         let patience = self.worker.shared.timeouts.flush;
-        let tries = self.tries;
-        let mut exchange = tries.exchange(self.down, &mut begun.upstream.half, patience);
+        let retry_state = self.retry_state;
+        let mut exchange = retry_state.exchange(self.down, &mut begun.upstream.half, patience);
         let heard = begun.heard;
         let edit = |request: &Head, response: &mut Head| edit(request, response, heard);
         let finished = exchange.finish(self.request, self.response, edit).await;
-        if self.outcome.call().is_some() {
+        if self.stats.grpc_series().is_some() {
             let status = begun.upstream.half.trailers().and_then(grpc_status);
-            self.outcome
-                .concluded(status.or(grpc_status(self.response)));
+            self.stats
+                .set_grpc_status(status.or(grpc_status(self.response)));
         }
         match finished {
             Ok(()) => self.worker.pool.give_back(begun.upstream),
             Err(error) => {
-                report::error(self.worker, self.cluster, tries, &error);
+                report::error(self.worker, self.cluster, retry_state, &error);
                 return Err(error);
             }
         }
-        drop(begun.leave);
+        drop(begun.permit);
         Ok(())
     }
 
     /// Reports the response's status to outlier detection. Returns an error when the policy retries on it.
-    fn judge(&mut self, heard: Instant) -> Result<(), Ended> {
+    fn judge(&mut self, heard: Instant) -> Result<(), AttemptError> {
         let status = self.response.status();
         let grpc = grpc_status(self.response);
         if self.cluster.is_watched() {
             let status = grpc.filter(|_| status == 200).map_or(status, http_status);
-            let verdict = Verdict::Status(status);
-            report::verdict(self.worker, self.cluster, self.tries, verdict, heard);
+            let verdict = EndpointResult::Status(status);
+            report::verdict(self.worker, self.cluster, self.retry_state, verdict, heard);
         }
         if status < 400 && grpc.is_none() {
             return Ok(());
@@ -170,13 +166,13 @@ impl Attempt<'_, '_, '_> {
         let failure = match self.never_reached() {
             // As if it had not been sent: another endpoint may take it, with any method.
             true => {
-                self.tries.progress = Progress::Nothing;
+                self.retry_state.progress = Progress::Nothing;
                 Failure::Error(&refused)
             }
             false => Failure::Status(status, grpc),
         };
-        match self.may_try_again(failure) {
-            true => Err(Ended::Unwanted),
+        match self.reserve_retry(failure) {
+            true => Err(AttemptError::Unwanted),
             false => Ok(()),
         }
     }
@@ -184,40 +180,43 @@ impl Attempt<'_, '_, '_> {
     /// True when the sidecar at the other end reports that the request never reached its app.
     fn never_reached(&self) -> bool {
         let is_mesh =
-            (self.tries.lease.as_ref()).is_some_and(|lease| lease.endpoint().tls.is_some());
-        let said = self.response.get(Known::ProxyStatus).unwrap_or_default();
+            (self.retry_state.lease.as_ref()).is_some_and(|lease| lease.endpoint().tls.is_some());
+        let said = self
+            .response
+            .get(FieldName::ProxyStatus)
+            .unwrap_or_default();
         is_mesh && answer::says_never_reached(said)
     }
 
     /// Decides on another attempt after this one, and takes its place in the retry budget.
-    pub(super) fn may_try_again(&mut self, failure: Failure<'_>) -> bool {
-        let (cluster, tries) = (self.cluster, &mut *self.tries);
+    pub(super) fn reserve_retry(&mut self, failure: Failure<'_>) -> bool {
+        let (cluster, retry_state) = (self.cluster, &mut *self.retry_state);
         // The retry that just ended is no part of the budget any more.
-        tries.held = None;
-        let withheld = match tries.decide(failure) {
+        retry_state.held = None;
+        let withheld = match retry_state.decide(failure) {
             Decision::Final => return false,
             Decision::Withheld(reason) => reason,
-            Decision::Again if self.number > tries.policy.attempts() => USED_UP,
-            Decision::Again if tries.progress > Progress::Sent => "a response had begun",
-            Decision::Again if !tries.replay.is_whole() => "body not kept",
+            Decision::Again if self.number > retry_state.policy.attempts() => USED_UP,
+            Decision::Again if retry_state.progress > Progress::Sent => "a response had begun",
+            Decision::Again if !retry_state.replay.is_whole() => "body not kept",
             // The budget bounds the load that retries add: an attempt that was never sent added none, so another one is
             // free, at any endpoint. A configured limit applies all the same.
             Decision::Again
-                if tries.progress == Progress::Nothing
+                if retry_state.progress == Progress::Nothing
                     && cluster.load.limits().retries.is_none() =>
             {
                 return true;
             }
             Decision::Again => match cluster.load.retry() {
                 Some(held) => {
-                    tries.held = Some(held);
+                    retry_state.held = Some(held);
                     return true;
                 }
                 None => "budget used up",
             },
         };
         if withheld == USED_UP && matches!(failure, Failure::Status(..)) {
-            self.outcome.exhausted();
+            self.stats.set_retry_limit_exceeded();
         }
         self.worker.shared.metrics.withheld(withheld);
         false
@@ -227,44 +226,69 @@ impl Attempt<'_, '_, '_> {
 /// True when requests to the cluster's endpoints go by HTTP/2.
 pub(super) fn speaks_http2(cluster: &Cluster, down: &Down<'_>) -> bool {
     match cluster.connections.protocol {
-        Protocol::Http1 => false,
-        Protocol::Http2 => true,
-        Protocol::Downstream => down.is_h2(),
+        UpstreamProtocol::Http1 => false,
+        UpstreamProtocol::Http2 => true,
+        UpstreamProtocol::Downstream => down.is_h2(),
     }
 }
 
 /// Permit for a connection, if one is free at once. A stream on a shared connection needs none.
-fn leave_now(cluster: &Cluster, down: &Down<'_>, request: &Head, is_http2: bool) -> Option<Leave> {
-    match down.is_h2() && is_http2 && !is_of_http1(request) {
-        true => Some(Load::shared()),
-        false => cluster.load.connection_now(),
+fn connection_permit(
+    cluster: &Cluster,
+    down: &Down<'_>,
+    request: &Head,
+    is_http2: bool,
+) -> Option<ConnectionPermit> {
+    match down.is_h2() && is_http2 && !needs_http1(request) {
+        true => Some(CircuitBreaker::shared()),
+        false => cluster.load.try_acquire(),
     }
 }
 
+async fn wait_for_permit(
+    cluster: &Cluster,
+    down: &mut Down<'_>,
+) -> Result<ConnectionPermit, AttemptError> {
+    let permit = unless_reset(down, pin!(cluster.load.connection())).await;
+    permit
+        .and_then(|permit| permit)
+        .map_err(AttemptError::Error)
+}
+
+async fn connect(
+    checkout: &Checkout<'_>,
+    worker: &Worker,
+    down: &mut Down<'_>,
+    now: Instant,
+) -> Result<Box<Upstream>, AttemptError> {
+    let new = unless_reset(down, pin!(checkout.connection(worker, now))).await;
+    new.and_then(|new| new).map_err(AttemptError::Error)
+}
+
 /// Sets `x-envoy-attempt-count` to the number of the attempt.
-fn tell_number(request: &mut Head, number: u32) {
+fn set_attempt_count(request: &mut Head, number: u32) {
     let mut digits = itoa::Buffer::new();
     let count = digits.format(number).as_bytes();
     let name = "x-envoy-attempt-count";
-    request.set(name, Known::AttemptCount, count);
+    request.set(name, FieldName::AttemptCount, count);
 }
 
 /// Sets `x-envoy-peer-metadata` for the sidecar at the other end of a new connection; removes it for any other
 /// endpoint.
-fn introduce(worker: &Worker, request: &mut Head, is_mesh: bool) {
+fn set_peer_metadata(worker: &Worker, request: &mut Head, is_mesh: bool) {
     let plan = worker.shared.directory.inbound_now();
     match plan.filter(|_| is_mesh) {
         Some(plan) => {
             let value = &plan.peer_metadata;
-            request.set(peer::FIELD, Known::PeerMetadata, value);
+            request.set(peer::FIELD, FieldName::PeerMetadata, value);
         }
-        None => request.remove(Known::PeerMetadata),
+        None => request.remove(FieldName::PeerMetadata),
     }
 }
 
 /// gRPC status in a head or in trailers.
 fn grpc_status(head: &Head) -> Option<u8> {
-    let text = head.get(Known::GrpcStatus)?;
+    let text = head.get(FieldName::GrpcStatus)?;
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 

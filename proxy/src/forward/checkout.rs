@@ -10,12 +10,12 @@ use crate::balance::{Cluster, Endpoint};
 use crate::error::{Error, Kind};
 use crate::tls::{alpn, expiry};
 use crate::upstream::connection::Upstream;
-use crate::upstream::shared::Member;
+use crate::upstream::shared::SharedConnection;
 use crate::upstream::{Carries, dial};
 use crate::worker::{Shared, Worker};
 use leno_http::h1::{ClientHalf, Conn};
 use leno_http::h2::Connection;
-use leno_http::head::{Head, Known, Version};
+use leno_http::head::{FieldName, Head, Version};
 use leno_http::peers::Up;
 use leno_http::stream::Stream;
 
@@ -24,7 +24,7 @@ const TURNS: u32 = 3;
 
 /// Checkout of a connection for one request.
 #[derive(Debug)]
-pub(super) struct Wanted<'a> {
+pub(super) struct Checkout<'a> {
     /// Cluster of the endpoint, with the settings of its connections.
     pub(super) cluster: &'a Arc<Cluster>,
     /// Endpoint to connect to.
@@ -38,32 +38,32 @@ pub(super) struct Wanted<'a> {
 }
 
 /// True for a request that only HTTP/1 can express between sidecars: it takes an HTTP/1 connection of its own.
-pub(super) fn is_of_http1(request: &Head) -> bool {
+pub(super) fn needs_http1(request: &Head) -> bool {
     let has_host = request
-        .get(Known::Host)
+        .get(FieldName::Host)
         .is_some_and(|host| !host.is_empty());
-    request.version() == Version::Http10 || !has_host || request.get(Known::Upgrade).is_some()
+    request.version() == Version::Http10 || !has_host || request.get(FieldName::Upgrade).is_some()
 }
 
-impl Wanted<'_> {
+impl Checkout<'_> {
     /// True when the request goes as an HTTP/2 stream: to an HTTP/2 endpoint, or to a sidecar of ours, which takes
     /// streams for an app of any version.
     fn goes_by_stream(&self) -> bool {
         let endpoint = self.endpoint;
         match (&endpoint.tls, self.is_http2) {
             (None, is_http2) => is_http2,
-            (Some(_), _) if is_of_http1(self.request) => false,
+            (Some(_), _) if needs_http1(self.request) => false,
             (Some(_), true) => !endpoint.is_http1_only(),
-            (Some(_), false) => !endpoint.is_alone(),
+            (Some(_), false) => !endpoint.no_multiplexing(),
         }
     }
 
     /// A connection that is available at once: a stream on a shared one, or an idle one.
-    pub(super) fn at_hand(&self, worker: &Worker, now: Instant) -> Option<Box<Upstream>> {
+    pub(super) fn try_checkout(&self, worker: &Worker, now: Instant) -> Option<Box<Upstream>> {
         let pool = &worker.pool;
         match self.goes_by_stream() {
             // `connection` checks that the peer supports the upgrade.
-            true if self.request.get(Known::Upgrade).is_some() => None,
+            true if self.request.get(FieldName::Upgrade).is_some() => None,
             true => pool.stream(self.endpoint, now, self.is_repeatable),
             false => pool.take(self.endpoint, now, self.is_repeatable),
         }
@@ -94,7 +94,7 @@ impl Wanted<'_> {
         let half = Up::H1(ClientHalf::new(conn));
         let uses = cluster.connections;
         let mut upstream = Upstream::new(half, (until, local), endpoint, uses);
-        worker.pool.tell(&mut upstream);
+        worker.pool.prime_last_head(&mut upstream);
         Ok(upstream)
     }
 
@@ -128,7 +128,7 @@ impl Wanted<'_> {
 
     /// Returns `stream` if it supports the upgrade that the request asks for.
     fn fitting(&self, stream: Box<Upstream>) -> Result<Box<Upstream>, Error> {
-        let is_upgrade = self.request.get(Known::Upgrade).is_some();
+        let is_upgrade = self.request.get(FieldName::Upgrade).is_some();
         match &stream.half {
             Up::H2(half) if is_upgrade && !half.takes_extended_connect() => {
                 let words = "the endpoint speaks HTTP/2 without extended CONNECT (RFC 8441)";
@@ -165,14 +165,14 @@ async fn open(
     cluster: &Arc<Cluster>,
     endpoint: Arc<Endpoint>,
     carries: Carries,
-) -> Result<Option<Member>, Error> {
+) -> Result<Option<SharedConnection>, Error> {
     let (stream, until) = connect(shared, cluster, &endpoint, carries).await?;
     let is_ours = stream.alpn() == Some(alpn::SHARED);
     if endpoint.tls.is_some() && !is_ours {
-        endpoint.refuses_to_share();
+        endpoint.mark_no_multiplexing();
         if !matches!(stream.alpn(), Some(alpn::HTTP2 | b"h2")) {
             if carries == Carries::Http2 {
-                endpoint.refuses_http2();
+                endpoint.mark_http1_only();
             }
             return Ok(None);
         }
@@ -190,7 +190,7 @@ async fn open(
             return Err(Error::up(Kind::ConnectTimeout, words));
         }
     };
-    Ok(Some(Member {
+    Ok(Some(SharedConnection {
         connection: Rc::clone(&connection),
         until,
         local,

@@ -13,12 +13,12 @@ use super::replay::Replay;
 
 use crate::error::{Error, Kind, Progress};
 use crate::observe::grpc::Messages;
-use leno_http::h1::{Invalid, Length};
+use leno_http::h1::{Framing, InvalidHead};
 use leno_http::h2::Reason;
-use leno_http::head::{Head, Known, Version};
+use leno_http::head::{FieldName, Head, Version};
 use leno_http::peers::{Down, Up};
 use leno_http::upgrade::Upgrades;
-use leno_http::{Broken, Incoming, Outgoing};
+use leno_http::{Incoming, Outgoing, PeerError};
 
 /// Limit of informational responses to one request; an app that sends more is broken.
 const MAX_INFORMATIONAL: usize = 20;
@@ -39,7 +39,7 @@ pub struct Exchange<'a, 'd> {
     /// Transfer of the response's body.
     pub download: &'a mut Transfer,
     /// Longest time for which a peer may accept no data.
-    pub patience: Duration,
+    pub stall_timeout: Duration,
 }
 
 impl Exchange<'_, '_> {
@@ -48,7 +48,7 @@ impl Exchange<'_, '_> {
     /// # Errors
     /// The failure, and the side that it is on.
     pub async fn begin(&mut self, request: &mut Head, response: &mut Head) -> Result<(), Error> {
-        let sent = self.up.request(request, self.down.body_length());
+        let sent = self.up.request(request, self.down.body_framing());
         sent.map_err(|broken| no_response(&broken))?;
         self.response_head(request, response).await
     }
@@ -68,7 +68,7 @@ impl Exchange<'_, '_> {
             // Boxed: an upgrade is rare, and must not enlarge every request's future.
             return Box::pin(self.switch(request, response, edit)).await;
         }
-        if self.down.is_held() && (200..300).contains(&response.status()) {
+        if self.down.is_switch_pending() && (200..300).contains(&response.status()) {
             let status = response.status();
             let text = format!("the app answered {status} and did not switch protocols");
             return Err(protocol_error(&text));
@@ -83,7 +83,7 @@ impl Exchange<'_, '_> {
         let passed = self.response_body(length).await;
         passed.map_err(|(error, reason)| {
             if reason.is_some() {
-                self.down.cut(reason);
+                self.down.reset(reason);
             }
             error
         })?;
@@ -109,8 +109,10 @@ impl Exchange<'_, '_> {
         self.up.switch();
         (*self.upload, *self.download) = Default::default();
         poll_fn(|cx| {
-            let sent = self.upload.poll(cx, self.down, self.up, self.patience);
-            let received = self.download.poll(cx, self.up, self.down, self.patience);
+            let sent = self.upload.poll(cx, self.down, self.up, self.stall_timeout);
+            let received = self
+                .download
+                .poll(cx, self.up, self.down, self.stall_timeout);
             match (sent, received) {
                 (Poll::Ready(Err(Failed::From(broken) | Failed::To(broken))), _)
                 | (_, Poll::Ready(Err(Failed::From(broken) | Failed::To(broken)))) => {
@@ -129,13 +131,13 @@ impl Exchange<'_, '_> {
         for _ in 0..=MAX_INFORMATIONAL {
             poll_fn(|cx| self.poll_response_head(cx, response)).await?;
             match response.status() {
-                101 if request.get(Known::Upgrade).is_some() => return Ok(()),
+                101 if request.get(FieldName::Upgrade).is_some() => return Ok(()),
                 101 => return Err(protocol_error("a 101 that was not asked for")),
                 100..=199 => {
                     // From here on the client has seen part of this attempt's response.
                     *self.progress = Progress::Informed;
                     response.remove_hop_by_hop();
-                    self.down.inform(response);
+                    self.down.send_informational(response);
                     poll_fn(|cx| self.down.poll_flush(cx)).await.map_err(left)?;
                 }
                 _ => return Ok(()),
@@ -157,7 +159,7 @@ impl Exchange<'_, '_> {
         sent?;
         let head = ready!(self.up.poll_head(cx, response));
         Poll::Ready(head.map_err(|broken| {
-            if matches!(broken, Broken::Unprocessed(_)) && *self.progress == Progress::Sent {
+            if matches!(broken, PeerError::Unprocessed(_)) && *self.progress == Progress::Sent {
                 *self.progress = Progress::Nothing;
             }
             no_response(&broken)
@@ -166,16 +168,16 @@ impl Exchange<'_, '_> {
 
     /// Sends the available part of the request's body. An error ends the exchange.
     fn poll_upload(&mut self, cx: &mut Context<'_>) -> Result<(), Error> {
-        if let Poll::Ready(broken) = self.down.poll_gone(cx) {
+        if let Poll::Ready(broken) = self.down.poll_reset(cx) {
             return Err(left(broken));
         }
         if self.upload.is_done {
             return Ok(());
         }
         let mut body = self.replay.over(self.down);
-        match self.upload.poll(cx, &mut body, self.up, self.patience) {
+        match self.upload.poll(cx, &mut body, self.up, self.stall_timeout) {
             Poll::Ready(Err(Failed::From(broken))) => Err(bad_body(&broken)),
-            Poll::Ready(Err(Failed::To(broken @ Broken::Stalled(_))))
+            Poll::Ready(Err(Failed::To(broken @ PeerError::Stalled(_))))
                 if *self.progress < Progress::Answered =>
             {
                 Err(stalled(&broken))
@@ -186,14 +188,17 @@ impl Exchange<'_, '_> {
     }
 
     /// Forwards the response's body. An error carries the reason with which the upstream reset its stream.
-    async fn response_body(&mut self, length: Length) -> Result<(), (Error, Option<Reason>)> {
+    async fn response_body(&mut self, length: Framing) -> Result<(), (Error, Option<Reason>)> {
         poll_fn(|cx| {
             self.poll_upload(cx).map_err(|error| (error, None))?;
-            let received = ready!(self.download.poll(cx, self.up, self.down, self.patience));
+            let received = ready!(
+                self.download
+                    .poll(cx, self.up, self.down, self.stall_timeout)
+            );
             Poll::Ready(received.map_err(|failed| match failed {
                 Failed::From(broken) => {
                     let reason = match broken {
-                        Broken::Reset(reason) => Some(reason),
+                        PeerError::Reset(reason) => Some(reason),
                         _ => None,
                     };
                     (cut_short(&broken, length), reason)
@@ -209,11 +214,11 @@ impl Exchange<'_, '_> {
 ///
 /// # Errors
 /// When the request was cancelled.
-pub fn unless_gone<'a, F: Future>(
+pub fn unless_reset<'a, F: Future>(
     down: &'a mut Down<'_>,
     mut future: Pin<&'a mut F>,
 ) -> impl Future<Output = Result<F::Output, Error>> {
-    poll_fn(move |cx| match down.poll_gone(cx) {
+    poll_fn(move |cx| match down.poll_reset(cx) {
         Poll::Ready(broken) => Poll::Ready(Err(left(broken))),
         Poll::Pending => future.as_mut().poll(cx).map(Ok),
     })
@@ -237,8 +242,8 @@ pub struct Transfer {
 /// Side on which a transfer failed.
 #[derive(Debug)]
 enum Failed {
-    From(Broken),
-    To(Broken),
+    From(PeerError),
+    To(PeerError),
 }
 
 impl Transfer {
@@ -261,7 +266,7 @@ impl Transfer {
     }
 
     /// Transfers the data that is available; ready when the body has been sent whole, or with an error, which includes
-    /// a receiver that accepted nothing for `patience`.
+    /// a receiver that accepted nothing for `stall_timeout`.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -285,7 +290,7 @@ impl Transfer {
         timer
             .as_mut()
             .poll(cx)
-            .map(|()| Err(Failed::To(Broken::Stalled(patience))))
+            .map(|()| Err(Failed::To(PeerError::Stalled(patience))))
     }
 
     fn poll_move(
@@ -295,7 +300,7 @@ impl Transfer {
         to: &mut impl Outgoing,
         is_stalled: &mut bool,
     ) -> Poll<Result<(), Failed>> {
-        let mut taken = |poll: Poll<Result<(), Broken>>| {
+        let mut taken = |poll: Poll<Result<(), PeerError>>| {
             *is_stalled = poll.is_pending();
             poll.map_err(Failed::To)
         };
@@ -332,18 +337,18 @@ impl Transfer {
     }
 }
 
-fn bad_body(broken: &Broken) -> Error {
+fn bad_body(broken: &PeerError) -> Error {
     let kind = match broken {
-        Broken::Syntax(_) => Kind::BadRequest,
+        PeerError::Syntax(_) => Kind::BadRequest,
         _ => Kind::Reset,
     };
     Error::down(kind, format!("request body: {broken}"))
 }
 
-fn no_response(broken: &Broken) -> Error {
+fn no_response(broken: &PeerError) -> Error {
     match broken {
-        Broken::Syntax(invalid) => protocol(invalid),
-        Broken::Closed => Error::up(Kind::Reset, "the connection was closed before a response"),
+        PeerError::Syntax(invalid) => protocol(invalid),
+        PeerError::Closed => Error::up(Kind::Reset, "the connection was closed before a response"),
         other => Error::up(
             Kind::Reset,
             format!("the connection broke before a response: {other}"),
@@ -351,19 +356,19 @@ fn no_response(broken: &Broken) -> Error {
     }
 }
 
-fn cut_short(broken: &Broken, length: Length) -> Error {
+fn cut_short(broken: &PeerError, length: Framing) -> Error {
     Error::up(Kind::Reset, format!("response body ({length:?}): {broken}"))
 }
 
-fn stalled(broken: &Broken) -> Error {
+fn stalled(broken: &PeerError) -> Error {
     Error::up(Kind::Timeout, format!("request body: {broken}"))
 }
 
-fn left(broken: Broken) -> Error {
+fn left(broken: PeerError) -> Error {
     Error::down(Kind::Reset, format!("the caller left: {broken}"))
 }
 
-fn protocol(invalid: &Invalid) -> Error {
+fn protocol(invalid: &InvalidHead) -> Error {
     protocol_error(&invalid.to_string())
 }
 
@@ -379,13 +384,13 @@ fn protocol_error(text: &str) -> Error {
 ///
 /// # Errors
 /// When it is an extended CONNECT for another protocol: nothing would be left of it.
-pub fn prepare(request: &mut Head, body: Length, upgrades: &Upgrades) -> Result<(), Error> {
-    let upgrade = match request.get(Known::Upgrade) {
+pub fn prepare(request: &mut Head, body: Framing, upgrades: &Upgrades) -> Result<(), Error> {
+    let upgrade = match request.get(FieldName::Upgrade) {
         None => None,
         Some(named) => asked_upgrade(request, named, body, upgrades)?,
     };
     let wants_trailers = request
-        .get(Known::Te)
+        .get(FieldName::Te)
         .is_some_and(|te| te.eq_ignore_ascii_case(b"trailers"));
     request.remove_hop_by_hop();
     if wants_trailers {
@@ -403,13 +408,13 @@ pub fn prepare(request: &mut Head, body: Length, upgrades: &Upgrades) -> Result<
 fn asked_upgrade(
     request: &Head,
     named: &[u8],
-    body: Length,
+    body: Framing,
     upgrades: &Upgrades,
 ) -> Result<Option<Vec<u8>>, Error> {
     let is_asked = request.version() != Version::Http10 && request.connection_has("upgrade");
     let found = upgrades
         .find(request)
-        .filter(|_| is_asked && body == Length::Empty);
+        .filter(|_| is_asked && body == Framing::Empty);
     if found.is_none() && request.version() == Version::Http2 {
         let named = String::from_utf8_lossy(named);
         let detail =

@@ -4,25 +4,25 @@ use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
-use leno_http::head::{Head, Known, Version};
+use leno_http::head::{FieldName, Head, Version};
 
 /// Longest request id that is accepted from a client, in bytes.
 const MAX_ID: usize = 128;
 
 /// Sets `x-request-id`, unless the client sent an acceptable one.
 pub fn request_id(request: &mut Head, rng: &mut fastrand::Rng) {
-    let given = request.get(Known::RequestId);
+    let given = request.get(FieldName::RequestId);
     if !given.is_some_and(|id| !id.is_empty() && id.len() <= MAX_ID) {
-        request.set("x-request-id", Known::RequestId, &uuid(rng));
+        request.set("x-request-id", FieldName::RequestId, &uuid(rng));
     }
 }
 
 /// Adds the request's id to the response, unless it has one.
 pub fn echo_id(request: &Head, response: &mut Head) {
-    if response.get(Known::RequestId).is_none()
-        && let Some(id) = request.get(Known::RequestId)
+    if response.get(FieldName::RequestId).is_none()
+        && let Some(id) = request.get(FieldName::RequestId)
     {
-        response.set("x-request-id", Known::RequestId, id);
+        response.set("x-request-id", FieldName::RequestId, id);
     }
 }
 
@@ -56,10 +56,10 @@ pub(super) fn hexadecimal(number: u32) -> [u8; 8] {
 
 /// Sets `x-forwarded-proto` to the scheme of the request, unless an earlier hop did.
 pub fn forwarded_proto(request: &mut Head, scheme: &str) {
-    if request.get(Known::ForwardedProto).is_none() {
+    if request.get(FieldName::ForwardedProto).is_none() {
         request.add_known(
             b"x-forwarded-proto",
-            Known::ForwardedProto,
+            FieldName::ForwardedProto,
             scheme.as_bytes(),
         );
     }
@@ -67,7 +67,13 @@ pub fn forwarded_proto(request: &mut Head, scheme: &str) {
 
 /// Appends the peer's address to `x-forwarded-for`.
 pub fn forwarded_for(request: &mut Head, peer: &str) {
-    append(request, "x-forwarded-for", Known::ForwardedFor, ", ", peer);
+    append(
+        request,
+        "x-forwarded-for",
+        FieldName::ForwardedFor,
+        ", ",
+        peer,
+    );
 }
 
 /// Element of `x-forwarded-client-cert`: `by` is our identity, `hash` and `uri` are the client's.
@@ -78,12 +84,12 @@ pub fn client_cert_element(by: &str, hash: &str, uri: &str) -> String {
 /// Appends the client's `element` to `x-forwarded-client-cert`, as Istio's sidecar does (`APPEND_FORWARD`).
 pub fn client_cert(request: &mut Head, element: &str) {
     let name = "x-forwarded-client-cert";
-    append(request, name, Known::ClientCert, ",", element);
+    append(request, name, FieldName::ClientCert, ",", element);
 }
 
 /// Adds the key that an HTTP/1 server requires of WebSocket (RFC 6455, section 4.1), and that HTTP/2 doesn't have.
 pub fn websocket_key(request: &mut Head, rng: &mut fastrand::Rng) {
-    let upgrade = request.get(Known::Upgrade);
+    let upgrade = request.get(FieldName::Upgrade);
     if request.version() == Version::Http2
         && upgrade.is_some_and(|protocol| protocol.eq_ignore_ascii_case(b"websocket"))
         && request.values("sec-websocket-key").next().is_none()
@@ -108,7 +114,7 @@ pub fn websocket_accept(request: &Head, response: &mut Head) {
 }
 
 /// Appends an element to a list field, and merges its lines into one.
-fn append(request: &mut Head, name: &str, known: Known, separator: &str, element: &str) {
+fn append(request: &mut Head, name: &str, known: FieldName, separator: &str, element: &str) {
     if request.get(known).is_none() {
         return request.set(name, known, element.as_bytes());
     }
@@ -130,18 +136,18 @@ mod tests {
         let mut rng = fastrand::Rng::with_seed(1);
         let mut head = Head::request("GET", "/");
         request_id(&mut head, &mut rng);
-        let id = head.get(Known::RequestId).expect("set").to_vec();
+        let id = head.get(FieldName::RequestId).expect("set").to_vec();
         let dashes = [8, 13, 18, 23].map(|at| id[at]);
         assert_eq!((id.len(), dashes, id[14]), (36, *b"----", b'4'));
         request_id(&mut head, &mut rng);
-        assert_eq!(head.get(Known::RequestId), Some(id.as_slice()));
+        assert_eq!(head.get(FieldName::RequestId), Some(id.as_slice()));
         let mut head = Head::request("GET", "/");
         head.add("X-Request-Id", b"mine");
         request_id(&mut head, &mut rng);
-        assert_eq!(head.get(Known::RequestId), Some(&b"mine"[..]));
+        assert_eq!(head.get(FieldName::RequestId), Some(&b"mine"[..]));
         let mut response = Head::response(200);
         echo_id(&head, &mut response);
-        assert_eq!(response.get(Known::RequestId), Some(&b"mine"[..]));
+        assert_eq!(response.get(FieldName::RequestId), Some(&b"mine"[..]));
     }
 
     #[test]
@@ -169,9 +175,9 @@ mod tests {
         head.add("X-Forwarded-For", b"2.2.2.2");
         forwarded_for(&mut head, "3.3.3.3");
         assert_eq!(
-            head.get(Known::ForwardedFor),
+            head.get(FieldName::ForwardedFor),
             Some(&b"1.1.1.1, 2.2.2.2, 3.3.3.3"[..])
         );
-        assert_eq!(head.get_all(Known::ForwardedFor).count(), 1);
+        assert_eq!(head.get_all(FieldName::ForwardedFor).count(), 1);
     }
 }

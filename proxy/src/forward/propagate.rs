@@ -2,38 +2,41 @@
 //! passed on in the form that it came in, always also as `traceparent`.
 
 use super::headers::hexadecimal;
-use crate::observe::Outcome;
-use crate::observe::trace::{Context, Trace};
+use crate::observe::RequestStats;
+use crate::observe::trace::{ActiveSpan, TraceContext};
 use crate::worker::Worker;
-use leno_http::head::{Head, Known};
+use leno_http::head::{FieldName, Head};
 
 /// Ensures that the request carries a trace context, as one carried by a sidecar of ours already does; when it is
 /// sampled, the context of a span of ours.
-pub fn trace(worker: &Worker, request: &mut Head, is_carried: bool, outcome: &mut Outcome) {
+pub fn trace(worker: &Worker, request: &mut Head, is_carried: bool, stats: &mut RequestStats) {
     let Some(traces) = &worker.shared.observer.traces else {
         if is_carried {
             return;
         }
         // No span of ours: a parent that isn't recorded must not get into the client's trace.
-        if !request.get(Known::Traceparent).is_some_and(Context::is_one) {
+        if !request
+            .get(FieldName::Traceparent)
+            .is_some_and(TraceContext::is_traceparent)
+        {
             let context = read(request).unwrap_or_else(|| begin(worker, false));
             write_traceparent(request, context);
         }
         return;
     };
     // The root of the trace decided not to sample: the context is forwarded as it is.
-    if (request.get(Known::Traceparent)).is_some_and(Context::is_unsampled) {
+    if (request.get(FieldName::Traceparent)).is_some_and(TraceContext::is_unsampled) {
         return;
     }
     let parent = read(request);
-    if !traces.samples(parent, || worker.dice()) {
+    if !traces.samples(parent, || worker.random_u32()) {
         return match parent {
             Some(parent) => write_traceparent(request, parent),
             None => write_traceparent(request, begin(worker, false)),
         };
     }
     let own = match parent {
-        Some(parent) => Context {
+        Some(parent) => TraceContext {
             span: worker.random(|rng| rng.u64(..)) | 1,
             sampled: Some(true),
             ..parent
@@ -43,34 +46,36 @@ pub fn trace(worker: &Worker, request: &mut Head, is_carried: bool, outcome: &mu
     write_traceparent(request, own);
     write_b3(request, own, parent);
     let parent = parent.map_or(0, |parent| parent.span);
-    outcome.trace = Some(Box::new(Trace::new(own, parent)));
+    stats.trace = Some(Box::new(ActiveSpan::new(own, parent)));
 }
 
-fn begin(worker: &Worker, is_sampled: bool) -> Context {
-    worker.random(|rng| Context {
+fn begin(worker: &Worker, is_sampled: bool) -> TraceContext {
+    worker.random(|rng| TraceContext {
         trace: rng.u128(..) | 1,
         span: rng.u64(..) | 1,
         sampled: Some(is_sampled),
     })
 }
 
-fn read(request: &Head) -> Option<Context> {
-    let said = request.get(Known::Traceparent).and_then(Context::parse);
-    said.or_else(|| Context::parse_b3(request.get(Known::B3)?))
+fn read(request: &Head) -> Option<TraceContext> {
+    let said = request
+        .get(FieldName::Traceparent)
+        .and_then(TraceContext::parse);
+    said.or_else(|| TraceContext::parse_b3(request.get(FieldName::B3)?))
         .or_else(|| {
-            request.get(Known::B3Multiple)?;
+            request.get(FieldName::B3Multiple)?;
             let text = |name| std::str::from_utf8(request.values(name).next()?).ok();
             let sampled = match (text("x-b3-flags"), text("x-b3-sampled")) {
                 (Some("1"), _) | (_, Some("1" | "true")) => Some(true),
                 (_, Some("0" | "false")) => Some(false),
                 _ => None,
             };
-            Context::of(text("x-b3-traceid")?, text("x-b3-spanid")?, sampled)
+            TraceContext::of(text("x-b3-traceid")?, text("x-b3-spanid")?, sampled)
         })
 }
 
 #[allow(clippy::cast_possible_truncation)] // word by word
-fn write_traceparent(request: &mut Head, context: Context) {
+fn write_traceparent(request: &mut Head, context: TraceContext) {
     let mut value = *b"00-00000000000000000000000000000000-0000000000000000-00";
     let word = |number: u128, at: u32| hexadecimal((number >> (32 * at)) as u32);
     let (trace, span) = (context.trace, context.span.into());
@@ -85,20 +90,20 @@ fn write_traceparent(request: &mut Head, context: Context) {
     } else {
         b'0'
     };
-    request.set("traceparent", Known::Traceparent, &value);
+    request.set("traceparent", FieldName::Traceparent, &value);
 }
 
 /// Updates the B3 fields that are present.
-fn write_b3(request: &mut Head, own: Context, parent: Option<Context>) {
+fn write_b3(request: &mut Head, own: TraceContext, parent: Option<TraceContext>) {
     let parent = parent.map(|parent| format!("{:016x}", parent.span));
     let (trace, span) = (format!("{:032x}", own.trace), format!("{:016x}", own.span));
-    if request.get(Known::B3).is_some() {
+    if request.get(FieldName::B3).is_some() {
         let parent = parent.as_ref().map(|parent| format!("-{parent}"));
         let value = format!("{trace}-{span}-1{}", parent.unwrap_or_default());
-        request.set("b3", Known::B3, value.as_bytes());
+        request.set("b3", FieldName::B3, value.as_bytes());
     }
-    if request.get(Known::B3Multiple).is_some() {
-        request.remove(Known::B3Multiple);
+    if request.get(FieldName::B3Multiple).is_some() {
+        request.remove(FieldName::B3Multiple);
         let fields = [
             ("x-b3-traceid", Some(&*trace)),
             ("x-b3-spanid", Some(&*span)),
@@ -164,12 +169,12 @@ mod tests {
 
     #[test]
     fn b3_stays_b3_and_names_its_parent() {
-        let own = Context {
+        let own = TraceContext {
             trace: TRACE,
             span: 1,
             sampled: Some(true),
         };
-        let parent = Context { span: SPAN, ..own };
+        let parent = TraceContext { span: SPAN, ..own };
         let mut head = Head::request("GET", "/");
         head.add("X-B3-TraceId", b"1");
         head.add("b3", b"1-1");

@@ -5,7 +5,7 @@ use std::task::{Context, Poll};
 
 use leno_http::head::Head;
 use leno_http::peers::Down;
-use leno_http::{Broken, Incoming};
+use leno_http::{Incoming, PeerError};
 
 /// Largest body that is kept, in bytes.
 const KEPT: usize = 1024 * 1024;
@@ -74,7 +74,7 @@ pub struct Replaying<'a, 'd> {
 }
 
 impl Incoming for Replaying<'_, '_> {
-    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Broken>> {
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, PeerError>> {
         match self.replay.at < self.replay.kept.len() {
             true => Poll::Ready(Ok(true)),
             false => self.down.poll_data(cx),

@@ -4,28 +4,39 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::retry_state::Tries;
+use super::retry_state::RetryState;
 use crate::balance::Cluster;
-use crate::balance::outlier::Verdict;
+use crate::balance::outlier::EndpointResult;
 use crate::error::{Error, Kind, Progress, Side};
 use crate::upstream::{Carries, dial};
 use crate::worker::Worker;
 
 /// Reports an error to outlier detection, if it is the endpoint's.
-pub(super) fn error(worker: &Worker, cluster: &Arc<Cluster>, tries: &mut Tries<'_>, error: &Error) {
+pub(super) fn error(
+    worker: &Worker,
+    cluster: &Arc<Cluster>,
+    retry_state: &mut RetryState<'_>,
+    error: &Error,
+) {
     let verdict = match (error.side, error.kind) {
-        (Side::Up, Kind::ConnectTimeout) => Verdict::TimedOut,
-        (Side::Up, _) => Verdict::Failed,
+        (Side::Up, Kind::ConnectTimeout) => EndpointResult::TimedOut,
+        (Side::Up, _) => EndpointResult::Failed,
         _ => return,
     };
-    self::verdict(worker, cluster, tries, verdict, Instant::now());
+    self::verdict(worker, cluster, retry_state, verdict, Instant::now());
 }
 
 /// Reports to outlier detection that there was no response in time, if the endpoint had the whole request: it isn't
 /// at fault for a client that sends or reads slowly.
-pub(super) fn late(worker: &Worker, cluster: &Arc<Cluster>, tries: &mut Tries<'_>) {
-    if tries.progress < Progress::Answered && tries.upload.is_done() {
-        verdict(worker, cluster, tries, Verdict::TimedOut, Instant::now());
+pub(super) fn late(worker: &Worker, cluster: &Arc<Cluster>, retry_state: &mut RetryState<'_>) {
+    if retry_state.progress < Progress::Answered && retry_state.upload.is_done() {
+        verdict(
+            worker,
+            cluster,
+            retry_state,
+            EndpointResult::TimedOut,
+            Instant::now(),
+        );
     }
 }
 
@@ -33,11 +44,11 @@ pub(super) fn late(worker: &Worker, cluster: &Arc<Cluster>, tries: &mut Tries<'_
 pub(super) fn verdict(
     worker: &Worker,
     cluster: &Arc<Cluster>,
-    tries: &mut Tries<'_>,
-    verdict: Verdict,
+    retry_state: &mut RetryState<'_>,
+    verdict: EndpointResult,
     now: Instant,
 ) {
-    let Some(lease) = tries.lease.as_mut() else {
+    let Some(lease) = retry_state.lease.as_mut() else {
         return;
     };
     let was_probe = lease.is_probe();
@@ -54,17 +65,17 @@ pub(super) fn verdict(
     }
 }
 
-/// Probes an ejected endpoint that no request tries, by connecting to it in the background.
-pub(super) fn look_after(cluster: &Arc<Cluster>, now: Instant) {
-    let Some(mut lease) = cluster.due_for_a_look(now) else {
+/// Probes an ejected endpoint that no request retry_state, by connecting to it in the background.
+pub(super) fn probe_ejected(cluster: &Arc<Cluster>, now: Instant) {
+    let Some(mut lease) = cluster.next_probe(now) else {
         return;
     };
     let cluster = Arc::clone(cluster);
     tokio::task::spawn_local(async move {
         let endpoint = Arc::clone(lease.endpoint());
         let verdict = match dial(&cluster, &endpoint, Carries::Http).await {
-            Ok(_) => Verdict::Status(200),
-            Err(_) => Verdict::Failed,
+            Ok(_) => EndpointResult::Status(200),
+            Err(_) => EndpointResult::Failed,
         };
         cluster.report(&mut lease, verdict, Instant::now());
     });

@@ -5,21 +5,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use leno_http::deadline::Deadline;
-use leno_http::h1::Length;
-use leno_http::head::{Head, Known};
+use leno_http::h1::Framing;
+use leno_http::head::{FieldName, Head};
 use leno_http::peers::Down;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::answer::{self, Audience, refuse};
-use super::attempt::{Attempt, Ended, speaks_http2};
-use super::exchange::unless_gone;
+use super::answer::{self, Audience, send_local_reply};
+use super::attempt::{Attempt, AttemptError, speaks_http2};
+use super::exchange::unless_reset;
 use super::report;
 use super::retry::{self, Failure};
-use super::retry_state::{Policy, Tries};
+use super::retry_state::{RetryPolicy, RetryState};
 use crate::balance::Cluster;
 use crate::error::{Error, Kind, Progress};
 use crate::observe::standard::Sizes;
-use crate::observe::{Outcome, Reached, Teller};
+use crate::observe::{LogContext, RequestStats, UpstreamInfo};
 use crate::worker::Worker;
 
 /// A request to a cluster, over all its attempts.
@@ -34,9 +34,9 @@ pub struct UpstreamRequest<'a> {
     /// Buffer for the response's head.
     pub response: &'a mut Head,
     /// Record of the request for metrics, access log and spans.
-    pub outcome: &'a mut Outcome,
+    pub stats: &'a mut RequestStats,
     /// Reporter and downstream connection, for that record.
-    pub teller: Teller<'a>,
+    pub log_context: LogContext<'a>,
 }
 
 /// Time limit of a request.
@@ -55,14 +55,14 @@ impl UpstreamRequest<'_> {
     /// the response ended; `None` when it is truncated.
     pub fn conclude(mut self, forwarded: Result<(), Error>, audience: Audience) -> Option<Instant> {
         let is_whole = self.answer(&forwarded, audience);
-        let over = self.outcome.over();
+        let over = self.stats.finish();
         let worker = self.worker;
         let dice = || worker.random(|rng| rng.u64(..));
         let heads = (&*self.request, &*self.response);
         let observer = &worker.shared.observer;
-        observer.over(
-            self.outcome,
-            self.teller,
+        observer.report_request(
+            self.stats,
+            self.log_context,
             heads,
             forwarded.as_ref().err(),
             dice,
@@ -75,17 +75,17 @@ impl UpstreamRequest<'_> {
         let status = self.response.status();
         match forwarded {
             Ok(()) => {
-                self.outcome.passed_on(status);
+                self.stats.set_upstream_response(status);
                 true
             }
             Err(error) if error.progress == Progress::Answered => {
-                self.outcome.answered(status, error.flag());
+                self.stats.set_response(status, error.flag());
                 tracing::debug!(%error, "response cut short");
                 let (down, request) = (&mut self.down, &*self.request);
-                answer::conclude_call(down, self.outcome, error, request, audience)
+                answer::conclude_call(down, self.stats, error, request, audience)
             }
             Err(error) => {
-                refuse(&mut self.down, self.outcome, error, self.request, audience);
+                send_local_reply(&mut self.down, self.stats, error, self.request, audience);
                 true
             }
         }
@@ -100,16 +100,16 @@ impl UpstreamRequest<'_> {
         &mut self,
         cluster: &Arc<Cluster>,
         limit: Limit<'_>,
-        policy: Policy<'_>,
+        policy: RetryPolicy<'_>,
         edit: impl FnOnce(&Head, &mut Head, Instant),
     ) -> Result<(), Error> {
-        let is_upgrade = self.request.get(Known::Upgrade).is_some();
-        let body = self.down.body_length();
+        let is_upgrade = self.request.get(FieldName::Upgrade).is_some();
+        let body = self.down.body_framing();
         let keeps =
-            body != Length::Empty && (speaks_http2(cluster, &self.down) || cluster.has_sidecars());
-        let mut tries = Tries::new(policy, self.request, body, keeps);
+            body != Framing::Empty && (speaks_http2(cluster, &self.down) || cluster.has_sidecars());
+        let mut retry_state = RetryState::new(policy, self.request, body, keeps);
         let now = limit.since;
-        let answering = self.tries(cluster, now, &mut tries, edit);
+        let answering = self.attempts(cluster, now, &mut retry_state, edit);
         // No limit for an upgrade: the protocol that is switched to may run for any time.
         let at_most = limit.at_most.filter(|_| !is_upgrade);
         let outcome = match at_most {
@@ -117,64 +117,67 @@ impl UpstreamRequest<'_> {
             Some(at_most) => {
                 let limited = limit.deadline.limit(now + at_most, answering).await;
                 limited.unwrap_or_else(|| {
-                    report::late(self.worker, cluster, &mut tries);
+                    report::late(self.worker, cluster, &mut retry_state);
                     Err(late(at_most))
                 })
             }
         };
-        self.measure(&tries);
+        self.record_sizes(&retry_state);
         let observer = &self.worker.shared.observer;
         let status = self.response.status();
-        self.outcome.is_logged = observer.logs(status, || self.worker.dice());
-        if outcome.is_err() || self.outcome.is_logged || self.outcome.trace.is_some() {
-            let address = tries.lease.as_ref().map(|lease| lease.endpoint().address);
-            self.outcome.reached = address.map(|address| {
+        self.stats.is_logged = observer.logs(status, || self.worker.random_u32());
+        if outcome.is_err() || self.stats.is_logged || self.stats.trace.is_some() {
+            let address = retry_state
+                .lease
+                .as_ref()
+                .map(|lease| lease.endpoint().address);
+            self.stats.reached = address.map(|address| {
                 let cluster = Arc::clone(&cluster.name);
-                Box::new(Reached {
+                Box::new(UpstreamInfo {
                     cluster,
                     address,
-                    local: tries.local,
+                    local: retry_state.local,
                     rule: None,
                 })
             });
         }
-        outcome.map_err(|error| explain(error, &tries).behind(&cluster.object))
+        outcome.map_err(|error| explain(error, &retry_state).behind(&cluster.object))
     }
 
     /// Records the sizes of request and response, as far as they were transferred.
-    fn measure(&mut self, tries: &Tries<'_>) {
-        let has_response = tries.progress == Progress::Answered;
+    fn record_sizes(&mut self, retry_state: &RetryState<'_>) {
+        let has_response = retry_state.progress == Progress::Answered;
         let response = if has_response {
             self.response.size()
         } else {
             0
         };
-        self.outcome.bodies = (tries.upload.count(), tries.download.count());
-        self.outcome.sizes = Sizes {
-            request: self.request.size() + tries.upload.count(),
-            response: response + tries.download.count(),
+        self.stats.bodies = (retry_state.upload.count(), retry_state.download.count());
+        self.stats.sizes = Sizes {
+            request: self.request.size() + retry_state.upload.count(),
+            response: response + retry_state.download.count(),
         };
     }
 
-    async fn tries(
+    async fn attempts(
         &mut self,
         cluster: &Arc<Cluster>,
         now: Instant,
-        tries: &mut Tries<'_>,
+        retry_state: &mut RetryState<'_>,
         edit: impl FnOnce(&Head, &mut Head, Instant),
     ) -> Result<(), Error> {
         let _request = cluster.load.begin()?;
         let (mut number, mut now) = (1, now);
         loop {
-            let per_try = tries.policy.per_try();
+            let per_try = retry_state.policy.per_try();
             let mut attempt = Attempt {
                 worker: self.worker,
                 cluster,
                 down: &mut self.down,
                 request: self.request,
                 response: self.response,
-                outcome: self.outcome,
-                tries,
+                stats: self.stats,
+                retry_state,
                 number,
             };
             let beginning = attempt.begin(now);
@@ -183,36 +186,38 @@ impl UpstreamRequest<'_> {
                 // Limits the time to the response's head; the body may take longer.
                 Some(at_most) => Box::pin(timeout(at_most, beginning))
                     .await
-                    .unwrap_or_else(|_| Err(Ended::Error(late(at_most)))),
+                    .unwrap_or_else(|_| Err(AttemptError::Error(late(at_most)))),
             };
             let ended = match begun {
                 Ok(begun) => return attempt.finish(begun, edit).await,
                 Err(ended) => ended,
             };
-            let reason = attempt.outcome.trace.is_some().then(|| match &ended {
-                Ended::Error(error) => error.to_string(),
-                Ended::Unwanted => format!("status {}", attempt.response.status()),
+            let reason = attempt.stats.trace.is_some().then(|| match &ended {
+                AttemptError::Error(error) => error.to_string(),
+                AttemptError::Unwanted => format!("status {}", attempt.response.status()),
             });
-            if let Ended::Error(error) = ended {
-                let error = error.at(attempt.tries.progress);
+            if let AttemptError::Error(error) = ended {
+                let error = error.at(attempt.retry_state.progress);
                 match error.kind {
-                    Kind::Timeout => report::late(self.worker, cluster, attempt.tries),
-                    _ => report::error(self.worker, cluster, attempt.tries, &error),
+                    Kind::Timeout => report::late(self.worker, cluster, attempt.retry_state),
+                    _ => report::error(self.worker, cluster, attempt.retry_state, &error),
                 }
-                if !attempt.may_try_again(Failure::Error(&error)) {
+                if !attempt.reserve_retry(Failure::Error(&error)) {
                     return Err(error);
                 }
             }
-            let lease = tries.lease.take();
-            tries.tried.extend(lease.map(|lease| lease.endpoint().id));
-            if let (Some(trace), Some(reason)) = (&mut self.outcome.trace, reason) {
+            let lease = retry_state.lease.take();
+            retry_state
+                .tried
+                .extend(lease.map(|lease| lease.endpoint().id));
+            if let (Some(trace), Some(reason)) = (&mut self.stats.trace, reason) {
                 trace.retried(number, reason);
             }
             number += 1;
             self.worker.shared.metrics.retries.inc();
-            if let Policy::Route(Some(retry)) = tries.policy {
-                let pause = sleep(retry::backoff(retry, number, self.worker.dice()));
-                unless_gone(&mut self.down, pin!(pause)).await?;
+            if let RetryPolicy::Route(Some(retry)) = retry_state.policy {
+                let pause = sleep(retry::backoff(retry, number, self.worker.random_u32()));
+                unless_reset(&mut self.down, pin!(pause)).await?;
             }
             now = Instant::now();
         }
@@ -225,9 +230,9 @@ fn late(at_most: Duration) -> Error {
 }
 
 /// Adds the progress of the last attempt, and the number of attempts if there were several.
-fn explain(error: Error, tries: &Tries<'_>) -> Error {
-    let mut error = error.at(tries.progress);
-    let count = tries.tried.len();
+fn explain(error: Error, retry_state: &RetryState<'_>) -> Error {
+    let mut error = error.at(retry_state.progress);
+    let count = retry_state.tried.len();
     if count > 0 {
         error.detail = format!("{} (after {} tries)", error.detail, count + 1);
     }

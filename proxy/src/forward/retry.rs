@@ -38,7 +38,8 @@ pub fn is_idempotent(request: &Head) -> bool {
 
 /// The decision table.
 pub fn decide(retry: &Retry, is_idempotent: bool, failure: Failure<'_>) -> Decision {
-    let on = |wanted: &[RetryOn]| retry.is_explicit && wanted.iter().any(|w| retry.on.contains(w));
+    let on =
+        |checkout: &[RetryOn]| retry.is_explicit && checkout.iter().any(|w| retry.on.contains(w));
     let broken = [RetryOn::FiveXx, RetryOn::GatewayError, RetryOn::Reset];
     let error = match failure {
         Failure::Status(status, grpc) => {

@@ -8,20 +8,20 @@ use super::exchange::{Exchange, Transfer};
 use super::replay::Replay;
 use super::retry::{self, Decision, Failure};
 use crate::balance::Lease;
-use crate::balance::limits::Held;
+use crate::balance::limits::Permit;
 use crate::error::{Error, Kind, Progress, Side};
 use crate::observe::grpc::Messages;
-use crate::observe::standard::{Series, Way};
+use crate::observe::standard::{MessageDirection, Series};
 use crate::upstream::connection::Upstream;
-use leno_http::h1::Length;
+use leno_http::h1::Framing;
 use leno_http::head::Head;
 use leno_http::peers::{Down, Up};
 use leno_rules::config::route::{Retry, RetryOn};
 
 /// State that the attempts of one request share.
 #[derive(Debug)]
-pub(super) struct Tries<'a> {
-    pub(super) policy: Policy<'a>,
+pub(super) struct RetryState<'a> {
+    pub(super) policy: RetryPolicy<'a>,
     pub(super) is_idempotent: bool,
     /// True when it may be sent again after it was sent.
     pub(super) is_repeatable: bool,
@@ -38,32 +38,37 @@ pub(super) struct Tries<'a> {
     /// True when the current connection, one of HTTP/1, had carried a request before.
     pub(super) is_reused: bool,
     /// Place in the retry budget.
-    pub(super) held: Option<Held>,
+    pub(super) held: Option<Permit>,
 }
 
 /// Conditions on which a request is sent again.
 #[derive(Debug, Clone, Copy)]
-pub enum Policy<'a> {
+pub enum RetryPolicy<'a> {
     /// The route's retry policy.
     Route(Option<&'a Retry>),
     /// One retry, when an idle connection turned out to be closed: failures of the app itself are left to its clients.
     Stale,
 }
 
-impl<'a> Tries<'a> {
+impl<'a> RetryState<'a> {
     /// State for `request`. Its body is kept for a retry that is possible; with `keeps`, also for one that is possible
     /// only because the request wasn't processed, as HTTP/2 and sidecars can report of one that was sent.
-    pub(super) fn new(policy: Policy<'a>, request: &Head, body: Length, keeps: bool) -> Tries<'a> {
+    pub(super) fn new(
+        policy: RetryPolicy<'a>,
+        request: &Head,
+        body: Framing,
+        keeps: bool,
+    ) -> RetryState<'a> {
         let is_idempotent = retry::is_idempotent(request);
         let is_repeatable = is_idempotent || policy.repeats_anything();
         // Otherwise a request that isn't repeatable once it was sent needs no copy of the sent body.
         let keeps = keeps || is_repeatable || policy.repeats_answered();
         let keeps = keeps && policy.attempts() > 0;
-        Tries {
+        RetryState {
             policy,
             is_idempotent,
             is_repeatable,
-            replay: Replay::new(keeps && body != Length::Empty),
+            replay: Replay::new(keeps && body != Framing::Empty),
             progress: Progress::Nothing,
             upload: Transfer::default(),
             download: Transfer::default(),
@@ -80,11 +85,11 @@ impl<'a> Tries<'a> {
     pub(super) fn restart(&mut self, upstream: &Upstream, call: Option<&Arc<Series>>) {
         self.local = upstream.local;
         // The failure of one stream doesn't show that a shared connection was stale.
-        self.is_reused = matches!(&upstream.half, Up::H1(half) if half.exchanges() > 0);
+        self.is_reused = matches!(&upstream.half, Up::H1(half) if half.requests_sent() > 0);
         self.replay.restart();
         let of = |way| Transfer::of_messages(call.map(|series| Messages::new(series, way)));
-        self.upload = of(Way::Request);
-        self.download = of(Way::Response);
+        self.upload = of(MessageDirection::Request);
+        self.download = of(MessageDirection::Response);
     }
 
     pub(super) fn exchange<'t, 'd>(
@@ -100,14 +105,16 @@ impl<'a> Tries<'a> {
             progress: &mut self.progress,
             upload: &mut self.upload,
             download: &mut self.download,
-            patience,
+            stall_timeout: patience,
         }
     }
 
     pub(super) fn decide(&self, failure: Failure<'_>) -> Decision {
         match (self.policy, failure) {
-            (Policy::Route(Some(retry)), _) => retry::decide(retry, self.is_idempotent, failure),
-            (Policy::Stale, Failure::Error(error)) => {
+            (RetryPolicy::Route(Some(retry)), _) => {
+                retry::decide(retry, self.is_idempotent, failure)
+            }
+            (RetryPolicy::Stale, Failure::Error(error)) => {
                 let is_unseen = match self.progress {
                     Progress::Nothing => true,
                     _ => self.is_reused && self.is_idempotent,
@@ -122,25 +129,25 @@ impl<'a> Tries<'a> {
     }
 }
 
-impl Policy<'_> {
+impl RetryPolicy<'_> {
     pub(super) fn attempts(self) -> u32 {
         match self {
-            Policy::Route(retry) => retry.map_or(0, |retry| retry.attempts),
-            Policy::Stale => 1,
+            RetryPolicy::Route(retry) => retry.map_or(0, |retry| retry.attempts),
+            RetryPolicy::Stale => 1,
         }
     }
 
     pub(super) fn per_try(self) -> Option<Duration> {
         match self {
-            Policy::Route(retry) => retry?.per_try,
-            Policy::Stale => None,
+            RetryPolicy::Route(retry) => retry?.per_try,
+            RetryPolicy::Stale => None,
         }
     }
 
     /// True when an explicit policy names responses after which a request is sent again.
     fn repeats_answered(self) -> bool {
         let answers = |on: &RetryOn| !matches!(on, RetryOn::Reset);
-        let Policy::Route(Some(retry)) = self else {
+        let RetryPolicy::Route(Some(retry)) = self else {
             return false;
         };
         retry.is_explicit && retry.on.iter().any(answers)
@@ -149,7 +156,7 @@ impl Policy<'_> {
     /// True when an explicit policy repeats requests of any method after they were sent.
     fn repeats_anything(self) -> bool {
         let broken = Error::up(Kind::Reset, "").at(Progress::Sent);
-        let Policy::Route(Some(retry)) = self else {
+        let RetryPolicy::Route(Some(retry)) = self else {
             return false;
         };
         retry.is_explicit

@@ -1,7 +1,7 @@
 //! The workload's identity: a key that never leaves the process, a certificate for it, and its renewal in time.
 
 mod csr;
-mod first;
+mod first_contact;
 mod options;
 pub mod rotate;
 
@@ -23,7 +23,7 @@ use crate::drain::Watch;
 use crate::observe::metrics::Metrics;
 use crate::tls::verify::{self, Allowed};
 use crate::tls::{Credentials, Identity};
-use first::FirstContact;
+use first_contact::FirstContact;
 pub use options::{Error, Options};
 
 /// Timeout of a call to the CA.
@@ -35,7 +35,7 @@ const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
 /// Key and chain in PEM, as saved for a restart.
 #[derive(Debug, Serialize, Deserialize)]
-struct Kept {
+struct SavedIdentity {
     key: String,
     chain: Vec<String>,
 }
@@ -67,7 +67,7 @@ impl Renewal {
     /// ignored: a new one is obtained.
     fn restore(&self) -> Option<Duration> {
         let state = self.options.state.as_ref()?;
-        let kept: Kept = match state.load(FILE) {
+        let kept: SavedIdentity = match state.load(FILE) {
             Ok(kept) => kept?,
             Err(reason) => {
                 tracing::warn!(reason, "the kept certificate is refused");
@@ -140,7 +140,7 @@ impl Renewal {
             })?
             .into_inner()
             .cert_chain;
-        let kept = Kept {
+        let kept = SavedIdentity {
             key: key.pem(),
             chain,
         };
@@ -159,7 +159,7 @@ impl Renewal {
         let valid = self.credentials.identity();
         let valid = valid.is_some_and(|identity| SystemTime::now() < identity.not_after);
         let (dialer, token) = if valid {
-            (target.connector(&self.credentials), None)
+            (target.mtls_dialer(&self.credentials), None)
         } else {
             let first = FirstContact::read(&self.options).await?;
             let config = first.tls(&self.credentials).map_err(Error::Unusable)?;
@@ -168,7 +168,7 @@ impl Renewal {
         let channel = Endpoint::from_static("http://control-plane")
             .connect_with_connector(dialer.map_err(Error::Unreachable)?)
             .await
-            .map_err(|error| Error::Unreachable(channel::words(&error)))?;
+            .map_err(|error| Error::Unreachable(channel::error_text(&error)))?;
         Ok((channel, token))
     }
 
@@ -205,7 +205,7 @@ impl Renewal {
         let serial = verify::serial(leaf).map_err(|error| unusable(&error))?;
         let key = key.certified(certificates).map_err(Error::Unusable)?;
         tracing::info!(id = %self.options.id, serial, lives = ?lives, "certificate obtained");
-        self.metrics.health.certificate(not_after);
+        self.metrics.health.set_certificate_expiry(not_after);
         self.metrics.rotations.inc();
         self.credentials.set_identity(Identity {
             key,

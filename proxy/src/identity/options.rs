@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use leno_rules::spiffe::SpiffeId;
 
-use crate::control::channel::Target;
-use crate::control::state_dir::State;
+use crate::control::channel::ControlPlane;
+use crate::control::state_dir::StateDir;
 
 /// Configuration of the identity.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Address and SPIFFE ID of the CA.
-    pub target: Target,
+    pub target: ControlPlane,
     /// SPIFFE ID of the workload.
     pub id: SpiffeId,
     /// File with the token for the first certificate: a join token, or a service account's.
@@ -23,7 +23,7 @@ pub struct Options {
     /// Lifetime to request; 0 is the CA's own default.
     pub ttl: Duration,
     /// State directory that keeps the certificate for a restart.
-    pub state: Option<Arc<State>>,
+    pub state: Option<Arc<StateDir>>,
 }
 
 /// Failure to obtain a certificate.

@@ -12,15 +12,15 @@ use crate::forward::answer::Audience;
 use crate::forward::headers;
 use crate::observe::labels::Party;
 use crate::observe::standard::Series;
-use crate::observe::{Reporter, Teller};
-use crate::serve::sniff::Protocol;
+use crate::observe::{LogContext, Reporter};
+use crate::serve::sniff::DetectedProtocol;
 use crate::snapshot::{InboundChain, InboundPlan};
 use crate::tls::Peer;
 use crate::worker::Worker;
-use leno_http::head::{Head, Known};
+use leno_http::head::{FieldName, Head};
 use leno_rules::config::endpoints::Workload;
 use leno_rules::config::peer;
-use leno_rules::policy::rbac::Caller;
+use leno_rules::policy::rbac::PeerIdentity;
 
 /// A connection to the app, with the facts known so far.
 #[derive(Debug)]
@@ -90,16 +90,16 @@ impl Connection {
     }
 
     /// Sets the protocol that was detected from the first bytes, or their absence.
-    pub(super) fn is_told(&mut self, protocol: Protocol) {
-        self.tls = matches!(protocol, Protocol::Tls(_));
+    pub(super) fn set_protocol(&mut self, protocol: DetectedProtocol) {
+        self.tls = matches!(protocol, DetectedProtocol::Tls(_));
         self.offers = match protocol {
-            Protocol::Tls(hello) => {
+            DetectedProtocol::Tls(hello) => {
                 self.server_name = hello.server_name;
                 hello.alpn
             }
-            Protocol::Http1 => vec![b"http/1.1".to_vec()],
-            Protocol::Http2 => vec![b"h2c".to_vec()],
-            Protocol::Opaque => Vec::new(),
+            DetectedProtocol::Http1 => vec![b"http/1.1".to_vec()],
+            DetectedProtocol::Http2 => vec![b"h2c".to_vec()],
+            DetectedProtocol::Opaque => Vec::new(),
         };
     }
 
@@ -131,8 +131,8 @@ impl Connection {
         plan.find(self.port, self.tls, &self.offers)
     }
 
-    pub(super) fn caller(&self) -> Caller<'_> {
-        Caller {
+    pub(super) fn peer_identity(&self) -> PeerIdentity<'_> {
+        PeerIdentity {
             principal: self.peer.as_ref().map(|caller| caller.peer.id.as_str()),
         }
     }
@@ -143,8 +143,8 @@ impl Connection {
     }
 
     /// Reporter and connection, for the records of its requests.
-    pub(super) fn teller(&self) -> Teller<'_> {
-        Teller {
+    pub(super) fn log_context(&self) -> LogContext<'_> {
+        LogContext {
             reporter: Reporter::Destination,
             peer: self.address,
             local: self.local,
@@ -165,18 +165,18 @@ impl Connection {
     }
 
     /// Takes the workload of the peer from `request`, where its sidecar reports it.
-    pub(super) fn learn(&self, request: &Head) {
+    pub(super) fn read_peer_workload(&self, request: &Head) {
         if self.source.get().is_none()
-            && let Some(value) = request.get(Known::PeerMetadata)
+            && let Some(value) = request.get(FieldName::PeerMetadata)
             && let Some(said) = peer::decode(value)
         {
-            self.believe(said);
+            self.set_peer_workload(said);
         }
     }
 
     /// Accepts the workload that the peer's sidecar reported, as far as the certificate supports it: the namespace must
     /// be the certificate's, the name isn't verified.
-    pub(super) fn believe(&self, said: Workload) {
+    pub(super) fn set_peer_workload(&self, said: Workload) {
         if (self.peer.as_ref()).is_some_and(|caller| said.namespace == caller.peer.id.namespace()) {
             // The first report stays.
             let _ = self.source.set(said);

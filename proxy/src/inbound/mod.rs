@@ -10,34 +10,34 @@ use std::sync::Arc;
 
 use leno_http::deadline::Deadline;
 use leno_http::h1::Conn;
-use leno_http::head::{Head, Known};
-use leno_http::stream::{Socket, Stream, unmapped};
-use leno_rules::policy::rbac::{Verdict, verdict};
+use leno_http::head::{FieldName, Head};
+use leno_http::stream::{PrefixedTcp, Stream, unmapped};
+use leno_rules::policy::rbac::{Decision, authorize};
 use leno_rules::route::matcher::RequestView;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::balance::Cluster;
-use crate::drain::{ON_THE_WAY, Phase, Side};
+use crate::drain::{IN_FLIGHT_GRACE, Phase, Side};
 use crate::error::{Error, Kind};
 use crate::forward::answer::Audience;
 use crate::forward::request::{Limit, UpstreamRequest};
-use crate::forward::retry_state::Policy;
+use crate::forward::retry_state::RetryPolicy;
 use crate::forward::{exchange, headers, propagate};
 use crate::intercept::original_destination;
 use crate::observe::standard::Series;
-use crate::observe::{Outcome, Teller};
+use crate::observe::{LogContext, RequestStats};
 use crate::serve::http::{self, Arrival, Handler};
 use crate::serve::normalise;
-use crate::serve::sniff::{http_version, identify};
+use crate::serve::sniff::{detect_protocol, http_version};
 use crate::snapshot::{InboundChain, InboundPlan};
 use crate::worker::Worker;
 use connection::{Authenticated, Connection};
-use tcp::{carry, carry_spoken, spoken_first};
+use tcp::{connect_server_first, proxy_server_first, proxy_tcp};
 
 /// Serves a connection that the rules of `init` intercepted, until it ends.
-pub async fn serve_taken_over(worker: Rc<Worker>, tcp: TcpStream, address: SocketAddr) {
+pub async fn serve_intercepted(worker: Rc<Worker>, tcp: TcpStream, address: SocketAddr) {
     let address = unmapped(address);
     let Some(dialled) = original_destination(&tcp) else {
         return tracing::info!(%address, "closed: it was not redirected here, so it leads nowhere");
@@ -68,16 +68,16 @@ async fn serve_for(
     let mut read = Vec::new();
     let protocol = tokio::select! {
         biased;
-        protocol = identify(&mut tcp, &mut read, shared.detection) => protocol,
-        up = Box::pin(spoken_first(&worker, &connection)) => {
-            let down = Stream::Plain(Socket::with_read(tcp, read));
-            return Box::pin(carry_spoken(&worker, &connection, down, up)).await;
+        protocol = detect_protocol(&mut tcp, &mut read, shared.detection) => protocol,
+        up = Box::pin(connect_server_first(&worker, &connection)) => {
+            let down = Stream::Plain(PrefixedTcp::with_prefix(tcp, read));
+            return Box::pin(proxy_server_first(&worker, &connection, down, up)).await;
         }
     };
-    connection.is_told(protocol);
+    connection.set_protocol(protocol);
     // Not for ever: the client may have left, and each connection that waits takes one of --max-connections.
     let plan = tokio::select! {
-        plan = timeout(shared.directory.patience(), shared.directory.inbound()) => plan,
+        plan = timeout(shared.directory.config_wait(), shared.directory.inbound()) => plan,
         () = shared.watch.ended() => return,
     };
     let Ok(plan) = plan else {
@@ -94,7 +94,7 @@ async fn serve_for(
     };
     // Phase 2: authenticate the peer.
     let is_http = chain.http;
-    let socket = Socket::with_read(tcp, read);
+    let socket = PrefixedTcp::with_prefix(tcp, read);
     let stream = if chain.tls {
         let accepted = match Box::pin(shared.acceptor.accept(socket)).await {
             Ok(accepted) => accepted,
@@ -111,7 +111,7 @@ async fn serve_for(
     // Phase 3: serve the protocol.
     match is_http {
         true => serve_http(worker, connection, stream).await,
-        false => carry(&worker, connection, stream).await,
+        false => proxy_tcp(&worker, connection, stream).await,
     }
 }
 
@@ -146,7 +146,7 @@ impl Serving {
 
 /// Updates `serving`: the plan may have changed since the last request, and the peer may have reported its workload.
 /// Each request is judged by the current plan.
-async fn current<'a>(
+async fn current_plan<'a>(
     worker: &Worker,
     connection: &Connection,
     serving: &'a mut Option<Rc<Serving>>,
@@ -173,7 +173,7 @@ async fn serve_http(worker: Rc<Worker>, connection: Connection, stream: Stream) 
     // The first request of an accepted connection may be on its way.
     let over = async {
         shared.watch.reached(Phase::Closing).await;
-        sleep(ON_THE_WAY).await;
+        sleep(IN_FLIGHT_GRACE).await;
     };
     let version = tokio::select! {
         biased;
@@ -213,8 +213,8 @@ impl Handler for Inbound {
         &self.worker
     }
 
-    fn teller(&self) -> Teller<'_> {
-        self.connection.teller()
+    fn log_context(&self) -> LogContext<'_> {
+        self.connection.log_context()
     }
 
     fn audience(&self) -> Audience {
@@ -246,15 +246,15 @@ impl Handler for Inbound {
         &self,
         arrival: &Arrival<'_>,
         state: &'a mut Option<Rc<Serving>>,
-    ) -> Option<(Outcome, &'a Serving)> {
+    ) -> Option<(RequestStats, &'a Serving)> {
         if arrival.read.is_ok() {
-            self.connection.learn(arrival.request);
+            self.connection.read_peer_workload(arrival.request);
         }
-        let Some(serving) = current(&self.worker, &self.connection, state).await else {
+        let Some(serving) = current_plan(&self.worker, &self.connection, state).await else {
             self.unfit.notify_one();
             return None;
         };
-        Some((Outcome::begun(&serving.series, arrival.at), serving))
+        Some((RequestStats::new(&serving.series, arrival.at), serving))
     }
 
     async fn forward(
@@ -288,14 +288,14 @@ async fn forward(
     }
     if connection.peer.is_none() {
         // Not authenticated: a client outside the mesh must not pass for one inside.
-        request.remove(Known::ClientCert);
-        request.remove(Known::Envoy);
-        request.remove(Known::AttemptCount);
+        request.remove(FieldName::ClientCert);
+        request.remove(FieldName::Envoy);
+        request.remove(FieldName::AttemptCount);
     }
-    authorize(connection, &serving.chain, request)?;
+    check_policies(connection, &serving.chain, request)?;
     let app = serving.app.as_ref().map_err(Error::clone)?;
 
-    let body = upstream.down.body_length();
+    let body = upstream.down.body_framing();
     exchange::prepare(request, body, &worker.shared.upgrades)?;
     worker.random(|rng| headers::websocket_key(request, rng));
     headers::forwarded_for(request, &connection.ip);
@@ -305,13 +305,13 @@ async fn forward(
         "http"
     };
     headers::forwarded_proto(request, scheme);
-    let is_carried = upstream.down.is_carried();
-    propagate::trace(worker, request, is_carried, upstream.outcome);
+    let is_carried = upstream.down.is_http1_over_h2();
+    propagate::trace(worker, request, is_carried, upstream.stats);
     if let Some(caller) = &connection.peer {
         headers::client_cert(request, &caller.element);
     }
     upstream
-        .run(app, limit, Policy::Stale, |request, response, _| {
+        .run(app, limit, RetryPolicy::Stale, |request, response, _| {
             // The client's sidecar adds it for its app itself.
             if !is_carried {
                 headers::echo_id(request, response);
@@ -320,18 +320,24 @@ async fn forward(
         .await
 }
 
-fn authorize(connection: &Connection, chain: &InboundChain, request: &Head) -> Result<(), Error> {
-    let host = request.get(Known::Host).unwrap_or_default();
+fn check_policies(
+    connection: &Connection,
+    chain: &InboundChain,
+    request: &Head,
+) -> Result<(), Error> {
+    let host = request.get(FieldName::Host).unwrap_or_default();
     let view = RequestView::new(request, host);
     let who = connection
-        .caller()
+        .peer_identity()
         .principal
         .unwrap_or("a caller without an identity");
     let denied = |detail: String| Error::own(Kind::Denied, detail);
-    match verdict(&chain.policies, connection.caller(), &view) {
-        Verdict::Allowed => Ok(()),
-        Verdict::DeniedBy(policy) => Err(denied(format!("{who} is denied")).behind(&policy.into())),
-        Verdict::NotAllowed(nearest) => {
+    match authorize(&chain.policies, connection.peer_identity(), &view) {
+        Decision::Allowed => Ok(()),
+        Decision::DeniedBy(policy) => {
+            Err(denied(format!("{who} is denied")).behind(&policy.into()))
+        }
+        Decision::NotAllowed(nearest) => {
             let method = String::from_utf8_lossy(view.head.method());
             let path = String::from_utf8_lossy(view.path);
             let error = denied(format!("no rule allows {who} to {method} {path}"));

@@ -10,11 +10,11 @@ use std::time::Duration;
 use clap::Args;
 use socket2::SockRef;
 
-pub use rules::passing_to;
-use rules::{Net, PASSING, PROBE, TABLE, Wanted, Which};
+pub use rules::passthrough_source;
+use rules::{Net, PASSTHROUGH_SOURCES, PROBE, RuleOptions, Selection, TABLE};
 
 /// Timeout of the self-test's connection.
-const PATIENCE: Duration = Duration::from_secs(2);
+const SELF_TEST_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Flags of `init`. Each may come from an environment variable instead; the names are those of Istio's annotations
 /// `traffic.sidecar.istio.io/…`.
@@ -42,31 +42,31 @@ pub struct InitArgs {
     pub proxy_gid: Vec<u32>,
     /// Ports of the app that are taken over: `*`, or a list.
     #[arg(long, env = "LENO_INCLUDE_INBOUND_PORTS", default_value = "*")]
-    pub include_inbound_ports: Which<u16>,
+    pub include_inbound_ports: Selection<u16>,
     /// Ports of the app that are not.
     #[arg(long, env = "LENO_EXCLUDE_INBOUND_PORTS", default_value = "")]
-    pub exclude_inbound_ports: Which<u16>,
+    pub exclude_inbound_ports: Selection<u16>,
     /// Ports that are taken over wherever they are.
     #[arg(long, env = "LENO_INCLUDE_OUTBOUND_PORTS", default_value = "")]
-    pub include_outbound_ports: Which<u16>,
+    pub include_outbound_ports: Selection<u16>,
     /// Ports that are not taken over, wherever they are.
     #[arg(long, env = "LENO_EXCLUDE_OUTBOUND_PORTS", default_value = "")]
-    pub exclude_outbound_ports: Which<u16>,
+    pub exclude_outbound_ports: Selection<u16>,
     /// Addresses to which connections are taken over: `*`, or ranges.
     #[arg(long, env = "LENO_INCLUDE_OUTBOUND_IP_RANGES", default_value = "*")]
-    pub include_outbound_ip_ranges: Which<Net>,
+    pub include_outbound_ip_ranges: Selection<Net>,
     /// Addresses to which they are not.
     #[arg(long, env = "LENO_EXCLUDE_OUTBOUND_IP_RANGES", default_value = "")]
-    pub exclude_outbound_ip_ranges: Which<Net>,
+    pub exclude_outbound_ip_ranges: Selection<Net>,
 }
 
 /// Ports of the sidecar that are never redirected: metrics and health.
 const OWN: [u16; 2] = [15020, 15090];
 
 impl InitArgs {
-    fn wanted(self) -> Result<Wanted, String> {
+    fn wanted(self) -> Result<RuleOptions, String> {
         let exclude_inbound = listed("--exclude-inbound-ports", self.exclude_inbound_ports)?;
-        Ok(Wanted {
+        Ok(RuleOptions {
             uids: self.proxy_uid,
             gids: self.proxy_gid,
             outbound_port: self.proxy_port,
@@ -90,10 +90,10 @@ impl InitArgs {
     }
 }
 
-fn listed<T>(flag: &str, which: Which<T>) -> Result<Vec<T>, String> {
+fn listed<T>(flag: &str, which: Selection<T>) -> Result<Vec<T>, String> {
     match which {
-        Which::These(these) => Ok(these),
-        Which::All => Err(format!("{flag} takes a list, not *")),
+        Selection::These(these) => Ok(these),
+        Selection::All => Err(format!("{flag} takes a list, not *")),
     }
 }
 
@@ -117,7 +117,7 @@ pub fn init(args: InitArgs) -> Result<String, String> {
     let listener =
         listener.map_err(|error| format!("port {port} is to be the sidecar's: {error}"))?;
     netlink::replace(&table).map_err(|error| error.to_string())?;
-    for passing in PASSING {
+    for passing in PASSTHROUGH_SOURCES {
         if let IpAddr::V6(address) = passing
             && let Err(error) = netlink::add_to_loopback(address)
         {
@@ -148,8 +148,8 @@ pub fn clean() -> Result<(), String> {
 /// # Errors
 /// When they aren't; the text names the remedy.
 pub fn self_test() -> io::Result<()> {
-    let probe = SocketAddr::new(PASSING[0], PROBE);
-    match TcpStream::connect_timeout(&probe, PATIENCE) {
+    let probe = SocketAddr::new(PASSTHROUGH_SOURCES[0], PROBE);
+    match TcpStream::connect_timeout(&probe, SELF_TEST_TIMEOUT) {
         Ok(_) => Ok(()),
         Err(error) => Err(io::Error::new(
             error.kind(),
@@ -163,7 +163,7 @@ pub fn self_test() -> io::Result<()> {
 
 /// True when `address` is the self-test's.
 pub fn is_probe(address: SocketAddr) -> bool {
-    address.port() == PROBE && PASSING.contains(&address.ip())
+    address.port() == PROBE && PASSTHROUGH_SOURCES.contains(&address.ip())
 }
 
 /// Original destination (`SO_ORIGINAL_DST`) of a redirected connection; `None` when the peer dialled `own` itself.

@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::rules::{Chain, Match, Net, Rule, Table, Verdict};
+use super::rules::{Action, Chain, Match, Net, Rule, Table};
 
 /// `AF_NETLINK`, and the protocols of it that are used here.
 const AF_NETLINK: i32 = 16;
 const NETLINK_ROUTE: i32 = 0;
 const NETLINK_NETFILTER: i32 = 12;
 /// Timeout of an answer of the kernel.
-const PATIENCE: Duration = Duration::from_secs(5);
+const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
 
 const NLMSG_ERROR: u16 = 2;
 const REQUEST: u16 = 1;
@@ -153,14 +153,14 @@ impl Expressions {
             all.condition(condition);
         }
         match rule.verdict {
-            Verdict::Return => all.add("immediate", |out| {
+            Action::Return => all.add("immediate", |out| {
                 number(out, 1, REG_VERDICT);
                 nested(out, 2, |data| {
                     let code = u32::from_ne_bytes(NFT_RETURN.to_ne_bytes());
                     nested(data, 2, |verdict| number(verdict, 1, code));
                 });
             }),
-            Verdict::Zone(zone) => {
+            Action::Zone(zone) => {
                 all.load(&zone.to_ne_bytes());
                 all.add("ct", |out| {
                     number(out, 2, CT_ZONE);
@@ -168,7 +168,7 @@ impl Expressions {
                     number(out, 4, REG_1);
                 });
             }
-            Verdict::Redirect(port) => {
+            Action::Redirect(port) => {
                 all.load(&port.to_be_bytes());
                 all.add("redir", |out| {
                     number(out, 1, REG_1);
@@ -385,7 +385,7 @@ fn send(protocol: i32, bytes: &[u8], awaited: &[u32]) -> Result<(), (Option<u32>
     );
     let mut socket = socket.map_err(unnumbered)?;
     socket
-        .set_read_timeout(Some(PATIENCE))
+        .set_read_timeout(Some(REPLY_TIMEOUT))
         .map_err(unnumbered)?;
     let sent = socket.write(bytes).map_err(unnumbered)?;
     if sent != bytes.len() {

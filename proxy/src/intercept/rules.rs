@@ -4,21 +4,21 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use leno_http::stream::PRIORITY;
+use leno_http::stream::SOCKET_PRIORITY;
 
 /// Source addresses of the sidecar's connections to the app, which are never redirected: Istio's 127.0.0.6, and its
 /// counterpart for IPv6.
-pub const PASSING: [IpAddr; 2] = [
+pub const PASSTHROUGH_SOURCES: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(127, 0, 0, 6)),
     IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6)),
 ];
-/// The source address for connections to `address`: the one of [`PASSING`] of the same family.
-pub fn passing_to(address: IpAddr) -> IpAddr {
-    let [v4, v6] = PASSING;
+/// The source address for connections to `address`: the one of [`PASSTHROUGH_SOURCES`] of the same family.
+pub fn passthrough_source(address: IpAddr) -> IpAddr {
+    let [v4, v6] = PASSTHROUGH_SOURCES;
     if address.is_ipv4() { v4 } else { v6 }
 }
 
-/// Port of the self-test, without a listener: a connection to [`PASSING`] on it succeeds only if it is redirected.
+/// Port of the self-test, without a listener: a connection to [`PASSTHROUGH_SOURCES`] on it succeeds only if it is redirected.
 pub const PROBE: u16 = 15002;
 
 /// Conntrack zone of the sidecar's own connections. An entry that one of them leaves, such as that of an unanswered
@@ -85,19 +85,19 @@ impl fmt::Display for Net {
 
 /// Value of an include or exclude flag.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Which<T> {
+pub enum Selection<T> {
     /// `*`
     All,
     /// The listed ones.
     These(Vec<T>),
 }
 
-impl<T: FromStr> FromStr for Which<T> {
+impl<T: FromStr> FromStr for Selection<T> {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Which<T>, String> {
+    fn from_str(text: &str) -> Result<Selection<T>, String> {
         if text.trim() == "*" {
-            return Ok(Which::All);
+            return Ok(Selection::All);
         }
         let parts = text
             .split(',')
@@ -107,13 +107,16 @@ impl<T: FromStr> FromStr for Which<T> {
             part.parse()
                 .map_err(|_| format!("{part:?} is not allowed here"))
         };
-        parts.map(each).collect::<Result<_, _>>().map(Which::These)
+        parts
+            .map(each)
+            .collect::<Result<_, _>>()
+            .map(Selection::These)
     }
 }
 
 /// Settings of the interception, as Istio's annotations `traffic.sidecar.istio.io/…` have them.
 #[derive(Debug, Clone)]
-pub struct Wanted {
+pub struct RuleOptions {
     /// User ids of the sidecar. Of its connections only those to the pod's own address are redirected.
     pub uids: Vec<u32>,
     /// Group ids of the sidecar, likewise.
@@ -123,7 +126,7 @@ pub struct Wanted {
     /// Port that connections to the app are redirected to.
     pub inbound_port: u16,
     /// `includeInboundPorts`
-    pub include_inbound_ports: Which<u16>,
+    pub include_inbound_ports: Selection<u16>,
     /// `excludeInboundPorts`, and the sidecar's own.
     pub exclude_inbound_ports: Vec<u16>,
     /// `includeOutboundPorts`: redirected even outside `includeOutboundIPRanges`.
@@ -131,7 +134,7 @@ pub struct Wanted {
     /// `excludeOutboundPorts`
     pub exclude_outbound_ports: Vec<u16>,
     /// `includeOutboundIPRanges`
-    pub include_outbound_ranges: Which<Net>,
+    pub include_outbound_ranges: Selection<Net>,
     /// `excludeOutboundIPRanges`
     pub exclude_outbound_ranges: Vec<Net>,
 }
@@ -161,7 +164,7 @@ pub enum Match {
 
 /// Action on a connection that a rule matches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Action {
     /// It isn't redirected.
     Return,
     /// It is redirected to this port of the sidecar.
@@ -176,7 +179,7 @@ pub struct Rule {
     /// Conditions, all of which must hold.
     pub matches: Vec<Match>,
     /// The action.
-    pub verdict: Verdict,
+    pub verdict: Action,
 }
 
 /// Netfilter hook of a chain.
@@ -224,13 +227,13 @@ impl Hook {
     }
 }
 
-impl Wanted {
+impl RuleOptions {
     /// The table of rules for these settings.
     pub fn table(&self) -> Table {
         let chain = |name, hook, rules| Chain { name, hook, rules };
         let apart = Rule {
-            matches: vec![Match::Tcp, Match::Priority(PRIORITY)],
-            verdict: Verdict::Zone(ZONE),
+            matches: vec![Match::Tcp, Match::Priority(SOCKET_PRIORITY)],
+            verdict: Action::Zone(ZONE),
         };
         Table {
             name: TABLE,
@@ -244,32 +247,32 @@ impl Wanted {
 
     fn output(&self) -> Vec<Rule> {
         let mut rules = Rules::default();
-        for passing in PASSING.map(Net::host) {
+        for passing in PASSTHROUGH_SOURCES.map(Net::host) {
             // The self-test, from any user.
             let probe = [Match::To(passing), Match::Tcp, Match::Port(PROBE)];
-            rules.add(&probe, Verdict::Redirect(self.outbound_port));
+            rules.add(&probe, Action::Redirect(self.outbound_port));
             // From the sidecar to the app.
-            rules.add(&[Match::From(passing)], Verdict::Return);
+            rules.add(&[Match::From(passing)], Action::Return);
         }
         let uids = self.uids.iter().map(|uid| Match::Uid(*uid));
         for own in uids.chain(self.gids.iter().map(|gid| Match::Gid(*gid))) {
             self.own_service(&mut rules, &own);
-            rules.add(&[own], Verdict::Return);
+            rules.add(&[own], Action::Return);
         }
-        rules.add(&[Match::OutLoopback], Verdict::Return);
+        rules.add(&[Match::OutLoopback], Action::Return);
         for range in &self.exclude_outbound_ranges {
-            rules.add(&[Match::To(*range)], Verdict::Return);
+            rules.add(&[Match::To(*range)], Action::Return);
         }
         for port in &self.exclude_outbound_ports {
-            rules.add(&[Match::Tcp, Match::Port(*port)], Verdict::Return);
+            rules.add(&[Match::Tcp, Match::Port(*port)], Action::Return);
         }
-        let redirect = Verdict::Redirect(self.outbound_port);
+        let redirect = Action::Redirect(self.outbound_port);
         for port in &self.include_outbound_ports {
             rules.add(&[Match::Tcp, Match::Port(*port)], redirect);
         }
         match &self.include_outbound_ranges {
-            Which::All => rules.add(&[Match::Tcp], redirect),
-            Which::These(ranges) => {
+            Selection::All => rules.add(&[Match::Tcp], redirect),
+            Selection::These(ranges) => {
                 for range in ranges {
                     rules.add(&[Match::To(*range), Match::Tcp], redirect);
                 }
@@ -291,14 +294,14 @@ impl Wanted {
         let mine = [own.clone(), Match::OutLoopback];
         for port in self.never_inbound() {
             let on = [&mine[..], &[Match::Tcp, Match::Port(port)]].concat();
-            rules.add(&on, Verdict::Return);
+            rules.add(&on, Action::Return);
         }
-        let redirect = Verdict::Redirect(self.inbound_port);
+        let redirect = Action::Redirect(self.inbound_port);
         for local in loopback {
             let elsewhere = [&mine[..], &[Match::NotTo(local), Match::Tcp]].concat();
             match &self.include_inbound_ports {
-                Which::All => rules.add(&elsewhere, redirect),
-                Which::These(ports) => {
+                Selection::All => rules.add(&elsewhere, redirect),
+                Selection::These(ports) => {
                     for port in ports {
                         let on = [&elsewhere[..], &[Match::Port(*port)]].concat();
                         rules.add(&on, redirect);
@@ -311,12 +314,12 @@ impl Wanted {
     fn prerouting(&self) -> Vec<Rule> {
         let mut rules = Rules::default();
         for port in self.never_inbound() {
-            rules.add(&[Match::Tcp, Match::Port(port)], Verdict::Return);
+            rules.add(&[Match::Tcp, Match::Port(port)], Action::Return);
         }
-        let redirect = Verdict::Redirect(self.inbound_port);
+        let redirect = Action::Redirect(self.inbound_port);
         match &self.include_inbound_ports {
-            Which::All => rules.add(&[Match::Tcp], redirect),
-            Which::These(ports) => {
+            Selection::All => rules.add(&[Match::Tcp], redirect),
+            Selection::These(ports) => {
                 for port in ports {
                     rules.add(&[Match::Tcp, Match::Port(*port)], redirect);
                 }
@@ -336,7 +339,7 @@ impl Wanted {
 struct Rules(Vec<Rule>);
 
 impl Rules {
-    fn add(&mut self, matches: &[Match], verdict: Verdict) {
+    fn add(&mut self, matches: &[Match], verdict: Action) {
         let matches = matches.to_vec();
         self.0.push(Rule { matches, verdict });
     }
@@ -364,9 +367,9 @@ impl fmt::Display for Rule {
             write!(f, "{condition} ")?;
         }
         match self.verdict {
-            Verdict::Return => write!(f, "return"),
-            Verdict::Redirect(port) => write!(f, "redirect to :{port}"),
-            Verdict::Zone(zone) => write!(f, "ct original zone set {zone}"),
+            Action::Return => write!(f, "return"),
+            Action::Redirect(port) => write!(f, "redirect to :{port}"),
+            Action::Zone(zone) => write!(f, "ct original zone set {zone}"),
         }
     }
 }
@@ -394,22 +397,22 @@ impl fmt::Display for Table {
 mod tests {
     use super::*;
 
-    fn wanted() -> Wanted {
-        Wanted {
+    fn wanted() -> RuleOptions {
+        RuleOptions {
             uids: vec![1337],
             gids: vec![],
             outbound_port: 15001,
             inbound_port: 15006,
-            include_inbound_ports: Which::All,
+            include_inbound_ports: Selection::All,
             exclude_inbound_ports: vec![15020, 15090],
             include_outbound_ports: vec![],
             exclude_outbound_ports: vec![],
-            include_outbound_ranges: Which::All,
+            include_outbound_ranges: Selection::All,
             exclude_outbound_ranges: vec![],
         }
     }
 
-    fn rules(wanted: &Wanted, chain: usize) -> Vec<String> {
+    fn rules(wanted: &RuleOptions, chain: usize) -> Vec<String> {
         let rules = &wanted.table().chains[chain].rules;
         rules.iter().map(ToString::to_string).collect()
     }
@@ -448,7 +451,7 @@ mod tests {
 
     #[test]
     fn ports_and_ranges_are_included_and_excluded() {
-        let wanted = Wanted {
+        let wanted = RuleOptions {
             include_inbound_ports: "80, 443".parse().expect("ports"),
             include_outbound_ranges: "10.0.0.0/8,fd00::/8".parse().expect("ranges"),
             include_outbound_ports: vec![9000],
@@ -479,7 +482,7 @@ mod tests {
                 "meta l4proto tcp th dport 443 redirect to :15006",
             ]
         );
-        let nothing = Wanted {
+        let nothing = RuleOptions {
             include_inbound_ports: "".parse().expect("none"),
             ..wanted
         };
@@ -503,6 +506,6 @@ mod tests {
         for wrong in ["10.0.0.0/33", "x", "10.0.0.0/", "fd00::/129", "/8"] {
             assert!(wrong.parse::<Net>().is_err(), "{wrong}");
         }
-        assert!("80,x".parse::<Which<u16>>().is_err());
+        assert!("80,x".parse::<Selection<u16>>().is_err());
     }
 }

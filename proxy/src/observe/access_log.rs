@@ -10,10 +10,10 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::queue::Queue;
-use super::record::{Share, Told};
-use super::standard::Protocol;
+use super::record::{RequestRecord, Share};
+use super::standard::RequestProtocol;
 use crate::error::Kind;
-use leno_http::head::{Head, Known, Version};
+use leno_http::head::{FieldName, Head, Version};
 
 /// Most lines that wait to be written.
 pub const WAITING: usize = 4096;
@@ -204,22 +204,22 @@ impl Log {
     }
 
     /// Queues a line for a finished request or connection: always for a failure, otherwise if it was sampled.
-    pub(super) fn over(&self, told: &Told<'_>) {
-        let has_failed = told.error.is_some() || told.status >= 500 || told.flag != "-";
-        if has_failed || told.is_logged {
-            self.lines.push(line(&self.format, told));
+    pub(super) fn write(&self, record: &RequestRecord<'_>) {
+        let has_failed = record.error.is_some() || record.status >= 500 || record.flag != "-";
+        if has_failed || record.is_logged {
+            self.lines.push(line(&self.format, record));
         }
     }
 }
 
-fn line(format: &Format, told: &Told<'_>) -> Vec<u8> {
+fn line(format: &Format, record: &RequestRecord<'_>) -> Vec<u8> {
     let mut out = Vec::with_capacity(512);
     match format {
         Format::Text(parts) => {
             for part in parts {
                 match part {
                     Operator::Literal(text) => out.extend_from_slice(text.as_bytes()),
-                    part => match value(part, told) {
+                    part => match value(part, record) {
                         Some(Shown::Number(number)) => drop(write!(out, "{number}")),
                         Some(Shown::Text(text)) => escape(&text, &mut out),
                         None => out.push(b'-'),
@@ -229,7 +229,7 @@ fn line(format: &Format, told: &Told<'_>) -> Vec<u8> {
         }
         Format::Json(fields) => {
             let fields = fields.iter().map(|(name, part)| {
-                let value = match value(part, told) {
+                let value = match value(part, record) {
                     Some(Shown::Number(number)) => number.into(),
                     Some(Shown::Text(text)) => text.into(),
                     None => serde_json::Value::Null,
@@ -261,18 +261,20 @@ enum Shown {
     Number(u64),
 }
 
-fn value(part: &Operator, told: &Told<'_>) -> Option<Shown> {
+fn value(part: &Operator, record: &RequestRecord<'_>) -> Option<Shown> {
     let text = |text: String| (!text.is_empty()).then_some(Shown::Text(text));
     let lossy = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
     match part {
         Operator::Literal(literal) => text(literal.clone()),
         Operator::Request(name, other) => {
-            let found = field(told.request, name);
-            let found = found.or(other.as_ref().and_then(|other| field(told.request, other)));
+            let found = field(record.request, name);
+            let found = found.or(other
+                .as_ref()
+                .and_then(|other| field(record.request, other)));
             text(lossy(found?))
         }
-        Operator::Response(name) => text(lossy(told.response.values(name).next()?)),
-        Operator::Known(command) => known(command, told),
+        Operator::Response(name) => text(lossy(record.response.values(name).next()?)),
+        Operator::Known(command) => known(command, record),
     }
 }
 
@@ -280,52 +282,54 @@ fn field<'a>(request: &'a Head, name: &'a str) -> Option<&'a [u8]> {
     match name {
         ":method" => Some(request.method()),
         ":path" => Some(request.target()),
-        ":authority" => request.get(Known::Host),
+        ":authority" => request.get(FieldName::Host),
         name => request.values(name).next(),
     }
 }
 
-fn known(command: &str, told: &Told<'_>) -> Option<Shown> {
+fn known(command: &str, record: &RequestRecord<'_>) -> Option<Shown> {
     let text = |text: &str| Some(Shown::Text(text.to_owned()));
     let address = |address: SocketAddr| Some(Shown::Text(address.to_string()));
-    let is_tcp = told.protocol == Protocol::Tcp;
+    let is_tcp = record.protocol == RequestProtocol::Tcp;
     match command {
-        "START_TIME" => text(&super::time::rfc3339_millis(SystemTime::now() - told.took)),
-        "PROTOCOL" if is_tcp || told.request.method().is_empty() => None,
-        "PROTOCOL" => text(match told.request.version() {
+        "START_TIME" => text(&super::time::rfc3339_millis(
+            SystemTime::now() - record.took,
+        )),
+        "PROTOCOL" if is_tcp || record.request.method().is_empty() => None,
+        "PROTOCOL" => text(match record.request.version() {
             Version::Http10 => "HTTP/1.0",
             Version::Http11 => "HTTP/1.1",
             Version::Http2 => "HTTP/2",
         }),
-        "RESPONSE_CODE" => Some(Shown::Number(u64::from(told.status))),
-        "RESPONSE_FLAGS" => text(told.flag),
+        "RESPONSE_CODE" => Some(Shown::Number(u64::from(record.status))),
+        "RESPONSE_FLAGS" => text(record.flag),
         "RESPONSE_CODE_DETAILS" if is_tcp => None,
-        "RESPONSE_CODE_DETAILS" => match told.error {
+        "RESPONSE_CODE_DETAILS" => match record.error {
             Some(error) => text(&error.to_string()),
             None => text("via_upstream"),
         },
-        "CONNECTION_TERMINATION_DETAILS" => text(&told.error.filter(|_| is_tcp)?.to_string()),
+        "CONNECTION_TERMINATION_DETAILS" => text(&record.error.filter(|_| is_tcp)?.to_string()),
         "UPSTREAM_TRANSPORT_FAILURE_REASON" => {
             let of_transport = |kind| matches!(kind, Kind::Tls | Kind::Peer);
-            let error = told.error.filter(|error| of_transport(error.kind))?;
+            let error = record.error.filter(|error| of_transport(error.kind))?;
             text(&error.detail)
         }
-        "BYTES_RECEIVED" => Some(Shown::Number(told.bodies.0)),
-        "BYTES_SENT" => Some(Shown::Number(told.bodies.1)),
+        "BYTES_RECEIVED" => Some(Shown::Number(record.bodies.0)),
+        "BYTES_SENT" => Some(Shown::Number(record.bodies.1)),
         "DURATION" => {
-            let took = u64::try_from(told.took.as_millis());
+            let took = u64::try_from(record.took.as_millis());
             Some(Shown::Number(took.unwrap_or(u64::MAX)))
         }
-        "UPSTREAM_HOST" => address(told.reached?.address),
-        "UPSTREAM_CLUSTER" => text(&told.reached?.cluster),
-        "UPSTREAM_LOCAL_ADDRESS" => address(told.reached?.local?),
-        "ROUTE_NAME" => text(told.reached?.rule.as_deref()?),
-        "DOWNSTREAM_REMOTE_ADDRESS" => address(told.teller.peer),
-        "DOWNSTREAM_LOCAL_ADDRESS" => address(told.teller.local?),
-        "REQUESTED_SERVER_NAME" => text(told.teller.server_name?),
-        "GRPC_STATUS_NUMBER" => Some(Shown::Number(u64::from(told.grpc?))),
+        "UPSTREAM_HOST" => address(record.reached?.address),
+        "UPSTREAM_CLUSTER" => text(&record.reached?.cluster),
+        "UPSTREAM_LOCAL_ADDRESS" => address(record.reached?.local?),
+        "ROUTE_NAME" => text(record.reached?.rule.as_deref()?),
+        "DOWNSTREAM_REMOTE_ADDRESS" => address(record.log_context.peer),
+        "DOWNSTREAM_LOCAL_ADDRESS" => address(record.log_context.local?),
+        "REQUESTED_SERVER_NAME" => text(record.log_context.server_name?),
+        "GRPC_STATUS_NUMBER" => Some(Shown::Number(u64::from(record.grpc?))),
         "TRACE_ID" => {
-            let value = told.request.get(Known::Traceparent)?;
+            let value = record.request.get(FieldName::Traceparent)?;
             text(std::str::from_utf8(value.get(3..35)?).ok()?)
         }
         _ => None,
@@ -339,7 +343,7 @@ mod tests {
     use super::*;
     use crate::error::Error;
     use crate::observe::labels::Labels;
-    use crate::observe::{Reached, Reporter, Teller};
+    use crate::observe::{LogContext, Reporter, UpstreamInfo};
 
     fn address(text: &str) -> SocketAddr {
         text.parse().expect("an address")
@@ -350,14 +354,14 @@ mod tests {
         for (name, value) in fields {
             request.add(name, value.as_bytes());
         }
-        let reached = Reached {
+        let reached = UpstreamInfo {
             cluster: "outbound|80||a".into(),
             address: address("127.0.0.9:3001"),
             local: Some(address("127.0.0.1:9")),
             rule: Some("VirtualService shop/a rule 1".into()),
         };
-        let told = Told {
-            teller: Teller {
+        let record = RequestRecord {
+            log_context: LogContext {
                 reporter: Reporter::Source,
                 peer: address("127.0.0.1:5"),
                 local: Some(address("10.0.0.1:80")),
@@ -366,7 +370,7 @@ mod tests {
             request: &request,
             response: &Head::response(200),
             labels: &Labels::other(),
-            protocol: Protocol::Http,
+            protocol: RequestProtocol::Http,
             status: error.map_or(200, |error| error.answer().status),
             flag: error.map_or("-", Error::flag),
             grpc: None,
@@ -380,7 +384,7 @@ mod tests {
             "json" => Format::json(),
             format => format.parse().expect("a format"),
         };
-        String::from_utf8(line(&format, &told)).expect("UTF-8")
+        String::from_utf8(line(&format, &record)).expect("UTF-8")
     }
 
     #[test]

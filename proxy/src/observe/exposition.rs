@@ -9,18 +9,20 @@ use prometheus::proto::{
     MetricType,
 };
 
-use super::standard::{BUCKETS, Cell, Histogram, Protocol, Series, Standard, Way};
+use super::standard::{
+    BUCKETS, Histogram, MessageDirection, RequestProtocol, Series, SeriesCell, Standard,
+};
 
 /// Source of a family's values.
 #[derive(Debug, Clone, Copy)]
 enum Value {
     /// Counts of HTTP and gRPC requests.
     Requests,
-    Histogram(fn(&Cell) -> &Histogram),
+    Histogram(fn(&SeriesCell) -> &Histogram),
     /// Counts of TCP connections, or of their bytes.
-    Tcp(fn(&Cell) -> u64),
+    Tcp(fn(&SeriesCell) -> u64),
     /// Counts of gRPC messages.
-    Messages(Way),
+    Messages(MessageDirection),
 }
 
 const FAMILIES: [(&str, &str, Value); 10] = [
@@ -47,12 +49,12 @@ const FAMILIES: [(&str, &str, Value); 10] = [
     (
         "istio_request_messages_total",
         "gRPC messages from callers.",
-        Value::Messages(Way::Request),
+        Value::Messages(MessageDirection::Request),
     ),
     (
         "istio_response_messages_total",
         "gRPC messages to callers.",
-        Value::Messages(Way::Response),
+        Value::Messages(MessageDirection::Response),
     ),
     (
         "istio_tcp_connections_opened_total",
@@ -158,7 +160,7 @@ impl Collector for Exposition {
 fn metrics(series: &Series, value: Value) -> Vec<Metric> {
     if let Value::Messages(way) = value {
         let count = series.messages_of(way);
-        let labels = labels(series, Protocol::Grpc, &[("response_flags", "-")]);
+        let labels = labels(series, RequestProtocol::Grpc, &[("response_flags", "-")]);
         return (count > 0)
             .then(|| counter(labels, count))
             .into_iter()
@@ -166,7 +168,7 @@ fn metrics(series: &Series, value: Value) -> Vec<Metric> {
     }
     let cells = series.cells();
     let wanted = cells.iter().filter(|cell| {
-        let is_tcp = cell.key.protocol == Protocol::Tcp;
+        let is_tcp = cell.key.protocol == RequestProtocol::Tcp;
         is_tcp == matches!(value, Value::Tcp(_))
     });
     wanted
@@ -192,7 +194,7 @@ fn metrics(series: &Series, value: Value) -> Vec<Metric> {
         .collect()
 }
 
-fn labels(series: &Series, protocol: Protocol, own: &[(&str, &str)]) -> Vec<LabelPair> {
+fn labels(series: &Series, protocol: RequestProtocol, own: &[(&str, &str)]) -> Vec<LabelPair> {
     let protocol = [("request_protocol", protocol.as_str())];
     let all = series.labels().iter().chain(protocol);
     let all = all.map(|(name, value)| pair(name, value));

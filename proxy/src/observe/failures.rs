@@ -2,8 +2,8 @@
 
 use std::time::SystemTime;
 
-use super::record::{Reporter, Told};
-use leno_http::head::Known;
+use super::record::{Reporter, RequestRecord};
+use leno_http::head::FieldName;
 
 /// Most failures that wait to be reported: those of a second.
 pub const WAITING: usize = 256;
@@ -12,7 +12,7 @@ const MAX_TEXT: usize = 1024;
 
 /// A request that failed, with its explanation.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
+pub struct FailureRecord {
     /// Time of the failure.
     pub at: SystemTime,
     /// The sidecar that reports it.
@@ -35,15 +35,15 @@ pub struct Failure {
     pub request_id: String,
 }
 
-impl Failure {
+impl FailureRecord {
     /// The failure of a finished request or connection; `None` without an error of ours, or if the client left.
-    pub(super) fn of(told: &Told<'_>) -> Option<Failure> {
-        let error = told.error.filter(|error| !error.is_farewell())?;
-        let label = |name| told.labels.get(name).to_owned();
-        let id = told.request.get(Known::RequestId).unwrap_or_default();
-        Some(Failure {
+    pub(super) fn of(record: &RequestRecord<'_>) -> Option<FailureRecord> {
+        let error = record.error.filter(|error| !error.is_client_disconnect())?;
+        let label = |name| record.labels.get(name).to_owned();
+        let id = record.request.get(FieldName::RequestId).unwrap_or_default();
+        Some(FailureRecord {
             at: SystemTime::now(),
-            reporter: told.teller.reporter,
+            reporter: record.log_context.reporter,
             source: (
                 label("source_workload_namespace"),
                 label("source_canonical_service"),
@@ -52,17 +52,17 @@ impl Failure {
                 label("destination_service_namespace"),
                 label("destination_service_name"),
             ),
-            method: cut(String::from_utf8_lossy(told.request.method()).into_owned()),
-            path: cut(told.path()),
-            status: told.status,
-            flag: told.flag,
+            method: cut(String::from_utf8_lossy(record.request.method()).into_owned()),
+            path: cut(record.path()),
+            status: record.status,
+            flag: record.flag,
             explanation: cut(error.to_string()),
             request_id: cut(String::from_utf8_lossy(id).into_owned()),
         })
     }
 
     /// True if both have the same peers, status, flag and explanation.
-    pub fn is_like(&self, other: &Failure) -> bool {
+    pub fn is_like(&self, other: &FailureRecord) -> bool {
         (self.status, self.flag) == (other.status, other.flag)
             && self.explanation == other.explanation
             && self.source == other.source

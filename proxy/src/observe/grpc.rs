@@ -2,19 +2,19 @@
 
 use std::sync::Arc;
 
-use super::standard::{Series, Way};
+use super::standard::{MessageDirection, Series};
 
 /// Counts the messages of one direction of a call.
 #[derive(Debug)]
 pub struct Messages {
     series: Arc<Series>,
-    way: Way,
+    way: MessageDirection,
     frames: Frames,
 }
 
 impl Messages {
     /// A counter of the messages in the direction `way`.
-    pub fn new(series: &Arc<Series>, way: Way) -> Messages {
+    pub fn new(series: &Arc<Series>, way: MessageDirection) -> Messages {
         Messages {
             series: Arc::clone(series),
             way,

@@ -62,7 +62,7 @@ impl Health {
     }
 
     /// Sets the number of resources that are refused now.
-    pub fn refuses(&self, count: usize) {
+    pub fn set_refused(&self, count: usize) {
         self.refused.store(count as u64, Ordering::Relaxed);
     }
 
@@ -72,7 +72,7 @@ impl Health {
     }
 
     /// Records that the configuration is current (`None`), or was until the given time.
-    pub fn is_current(&self, until: Option<SystemTime>) {
+    pub fn set_confirmed(&self, until: Option<SystemTime>) {
         let mut confirmed = self
             .confirmed
             .lock()
@@ -91,7 +91,7 @@ impl Health {
     }
 
     /// Records the expiry of the certificate.
-    pub fn certificate(&self, expires: SystemTime) {
+    pub fn set_certificate_expiry(&self, expires: SystemTime) {
         let expires = u64::try_from(millis(expires)).unwrap_or_default();
         self.expires.store(expires, Ordering::Relaxed);
     }
@@ -204,9 +204,9 @@ mod tests {
     #[test]
     fn a_configuration_is_as_old_as_its_last_confirmation() {
         let health = Health::default();
-        health.is_current(Some(SystemTime::now() - Duration::from_secs(60)));
+        health.set_confirmed(Some(SystemTime::now() - Duration::from_secs(60)));
         assert!(health.config_age() >= Duration::from_secs(60));
-        health.is_current(None);
+        health.set_confirmed(None);
         assert_eq!(health.config_age(), Duration::ZERO);
     }
 }

@@ -154,7 +154,7 @@ mod tests {
 
     use super::*;
     use crate::observe::labels::Party;
-    use crate::observe::standard::{Key, Protocol, Sizes, Way};
+    use crate::observe::standard::{MessageDirection, RequestProtocol, ResultLabels, Sizes};
 
     #[test]
     fn requests_are_shown_under_istios_names_and_labels() {
@@ -162,14 +162,14 @@ mod tests {
         let none = Party::default();
         let labels = Labels::new("source", &none, &none, "a.b.svc.cluster.local", "unknown");
         let series = metrics.series(labels);
-        let http = |status, flag| Key {
-            protocol: Protocol::Http,
+        let http = |status, flag| ResultLabels {
+            protocol: RequestProtocol::Http,
             status,
             flag,
             grpc: None,
         };
-        let grpc = Key {
-            protocol: Protocol::Grpc,
+        let grpc = ResultLabels {
+            protocol: RequestProtocol::Grpc,
             grpc: Some(14),
             ..http(200, "-")
         };
@@ -180,8 +180,8 @@ mod tests {
         for key in [http(200, "-"), http(503, "UH"), http(503, "UH"), grpc] {
             series.count(key, Duration::from_millis(7), sizes);
         }
-        series.messages(Way::Response, 3);
-        series.cell(Key::tcp("-"));
+        series.messages(MessageDirection::Response, 3);
+        series.cell(ResultLabels::tcp("-"));
         let text = metrics.render();
         let line = |name: &str, part: &str| {
             let mut lines = text.lines().filter(|l| l.starts_with(name));

@@ -1,4 +1,4 @@
-//! Observation of requests: one [`Outcome`] each, recorded once, on drop if need be; at the end it is reported to the
+//! Observation of requests: one [`RequestStats`] each, recorded once, on drop if need be; at the end it is reported to the
 //! [`Observer`]'s access log, spans and live map.
 
 pub mod access_log;
@@ -22,43 +22,43 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::error::Error;
-use failures::Failure;
+use failures::FailureRecord;
 use leno_http::clock;
-use leno_http::head::{Head, Known};
+use leno_http::head::{FieldName, Head};
 use queue::Queue;
-pub use record::{Reached, Reporter, Teller, Told};
-use standard::{Cell, Key, Protocol, Series, Sizes};
-use trace::{Context, Trace, Traces};
+pub use record::{LogContext, Reporter, RequestRecord, UpstreamInfo};
+use standard::{RequestProtocol, ResultLabels, Series, SeriesCell, Sizes};
+use trace::{ActiveSpan, TraceContext, Tracer};
 
 /// Result of a request, filled in as it becomes known; dropping it records it.
 #[derive(Debug)]
-pub struct Outcome {
+pub struct RequestStats {
     series: Arc<Series>,
     begun: Instant,
     ended: Option<Instant>,
-    key: Key,
+    key: ResultLabels,
     /// Sizes of request and response, heads included.
     pub sizes: Sizes,
     /// Bytes of their bodies.
     pub bodies: (u64, u64),
     /// Its span, if it is sampled.
-    pub trace: Option<Box<Trace>>,
+    pub trace: Option<Box<ActiveSpan>>,
     /// Upstream of the last attempt; set only for an error, the access log or a span.
-    pub reached: Option<Box<Reached>>,
+    pub reached: Option<Box<UpstreamInfo>>,
     /// True if it is sampled for the access log, even without an error.
     pub is_logged: bool,
 }
 
-impl Outcome {
+impl RequestStats {
     /// A request that began at `at`. Dropped before a response, it counts as a client that left, as with Envoy: code 0,
     /// `DC`.
-    pub fn begun(series: &Arc<Series>, at: Instant) -> Outcome {
-        Outcome {
+    pub fn new(series: &Arc<Series>, at: Instant) -> RequestStats {
+        RequestStats {
             series: Arc::clone(series),
             begun: at,
             ended: None,
-            key: Key {
-                protocol: Protocol::Http,
+            key: ResultLabels {
+                protocol: RequestProtocol::Http,
                 status: 0,
                 flag: "DC",
                 grpc: None,
@@ -72,7 +72,7 @@ impl Outcome {
     }
 
     /// Ends the request now, and returns the time.
-    pub fn over(&mut self) -> Instant {
+    pub fn finish(&mut self) -> Instant {
         *self.ended.insert(clock::now())
     }
 
@@ -83,46 +83,46 @@ impl Outcome {
     }
 
     /// Moves the request to the series of its destination, once that is known.
-    pub fn toward(&mut self, series: &Arc<Series>) {
+    pub fn set_destination(&mut self, series: &Arc<Series>) {
         self.series = Arc::clone(series);
     }
 
     /// Marks the request as a gRPC call.
-    pub fn is_call(&mut self) {
-        self.key.protocol = Protocol::Grpc;
+    pub fn mark_grpc(&mut self) {
+        self.key.protocol = RequestProtocol::Grpc;
     }
 
     /// Series that counts the messages of a gRPC call; `None` for other requests.
-    pub fn call(&self) -> Option<&Arc<Series>> {
-        (self.key.protocol == Protocol::Grpc).then_some(&self.series)
+    pub fn grpc_series(&self) -> Option<&Arc<Series>> {
+        (self.key.protocol == RequestProtocol::Grpc).then_some(&self.series)
     }
 
     /// Sets the gRPC status.
-    pub fn concluded(&mut self, status: Option<u8>) {
+    pub fn set_grpc_status(&mut self, status: Option<u8>) {
         self.key.grpc = status;
     }
 
     /// Records that a retriable response found no attempt left (`URX`, upstream retry limit exceeded).
-    pub fn exhausted(&mut self) {
+    pub fn set_retry_limit_exceeded(&mut self) {
         self.key.flag = "URX";
     }
 
     /// Records that the upstream's response was passed on.
-    pub fn passed_on(&mut self, status: u16) {
+    pub fn set_upstream_response(&mut self, status: u16) {
         let flag = match self.key.flag {
             "URX" => "URX",
             _ => "-",
         };
-        self.answered(status, flag);
+        self.set_response(status, flag);
     }
 
     /// Records the status and response flag of the response.
-    pub fn answered(&mut self, status: u16, flag: &'static str) {
+    pub fn set_response(&mut self, status: u16, flag: &'static str) {
         (self.key.status, self.key.flag) = (status, flag);
     }
 }
 
-impl Drop for Outcome {
+impl Drop for RequestStats {
     fn drop(&mut self) {
         self.series.count(self.key, self.took(), self.sizes);
     }
@@ -134,9 +134,9 @@ pub struct Observer {
     /// The access log.
     pub log: Option<access_log::Log>,
     /// Spans.
-    pub traces: Option<Traces>,
+    pub traces: Option<Tracer>,
     /// Failures, for the live map.
-    pub failures: Option<Arc<Queue<Failure>>>,
+    pub failures: Option<Arc<Queue<FailureRecord>>>,
 }
 
 impl Observer {
@@ -147,59 +147,64 @@ impl Observer {
     }
 
     /// Reports a finished request.
-    pub fn over(
+    pub fn report_request(
         &self,
-        outcome: &Outcome,
-        teller: Teller<'_>,
+        stats: &RequestStats,
+        log_context: LogContext<'_>,
         heads: (&Head, &Head),
         error: Option<&Error>,
         dice: impl Fn() -> u64,
     ) {
-        if error.is_none() && !outcome.is_logged && outcome.trace.is_none() {
+        if error.is_none() && !stats.is_logged && stats.trace.is_none() {
             return;
         }
-        let told = Told {
-            teller,
+        let record = RequestRecord {
+            log_context,
             request: heads.0,
             response: heads.1,
-            labels: outcome.series.labels(),
-            protocol: outcome.key.protocol,
-            status: outcome.key.status,
-            flag: outcome.key.flag,
-            grpc: outcome.key.grpc,
-            took: outcome.took(),
-            bodies: outcome.bodies,
-            reached: outcome.reached.as_deref(),
+            labels: stats.series.labels(),
+            protocol: stats.key.protocol,
+            status: stats.key.status,
+            flag: stats.key.flag,
+            grpc: stats.key.grpc,
+            took: stats.took(),
+            bodies: stats.bodies,
+            reached: stats.reached.as_deref(),
             error,
-            is_logged: outcome.is_logged,
+            is_logged: stats.is_logged,
         };
-        self.trace(&told, outcome.trace.as_deref(), &dice);
-        self.told(&told);
+        self.trace(&record, stats.trace.as_deref(), &dice);
+        self.report(&record);
     }
 
     /// Reports a finished request or connection to the access log and the live map.
-    pub fn told(&self, told: &Told<'_>) {
+    pub fn report(&self, record: &RequestRecord<'_>) {
         if let Some(log) = &self.log {
-            log.over(told);
+            log.write(record);
         }
         if let Some(failures) = &self.failures
-            && let Some(failure) = Failure::of(told)
+            && let Some(failure) = FailureRecord::of(record)
         {
             failures.push(failure);
         }
     }
 
     /// Queues the span of a request. An error has one even if it isn't sampled, unless the client left.
-    fn trace(&self, told: &Told<'_>, trace: Option<&Trace>, dice: impl Fn() -> u64) {
+    fn trace(
+        &self,
+        record: &RequestRecord<'_>,
+        trace: Option<&ActiveSpan>,
+        dice: impl Fn() -> u64,
+    ) {
         let Some(traces) = &self.traces else {
             return;
         };
-        match (trace, told.error) {
-            (Some(trace), _) => traces.over(told, trace),
-            (None, Some(error)) if !error.is_farewell() => {
-                let said = told.request.get(Known::Traceparent);
-                let parent = said.and_then(Context::parse);
-                let own = Context {
+        match (trace, record.error) {
+            (Some(trace), _) => traces.record(record, trace),
+            (None, Some(error)) if !error.is_client_disconnect() => {
+                let said = record.request.get(FieldName::Traceparent);
+                let parent = said.and_then(TraceContext::parse);
+                let own = TraceContext {
                     trace: parent.map_or_else(
                         || u128::from(dice()) << 64 | u128::from(dice() | 1),
                         |p| p.trace,
@@ -209,9 +214,9 @@ impl Observer {
                 };
                 // An unrecorded parent would leave the span without a root.
                 let parent = parent.filter(|parent| parent.sampled == Some(true));
-                traces.over(
-                    told,
-                    &Trace::new(own, parent.map_or(0, |parent| parent.span)),
+                traces.record(
+                    record,
+                    &ActiveSpan::new(own, parent.map_or(0, |parent| parent.span)),
                 );
             }
             _ => {}
@@ -221,23 +226,23 @@ impl Observer {
 
 /// Counters of a TCP connection; dropping them counts it as closed.
 #[derive(Debug)]
-pub struct Carried {
-    cell: Arc<Cell>,
+pub struct TcpStats {
+    cell: Arc<SeriesCell>,
     received: Held<u64>,
     sent: Held<u64>,
 }
 
-impl Carried {
+impl TcpStats {
     /// An open connection between the peers of `series`.
-    pub fn opened(series: &Series) -> Carried {
-        Carried::ended(series, "-")
+    pub fn opened(series: &Series) -> TcpStats {
+        TcpStats::ended(series, "-")
     }
 
     /// A connection that was never opened, with the reason as Envoy's response flag.
-    pub fn ended(series: &Series, flag: &'static str) -> Carried {
-        let cell = series.cell(Key::tcp(flag));
+    pub fn ended(series: &Series, flag: &'static str) -> TcpStats {
+        let cell = series.cell(ResultLabels::tcp(flag));
         cell.count.fetch_add(1, Ordering::Relaxed);
-        Carried {
+        TcpStats {
             cell,
             received: Held::new(0),
             sent: Held::new(0),
@@ -264,7 +269,7 @@ impl Carried {
     }
 }
 
-impl Drop for Carried {
+impl Drop for TcpStats {
     fn drop(&mut self) {
         self.cell.closed.fetch_add(1, Ordering::Relaxed);
     }

@@ -4,10 +4,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use leno_http::head::{Head, Known};
+use leno_http::head::{FieldName, Head};
 
 use super::labels::Labels;
-use super::standard::Protocol;
+use super::standard::RequestProtocol;
 use crate::error::Error;
 
 /// The sidecar that reports a request: `reporter` of Istio's metrics.
@@ -21,7 +21,7 @@ pub enum Reporter {
 
 /// The reporter of a request or connection, and the downstream connection that it came on.
 #[derive(Debug, Clone, Copy)]
-pub struct Teller<'a> {
+pub struct LogContext<'a> {
     /// The reporting sidecar.
     pub reporter: Reporter,
     /// Address of the client.
@@ -54,7 +54,7 @@ impl Share {
 
 /// Upstream of a request or connection.
 #[derive(Debug, Clone)]
-pub struct Reached {
+pub struct UpstreamInfo {
     /// The cluster.
     pub cluster: Arc<str>,
     /// The endpoint.
@@ -67,9 +67,9 @@ pub struct Reached {
 
 /// Record of a finished request or connection.
 #[derive(Debug)]
-pub struct Told<'a> {
+pub struct RequestRecord<'a> {
     /// The reporter, and the downstream connection.
-    pub teller: Teller<'a>,
+    pub log_context: LogContext<'a>,
     /// The request's head, as it was sent on; empty for a TCP connection.
     pub request: &'a Head,
     /// The response's head.
@@ -77,7 +77,7 @@ pub struct Told<'a> {
     /// Labels of both peers.
     pub labels: &'a Labels,
     /// Application protocol.
-    pub protocol: Protocol,
+    pub protocol: RequestProtocol,
     /// HTTP status.
     pub status: u16,
     /// Envoy's response flag.
@@ -89,14 +89,14 @@ pub struct Told<'a> {
     /// Bytes received and sent: of the bodies, or of a TCP connection.
     pub bodies: (u64, u64),
     /// The upstream, if one was chosen.
-    pub reached: Option<&'a Reached>,
+    pub reached: Option<&'a UpstreamInfo>,
     /// The error, if there was one.
     pub error: Option<&'a Error>,
     /// True if it is sampled for the access log, even without an error.
     pub is_logged: bool,
 }
 
-impl Told<'_> {
+impl RequestRecord<'_> {
     /// The path without the query, which may hold secrets.
     pub(super) fn path(&self) -> String {
         let target = self.request.target();
@@ -105,7 +105,7 @@ impl Told<'_> {
     }
 
     pub(super) fn authority(&self) -> String {
-        let host = self.request.get(Known::Host).unwrap_or_default();
+        let host = self.request.get(FieldName::Host).unwrap_or_default();
         String::from_utf8_lossy(host).into_owned()
     }
 }

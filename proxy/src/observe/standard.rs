@@ -1,7 +1,7 @@
 //! Istio's standard metrics, and the handles that the path holds.
 //!
 //! A [`Series`] is one pair of peers; it is built when an endpoint or a connection is. A request then finds its
-//! [`Cell`] by its result, without a lock, and adds to existing counters. Exposition is the library's: cells become
+//! [`SeriesCell`] by its result, without a lock, and adds to existing counters. Exposition is the library's: cells become
 //! metric families at each scrape.
 
 use std::collections::HashMap;
@@ -38,9 +38,9 @@ pub const BUCKETS: [u64; 19] = [
 
 /// Labels that vary among the requests and connections of one pair of peers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Key {
+pub struct ResultLabels {
     /// Application protocol.
-    pub protocol: Protocol,
+    pub protocol: RequestProtocol,
     /// HTTP status; 0 without a response.
     pub status: u16,
     /// Envoy's response flag, `-` for none.
@@ -51,7 +51,7 @@ pub struct Key {
 
 /// Application protocol, as in `request_protocol`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Protocol {
+pub enum RequestProtocol {
     /// HTTP of any version.
     Http,
     /// gRPC.
@@ -60,22 +60,22 @@ pub enum Protocol {
     Tcp,
 }
 
-impl Protocol {
+impl RequestProtocol {
     /// The value of `request_protocol`.
     pub fn as_str(self) -> &'static str {
         match self {
-            Protocol::Http => "http",
-            Protocol::Grpc => "grpc",
-            Protocol::Tcp => "tcp",
+            RequestProtocol::Http => "http",
+            RequestProtocol::Grpc => "grpc",
+            RequestProtocol::Tcp => "tcp",
         }
     }
 }
 
-impl Key {
+impl ResultLabels {
     /// A TCP connection.
-    pub fn tcp(flag: &'static str) -> Key {
-        Key {
-            protocol: Protocol::Tcp,
+    pub fn tcp(flag: &'static str) -> ResultLabels {
+        ResultLabels {
+            protocol: RequestProtocol::Tcp,
             status: 0,
             flag,
             grpc: None,
@@ -83,8 +83,8 @@ impl Key {
     }
 
     /// The key that counts all keys beyond the limit.
-    fn other(self) -> Key {
-        Key {
+    fn other(self) -> ResultLabels {
+        ResultLabels {
             status: u16::MAX,
             flag: OTHER,
             grpc: None,
@@ -97,7 +97,7 @@ impl Key {
         let by_status = self.status >= 500 && self.status != u16::MAX;
         let by_call = matches!(self.grpc, Some(2 | 4 | 12..=15));
         match self.protocol {
-            Protocol::Tcp => self.flag != "-",
+            RequestProtocol::Tcp => self.flag != "-",
             _ => by_status || by_call || (self.status == 0 && self.flag != "DC"),
         }
     }
@@ -161,11 +161,11 @@ impl Histogram {
     }
 }
 
-/// Counters of the requests, or connections, of one series that share a [`Key`].
+/// Counters of the requests, or connections, of one series that share a [`ResultLabels`].
 #[derive(Debug)]
-pub struct Cell {
+pub struct SeriesCell {
     /// The labels that they share.
-    pub key: Key,
+    pub key: ResultLabels,
     /// Requests that ended; for TCP, connections that were opened.
     pub count: AtomicU64,
     /// Durations of requests.
@@ -193,7 +193,7 @@ pub struct Sizes {
     pub response: u64,
 }
 
-impl Cell {
+impl SeriesCell {
     /// Counts a finished request.
     fn over(&self, took: Duration, sizes: Sizes) {
         self.count.fetch_add(1, Ordering::Relaxed);
@@ -205,8 +205,8 @@ impl Cell {
         self.response_bytes.observe(bytes(sizes.response));
     }
 
-    fn new(key: Key) -> Cell {
-        Cell {
+    fn new(key: ResultLabels) -> SeriesCell {
+        SeriesCell {
             key,
             count: AtomicU64::new(0),
             duration: Histogram::default(),
@@ -227,13 +227,13 @@ impl Cell {
 
     /// Counts a sweep; true after `sweeps` without activity. An open connection is never idle: it may be silent for
     /// long.
-    fn is_idle(&self, sweeps: u32) -> bool {
+    fn note_sweep(&self, sweeps: u32) -> bool {
         let activity = self.activity();
         if self.swept.0.swap(activity, Ordering::Relaxed) != activity {
             self.swept.1.store(0, Ordering::Relaxed);
             return false;
         }
-        let is_open = self.key.protocol == Protocol::Tcp
+        let is_open = self.key.protocol == RequestProtocol::Tcp
             && self.count.load(Ordering::Relaxed) > self.closed.load(Ordering::Relaxed);
         self.swept.1.fetch_add(1, Ordering::Relaxed) + 1 >= sweeps && !is_open
     }
@@ -243,7 +243,7 @@ impl Cell {
 #[derive(Debug)]
 pub struct Series {
     labels: Labels,
-    cells: ArcSwap<Vec<Arc<Cell>>>,
+    cells: ArcSwap<Vec<Arc<SeriesCell>>>,
     /// Messages of gRPC requests, and of their responses.
     messages: [AtomicU64; 2],
     room: Arc<Room>,
@@ -269,7 +269,7 @@ impl Room {
 
 /// Direction of the messages of a gRPC call.
 #[derive(Debug, Clone, Copy)]
-pub enum Way {
+pub enum MessageDirection {
     /// From the client.
     Request,
     /// To the client.
@@ -278,7 +278,7 @@ pub enum Way {
 
 impl Series {
     /// Counts a request.
-    pub fn count(&self, key: Key, took: Duration, sizes: Sizes) {
+    pub fn count(&self, key: ResultLabels, took: Duration, sizes: Sizes) {
         let cells = self.cells.load();
         match cells.iter().find(|cell| cell.key == key) {
             Some(cell) => cell.over(took, sizes),
@@ -287,12 +287,12 @@ impl Series {
     }
 
     /// Counts messages of a gRPC call.
-    pub fn messages(&self, way: Way, count: u64) {
+    pub fn messages(&self, way: MessageDirection, count: u64) {
         self.messages[way as usize].fetch_add(count, Ordering::Relaxed);
     }
 
     /// The cell of `key`, made on first use; beyond the limit, the one that counts all others.
-    pub fn cell(&self, key: Key) -> Arc<Cell> {
+    pub fn cell(&self, key: ResultLabels) -> Arc<SeriesCell> {
         if let Some(cell) = self.cells.load().iter().find(|cell| cell.key == key) {
             return Arc::clone(cell);
         }
@@ -301,7 +301,7 @@ impl Series {
             self.room.cells.fetch_sub(1, Ordering::Relaxed);
             return self.cell(key.other());
         }
-        let new = Arc::new(Cell::new(key));
+        let new = Arc::new(SeriesCell::new(key));
         let mut added = true;
         self.cells.rcu(|cells| {
             added = !cells.iter().any(|cell| cell.key == key);
@@ -323,21 +323,21 @@ impl Series {
     }
 
     /// Cells of requests and connections.
-    pub fn cells(&self) -> Arc<Vec<Arc<Cell>>> {
+    pub fn cells(&self) -> Arc<Vec<Arc<SeriesCell>>> {
         self.cells.load_full()
     }
 
     /// Number of gRPC messages in the direction `way`.
-    pub fn messages_of(&self, way: Way) -> u64 {
+    pub fn messages_of(&self, way: MessageDirection) -> u64 {
         self.messages[way as usize].load(Ordering::Relaxed)
     }
 
     /// Drops cells without activity in the last `sweeps` sweeps.
     fn sweep(&self, sweeps: u32) {
         let cells = self.cells.load();
-        let idle: Vec<Key> = cells
+        let idle: Vec<ResultLabels> = cells
             .iter()
-            .filter(|cell| cell.is_idle(sweeps))
+            .filter(|cell| cell.note_sweep(sweeps))
             .map(|cell| cell.key)
             .collect();
         if idle.is_empty() {
@@ -426,9 +426,9 @@ mod tests {
         Labels::new("source", &none, &none, service, "unknown")
     }
 
-    fn key(status: u16) -> Key {
-        Key {
-            protocol: Protocol::Http,
+    fn key(status: u16) -> ResultLabels {
+        ResultLabels {
+            protocol: RequestProtocol::Http,
             status,
             flag: "-",
             grpc: None,
@@ -497,13 +497,16 @@ mod tests {
         standard.sweep(2);
         assert_eq!(series.cells().len(), 1, "404 has been idle for two sweeps");
         assert_eq!(standard.room().0, 1);
-        series.cell(Key::tcp("-")).count.store(1, Ordering::Relaxed);
+        series
+            .cell(ResultLabels::tcp("-"))
+            .count
+            .store(1, Ordering::Relaxed);
         for _ in 0..5 {
             standard.sweep(2);
         }
         assert_eq!(series.cells().len(), 1, "an open connection is not idle");
         series
-            .cell(Key::tcp("-"))
+            .cell(ResultLabels::tcp("-"))
             .closed
             .store(1, Ordering::Relaxed);
         for _ in 0..3 {

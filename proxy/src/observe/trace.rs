@@ -7,8 +7,8 @@ use std::time::SystemTime;
 
 use super::labels::UNKNOWN;
 use super::queue::Queue;
-use super::record::{Reporter, Share, Told};
-use leno_http::head::{Known, Version};
+use super::record::{Reporter, RequestRecord, Share};
+use leno_http::head::{FieldName, Version};
 
 /// Most spans that wait to be exported. One takes about 2 KiB, so that a collector that hangs costs about 1 MiB.
 pub const WAITING: usize = 512;
@@ -17,7 +17,7 @@ const MAX_EVENTS: usize = 16;
 
 /// Trace context of a request (W3C Trace Context, B3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Context {
+pub struct TraceContext {
     /// Trace ID.
     pub trace: u128,
     /// Span ID; in an incoming request, that of the parent.
@@ -31,9 +31,9 @@ fn is_odd(digit: u8) -> bool {
     matches!(digit, b'1' | b'3' | b'5' | b'7' | b'9' | b'b' | b'd' | b'f')
 }
 
-impl Context {
+impl TraceContext {
     /// True for a valid `traceparent` (W3C Trace Context, level 1 and later).
-    pub fn is_one(value: &[u8]) -> bool {
+    pub fn is_traceparent(value: &[u8]) -> bool {
         // No early exit, so that many bytes are compared at once.
         let is_hex = |part: &[u8]| {
             part.iter().fold(true, |so_far, b| {
@@ -55,15 +55,17 @@ impl Context {
 
     /// True for the `traceparent` of a trace that isn't sampled.
     pub fn is_unsampled(value: &[u8]) -> bool {
-        Context::is_one(value) && !is_odd(value[54])
+        TraceContext::is_traceparent(value) && !is_odd(value[54])
     }
 
     /// Parses the value of `traceparent`.
-    pub fn parse(value: &[u8]) -> Option<Context> {
-        let known = value.get(..55).filter(|_| Context::is_one(value))?;
+    pub fn parse(value: &[u8]) -> Option<TraceContext> {
+        let known = value
+            .get(..55)
+            .filter(|_| TraceContext::is_traceparent(value))?;
         let is_sampled = is_odd(known[54]);
         let text = |part| std::str::from_utf8(part).ok();
-        Context::of(
+        TraceContext::of(
             text(&known[3..35])?,
             text(&known[36..52])?,
             Some(is_sampled),
@@ -71,7 +73,7 @@ impl Context {
     }
 
     /// Parses the value of `b3`: `trace-span[-sampled[-parent]]`.
-    pub fn parse_b3(value: &[u8]) -> Option<Context> {
+    pub fn parse_b3(value: &[u8]) -> Option<TraceContext> {
         let mut parts = std::str::from_utf8(value).ok()?.split('-');
         let (trace, span) = (parts.next()?, parts.next()?);
         let sampled = match parts.next() {
@@ -79,17 +81,17 @@ impl Context {
             Some("0") => Some(false),
             _ => None,
         };
-        Context::of(trace, span, sampled)
+        TraceContext::of(trace, span, sampled)
     }
 
     /// Parses hexadecimal IDs, neither of which is zero.
-    pub fn of(trace: &str, span: &str, sampled: Option<bool>) -> Option<Context> {
+    pub fn of(trace: &str, span: &str, sampled: Option<bool>) -> Option<TraceContext> {
         let is_hex = |text: &str| text.bytes().all(|b| b.is_ascii_hexdigit());
         let sizes = matches!(trace.len(), 16 | 32) && span.len() == 16;
         if !sizes || !is_hex(trace) || !is_hex(span) {
             return None;
         }
-        let context = Context {
+        let context = TraceContext {
             trace: u128::from_str_radix(trace, 16).ok()?,
             span: u64::from_str_radix(span, 16).ok()?,
             sampled,
@@ -100,9 +102,9 @@ impl Context {
 
 /// A sampled span, until its request ends.
 #[derive(Debug)]
-pub struct Trace {
+pub struct ActiveSpan {
     /// Context of the span itself.
-    pub own: Context,
+    pub own: TraceContext,
     /// Span ID of its parent; 0 for a root span.
     pub parent: u64,
     events: Vec<Event>,
@@ -121,10 +123,10 @@ pub struct Event {
     pub reason: String,
 }
 
-impl Trace {
+impl ActiveSpan {
     /// A span under `parent`.
-    pub fn new(own: Context, parent: u64) -> Trace {
-        Trace {
+    pub fn new(own: TraceContext, parent: u64) -> ActiveSpan {
+        ActiveSpan {
             own,
             parent,
             events: Vec::new(),
@@ -146,7 +148,7 @@ impl Trace {
 
 /// Sampling of traces, and the queue of finished spans.
 #[derive(Debug)]
-pub struct Traces {
+pub struct Tracer {
     /// Share of the requests that arrive without a sampling decision.
     share: Share,
     /// `node_id`.
@@ -188,10 +190,10 @@ pub enum Value {
     Flag(bool),
 }
 
-impl Traces {
+impl Tracer {
     /// Samples a share of requests, for `node`.
-    pub fn new(share: f64, node: &str, spans: Arc<Queue<Span>>) -> Traces {
-        Traces {
+    pub fn new(share: f64, node: &str, spans: Arc<Queue<Span>>) -> Tracer {
+        Tracer {
             share: Share::new(share),
             node: node.into(),
             spans,
@@ -199,39 +201,39 @@ impl Traces {
     }
 
     /// Sampling decision for a request: that of `parent`, else by `dice`.
-    pub fn samples(&self, parent: Option<Context>, dice: impl FnOnce() -> u32) -> bool {
+    pub fn samples(&self, parent: Option<TraceContext>, dice: impl FnOnce() -> u32) -> bool {
         let said = parent.and_then(|parent| parent.sampled);
         said.unwrap_or_else(|| self.share.has(dice()))
     }
 
     /// Queues the span of a finished request.
-    pub(super) fn over(&self, told: &Told<'_>, trace: &Trace) {
+    pub(super) fn record(&self, record: &RequestRecord<'_>, trace: &ActiveSpan) {
         self.spans.push_with(|| {
             let ended = SystemTime::now();
             Span {
                 trace: trace.own.trace,
                 id: trace.own.span,
                 parent: trace.parent,
-                reporter: told.teller.reporter,
-                name: name(told),
-                time: (ended - told.took, ended),
-                attributes: self.attributes(told),
+                reporter: record.log_context.reporter,
+                name: name(record),
+                time: (ended - record.took, ended),
+                attributes: self.attributes(record),
                 events: trace.events.clone(),
-                error: error(told),
+                error: error(record),
             }
         });
     }
 
-    fn attributes(&self, told: &Told<'_>) -> Vec<(&'static str, Value)> {
+    fn attributes(&self, record: &RequestRecord<'_>) -> Vec<(&'static str, Value)> {
         let mut all = Attributes(Vec::with_capacity(32));
-        let request = told.request;
+        let request = record.request;
         all.text("component", "proxy");
         all.text("node_id", self.node.to_string());
-        let path = told.path();
+        let path = record.path();
         all.bytes("http.request.method", request.method());
         all.bytes("http.method", request.method());
         all.text("url.path", path.clone());
-        let host = told.authority();
+        let host = record.authority();
         all.text("http.url", format!("http://{host}{path}"));
         let (name, port) = host.rsplit_once(':').unwrap_or((&host, ""));
         all.text("server.address", name.to_owned());
@@ -245,9 +247,9 @@ impl Traces {
         };
         all.text("network.protocol.version", version);
         all.text("http.protocol", protocol);
-        all.number("http.response.status_code", u64::from(told.status));
-        all.number("http.status_code", u64::from(told.status));
-        if let Some(status) = told.grpc {
+        all.number("http.response.status_code", u64::from(record.status));
+        all.number("http.status_code", u64::from(record.status));
+        if let Some(status) = record.grpc {
             all.number("rpc.grpc.status_code", u64::from(status));
         }
         if let Some(agent) = request.values("user-agent").next() {
@@ -256,21 +258,21 @@ impl Traces {
         }
         all.bytes(
             "guid:x-request-id",
-            request.get(Known::RequestId).unwrap_or(b""),
+            request.get(FieldName::RequestId).unwrap_or(b""),
         );
-        all.number("request_size", told.bodies.0);
-        all.number("response_size", told.bodies.1);
-        all.text("response_flags", told.flag);
-        if let Some(reached) = told.reached {
+        all.number("request_size", record.bodies.0);
+        all.number("response_size", record.bodies.1);
+        all.text("response_flags", record.flag);
+        if let Some(reached) = record.reached {
             all.text("upstream_cluster", reached.cluster.to_string());
             all.text("upstream_cluster.name", reached.cluster.to_string());
             all.text("network.peer.address", reached.address.to_string());
         }
-        let peer = told.teller.peer;
+        let peer = record.log_context.peer;
         all.text("peer.address", peer.to_string());
         all.text("client.address", peer.ip().to_string());
-        all.istio(told);
-        all.error(told);
+        all.istio(record);
+        all.error(record);
         all.0
     }
 }
@@ -279,10 +281,10 @@ struct Attributes(Vec<(&'static str, Value)>);
 
 impl Attributes {
     /// Adds the attributes of the reporting workload, under Istio's names.
-    fn istio(&mut self, told: &Told<'_>) {
-        let own = |source, destination| match told.teller.reporter {
-            Reporter::Source => told.labels.get(source).to_owned(),
-            Reporter::Destination => told.labels.get(destination).to_owned(),
+    fn istio(&mut self, record: &RequestRecord<'_>) {
+        let own = |source, destination| match record.log_context.reporter {
+            Reporter::Source => record.labels.get(source).to_owned(),
+            Reporter::Destination => record.labels.get(destination).to_owned(),
         };
         let canonical = ("source_canonical_service", "destination_canonical_service");
         self.text("istio.canonical_service", own(canonical.0, canonical.1));
@@ -301,13 +303,13 @@ impl Attributes {
         self.text("downstream_cluster", "-");
     }
 
-    fn error(&mut self, told: &Told<'_>) {
-        if let Some(error) = told.error {
+    fn error(&mut self, record: &RequestRecord<'_>) {
+        if let Some(error) = record.error {
             self.0.push(("error", Value::Flag(true)));
             self.text("error.type", error.answer().error);
-        } else if told.status >= 500 {
+        } else if record.status >= 500 {
             self.0.push(("error", Value::Flag(true)));
-            self.text("error.type", told.status.to_string());
+            self.text("error.type", record.status.to_string());
         }
     }
 
@@ -329,9 +331,9 @@ impl Attributes {
 }
 
 /// Istio's name of the operation: the service's host and port, without the path.
-fn name(told: &Told<'_>) -> String {
-    let host = told.labels.get("destination_service");
-    let authority = told.authority();
+fn name(record: &RequestRecord<'_>) -> String {
+    let host = record.labels.get("destination_service");
+    let authority = record.authority();
     let port = authority.rsplit_once(':').map_or("80", |(_, port)| port);
     match host == UNKNOWN {
         true => format!("{authority}/*"),
@@ -339,10 +341,10 @@ fn name(told: &Told<'_>) -> String {
     }
 }
 
-fn error(told: &Told<'_>) -> Option<String> {
-    match told.error {
+fn error(record: &RequestRecord<'_>) -> Option<String> {
+    match record.error {
         Some(error) => Some(error.to_string()),
-        None if told.status >= 500 => Some(String::new()),
+        None if record.status >= 500 => Some(String::new()),
         None => None,
     }
 }
@@ -351,15 +353,15 @@ fn error(told: &Told<'_>) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn traces(share: f64) -> Traces {
+    fn traces(share: f64) -> Tracer {
         let dropped = prometheus::IntCounter::new("dropped", "dropped").expect("a name");
-        Traces::new(share, "node", Arc::new(Queue::new(1, dropped)))
+        Tracer::new(share, "node", Arc::new(Queue::new(1, dropped)))
     }
 
     #[test]
     fn whoever_began_the_trace_decides_and_else_the_dice() {
         let parent = |sampled| {
-            Some(Context {
+            Some(TraceContext {
                 trace: 1,
                 span: 1,
                 sampled,
@@ -410,7 +412,7 @@ mod tests {
             ),
             (b"rubbish", false),
         ] {
-            let context = Context::parse(value);
+            let context = TraceContext::parse(value);
             assert_eq!(
                 context.is_some(),
                 is_one,

@@ -5,21 +5,21 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use leno_http::head::{Head, Known};
+use leno_http::head::{FieldName, Head};
 use leno_rules::route::NotFound;
 use leno_rules::route::matcher::RequestView;
 use tokio::time::Instant;
 
 use crate::error::{Error, Kind};
-use crate::forward::exchange::unless_gone;
+use crate::forward::exchange::unless_reset;
 use crate::forward::request::UpstreamRequest;
-use crate::observe::{Reporter, Teller};
+use crate::observe::{LogContext, Reporter};
 use crate::snapshot::{OutboundPlan, RoutePlan, Target};
 use crate::worker::Worker;
 
 /// Downstream connection of a request.
 #[derive(Debug, Clone)]
-pub(super) struct Caller {
+pub(super) struct Downstream {
     /// Address of the app's end.
     pub(super) address: SocketAddr,
     /// Address that the app connected to.
@@ -28,10 +28,10 @@ pub(super) struct Caller {
     pub(super) inside: Option<Arc<OutboundPlan>>,
 }
 
-impl Caller {
+impl Downstream {
     /// Reporter and connection, for the records of its requests.
-    pub(super) fn teller(&self) -> Teller<'static> {
-        Teller {
+    pub(super) fn log_context(&self) -> LogContext<'static> {
+        LogContext {
             reporter: Reporter::Source,
             peer: self.address,
             local: self.local,
@@ -63,7 +63,7 @@ pub(super) async fn destination<'a>(
 ) -> Result<&'a Destination, Error> {
     let (request, down) = (&mut *upstream.request, &mut upstream.down);
     let generation = worker.shared.directory.generation();
-    let host = request.get(Known::Host).unwrap_or_default();
+    let host = request.get(FieldName::Host).unwrap_or_default();
     let is_same = last.as_ref().is_some_and(|last| {
         last.generation == generation && last.said == host && request.target().starts_with(b"/")
     });
@@ -73,10 +73,10 @@ pub(super) async fn destination<'a>(
         check_loop(worker, &authority)?;
         let plan = {
             let found = pin!(find_plan(worker, &authority, inside));
-            unless_gone(down, found).await??
+            unless_reset(down, found).await??
         };
         *last = Some(Rc::new(Destination {
-            said: request.get(Known::Host).unwrap_or_default().to_vec(),
+            said: request.get(FieldName::Host).unwrap_or_default().to_vec(),
             host: host_of(&authority).to_owned(),
             authority,
             plan,
@@ -89,7 +89,7 @@ pub(super) async fn destination<'a>(
 }
 
 /// Adds the rule before the cluster that it led to.
-pub(super) fn explain(mut error: Error, route: &RoutePlan) -> Error {
+pub(super) fn add_rule(mut error: Error, route: &RoutePlan) -> Error {
     error.object = Some(match error.object {
         Some(object) => format!("{} → {object}", route.rule).into(),
         None => Arc::clone(&route.rule),
@@ -112,7 +112,7 @@ pub(super) fn no_cluster(route: &RoutePlan, reason: &Arc<str>) -> Error {
 
 pub(super) fn pick<'a>(route: &'a RoutePlan, worker: &Worker) -> Result<&'a Target, Error> {
     let none = || Error::own(Kind::NoCluster, "the route leads nowhere").behind(&route.rule);
-    route.split.pick(worker.dice()).ok_or_else(none)
+    route.split.pick(worker.random_u32()).ok_or_else(none)
 }
 
 /// Plan for `authority`. Inside a tunnel, an authority that the mesh doesn't know stands for the tunnel's destination.
@@ -176,10 +176,10 @@ pub(super) fn take_authority(
             _ => format!("/{path}"),
         };
         request.set_target(origin.as_bytes());
-        request.set("host", Known::Host, authority.as_bytes());
+        request.set("host", FieldName::Host, authority.as_bytes());
         return Ok(canonical(authority, port));
     }
-    match request.get(Known::Host) {
+    match request.get(FieldName::Host) {
         Some(host) if !host.is_empty() => Ok(canonical(&String::from_utf8_lossy(host), port)),
         // An old client sends no `Host`: the tunnel's destination applies.
         None if inside.is_some() => Ok(inside
@@ -233,7 +233,7 @@ mod tests {
             head.add("Host", b"other");
             assert_eq!(take_authority(&mut head, None).expect("valid"), authority);
             assert_eq!(head.target(), path.as_bytes());
-            assert_ne!(head.get(Known::Host), Some(&b"other"[..]));
+            assert_ne!(head.get(FieldName::Host), Some(&b"other"[..]));
         }
         for target in ["http:///x", "http://user@a/x"] {
             let mut head = Head::request("GET", target);

@@ -14,9 +14,9 @@ use std::sync::Arc;
 
 use leno_http::deadline::Deadline;
 use leno_http::h1::Conn;
-use leno_http::head::{Head, Known};
+use leno_http::head::{FieldName, Head};
 use leno_http::peers::Down;
-use leno_http::stream::{Socket, Stream, unmapped};
+use leno_http::stream::{PrefixedTcp, Stream, unmapped};
 use leno_rules::route::matcher::RequestView;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -25,16 +25,16 @@ use crate::drain::Side;
 use crate::error::{Error, Kind};
 use crate::forward::answer::Audience;
 use crate::forward::request::{Limit, UpstreamRequest};
-use crate::forward::retry_state::Policy;
+use crate::forward::retry_state::RetryPolicy;
 use crate::forward::{exchange, headers, propagate};
 use crate::intercept::original_destination;
-use crate::observe::{Outcome, Teller};
+use crate::observe::{LogContext, RequestStats};
 use crate::serve::http::{self, Arrival, Handler};
 use crate::serve::normalise;
 use crate::serve::sniff::http_version;
 use crate::snapshot::{OutboundKind, OutboundPlan};
 use crate::worker::Worker;
-use destination::{Caller, Destination, destination, explain, no_cluster, no_route, pick};
+use destination::{Destination, Downstream, add_rule, destination, no_cluster, no_route, pick};
 use tunnel::Tunnel;
 
 /// Serves a connection of the app until it ends.
@@ -42,17 +42,17 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, address: SocketAddr) {
     if worker.shared.intercepts
         && let Some(dialled) = original_destination(&tcp)
     {
-        return Box::pin(serve_taken_over(worker, tcp, address, dialled)).await;
+        return Box::pin(serve_intercepted(worker, tcp, address, dialled)).await;
     }
     let (address, local) = (unmapped(address), tcp.local_addr().ok().map(unmapped));
-    let stream = Stream::Plain(Socket::new(tcp));
+    let stream = Stream::Plain(PrefixedTcp::new(tcp));
     let mut conn = Conn::new(stream, Vec::new(), worker.shared.limits);
     let version = tokio::select! {
         version = http_version(&mut conn, &worker.shared.timeouts) => version,
         () = worker.shared.watch.ended() => return,
     };
     if let Some(version) = version {
-        let caller = Caller {
+        let caller = Downstream {
             address,
             local,
             inside: None,
@@ -62,13 +62,13 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, address: SocketAddr) {
 }
 
 /// Serves a connection to `dialled` that the rules of `init` intercepted, as a tunnel without a CONNECT.
-async fn serve_taken_over(
+async fn serve_intercepted(
     worker: Rc<Worker>,
     tcp: TcpStream,
     address: SocketAddr,
     dialled: SocketAddr,
 ) {
-    if let Some(tunnel) = tunnel::to(&worker, tcp, address, dialled).await {
+    if let Some(tunnel) = tunnel::intercepted(&worker, tcp, address, dialled).await {
         serve_tunnel(worker, tunnel).await;
     }
 }
@@ -87,7 +87,7 @@ fn serve_tunnel(worker: Rc<Worker>, tunnel: Tunnel) -> Pin<Box<dyn Future<Output
 #[derive(Debug)]
 struct Outbound {
     worker: Rc<Worker>,
-    caller: Caller,
+    caller: Downstream,
 }
 
 impl Handler for Outbound {
@@ -99,8 +99,8 @@ impl Handler for Outbound {
         &self.worker
     }
 
-    fn teller(&self) -> Teller<'_> {
-        self.caller.teller()
+    fn log_context(&self) -> LogContext<'_> {
+        self.caller.log_context()
     }
 
     fn audience(&self) -> Audience {
@@ -115,10 +115,10 @@ impl Handler for Outbound {
         &self,
         arrival: &Arrival<'_>,
         state: &'a mut Option<Rc<Destination>>,
-    ) -> Option<(Outcome, &'a mut Option<Rc<Destination>>)> {
+    ) -> Option<(RequestStats, &'a mut Option<Rc<Destination>>)> {
         // One that can't be read is counted under no service.
-        let outcome = Outcome::begun(&self.worker.shared.unknown, arrival.at);
-        Some((outcome, state))
+        let stats = RequestStats::new(&self.worker.shared.unknown, arrival.at);
+        Some((stats, state))
     }
 
     async fn forward(
@@ -158,7 +158,7 @@ async fn forward(
     normalise(upstream.request)?;
     let (plan, authority) = (&found.plan, &found.authority);
     plan.used(worker.shared.directory.clock_at(arrived));
-    upstream.outcome.toward(&plan.series);
+    upstream.stats.set_destination(&plan.series);
 
     let router = match &plan.kind {
         OutboundKind::Http(router) => router,
@@ -180,18 +180,18 @@ async fn forward(
         .as_ref()
         .map_err(|reason| no_cluster(route, reason))?;
 
-    let body = upstream.down.body_length();
+    let body = upstream.down.body_framing();
     exchange::prepare(upstream.request, body, &worker.shared.upgrades)?;
     worker.random(|rng| headers::websocket_key(upstream.request, rng));
-    propagate::trace(worker, upstream.request, false, upstream.outcome);
-    // Next to `x-envoy-upstream-count`, which follows: fields that rarely change stand together (`Encoder::again`).
+    propagate::trace(worker, upstream.request, false, upstream.stats);
+    // Next to `x-envoy-upstream-count`, which follows: fields that rarely change stand together (`Encoder::write_cached`).
     headers::forwarded_proto(upstream.request, "http");
     let edit = |request: &Head, response: &mut Head, heard: Instant| {
         let mut digits = itoa::Buffer::new();
         let took = heard.duration_since(arrived);
         let millis = took.as_secs() * 1000 + u64::from(took.subsec_millis());
         let elapsed = digits.format(millis).as_bytes();
-        response.add_known(b"x-envoy-upstream-service-time", Known::Envoy, elapsed);
+        response.add_known(b"x-envoy-upstream-service-time", FieldName::Envoy, elapsed);
         headers::echo_id(request, response);
     };
     let limit = Limit {
@@ -200,11 +200,16 @@ async fn forward(
         since: arrived.max(found.since),
         at_most: route.timeout,
     };
-    let outcome = upstream
-        .run(cluster, limit, Policy::Route(route.retry.as_ref()), edit)
+    let stats = upstream
+        .run(
+            cluster,
+            limit,
+            RetryPolicy::Route(route.retry.as_ref()),
+            edit,
+        )
         .await;
-    if let Some(reached) = &mut upstream.outcome.reached {
+    if let Some(reached) = &mut upstream.stats.reached {
         reached.rule = Some(Arc::clone(&route.rule));
     }
-    outcome.map_err(|error| explain(error, route))
+    stats.map_err(|error| add_rule(error, route))
 }

@@ -9,20 +9,20 @@ use std::sync::Arc;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
-use super::destination::{Caller, canonical, check_loop, find_plan, host_of, no_route, pick};
+use super::destination::{Downstream, canonical, check_loop, find_plan, host_of, no_route, pick};
 use crate::balance::Cluster;
 use crate::error::{Error, Kind};
 use crate::forward::answer::{self, Audience};
 use crate::intercept::is_probe;
-use crate::observe::{Outcome, Reporter, Teller};
-use crate::serve::sniff::{Protocol, sniff};
+use crate::observe::{LogContext, Reporter, RequestStats};
+use crate::serve::sniff::{DetectedProtocol, sniff};
 use crate::serve::tcp;
 use crate::snapshot::{OutboundKind, OutboundPlan};
 use crate::worker::Worker;
 use leno_http::h1::Conn;
 use leno_http::head::{Head, Version};
 use leno_http::peers::Down;
-use leno_http::stream::{Socket, Stream};
+use leno_http::stream::{PrefixedTcp, Stream};
 use leno_rules::route::matcher::RequestView;
 
 /// A connection after its CONNECT was answered, or after it was intercepted.
@@ -37,7 +37,7 @@ pub(super) struct Tunnel {
 }
 
 impl Tunnel {
-    pub(super) fn new(conn: Conn, plan: Arc<OutboundPlan>, caller: &Caller) -> Tunnel {
+    pub(super) fn new(conn: Conn, plan: Arc<OutboundPlan>, caller: &Downstream) -> Tunnel {
         Tunnel {
             conn,
             plan,
@@ -50,7 +50,7 @@ impl Tunnel {
 
 /// A connection to `dialled` that the rules of `init` intercepted, as a tunnel without a CONNECT; `None` for the probe of
 /// the self-test.
-pub(super) async fn to(
+pub(super) async fn intercepted(
     worker: &Worker,
     tcp: TcpStream,
     address: SocketAddr,
@@ -60,7 +60,7 @@ pub(super) async fn to(
         return None;
     }
     let conn = Conn::new(
-        Stream::Plain(Socket::new(tcp)),
+        Stream::Plain(PrefixedTcp::new(tcp)),
         Vec::new(),
         worker.shared.limits,
     );
@@ -71,7 +71,7 @@ pub(super) async fn to(
         let unknown = &worker.shared.unknown;
         Arc::new(OutboundPlan::refused(&authority, &error, unknown))
     });
-    let caller = Caller {
+    let caller = Downstream {
         address,
         local: Some(dialled),
         inside: None,
@@ -84,7 +84,7 @@ pub(super) async fn connect(
     worker: &Worker,
     down: &mut Down<'_>,
     request: &Head,
-    caller: &Caller,
+    caller: &Downstream,
 ) -> Option<Arc<OutboundPlan>> {
     let at = Instant::now();
     if !down.is_h2() {
@@ -99,46 +99,49 @@ pub(super) async fn connect(
         // The traffic inside the tunnel is counted, not the CONNECT.
         Ok(plan) => Some(plan),
         Err(error) => {
-            let mut outcome = Outcome::begun(&worker.shared.unknown, at);
+            let mut stats = RequestStats::new(&worker.shared.unknown, at);
             down.close_after();
-            answer::refuse(down, &mut outcome, &error, request, Audience::Trusted);
-            worker.over(&outcome, caller.teller(), &error);
+            answer::send_local_reply(down, &mut stats, &error, request, Audience::Trusted);
+            worker.report_headless(&stats, caller.log_context(), &error);
             None
         }
     }
 }
 
 /// Proxies the traffic of a tunnel, if it is opaque TCP; HTTP is returned, to be served by the mesh's routes.
-pub(super) async fn serve(worker: &Worker, mut tunnel: Tunnel) -> Option<(Conn, Version, Caller)> {
+pub(super) async fn serve(
+    worker: &Worker,
+    mut tunnel: Tunnel,
+) -> Option<(Conn, Version, Downstream)> {
     if matches!(tunnel.plan.kind, OutboundKind::Tcp(_)) {
-        carry(worker, tunnel, None).await;
+        proxy_tcp(worker, tunnel, None).await;
         return None;
     }
-    let protocol = match beginning(worker, &mut tunnel.conn, &tunnel.plan).await {
-        Beginning::Told(protocol) => protocol,
-        Beginning::Spoken(up) => {
-            carry(worker, tunnel, Some(up)).await;
+    let protocol = match first_bytes(worker, &mut tunnel.conn, &tunnel.plan).await {
+        FirstBytes::Client(protocol) => protocol,
+        FirstBytes::Server(up) => {
+            proxy_tcp(worker, tunnel, Some(up)).await;
             return None;
         }
-        Beginning::Nothing => return None,
+        FirstBytes::Closed => return None,
     };
     let version = match protocol {
-        Protocol::Http1 => Version::Http11,
-        Protocol::Http2 => Version::Http2,
-        Protocol::Tls(hello) => {
+        DetectedProtocol::Http1 => Version::Http11,
+        DetectedProtocol::Http2 => Version::Http2,
+        DetectedProtocol::Tls(hello) => {
             if let Some(name) = hello.server_name {
                 tunnel.plan = by_server_name(worker, &name, tunnel.plan).await;
                 tunnel.server_name = Some(name);
             }
-            carry(worker, tunnel, None).await;
+            proxy_tcp(worker, tunnel, None).await;
             return None;
         }
-        Protocol::Opaque => {
-            carry(worker, tunnel, None).await;
+        DetectedProtocol::Opaque => {
+            proxy_tcp(worker, tunnel, None).await;
             return None;
         }
     };
-    let caller = Caller {
+    let caller = Downstream {
         address: tunnel.address,
         local: tunnel.local,
         inside: Some(tunnel.plan),
@@ -147,33 +150,33 @@ pub(super) async fn serve(worker: &Worker, mut tunnel: Tunnel) -> Option<(Conn, 
 }
 
 /// First event on a connection in a tunnel.
-enum Beginning {
+enum FirstBytes {
     /// The client's protocol, detected from its first bytes or their absence.
-    Told(Protocol),
+    Client(DetectedProtocol),
     /// The destination's first bytes, on this connection.
-    Spoken(tcp::Opened),
+    Server(tcp::TcpUpstream),
     /// The end, or the idle timeout.
-    Nothing,
+    Closed,
 }
 
 /// Waits for the first bytes of a tunnel, from either side.
-async fn beginning(worker: &Worker, conn: &mut Conn, plan: &OutboundPlan) -> Beginning {
+async fn first_bytes(worker: &Worker, conn: &mut Conn, plan: &OutboundPlan) -> FirstBytes {
     let shared = &worker.shared;
     let mut deadline = Instant::now() + shared.detection;
-    let mut spoken = pin!(spoken_first(worker, plan));
+    let mut spoken = pin!(connect_server_first(worker, plan));
     // In a protocol that is declared as HTTP the client speaks first.
     let mut is_watched = plan.is_undeclared;
     let (mut is_reached, mut is_idle) = (true, false);
     loop {
         if let Some(protocol) = sniff(conn.unread()) {
-            return Beginning::Told(protocol);
+            return FirstBytes::Client(protocol);
         }
         let fill = poll_fn(|cx| conn.poll_fill(cx));
         let filled = tokio::select! {
             biased;
             filled = timeout_at(deadline, fill) => filled,
             spoke = &mut spoken, if is_watched => match spoke {
-                Ok(up) => return Beginning::Spoken(up),
+                Ok(up) => return FirstBytes::Server(up),
                 Err(_) => {
                     (is_watched, is_reached) = (false, false);
                     continue;
@@ -182,22 +185,25 @@ async fn beginning(worker: &Worker, conn: &mut Conn, plan: &OutboundPlan) -> Beg
         };
         match filled {
             Ok(Ok(count)) if count > 0 => {}
-            Ok(_) if conn.unread().is_empty() => return Beginning::Nothing,
-            Err(_) if is_idle => return Beginning::Nothing,
+            Ok(_) if conn.unread().is_empty() => return FirstBytes::Closed,
+            Err(_) if is_idle => return FirstBytes::Closed,
             // Both are silent, as with a client that connects ahead of its requests: its first bytes will decide.
             Err(_) if is_reached && conn.unread().is_empty() => {
                 is_idle = true;
                 deadline += shared.timeouts.idle;
             }
-            _ => return Beginning::Told(Protocol::Opaque),
+            _ => return FirstBytes::Client(DetectedProtocol::Opaque),
         }
     }
 }
 
 /// Connection to the tunnel's destination, once that has sent bytes before the client did.
-async fn spoken_first(worker: &Worker, plan: &OutboundPlan) -> Result<tcp::Opened, Error> {
-    let cluster = cluster_of_bytes(worker, plan)?;
-    tcp::spoken_first(worker, &cluster, &plan.speaks_first).await
+async fn connect_server_first(
+    worker: &Worker,
+    plan: &OutboundPlan,
+) -> Result<tcp::TcpUpstream, Error> {
+    let cluster = tcp_cluster(worker, plan)?;
+    tcp::connect_server_first(worker, &cluster, &plan.is_server_first).await
 }
 
 /// Plan for TLS with server name `name`: that of the name on the tunnel's port if it is opaque TCP, else the tunnel's
@@ -216,39 +222,39 @@ async fn by_server_name(
 }
 
 /// Proxies opaque TCP to the destination of a tunnel.
-async fn carry(worker: &Worker, mut tunnel: Tunnel, spoken: Option<tcp::Opened>) {
-    let mut passage = tcp::Passage::new(&tunnel.plan.series);
+async fn proxy_tcp(worker: &Worker, mut tunnel: Tunnel, spoken: Option<tcp::TcpUpstream>) {
+    let mut session = tcp::TcpSession::new(&tunnel.plan.series);
     let server_name = tunnel.server_name.take();
-    let teller = Teller {
+    let log_context = LogContext {
         reporter: Reporter::Source,
         peer: tunnel.address,
         local: tunnel.local,
         server_name: server_name.as_deref(),
     };
-    let carried = carry_bytes(worker, tunnel, spoken, &mut passage).await;
+    let carried = connect_and_proxy(worker, tunnel, spoken, &mut session).await;
     if let Err(error) = &carried {
         tracing::info!(%error, "connection not carried");
     }
-    passage.over(worker, teller, carried.err());
+    session.over(worker, log_context, carried.err());
 }
 
-async fn carry_bytes(
+async fn connect_and_proxy(
     worker: &Worker,
     tunnel: Tunnel,
-    spoken: Option<tcp::Opened>,
-    passage: &mut tcp::Passage,
+    spoken: Option<tcp::TcpUpstream>,
+    session: &mut tcp::TcpSession,
 ) -> Result<(), Error> {
-    let cluster = cluster_of_bytes(worker, &tunnel.plan)?;
+    let cluster = tcp_cluster(worker, &tunnel.plan)?;
     let up = match spoken {
         Some(up) => up,
         None => tcp::open(worker, &cluster).await?,
     };
     let (mut down, read) = tunnel.conn.into_parts();
-    tcp::carry(passage, &cluster, up, &read, &mut down).await
+    tcp::proxy_tcp(session, &cluster, up, &read, &mut down).await
 }
 
 /// Cluster for opaque TCP to a destination.
-fn cluster_of_bytes(worker: &Worker, plan: &OutboundPlan) -> Result<Arc<Cluster>, Error> {
+fn tcp_cluster(worker: &Worker, plan: &OutboundPlan) -> Result<Arc<Cluster>, Error> {
     let target = match &plan.kind {
         OutboundKind::Tcp(target) => target,
         OutboundKind::Refused(kind, reason) => {

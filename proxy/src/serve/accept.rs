@@ -41,38 +41,38 @@ pub fn bind(address: SocketAddr) -> io::Result<StdListener> {
 
 /// Limit on open connections, over every listener of the process.
 #[derive(Debug)]
-pub struct Gate {
+pub struct ConnectionLimit {
     open: AtomicUsize,
     limit: usize,
     metrics: Arc<Metrics>,
 }
 
-impl Gate {
+impl ConnectionLimit {
     /// A gate for `limit` connections.
-    pub fn new(limit: usize, metrics: &Arc<Metrics>) -> Arc<Gate> {
-        Arc::new(Gate {
+    pub fn new(limit: usize, metrics: &Arc<Metrics>) -> Arc<ConnectionLimit> {
+        Arc::new(ConnectionLimit {
             open: AtomicUsize::new(0),
             limit,
             metrics: Arc::clone(metrics),
         })
     }
 
-    fn enter(self: &Arc<Gate>) -> Option<Pass> {
+    fn try_acquire(self: &Arc<ConnectionLimit>) -> Option<DownstreamPermit> {
         if self.open.fetch_add(1, Ordering::Relaxed) >= self.limit {
             self.open.fetch_sub(1, Ordering::Relaxed);
             self.metrics.refused_connections.inc();
             return None;
         }
         self.metrics.connections.inc();
-        Some(Pass(Arc::clone(self)))
+        Some(DownstreamPermit(Arc::clone(self)))
     }
 }
 
 /// Permit for one open connection, returned when it is dropped.
 #[derive(Debug)]
-pub struct Pass(Arc<Gate>);
+pub struct DownstreamPermit(Arc<ConnectionLimit>);
 
-impl Drop for Pass {
+impl Drop for DownstreamPermit {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Ordering::Relaxed);
         self.0.metrics.connections.dec();
@@ -81,15 +81,15 @@ impl Drop for Pass {
 
 /// Permit and drain guard of an accepted connection, held until it ends.
 #[derive(Debug)]
-pub struct Kept {
-    _pass: Pass,
+pub struct ConnectionGuard {
+    _pass: DownstreamPermit,
     _guard: Guard,
 }
 
 /// Accepts until the drain phase in which the side ends, and runs `serve` for each connection in a task of this worker.
 pub async fn accept<F>(
     listener: TcpListener,
-    gate: Arc<Gate>,
+    gate: Arc<ConnectionLimit>,
     (watch, side): (Watch, Side),
     serve: impl Fn(TcpStream, SocketAddr) -> F,
 ) where
@@ -97,10 +97,10 @@ pub async fn accept<F>(
 {
     let begin = |tcp: TcpStream, peer: SocketAddr| {
         // Above the limit the connection is closed at once: leaving it unanswered would look like an outage.
-        let Some(pass) = gate.enter() else {
+        let Some(pass) = gate.try_acquire() else {
             return;
         };
-        let kept = Kept {
+        let kept = ConnectionGuard {
             _pass: pass,
             _guard: watch.guard(side),
         };

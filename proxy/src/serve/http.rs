@@ -9,8 +9,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use leno_http::deadline::Deadline;
-use leno_http::h1::{Conn, Read, ServerHalf};
-use leno_http::h2::{self, Arrived, Reason};
+use leno_http::h1::{Conn, ReadOutcome, ServerHalf};
+use leno_http::h2::{self, Reason, StreamRequest};
 use leno_http::head::{Head, Version};
 use leno_http::peers::Down;
 use leno_http::stream::Stream;
@@ -22,7 +22,7 @@ use crate::error::Error;
 use crate::forward::answer::{self, Audience};
 use crate::forward::headers;
 use crate::forward::request::UpstreamRequest;
-use crate::observe::{Outcome, Teller};
+use crate::observe::{LogContext, RequestStats};
 use crate::snapshot::OutboundPlan;
 use crate::tls::alpn;
 use crate::worker::Worker;
@@ -46,7 +46,7 @@ pub struct Arrival<'a> {
 
 /// Result of serving a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Served {
+enum Outcome {
     /// A complete response, part of which may still be buffered; the time at which it ended.
     Whole(Instant),
     /// A truncated response: only cutting the stream or connection short can still signal that.
@@ -69,7 +69,7 @@ pub trait Handler: 'static {
     fn worker(&self) -> &Worker;
 
     /// Reporter and connection, for the records of its requests.
-    fn teller(&self) -> Teller<'_>;
+    fn log_context(&self) -> LogContext<'_>;
 
     /// Audience of its local replies.
     fn audience(&self) -> Audience;
@@ -92,7 +92,7 @@ pub trait Handler: 'static {
         &self,
         arrival: &Arrival<'_>,
         state: &'a mut Option<Rc<Self::State>>,
-    ) -> Option<(Outcome, Self::Target<'a>)>;
+    ) -> Option<(RequestStats, Self::Target<'a>)>;
 
     /// Forwards a request that has an id, and arrived at `at`.
     async fn forward(
@@ -159,7 +159,7 @@ async fn serve_http1<H: Handler>(handler: &H, conn: Conn) -> Option<(Conn, Arc<O
         };
         let at = clock::now();
         // A request that was pipelined before the peer's certificate ended is not served after it.
-        if matches!(read, Ok(Read::Closed)) || expires.is_some_and(|expires| expires <= at) {
+        if matches!(read, Ok(ReadOutcome::Closed)) || expires.is_some_and(|expires| expires <= at) {
             return None;
         }
         if read.is_ok() && handler.is_connect(&request) {
@@ -173,16 +173,16 @@ async fn serve_http1<H: Handler>(handler: &H, conn: Conn) -> Option<(Conn, Arc<O
             deadline: &mut deadline,
             at,
         };
-        let Served::Whole(over) = serve_request(handler, &mut state, &mut arrival).await else {
+        let Outcome::Whole(over) = serve_request(handler, &mut state, &mut arrival).await else {
             return None;
         };
         since = over;
-        if !down.settle().await {
+        if !down.finish_response().await {
             down.close().await;
             return None;
         }
-        request.rest();
-        response.rest();
+        request.release();
+        response.release();
     }
 }
 
@@ -199,7 +199,7 @@ async fn connect_http1<H: Handler>(
         return flushed.is_ok().then_some((down.into_conn(), plan));
     }
     // Bytes that were sent ahead of the response were for the tunnel: they must not be read as requests.
-    let _ = down.settle().await;
+    let _ = down.finish_response().await;
     down.close().await;
     None
 }
@@ -207,7 +207,7 @@ async fn connect_http1<H: Handler>(
 /// Serves requests as streams until the connection ends.
 async fn serve_http2<H: Handler>(handler: H, conn: Conn) {
     let shared = Arc::clone(&handler.worker().shared);
-    let how = h2::Served {
+    let how = h2::ServerConfig {
         limits: shared.limits,
         timeouts: shared.timeouts,
         is_mesh: handler.is_mesh(),
@@ -219,7 +219,7 @@ async fn serve_http2<H: Handler>(handler: H, conn: Conn) {
     let own = Rc::clone(&handler);
     // The destination that one stream found fits most of the others.
     let state: RefCell<Option<Rc<H::State>>> = RefCell::default();
-    let handle = async move |arrived: &mut Arrived| {
+    let handle = async move |arrived: &mut StreamRequest| {
         if arrived.read.is_ok() && own.is_connect(&arrived.head) {
             // Boxed: CONNECT is rare, and must not enlarge every request's future.
             return Box::pin(connect_stream(&*own, arrived)).await;
@@ -234,17 +234,17 @@ async fn serve_http2<H: Handler>(handler: H, conn: Conn) {
 }
 
 /// Turns a stream with CONNECT into a tunnel.
-async fn connect_stream<H: Handler>(handler: &H, arrived: &mut Arrived) {
+async fn connect_stream<H: Handler>(handler: &H, arrived: &mut StreamRequest) {
     let mut plan = None;
     let connect = async |arrival: &mut Arrival<'_>| {
         plan = handler.connect(&mut arrival.down, arrival.request).await;
-        Served::Whole(Instant::now())
+        Outcome::Whole(Instant::now())
     };
     serve_stream(handler, arrived, connect).await;
     // A tunnel lives for long, and doesn't need the head.
     drop(mem::take(&mut arrived.head));
     if let (Some(plan), Some(stream)) = (plan, arrived.stream.take()) {
-        let io = Stream::Inside(Box::new(stream.into_tunnel()));
+        let io = Stream::Tunnel(Box::new(stream.into_tunnel()));
         let conn = Conn::new(io, Vec::new(), handler.worker().shared.limits);
         handler.serve_tunnel(conn, plan).await;
     }
@@ -253,8 +253,8 @@ async fn connect_stream<H: Handler>(handler: &H, arrived: &mut Arrived) {
 /// Serves a request that came as a stream. A stream that `serve` leaves unanswered stays open, for a tunnel.
 async fn serve_stream<H: Handler>(
     handler: &H,
-    arrived: &mut Arrived,
-    serve: impl AsyncFnOnce(&mut Arrival<'_>) -> Served,
+    arrived: &mut StreamRequest,
+    serve: impl AsyncFnOnce(&mut Arrival<'_>) -> Outcome,
 ) {
     let timeouts = &handler.worker().shared.timeouts;
     let Some(stream) = &mut arrived.stream else {
@@ -270,14 +270,14 @@ async fn serve_stream<H: Handler>(
         at: arrived.at,
     };
     match serve(&mut arrival).await {
-        Served::Refused => stream.reset(Reason::REFUSED_STREAM),
-        Served::Cut => Down::H2(stream).cut(None),
-        Served::Whole(_) if !stream.is_answered() => {}
-        Served::Whole(over) => {
+        Outcome::Refused => stream.reset(Reason::REFUSED_STREAM),
+        Outcome::Cut => Down::H2(stream).reset(None),
+        Outcome::Whole(_) if !stream.is_answered() => {}
+        Outcome::Whole(over) => {
             let flush = poll_fn(|cx| stream.poll_flush(cx));
             let flushed = deadline.limit(over + timeouts.flush, flush).await;
             if !matches!(flushed, Some(Ok(()))) {
-                Down::H2(stream).cut(None);
+                Down::H2(stream).reset(None);
             }
         }
     }
@@ -288,21 +288,21 @@ async fn serve_request<H: Handler>(
     handler: &H,
     state: &mut Option<Rc<H::State>>,
     arrival: &mut Arrival<'_>,
-) -> Served {
+) -> Outcome {
     let worker = handler.worker();
     // Phase 1: nothing is known of the request yet; one that can't be read is answered.
-    let Some((mut outcome, target)) = handler.begin(arrival, state).await else {
-        return Served::Refused;
+    let Some((mut stats, target)) = handler.begin(arrival, state).await else {
+        return Outcome::Refused;
     };
     if let Err(error) = &arrival.read {
         let (down, none) = (&mut arrival.down, &Head::default());
-        answer::refuse(down, &mut outcome, error, none, handler.audience());
-        worker.over(&outcome, handler.teller(), error);
-        return Served::Whole(outcome.over());
+        answer::send_local_reply(down, &mut stats, error, none, handler.audience());
+        worker.report_headless(&stats, handler.log_context(), error);
+        return Outcome::Whole(stats.finish());
     }
     worker.shared.metrics.parsed.inc();
     if arrival.down.is_h2() && answer::is_grpc(arrival.request) {
-        outcome.is_call();
+        stats.mark_grpc();
     }
     // Phase 2: the request has an id; every failure is answered with its reason.
     worker.random(|rng| headers::request_id(arrival.request, rng));
@@ -311,14 +311,14 @@ async fn serve_request<H: Handler>(
         down: arrival.down.reborrow(),
         request: arrival.request,
         response: arrival.response,
-        outcome: &mut outcome,
-        teller: handler.teller(),
+        stats: &mut stats,
+        log_context: handler.log_context(),
     };
     // Phase 3: it is forwarded, and recorded.
     let (deadline, at) = (&mut *arrival.deadline, arrival.at);
     let forwarded = handler.forward(&mut upstream, target, deadline, at).await;
     match upstream.conclude(forwarded, handler.audience()) {
-        Some(over) => Served::Whole(over),
-        None => Served::Cut,
+        Some(over) => Outcome::Whole(over),
+        None => Outcome::Cut,
     }
 }

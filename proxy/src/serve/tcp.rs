@@ -10,13 +10,13 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, copy_bidirectional};
 use tokio::time::{Duration, Instant, sleep};
 
-use crate::balance::limits::Leave;
-use crate::balance::outlier::Verdict;
-use crate::balance::{Ask, Cluster, Endpoint, Lease};
+use crate::balance::limits::ConnectionPermit;
+use crate::balance::outlier::EndpointResult;
+use crate::balance::{Cluster, Endpoint, Lease, PickContext};
 use crate::error::{Error, Kind, Progress, Side};
-use crate::observe::standard::{Protocol, Series};
-use crate::observe::{Carried, Reached, Teller, Told};
-use crate::upstream::peer_metadata::exchange;
+use crate::observe::standard::{RequestProtocol, Series};
+use crate::observe::{LogContext, RequestRecord, TcpStats, UpstreamInfo};
+use crate::upstream::peer_metadata::exchange_metadata;
 use crate::upstream::{Carries, dial};
 use crate::worker::Worker;
 use leno_http::head::Head;
@@ -34,9 +34,9 @@ const SILENCE: Duration = Duration::from_millis(2);
 
 /// A connection to an endpoint, with its permit and lease.
 #[derive(Debug)]
-pub struct Opened {
+pub struct TcpUpstream {
     stream: Stream,
-    _leave: Leave,
+    _permit: ConnectionPermit,
     lease: Lease,
 }
 
@@ -45,11 +45,11 @@ pub struct Opened {
 ///
 /// # Errors
 /// When no endpoint can be reached.
-pub async fn spoken_first(
+pub async fn connect_server_first(
     worker: &Worker,
     cluster: &Arc<Cluster>,
     speaks_first: &AtomicBool,
-) -> Result<Opened, Error> {
+) -> Result<TcpUpstream, Error> {
     if !speaks_first.load(Ordering::Relaxed) {
         sleep(SILENCE).await;
     }
@@ -68,14 +68,14 @@ pub async fn spoken_first(
 ///
 /// # Errors
 /// When a connection breaks.
-pub async fn carry(
-    passage: &mut Passage,
+pub async fn proxy_tcp(
+    session: &mut TcpSession,
     cluster: &Cluster,
-    mut up: Opened,
+    mut up: TcpUpstream,
     read: &[u8],
     down: &mut Stream,
 ) -> Result<(), Error> {
-    let carried = passage.opened(cluster, &up);
+    let carried = session.opened(cluster, &up);
     let sent = up.stream.write_all(read).await;
     sent.map_err(|error| Error::up(Kind::Reset, error.to_string()).at(Progress::Sent))?;
     carried.received(read.len());
@@ -86,31 +86,31 @@ pub async fn carry(
 ///
 /// # Errors
 /// When none of `TRIES` endpoints can be reached, or the cluster is at its limit of connections.
-pub async fn open(worker: &Worker, cluster: &Arc<Cluster>) -> Result<Opened, Error> {
-    let leave = cluster.load.open().map_err(|e| e.behind(&cluster.object))?;
+pub async fn open(worker: &Worker, cluster: &Arc<Cluster>) -> Result<TcpUpstream, Error> {
+    let permit = cluster.load.open().map_err(|e| e.behind(&cluster.object))?;
     let mut tried = Vec::new();
     loop {
         let now = Instant::now();
-        let ask = Ask {
+        let context = PickContext {
             tried: &tried,
             is_replayable: true,
             now,
         };
-        let mut lease = cluster.pick(ask, || worker.dice())?;
+        let mut lease = cluster.pick(context, || worker.random_u32())?;
         let endpoint = Arc::clone(lease.endpoint());
-        let error = match dial_and_say(worker, cluster, &endpoint).await {
+        let error = match connect_and_send_metadata(worker, cluster, &endpoint).await {
             Ok(stream) => {
-                cluster.report(&mut lease, Verdict::Status(200), now);
-                return Ok(Opened {
+                cluster.report(&mut lease, EndpointResult::Status(200), now);
+                return Ok(TcpUpstream {
                     stream,
-                    _leave: leave,
+                    _permit: permit,
                     lease,
                 });
             }
             Err(error) => error,
         };
         if error.side == Side::Up {
-            cluster.report(&mut lease, Verdict::Failed, now);
+            cluster.report(&mut lease, EndpointResult::Failed, now);
         }
         tried.push(endpoint.id);
         if tried.len() == TRIES || cluster.endpoints().endpoints().len() <= tried.len() {
@@ -120,7 +120,7 @@ pub async fn open(worker: &Worker, cluster: &Arc<Cluster>) -> Result<Opened, Err
 }
 
 /// Connects to an endpoint, and sends its sidecar the metadata of this workload.
-async fn dial_and_say(
+async fn connect_and_send_metadata(
     worker: &Worker,
     cluster: &Cluster,
     endpoint: &Endpoint,
@@ -132,24 +132,24 @@ async fn dial_and_say(
         |plan| plan.peer_frame.clone(),
     );
     // The endpoint's own metadata is not needed: the control plane has sent it.
-    let exchanged = exchange(&mut stream, &own, cluster.connect_timeout).await;
+    let exchanged = exchange_metadata(&mut stream, &own, cluster.connect_timeout).await;
     exchanged.map_err(|error| Error::up(Kind::Reset, format!("{}: {error}", endpoint.address)))?;
     Ok(stream)
 }
 
 /// A TCP connection that is proxied, from the choice of its series to its end.
 #[derive(Debug)]
-pub struct Passage {
+pub struct TcpSession {
     series: Arc<Series>,
     begun: Instant,
-    carried: Option<Carried>,
-    reached: Option<Reached>,
+    carried: Option<TcpStats>,
+    reached: Option<UpstreamInfo>,
 }
 
-impl Passage {
+impl TcpSession {
     /// A connection that is counted in `series` until its endpoint's own is known.
-    pub fn new(series: &Arc<Series>) -> Passage {
-        Passage {
+    pub fn new(series: &Arc<Series>) -> TcpSession {
+        TcpSession {
             series: Arc::clone(series),
             begun: Instant::now(),
             carried: None,
@@ -158,36 +158,36 @@ impl Passage {
     }
 
     /// Records the endpoint that it is connected to; its own series counts it, if it has one.
-    fn opened(&mut self, cluster: &Cluster, up: &Opened) -> &Carried {
+    fn opened(&mut self, cluster: &Cluster, up: &TcpUpstream) -> &TcpStats {
         let endpoint = up.lease.endpoint();
         if let Some(series) = &endpoint.series {
             self.series = Arc::clone(series);
         }
-        self.reached = Some(Reached {
+        self.reached = Some(UpstreamInfo {
             cluster: Arc::clone(&cluster.name),
             address: endpoint.address,
             local: up.stream.local_address(),
             rule: None,
         });
-        self.carried.insert(Carried::opened(&self.series))
+        self.carried.insert(TcpStats::opened(&self.series))
     }
 
     /// Ends it, and reports it to the observer. One that reached no endpoint is counted with the error's flag.
-    pub fn over(mut self, worker: &Worker, teller: Teller<'_>, error: Option<Error>) {
+    pub fn over(mut self, worker: &Worker, log_context: LogContext<'_>, error: Option<Error>) {
         let error = error.as_ref();
         let is_unbegun = |error: &&Error| error.progress == Progress::Nothing;
         let flag = error.filter(is_unbegun).map_or("-", Error::flag);
         let series = &self.series;
         let carried = self
             .carried
-            .get_or_insert_with(|| Carried::ended(series, flag));
+            .get_or_insert_with(|| TcpStats::ended(series, flag));
         let none = Head::default();
-        let told = Told {
-            teller,
+        let record = RequestRecord {
+            log_context,
             request: &none,
             response: &none,
             labels: self.series.labels(),
-            protocol: Protocol::Tcp,
+            protocol: RequestProtocol::Tcp,
             status: 0,
             flag,
             grpc: None,
@@ -195,9 +195,9 @@ impl Passage {
             bodies: carried.bytes(),
             reached: self.reached.as_ref(),
             error,
-            is_logged: worker.shared.observer.logs(0, || worker.dice()),
+            is_logged: worker.shared.observer.logs(0, || worker.random_u32()),
         };
-        worker.shared.observer.told(&told);
+        worker.shared.observer.report(&record);
     }
 }
 
@@ -207,7 +207,7 @@ impl Passage {
 ///
 /// # Errors
 /// When a connection breaks.
-async fn copy(down: &mut Stream, up: &mut Stream, carried: &Carried) -> Result<(), Error> {
+async fn copy(down: &mut Stream, up: &mut Stream, carried: &TcpStats) -> Result<(), Error> {
     let mut up = Counted { io: up, carried };
     let copied = copy_bidirectional(down, &mut up).await;
     copied.map_err(|error| Error::up(Kind::Reset, error.to_string()).at(Progress::Sent))?;
@@ -217,7 +217,7 @@ async fn copy(down: &mut Stream, up: &mut Stream, carried: &Carried) -> Result<(
 /// The upstream connection, with a count of the bytes that pass.
 struct Counted<'a> {
     io: &'a mut Stream,
-    carried: &'a Carried,
+    carried: &'a TcpStats,
 }
 
 impl AsyncRead for Counted<'_> {

@@ -37,7 +37,7 @@ impl Apps {
             return Arc::clone(&app.cluster);
         }
         // The registry lists this port, so the app may still be starting.
-        let endpoint = Endpoint::passing(address).awaited();
+        let endpoint = Endpoint::passing(address).starting();
         let cluster = cluster(config, endpoint, before.map(|app| &*app.cluster));
         let app = App {
             config: Arc::clone(config),

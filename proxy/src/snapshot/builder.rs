@@ -10,8 +10,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{
-    Answer, Entry, INBOUND, InboundChain, InboundPlan, OutboundKind, OutboundPlan, Resources,
-    RoutePlan, Snapshot, Target,
+    Entry, INBOUND, InboundChain, InboundPlan, OutboundKind, OutboundPlan, ResourceState,
+    Resources, RoutePlan, Snapshot, Target,
 };
 use crate::balance::Cluster;
 use crate::balance::endpoint::{Connectors, Endpoint};
@@ -40,14 +40,14 @@ pub struct Builder {
     me: Party,
     apps: HashMap<u16, SocketAddr>,
     clusters: HashMap<String, Running>,
-    endpoints: HashMap<(String, SocketAddr), Known>,
+    endpoints: HashMap<(String, SocketAddr), RunningEndpoint>,
     connectors: HashMap<(String, Vec<SpiffeId>), Arc<Connectors>>,
     warming: HashMap<String, Instant>,
 }
 
 /// A running endpoint, and the configuration that it was built from.
 #[derive(Debug)]
-struct Known {
+struct RunningEndpoint {
     said: endpoints::Endpoint,
     tls: Option<cluster::Tls>,
     endpoint: Arc<Endpoint>,
@@ -95,8 +95,8 @@ impl Builder {
             .retain(|name, _| resources.listeners.contains_key(name));
         for (name, answer) in &resources.listeners {
             let ready = match answer {
-                Answer::Missing(_) => true,
-                Answer::Present(listener) => self.is_ready(name, listener, resources, now),
+                ResourceState::Missing(_) => true,
+                ResourceState::Present(listener) => self.is_ready(name, listener, resources, now),
             };
             self.place(&mut snapshot, name, answer, resources, before, ready);
         }
@@ -106,7 +106,7 @@ impl Builder {
 
     /// Takes this workload's labels from the inbound Listener. Existing series keep their old ones.
     fn learn(&mut self, resources: &Resources) {
-        if let Some(Answer::Present(listener)) = resources.listeners.get(INBOUND)
+        if let Some(ResourceState::Present(listener)) = resources.listeners.get(INBOUND)
             && let Some(chain) = listener.all_chains().next()
             && !chain.workload.name.is_empty()
         {
@@ -132,17 +132,17 @@ impl Builder {
         &self,
         snapshot: &mut Snapshot,
         name: &str,
-        answer: &Answer<Listener>,
+        answer: &ResourceState<Listener>,
         resources: &Resources,
         before: &Snapshot,
         ready: bool,
     ) {
         if name == INBOUND {
             snapshot.inbound = match answer {
-                Answer::Present(listener) if ready => {
+                ResourceState::Present(listener) if ready => {
                     let plan = self.inbound(listener, resources);
                     if let Some(before) = &before.inbound {
-                        plan.learn_from(before);
+                        plan.inherit_detection(before);
                     }
                     Some(Arc::new(plan))
                 }
@@ -160,12 +160,12 @@ impl Builder {
         }
         let used = old.map_or_else(Arc::default, |entry| Arc::clone(&entry.used));
         let answer = match answer {
-            Answer::Missing(reason) => Err(Arc::clone(reason)),
-            Answer::Present(listener) => {
+            ResourceState::Missing(reason) => Err(Arc::clone(reason)),
+            ResourceState::Present(listener) => {
                 let plan = self.outbound(name, listener, resources, Arc::clone(&used));
                 if let Some(Ok(before)) = old.map(|entry| &entry.answer) {
-                    plan.speaks_first
-                        .store(before.speaks_first.load(Relaxed), Relaxed);
+                    plan.is_server_first
+                        .store(before.is_server_first.load(Relaxed), Relaxed);
                 }
                 Ok(Arc::new(plan))
             }
@@ -207,8 +207,8 @@ impl Builder {
             Some(Filter::Tcp(cluster)) => OutboundKind::Tcp(target(cluster)),
             Some(Filter::HttpInline(config)) => OutboundKind::Http(router(config, target)),
             Some(Filter::HttpNamed(route)) => match resources.routes.get(route) {
-                Some(Answer::Present(config)) => OutboundKind::Http(router(config, target)),
-                Some(Answer::Missing(reason)) => refused(Arc::clone(reason)),
+                Some(ResourceState::Present(config)) => OutboundKind::Http(router(config, target)),
+                Some(ResourceState::Missing(reason)) => refused(Arc::clone(reason)),
                 None => refused(format!("no answer for routes {route}").into()),
             },
             None => refused("the listener has no filter chain".into()),
@@ -222,7 +222,7 @@ impl Builder {
             series: self.metrics.series(labels),
             used,
             is_undeclared: listener.all_chains().any(|chain| chain.is_undeclared),
-            speaks_first: AtomicBool::new(false),
+            is_server_first: AtomicBool::new(false),
         }
     }
 
@@ -241,7 +241,7 @@ impl Builder {
         let cluster = match self.clusters.get(name) {
             Some(running) => Ok(Arc::clone(&running.cluster)),
             None => Err(match resources.clusters.get(name) {
-                Some(Answer::Missing(reason)) => Arc::clone(reason),
+                Some(ResourceState::Missing(reason)) => Arc::clone(reason),
                 _ => format!("the control plane did not answer for cluster {name}").into(),
             }),
         };
@@ -285,19 +285,19 @@ impl Builder {
             self.update_app(port, resources);
         }
         for (authority, answer) in &resources.listeners {
-            if let Answer::Present(listener) = answer {
+            if let ResourceState::Present(listener) = answer {
                 self.update_dialled(authority, listener, resources);
             }
         }
         for (name, answer) in &resources.clusters {
-            let Answer::Present(config) = answer else {
+            let ResourceState::Present(config) = answer else {
                 continue;
             };
             let Discovery::Eds(service) = &config.discovery else {
                 continue;
             };
             let assignment = match resources.endpoints.get(service) {
-                Some(Answer::Present(assignment)) => Some(Arc::clone(assignment)),
+                Some(ResourceState::Present(assignment)) => Some(Arc::clone(assignment)),
                 _ => None,
             };
             self.update_cluster(name, config, assignment);
@@ -310,7 +310,7 @@ impl Builder {
             return;
         };
         for name in listener.all_chains().flat_map(clusters_of) {
-            let Some(Answer::Present(config)) = resources.clusters.get(name) else {
+            let Some(ResourceState::Present(config)) = resources.clusters.get(name) else {
                 continue;
             };
             if matches!(config.discovery, Discovery::OriginalDst) {
@@ -324,7 +324,7 @@ impl Builder {
     fn update_app(&mut self, port: u16, resources: &Resources) {
         let name = inbound_cluster(port);
         let config = match resources.clusters.get(&name) {
-            Some(Answer::Present(config)) => Arc::clone(config),
+            Some(ResourceState::Present(config)) => Arc::clone(config),
             _ if self.clusters.contains_key(&name) => return,
             _ => Arc::new(app_cluster(&name)),
         };
@@ -422,11 +422,11 @@ impl Builder {
         let workload = said.workload.clone();
         let endpoint = Endpoint::new(said.address, said.weight, tls, workload, series);
         let endpoint = match cluster.starts_with("inbound|") {
-            true => endpoint.awaited(),
+            true => endpoint.starting(),
             false => endpoint,
         };
         let endpoint = Arc::new(endpoint);
-        let known = Known {
+        let known = RunningEndpoint {
             said: said.clone(),
             tls: config.tls.clone(),
             endpoint: Arc::clone(&endpoint),
@@ -484,8 +484,11 @@ impl Builder {
                 Some((cluster, authority)) => (cluster, Some(authority)),
                 None => (&**name, None),
             };
-            let named = matches!(resources.clusters.get(cluster), Some(Answer::Present(_)))
-                && dialled.is_none_or(|authority| resources.listeners.contains_key(authority));
+            let named = matches!(
+                resources.clusters.get(cluster),
+                Some(ResourceState::Present(_))
+            ) && dialled
+                .is_none_or(|authority| resources.listeners.contains_key(authority));
             named || apps.keys().any(|port| *name == inbound_cluster(*port))
         });
         let clusters = &self.clusters;
@@ -515,12 +518,12 @@ fn dialled_name(cluster: &str, authority: &str) -> String {
 
 /// Workload port and configuration of an app's cluster.
 fn app_config(
-    (name, answer): (&String, &Answer<cluster::Cluster>),
+    (name, answer): (&String, &ResourceState<cluster::Cluster>),
 ) -> Option<(u16, Arc<cluster::Cluster>)> {
     let port = name.strip_prefix("inbound|")?.strip_suffix("||")?;
     match answer {
-        Answer::Present(config) => Some((port.parse().ok()?, Arc::clone(config))),
-        Answer::Missing(_) => None,
+        ResourceState::Present(config) => Some((port.parse().ok()?, Arc::clone(config))),
+        ResourceState::Missing(_) => None,
     }
 }
 
@@ -554,11 +557,11 @@ pub(super) fn app_cluster(name: &str) -> cluster::Cluster {
         balance: cluster::Balance::RoundRobin,
         connect_timeout: Duration::from_secs(10),
         tls: None,
-        limits: cluster::Limits::default(),
+        limits: cluster::CircuitBreakers::default(),
         outlier: None,
         // The app's protocol isn't declared.
         connections: cluster::Connections {
-            protocol: cluster::Protocol::Downstream,
+            protocol: cluster::UpstreamProtocol::Downstream,
             ..cluster::Connections::default()
         },
     }
@@ -570,8 +573,8 @@ fn is_warm(listener: &Listener, resources: &Resources) -> bool {
         Filter::Tcp(cluster) => is_cluster_warm(cluster, resources),
         Filter::HttpInline(config) => are_routes_warm(config, resources),
         Filter::HttpNamed(route) => match resources.routes.get(route) {
-            Some(Answer::Present(config)) => are_routes_warm(config, resources),
-            Some(Answer::Missing(_)) => true,
+            Some(ResourceState::Present(config)) => are_routes_warm(config, resources),
+            Some(ResourceState::Missing(_)) => true,
             None => false,
         },
     })
@@ -585,11 +588,11 @@ fn are_routes_warm(config: &RouteConfig, resources: &Resources) -> bool {
 
 fn is_cluster_warm(name: &str, resources: &Resources) -> bool {
     match resources.clusters.get(name) {
-        Some(Answer::Present(cluster)) => match &cluster.discovery {
+        Some(ResourceState::Present(cluster)) => match &cluster.discovery {
             Discovery::Eds(service) => resources.endpoints.contains_key(service),
             Discovery::OriginalDst => true,
         },
-        Some(Answer::Missing(_)) => true,
+        Some(ResourceState::Missing(_)) => true,
         None => false,
     }
 }

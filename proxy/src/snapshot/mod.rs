@@ -31,7 +31,7 @@ pub const INBOUND: &str = "virtualInbound";
 
 /// The control plane's answer for a resource.
 #[derive(Debug, Clone)]
-pub enum Answer<T> {
+pub enum ResourceState<T> {
     /// The resource exists.
     Present(Arc<T>),
     /// The resource doesn't exist; the reason, as text.
@@ -42,13 +42,13 @@ pub enum Answer<T> {
 #[derive(Debug, Default)]
 pub struct Resources {
     /// Listeners, by the authority that is dialled, and [`INBOUND`].
-    pub listeners: HashMap<String, Answer<Listener>>,
+    pub listeners: HashMap<String, ResourceState<Listener>>,
     /// RouteConfigurations.
-    pub routes: HashMap<String, Answer<RouteConfig>>,
+    pub routes: HashMap<String, ResourceState<RouteConfig>>,
     /// Clusters.
-    pub clusters: HashMap<String, Answer<cluster::Cluster>>,
+    pub clusters: HashMap<String, ResourceState<cluster::Cluster>>,
     /// ClusterLoadAssignments.
-    pub endpoints: HashMap<String, Answer<Assignment>>,
+    pub endpoints: HashMap<String, ResourceState<Assignment>>,
 }
 
 /// The running configuration.
@@ -80,7 +80,7 @@ pub struct OutboundPlan {
     /// True if the port's protocol isn't declared, so that it is detected.
     pub is_undeclared: bool,
     /// True once the destination has been seen to send the first bytes of a connection.
-    pub speaks_first: AtomicBool,
+    pub is_server_first: AtomicBool,
 }
 
 /// Protocol and routing of connections to an authority.
@@ -178,7 +178,7 @@ impl OutboundPlan {
             series: Arc::clone(series),
             used: Arc::default(),
             is_undeclared: false,
-            speaks_first: AtomicBool::new(false),
+            is_server_first: AtomicBool::new(false),
         }
     }
 
@@ -190,7 +190,7 @@ impl OutboundPlan {
 
 impl InboundPlan {
     /// Takes server-first detection over from chains of `before` with the same match.
-    fn learn_from(&self, before: &InboundPlan) {
+    fn inherit_detection(&self, before: &InboundPlan) {
         for chain in &self.chains {
             let same = before
                 .chains

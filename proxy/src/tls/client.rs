@@ -130,7 +130,7 @@ impl Connector {
         let missing = || error::Error::up(error::Kind::Tls, "the peer showed no certificate");
         let peer = peer(leaf.ok_or_else(missing)?)
             .map_err(|error| error::Error::up(error::Kind::Peer, error.to_string()))?;
-        Ok((Stream::Opened(Box::new(tls)), peer))
+        Ok((Stream::TlsClient(Box::new(tls)), peer))
     }
 }
 

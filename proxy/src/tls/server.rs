@@ -14,7 +14,7 @@ use webpki::KeyUsage;
 use super::verify::{Allowed, peer, signatures, verify};
 use super::{Credentials, Peer, Rejected, alpn, provider};
 use crate::error;
-use leno_http::stream::{Socket, Stream};
+use leno_http::stream::{PrefixedTcp, Stream};
 
 /// Accepts mutual TLS.
 #[derive(Debug, Clone)]
@@ -57,7 +57,7 @@ impl Acceptor {
     ///
     /// # Errors
     /// When it fails, of which an alert informs the peer, or when it takes too long.
-    pub async fn accept(&self, socket: Socket) -> Result<Accepted, error::Error> {
+    pub async fn accept(&self, socket: PrefixedTcp) -> Result<Accepted, error::Error> {
         let failed = |text: String| error::Error::down(error::Kind::Tls, text);
         let acceptor = tokio_rustls::TlsAcceptor::from(Arc::clone(&self.config));
         let tls = timeout(self.handshake, acceptor.accept(socket))
@@ -69,7 +69,7 @@ impl Acceptor {
         let leaf = leaf.ok_or_else(|| failed("no client certificate".to_owned()))?;
         let peer = peer(leaf).map_err(|error| failed(error.to_string()))?;
         Ok(Accepted {
-            stream: Stream::Accepted(Box::new(tls)),
+            stream: Stream::TlsServer(Box::new(tls)),
             peer,
         })
     }

@@ -76,7 +76,7 @@ impl Upstream {
             .uses
             .max_requests
             .filter(|_| self.endpoint.tls.is_none());
-        max.is_some_and(|max| self.half.exchanges() >= u64::from(max))
+        max.is_some_and(|max| self.half.requests_sent() >= u64::from(max))
     }
 }
 

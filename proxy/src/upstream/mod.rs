@@ -14,7 +14,7 @@ use tokio::time::{Duration, sleep, timeout};
 use crate::balance::{Cluster, Endpoint};
 use crate::error::{Error, Kind};
 use crate::tls::Peer;
-use leno_http::stream::{Socket, Stream, connect_from, tune};
+use leno_http::stream::{PrefixedTcp, Stream, connect_from, tune};
 use leno_rules::config::cluster::Keepalive;
 
 /// Delay between attempts to reach an app that may be starting.
@@ -49,7 +49,7 @@ pub async fn dial(
             error
         }),
         Err(_) => {
-            endpoint.was_awaited();
+            endpoint.mark_started();
             let detail = format!("{address}: not connected after {within:?}");
             Err(Error::up(Kind::ConnectTimeout, detail))
         }
@@ -69,14 +69,14 @@ async fn connect(
             tried => break tried,
         }
     };
-    endpoint.was_awaited();
+    endpoint.mark_started();
     let tcp = tcp.map_err(|error| Error::up(Kind::Connect, error.to_string()))?;
     tune(&tcp, endpoint.address);
     if let Some(said) = cluster.connections.keepalive {
         keep_alive(&tcp, said);
     }
     let Some(tls) = &endpoint.tls else {
-        return Ok((Stream::Plain(Socket::new(tcp)), None));
+        return Ok((Stream::Plain(PrefixedTcp::new(tcp)), None));
     };
     let connector = match carries {
         Carries::Http => &tls.http,

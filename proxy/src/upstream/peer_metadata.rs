@@ -16,7 +16,7 @@ use leno_rules::config::peer::{PREFACE, frame_length, read_frame};
 ///
 /// # Errors
 /// When the connection breaks, or the peer sends anything but a frame, or nothing `within` the time.
-pub async fn exchange(
+pub async fn exchange_metadata(
     stream: &mut Stream,
     own: &[u8],
     within: Duration,

@@ -13,10 +13,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::connection::{IdHasher, Upstream};
-use super::shared::Multiplexed;
+use super::shared::SharedConnections;
 use crate::balance::Endpoint;
 use leno_http::clock;
-use leno_http::h1::Before;
+use leno_http::h1::LastHead;
 use leno_http::peers::Up;
 
 /// Idle connections of one endpoint, each with the time since which it is idle, the latest last.
@@ -27,9 +27,9 @@ type Idle = Vec<(Instant, Box<Upstream>)>;
 pub struct Pool {
     idle: RefCell<HashMap<u64, Idle, BuildHasherDefault<IdHasher>>>,
     idle_timeout: Duration,
-    before: RefCell<Before>,
+    before: RefCell<LastHead>,
     /// Connections that many requests share.
-    pub multiplexed: Rc<Multiplexed>,
+    pub multiplexed: Rc<SharedConnections>,
 }
 
 impl Pool {
@@ -55,7 +55,7 @@ impl Pool {
         let connections = idle.get_mut(&endpoint.id)?;
         while let Some((since, mut upstream)) = connections.pop() {
             let idle_for = now.duration_since(since);
-            if !is_repeatable && !endpoint.surely_open_after(idle_for) {
+            if !is_repeatable && !endpoint.idle_is_safe(idle_for) {
                 // The others are idle for longer still.
                 connections.push((since, upstream));
                 return None;
@@ -89,19 +89,20 @@ impl Pool {
             // Mostly another connection takes its place, and begins with its last head.
             self.before
                 .borrow_mut()
-                .clone_from(half.conn_ref().before());
+                .clone_from(half.conn_ref().last_head());
             return;
         }
-        half.conn().rest();
+        half.conn().release();
         let mut idle = self.idle.borrow_mut();
         let connections = idle.entry(upstream.endpoint.id).or_default();
         connections.push((clock::now(), upstream));
     }
 
     /// Gives a new connection the last head of a closed one, which its own first head probably repeats.
-    pub fn tell(&self, upstream: &mut Upstream) {
+    pub fn prime_last_head(&self, upstream: &mut Upstream) {
         if let Up::H1(half) = &mut upstream.half {
-            half.conn().set_before(self.before.borrow().elsewhere());
+            half.conn()
+                .set_last_head(self.before.borrow().for_connection());
         }
     }
 

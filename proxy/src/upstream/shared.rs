@@ -22,7 +22,7 @@ use leno_rules::config::cluster::Connections;
 
 /// A shared connection, with the settings of its use.
 #[derive(Debug)]
-pub struct Member {
+pub struct SharedConnection {
     /// The connection.
     pub connection: Rc<Connection>,
     /// With mutual TLS: expiry of the certificates of its handshake.
@@ -35,7 +35,7 @@ pub struct Member {
     pub uses: Connections,
 }
 
-impl Member {
+impl SharedConnection {
     /// True when it may be used for further requests. Records in the endpoint that it stayed open, or closed when idle.
     fn is_usable(&self, now: Instant, idle_timeout: Duration) -> bool {
         if !self.connection.is_open() {
@@ -64,7 +64,7 @@ impl Member {
         let is_sure = is_repeatable
             || self.connection.idle_since().is_none_or(|since| {
                 let idle = now.duration_since(since);
-                self.endpoint.surely_open_after(idle)
+                self.endpoint.idle_is_safe(idle)
             });
         is_sure && self.connection.has_room()
     }
@@ -81,14 +81,14 @@ type Opened = Option<Result<(), Error>>;
 
 /// Connections by endpoint.
 #[derive(Debug, Default)]
-pub struct Multiplexed {
-    members: RefCell<HashMap<u64, Vec<Member>, BuildHasherDefault<IdHasher>>>,
+pub struct SharedConnections {
+    members: RefCell<HashMap<u64, Vec<SharedConnection>, BuildHasherDefault<IdHasher>>>,
     opening: RefCell<HashMap<u64, watch::Receiver<Opened>>>,
 }
 
 /// Marks a connection to an endpoint as being opened, until this is dropped.
 #[derive(Debug)]
-struct Opening(Rc<Multiplexed>, u64);
+struct Opening(Rc<SharedConnections>, u64);
 
 impl Drop for Opening {
     fn drop(&mut self) {
@@ -96,7 +96,7 @@ impl Drop for Opening {
     }
 }
 
-impl Multiplexed {
+impl SharedConnections {
     /// A stream to `endpoint`, if a connection has room for one.
     pub fn take(
         &self,
@@ -113,7 +113,7 @@ impl Multiplexed {
     }
 
     /// Keeps a connection for further requests.
-    pub fn add(&self, member: Member) {
+    pub fn add(&self, member: SharedConnection) {
         let mut members = self.members.borrow_mut();
         let of = members.entry(member.endpoint.id).or_default();
         // The newest is tried first.
@@ -141,7 +141,7 @@ impl Multiplexed {
         open: F,
     ) -> Result<Option<Box<Upstream>>, Error>
     where
-        F: Future<Output = Result<Option<Member>, Error>> + 'static,
+        F: Future<Output = Result<Option<SharedConnection>, Error>> + 'static,
     {
         let (sender, receiver) = watch::channel(None);
         self.opening.borrow_mut().insert(endpoint, receiver);

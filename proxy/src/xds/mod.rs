@@ -18,12 +18,12 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::control::channel::Target;
-use crate::control::state_dir::State;
-use crate::directory::{Directory, Link};
+use crate::control::channel::ControlPlane;
+use crate::control::state_dir::StateDir;
+use crate::directory::{ControlPlaneState, Directory};
 use crate::drain::Watch;
 use crate::observe::metrics::Metrics;
-use crate::resources::{Kept, Store};
+use crate::resources::{SavedResource, Store};
 use crate::snapshot::{Builder, INBOUND};
 use crate::status::Status as Shown;
 use crate::tls::Credentials;
@@ -41,7 +41,7 @@ const REQUESTS: usize = 1024;
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Address and SPIFFE ID of the control plane.
-    pub target: Target,
+    pub target: ControlPlane,
     /// Node of this proxy.
     pub node: Node,
     /// Largest message that is accepted, in bytes.
@@ -49,7 +49,7 @@ pub struct Options {
     /// Time after which an unused authority is unsubscribed.
     pub idle_names: Duration,
     /// State directory that keeps the last good configuration for a restart.
-    pub state: Option<Arc<State>>,
+    pub state: Option<Arc<StateDir>>,
 }
 
 /// Name of its file in the state directory.
@@ -74,7 +74,7 @@ pub struct Client {
     /// Subscribed resources that no accepted one referred to at the last sweep.
     unneeded: BTreeSet<(&'static str, String)>,
     /// Subscribed authorities without an answer, with the time at which a sweep first found them so.
-    silent: HashMap<String, Instant>,
+    unanswered: HashMap<String, Instant>,
     /// Time at which the accepted resources are to be saved.
     save: Option<Instant>,
     /// True while restored resources run and no response has come yet.
@@ -107,7 +107,7 @@ impl Client {
             warming: None,
             sweep: Instant::now() + idle_names / 4,
             unneeded: BTreeSet::new(),
-            silent: HashMap::new(),
+            unanswered: HashMap::new(),
             save: None,
             is_restored: false,
         }
@@ -119,7 +119,7 @@ impl Client {
             return;
         };
         self.store.keep_bodies();
-        let kept: Vec<Kept> = match state.load(FILE) {
+        let kept: Vec<SavedResource> = match state.load(FILE) {
             Ok(kept) => kept.unwrap_or_default(),
             Err(reason) => return tracing::warn!(reason, "the kept configuration is refused"),
         };
@@ -127,7 +127,7 @@ impl Client {
             return;
         }
         let count = kept.len();
-        for response in Kept::responses(kept) {
+        for response in SavedResource::responses(kept) {
             let applied = self.store.apply(&response);
             for refused in &applied.refused {
                 tracing::warn!(name = refused.name, field = refused.field, "not restored");
@@ -140,7 +140,7 @@ impl Client {
             }
         }
         self.take_roots();
-        drop(self.follow());
+        drop(self.subscribe_referenced());
         self.is_restored = true;
         self.publish(true);
         tracing::info!(resources = count, "restored, not confirmed yet");
@@ -167,7 +167,7 @@ impl Client {
                 () = watch.ended() => return,
             };
             if self.metrics.connected.get() == 1 {
-                self.metrics.health.is_current(Some(SystemTime::now()));
+                self.metrics.health.set_confirmed(Some(SystemTime::now()));
             }
             self.metrics.connected.set(0);
             let mut words = format!("control plane unreachable since {}: {ended}", Shown::now());
@@ -176,7 +176,8 @@ impl Client {
             }
             if self.directory.link().up || self.directory.link().words.is_empty() {
                 tracing::warn!(target = %self.options.target, "{words}");
-                self.directory.set_link(Link { up: false, words });
+                self.directory
+                    .set_link(ControlPlaneState { up: false, words });
             }
             if began.elapsed() > MAX_BACKOFF {
                 backoff = MIN_BACKOFF;
@@ -237,7 +238,7 @@ impl Client {
                 }
                 () = sleep_until(self.sweep) => {
                     self.sweep = Instant::now() + self.options.idle_names / 4;
-                    self.give_back_idle()
+                    self.unsubscribe_idle()
                 }
             };
             for request in outgoing {
@@ -260,13 +261,16 @@ impl Client {
         let channel: Channel = Endpoint::from_static("http://control-plane")
             .http2_keep_alive_interval(Duration::from_secs(30))
             .keep_alive_while_idle(true)
-            .connect_with_connector(self.options.target.connector(&self.credentials)?)
+            .connect_with_connector(self.options.target.mtls_dialer(&self.credentials)?)
             .await
-            .map_err(|error| crate::control::channel::words(&error))?;
+            .map_err(|error| crate::control::channel::error_text(&error))?;
         let mut client = AggregatedDiscoveryServiceClient::new(channel)
             .max_decoding_message_size(self.options.max_message);
         let (requests, receiver) = mpsc::channel(REQUESTS);
-        for request in self.session.opening(|t, name| self.store.version(t, name)) {
+        for request in self
+            .session
+            .initial_requests(|t, name| self.store.version(t, name))
+        {
             // The channel is empty and has room for one request a type.
             let _ = requests.try_send(request);
         }
@@ -275,9 +279,10 @@ impl Client {
             .await;
         let stream = stream.map_err(|status| words(&status))?;
         self.metrics.connected.set(1);
-        self.metrics.health.is_current(None);
+        self.metrics.health.set_confirmed(None);
         let words = format!("connected since {}", Shown::now());
-        self.directory.set_link(Link { up: true, words });
+        self.directory
+            .set_link(ControlPlaneState { up: true, words });
         Ok((requests, stream.into_inner()))
     }
 
@@ -304,9 +309,9 @@ impl Client {
                 "refused"
             );
         }
-        let answer = self
-            .session
-            .answer(&response.type_url, &response.nonce, &applied.refused);
+        let answer =
+            self.session
+                .ack_or_nack(&response.type_url, &response.nonce, &applied.refused);
         let mut outgoing = vec![answer];
         if response.type_url == LISTENER {
             // Listeners aren't pushed: one that isn't subscribed was unsubscribed while it was in flight, and is
@@ -320,7 +325,7 @@ impl Client {
         if response.type_url == SECRET {
             self.take_roots();
         }
-        outgoing.extend(self.follow());
+        outgoing.extend(self.subscribe_referenced());
         self.publish(Store::shapes_plans(&response.type_url));
         outgoing
     }
@@ -334,8 +339,8 @@ impl Client {
     }
 
     /// Subscribes to the resources that the accepted ones refer to.
-    fn follow(&mut self) -> Vec<DeltaDiscoveryRequest> {
-        let needed = self.store.needed().into_iter();
+    fn subscribe_referenced(&mut self) -> Vec<DeltaDiscoveryRequest> {
+        let needed = self.store.referenced_names().into_iter();
         needed
             .filter_map(|(type_url, names)| self.session.subscribe(type_url, names))
             .collect()
@@ -343,10 +348,10 @@ impl Client {
 
     /// Unsubscribes from resources that no accepted one refers to, now or at the last sweep: the clusters of a new
     /// route arrive before the route that names them.
-    fn give_back_unneeded(&mut self) -> Vec<DeltaDiscoveryRequest> {
+    fn unsubscribe_unreferenced(&mut self) -> Vec<DeltaDiscoveryRequest> {
         let mut requests = Vec::new();
         let mut unneeded = BTreeSet::new();
-        for (type_url, needed) in self.store.needed() {
+        for (type_url, needed) in self.store.referenced_names() {
             let subscribed = self.session.subscribed(type_url);
             let unused = subscribed
                 .difference(&needed)
@@ -362,8 +367,8 @@ impl Client {
     }
 
     /// Unsubscribes from authorities unused for `idle_names`, and from resources that no accepted one refers to.
-    fn give_back_idle(&mut self) -> Vec<DeltaDiscoveryRequest> {
-        let mut requests = self.give_back_unneeded();
+    fn unsubscribe_idle(&mut self) -> Vec<DeltaDiscoveryRequest> {
+        let mut requests = self.unsubscribe_unreferenced();
         let idle = self.options.idle_names.as_secs();
         let now = self.directory.clock();
         let snapshot = self.directory.snapshot();
@@ -375,9 +380,12 @@ impl Client {
         let subscribed = self.session.subscribed(LISTENER).iter();
         let silent = subscribed.filter(|name| *name != INBOUND && !snapshot.knows(name));
         let silent: BTreeSet<String> = silent.cloned().collect();
-        self.silent.retain(|name, _| silent.contains(name));
+        self.unanswered.retain(|name, _| silent.contains(name));
         for name in silent {
-            let since = *self.silent.entry(name.clone()).or_insert_with(Instant::now);
+            let since = *self
+                .unanswered
+                .entry(name.clone())
+                .or_insert_with(Instant::now);
             if since.elapsed() > self.options.idle_names {
                 unused.insert(name);
             }
@@ -404,7 +412,9 @@ impl Client {
             let names = self.session.subscribed(LISTENER).len();
             self.directory.publish(snapshot, names);
         }
-        self.metrics.health.refuses(self.store.refused().count());
+        self.metrics
+            .health
+            .set_refused(self.store.refused().count());
         self.shown
             .set_resources(&self.store, self.builder.clusters());
     }

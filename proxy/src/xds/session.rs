@@ -1,7 +1,7 @@
 //! Client side of a delta xDS stream as a state machine without IO: subscriptions, and the requests that state them.
 //!
-//! Invariant: a request is made only by [`Session::opening`], [`Session::subscribe`], [`Session::unsubscribe`] and
-//! [`Session::answer`]; the driver of the stream sends the requests in the order in which they were made.
+//! Invariant: a request is made only by [`Session::initial_requests`], [`Session::subscribe`], [`Session::unsubscribe`] and
+//! [`Session::ack_or_nack`]; the driver of the stream sends the requests in the order in which they were made.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -39,7 +39,7 @@ impl Session {
 
     /// The first requests of a new stream: every subscription, and the versions held of its resources, so that only
     /// those that changed meanwhile are sent. `versions` returns the version held of a type's resource.
-    pub fn opening(
+    pub fn initial_requests(
         &self,
         versions: impl Fn(&str, &str) -> Option<String>,
     ) -> Vec<DeltaDiscoveryRequest> {
@@ -106,7 +106,7 @@ impl Session {
     }
 
     /// The ACK of a response, or its NACK, which names each refused resource; the others were accepted.
-    pub fn answer(
+    pub fn ack_or_nack(
         &self,
         type_url: &str,
         nonce: &str,
@@ -171,7 +171,7 @@ mod tests {
         session.subscribe(LISTENER, names(&["a:80", "b:80"]));
         session.adopt(CLUSTER, "c");
         let version = |_: &str, name: &str| (name != "b:80").then(|| format!("v-{name}"));
-        let requests = session.opening(version);
+        let requests = session.initial_requests(version);
         assert_eq!(requests.len(), 2);
         assert_eq!(requests.iter().filter(|r| r.node.is_some()).count(), 1);
         assert!(requests[0].node.is_some());
@@ -187,7 +187,12 @@ mod tests {
     #[test]
     fn a_nack_names_what_was_refused_and_an_ack_nothing() {
         let session = session();
-        assert!(session.answer(CLUSTER, "n1", &[]).error_detail.is_none());
+        assert!(
+            session
+                .ack_or_nack(CLUSTER, "n1", &[])
+                .error_detail
+                .is_none()
+        );
         let refused = Refused {
             r#type: CLUSTER.to_owned(),
             name: "c".to_owned(),
@@ -195,7 +200,7 @@ mod tests {
             field: "connect_timeout".to_owned(),
             reason: "must be positive".to_owned(),
         };
-        let nack = session.answer(CLUSTER, "n2", std::slice::from_ref(&refused));
+        let nack = session.ack_or_nack(CLUSTER, "n2", std::slice::from_ref(&refused));
         assert_eq!(nack.response_nonce, "n2");
         let status = nack.error_detail.expect("a NACK");
         let detail: Refused = leno_proto::unpack(&status.details[0]).expect("ours");

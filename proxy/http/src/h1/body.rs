@@ -2,7 +2,7 @@
 //!
 //! Chunked bodies are decoded and framed anew, so neither chunk sizes nor extensions of one peer reach the other.
 
-use super::{Invalid, Length, Limits, parse_trailers};
+use super::{Framing, HeadLimits, InvalidHead, parse_trailers};
 use crate::head::Head;
 
 /// Longest chunk extension in bytes; extensions are skipped, since none has a use that a proxy should carry.
@@ -12,7 +12,7 @@ const MAX_EXTENSION: usize = 256;
 #[derive(Debug)]
 pub struct Decoder {
     state: State,
-    limits: Limits,
+    limits: HeadLimits,
     trailers: Option<Box<Head>>,
 }
 
@@ -32,12 +32,12 @@ enum State {
 
 impl Decoder {
     /// A decoder for a body of `length`.
-    pub fn new(length: Length, limits: Limits) -> Decoder {
+    pub fn new(length: Framing, limits: HeadLimits) -> Decoder {
         let state = match length {
-            Length::Empty | Length::Fixed(0) => State::Done,
-            Length::Fixed(length) => State::Fixed(length),
-            Length::Chunked => State::Size { digits: 0, size: 0 },
-            Length::UntilClose => State::UntilClose,
+            Framing::Empty | Framing::Fixed(0) => State::Done,
+            Framing::Fixed(length) => State::Fixed(length),
+            Framing::Chunked => State::Size { digits: 0, size: 0 },
+            Framing::UntilClose => State::UntilClose,
         };
         Decoder {
             state,
@@ -78,8 +78,8 @@ impl Decoder {
     /// bytes.
     ///
     /// # Errors
-    /// [`Invalid`] when the chunked coding is broken.
-    pub fn advance(&mut self, input: &[u8]) -> Result<usize, Invalid> {
+    /// [`InvalidHead`] when the chunked coding is broken.
+    pub fn advance(&mut self, input: &[u8]) -> Result<usize, InvalidHead> {
         let mut at = 0;
         while at < input.len() {
             match self.state {
@@ -100,14 +100,14 @@ impl Decoder {
     ///
     /// # Errors
     /// When the body is incomplete.
-    pub fn end_of_input(&mut self) -> Result<(), Invalid> {
+    pub fn end_of_input(&mut self) -> Result<(), InvalidHead> {
         match self.state {
             State::Done => Ok(()),
             State::UntilClose => {
                 self.state = State::Done;
                 Ok(())
             }
-            _ => Err(Invalid::Syntax("the body was cut short")),
+            _ => Err(InvalidHead::Syntax("the body was cut short")),
         }
     }
 
@@ -117,14 +117,14 @@ impl Decoder {
     }
 
     /// Collects a trailer section; without fields it is just the empty line.
-    fn take_trailer_bytes(&mut self, input: &[u8]) -> Result<usize, Invalid> {
+    fn take_trailer_bytes(&mut self, input: &[u8]) -> Result<usize, InvalidHead> {
         let head = self.trailers.get_or_insert_default();
         let mut taken = 0;
         for &byte in input {
             head.buffer().push(byte);
             taken += 1;
             if head.buffer().len() > self.limits.head_bytes {
-                return Err(Invalid::TooLarge(self.limits.head_bytes));
+                return Err(InvalidHead::TooLarge(self.limits.head_bytes));
             }
             if byte == b'\n' && ends_section(head.buffer()) {
                 self.finish_trailers()?;
@@ -134,13 +134,13 @@ impl Decoder {
         Ok(taken)
     }
 
-    fn finish_trailers(&mut self) -> Result<(), Invalid> {
+    fn finish_trailers(&mut self) -> Result<(), InvalidHead> {
         self.state = State::Done;
         let Some(mut head) = self.trailers.take() else {
             return Ok(());
         };
         if parse_trailers(&mut head, &self.limits)? != Some(head.buffer().len()) {
-            return Err(Invalid::Syntax("a line must end with CR LF"));
+            return Err(InvalidHead::Syntax("a line must end with CR LF"));
         }
         head.sanitise_trailers();
         if !head.is_empty() {
@@ -156,8 +156,8 @@ fn ends_section(bytes: &[u8]) -> bool {
 }
 
 /// Takes one byte of the chunked coding's framing; returns the next state.
-fn step(state: State, byte: u8) -> Result<State, Invalid> {
-    let error = |text| Err(Invalid::Syntax(text));
+fn step(state: State, byte: u8) -> Result<State, InvalidHead> {
+    let error = |text| Err(InvalidHead::Syntax(text));
     match (state, byte) {
         (State::Size { digits, size }, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
             if digits == 16 || size >> 60 != 0 {
@@ -194,13 +194,13 @@ fn step(state: State, byte: u8) -> Result<State, Invalid> {
 /// Frames a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Encoder {
-    length: Length,
+    length: Framing,
     finished: bool,
 }
 
 impl Encoder {
     /// An encoder for a body of `length`.
-    pub fn new(length: Length) -> Encoder {
+    pub fn new(length: Framing) -> Encoder {
         Encoder {
             length,
             finished: false,
@@ -217,7 +217,7 @@ impl Encoder {
         if data.is_empty() {
             return;
         }
-        if self.length != Length::Chunked {
+        if self.length != Framing::Chunked {
             out.extend_from_slice(data);
             return;
         }
@@ -230,7 +230,7 @@ impl Encoder {
 
     /// Ends the body. Trailers are sent only with the chunked coding.
     pub fn finish(&mut self, trailers: Option<&Head>, out: &mut Vec<u8>) {
-        if self.length == Length::Chunked {
+        if self.length == Framing::Chunked {
             out.extend_from_slice(b"0\r\n");
             if let Some(trailers) = trailers {
                 trailers.write_fields(out);
@@ -260,10 +260,10 @@ mod tests {
     /// Decodes `input` in pieces of `piece` bytes; returns the data and what was left over.
     fn decode(
         input: &[u8],
-        length: Length,
+        length: Framing,
         piece: usize,
-    ) -> Result<(Vec<u8>, usize, String), Invalid> {
-        let mut decoder = Decoder::new(length, Limits::default());
+    ) -> Result<(Vec<u8>, usize, String), InvalidHead> {
+        let mut decoder = Decoder::new(length, HeadLimits::default());
         let (mut data, mut at, mut end) = (Vec::new(), 0, 0);
         while !decoder.is_done() && end < input.len() {
             end = (end + piece).min(input.len());
@@ -290,7 +290,7 @@ mod tests {
     fn chunks_are_read_however_the_reads_were_cut() {
         let input = b"5;ext=1\r\nhello\r\n6\r\n world\r\n0\r\nX-Sum: 1\r\nHost: evil\r\n\r\nGET /";
         for piece in 1..input.len() {
-            let (data, left, trailers) = decode(input, Length::Chunked, piece).expect("valid");
+            let (data, left, trailers) = decode(input, Framing::Chunked, piece).expect("valid");
             assert_eq!((data.as_slice(), left), (&b"hello world"[..], 5), "{piece}");
             assert_eq!(trailers, "X-Sum: 1\r\n");
         }
@@ -319,47 +319,47 @@ mod tests {
             "0\r\n",
         ] {
             assert!(
-                decode(input.as_bytes(), Length::Chunked, 3).is_err(),
+                decode(input.as_bytes(), Framing::Chunked, 3).is_err(),
                 "{input:?}"
             );
         }
         let long = format!("1;{}\r\na\r\n0\r\n\r\n", "e".repeat(MAX_EXTENSION + 1));
-        assert!(decode(long.as_bytes(), Length::Chunked, 7).is_err());
+        assert!(decode(long.as_bytes(), Framing::Chunked, 7).is_err());
     }
 
     #[test]
     fn a_trailer_section_is_bounded() {
         let with = |bytes: usize| {
-            let limits = Limits {
+            let limits = HeadLimits {
                 head_bytes: 64,
                 headers: 2,
             };
-            let mut decoder = Decoder::new(Length::Chunked, limits);
+            let mut decoder = Decoder::new(Framing::Chunked, limits);
             let input = format!("0\r\nA: {}\r\n\r\n", "b".repeat(bytes));
             decoder.advance(input.as_bytes()).map(|_| decoder.is_done())
         };
         assert_eq!(with(57), Ok(true));
-        assert_eq!(with(58), Err(Invalid::TooLarge(64)));
+        assert_eq!(with(58), Err(InvalidHead::TooLarge(64)));
     }
 
     #[test]
     fn a_fixed_body_ends_where_it_says() {
-        let (data, left, _) = decode(b"helloGET", Length::Fixed(5), 3).expect("valid");
+        let (data, left, _) = decode(b"helloGET", Framing::Fixed(5), 3).expect("valid");
         assert_eq!((data.as_slice(), left), (&b"hello"[..], 3));
-        assert!(decode(b"hel", Length::Fixed(5), 3).is_err());
-        assert!(decode(b"hel", Length::UntilClose, 3).is_ok());
+        assert!(decode(b"hel", Framing::Fixed(5), 3).is_err());
+        assert!(decode(b"hel", Framing::UntilClose, 3).is_ok());
     }
 
     #[test]
     fn what_is_encoded_decodes_to_the_same() {
         let mut out = Vec::new();
-        let mut encoder = Encoder::new(Length::Chunked);
+        let mut encoder = Encoder::new(Framing::Chunked);
         let large = vec![b'x'; 70_000];
         encoder.write(b"abc", &mut out);
         encoder.write(b"", &mut out);
         encoder.write(&large, &mut out);
         encoder.finish(None, &mut out);
-        let (data, left, _) = decode(&out, Length::Chunked, 4096).expect("valid");
+        let (data, left, _) = decode(&out, Framing::Chunked, 4096).expect("valid");
         assert_eq!(data.len(), 70_003);
         assert_eq!(left, 0);
     }

@@ -4,9 +4,9 @@ use std::task::{Context, Poll, ready};
 
 use super::conn::Conn;
 use super::parse::parse_response;
-use super::{Invalid, Length, response_length};
-use crate::Broken;
-use crate::head::{Head, Known, Version};
+use super::{Framing, InvalidHead, response_framing};
+use crate::PeerError;
+use crate::head::{FieldName, Head, Version};
 
 /// An HTTP/1 connection to a server.
 #[derive(Debug)]
@@ -43,20 +43,20 @@ impl ClientHalf {
     }
 
     /// Number of requests sent so far.
-    pub fn exchanges(&self) -> u64 {
+    pub fn requests_sent(&self) -> u64 {
         self.exchanges
     }
 
     /// Starts a request; its body was framed as `length` by its sender.
-    pub fn request(&mut self, head: &mut Head, length: Length) {
+    pub fn request(&mut self, head: &mut Head, length: Framing) {
         self.exchanges += 1;
         self.keep_alive = false;
-        if length == Length::Chunked {
-            head.set("transfer-encoding", Known::TransferEncoding, b"chunked");
+        if length == Framing::Chunked {
+            head.set("transfer-encoding", FieldName::TransferEncoding, b"chunked");
         }
         // HTTP/2 signals an empty body by END_STREAM, HTTP/1 by a `Content-Length` of 0 (RFC 9110, section 8.6).
-        if length == Length::Empty && head.version() == Version::Http2 {
-            head.remove(Known::ContentLength);
+        if length == Framing::Empty && head.version() == Version::Http2 {
+            head.remove(FieldName::ContentLength);
             if matches!(head.method(), b"POST" | b"PUT" | b"PATCH") {
                 head.add("content-length", b"0");
             }
@@ -70,17 +70,21 @@ impl ClientHalf {
     /// Waits for a response's head.
     ///
     /// # Errors
-    /// [`Broken`] when the peer closed first, or sent no acceptable response.
-    pub fn poll_head(&mut self, cx: &mut Context<'_>, head: &mut Head) -> Poll<Result<(), Broken>> {
+    /// [`PeerError`] when the peer closed first, or sent no acceptable response.
+    pub fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        head: &mut Head,
+    ) -> Poll<Result<(), PeerError>> {
         loop {
             if !self.conn.unread().is_empty() {
                 let taken = self.conn.take_head(head, parse_response);
-                if taken.map_err(Broken::Syntax)? {
+                if taken.map_err(PeerError::Syntax)? {
                     return Poll::Ready(Ok(()));
                 }
             }
             if ready!(self.conn.poll_fill(cx))? == 0 {
-                return Poll::Ready(Err(Broken::Closed));
+                return Poll::Ready(Err(PeerError::Closed));
             }
         }
     }
@@ -88,14 +92,14 @@ impl ClientHalf {
     /// Starts receiving the body of the final response `head`; returns its framing.
     ///
     /// # Errors
-    /// [`Invalid`] when the head is ambiguous about it.
-    pub fn receive(&mut self, head: &Head, is_head: bool) -> Result<Length, Invalid> {
-        let length = response_length(head, is_head)?;
+    /// [`InvalidHead`] when the head is ambiguous about it.
+    pub fn receive(&mut self, head: &Head, is_head: bool) -> Result<Framing, InvalidHead> {
+        let length = response_framing(head, is_head)?;
         self.keep_alive = match head.version() {
             Version::Http11 => !head.connection_has("close"),
             Version::Http10 => head.connection_has("keep-alive"),
             Version::Http2 => true,
-        } && length != Length::UntilClose;
+        } && length != Framing::UntilClose;
         self.conn.receive(length);
         Ok(length)
     }

@@ -8,10 +8,10 @@ use std::task::{Context, Poll, ready};
 use tokio::io::AsyncWrite;
 
 use super::body::{Decoder, Encoder};
-use super::{Before, Invalid, Length, Limits, Parse};
+use super::{Framing, HeadLimits, InvalidHead, LastHead, Parse};
 use crate::head::Head;
 use crate::stream::Stream;
-use crate::{Broken, Incoming, Outgoing, buffers};
+use crate::{Incoming, Outgoing, PeerError, buffers};
 
 /// Bytes of unsent data above which reading from the other side stops.
 const HIGH_WATER: usize = 64 * 1024;
@@ -35,13 +35,13 @@ pub struct Conn {
     /// True after a protocol switch: our direction then ends when the message being sent does.
     is_switched: bool,
     /// Cache of the fields of the last head received.
-    before: Before,
-    limits: Limits,
+    before: LastHead,
+    limits: HeadLimits,
 }
 
 impl Conn {
     /// A connection on `io`, with bytes that were read from it before.
-    pub fn new(io: Stream, read: Vec<u8>, limits: Limits) -> Conn {
+    pub fn new(io: Stream, read: Vec<u8>, limits: HeadLimits) -> Conn {
         Conn {
             io,
             read,
@@ -50,23 +50,23 @@ impl Conn {
             room: buffers::SIZE,
             write: Vec::new(),
             written: 0,
-            decoder: Decoder::new(Length::Empty, limits),
-            encoder: Encoder::new(Length::Empty),
+            decoder: Decoder::new(Framing::Empty, limits),
+            encoder: Encoder::new(Framing::Empty),
             ended: false,
             is_sent: false,
             is_switched: false,
-            before: Before::default(),
+            before: LastHead::default(),
             limits,
         }
     }
 
     /// The cache of the fields of the last head received.
-    pub fn before(&self) -> &Before {
+    pub fn last_head(&self) -> &LastHead {
         &self.before
     }
 
     /// Sets the cache, from another connection: the next head is probably like the last one there.
-    pub fn set_before(&mut self, before: Before) {
+    pub fn set_last_head(&mut self, before: LastHead) {
         self.before = before;
     }
 
@@ -82,7 +82,7 @@ impl Conn {
     }
 
     /// The limits on its messages.
-    pub fn limits(&self) -> &Limits {
+    pub fn limits(&self) -> &HeadLimits {
         &self.limits
     }
 
@@ -107,12 +107,12 @@ impl Conn {
     }
 
     /// Starts receiving a body.
-    pub(super) fn receive(&mut self, length: Length) {
+    pub(super) fn receive(&mut self, length: Framing) {
         self.decoder = Decoder::new(length, self.limits);
     }
 
     /// Starts sending a message; `write_head` appends its head to the write buffer.
-    pub(super) fn send(&mut self, length: Length, write_head: impl FnOnce(&mut Vec<u8>)) {
+    pub(super) fn send(&mut self, length: Framing, write_head: impl FnOnce(&mut Vec<u8>)) {
         self.encoder = Encoder::new(length);
         self.is_sent = false;
         buffers::lend(&mut self.write);
@@ -121,8 +121,8 @@ impl Conn {
 
     /// Ends HTTP: all bytes from now on are opaque, until each direction ends.
     pub(super) fn switch(&mut self) {
-        self.decoder = Decoder::new(Length::UntilClose, self.limits);
-        self.encoder = Encoder::new(Length::UntilClose);
+        self.decoder = Decoder::new(Framing::UntilClose, self.limits);
+        self.encoder = Encoder::new(Framing::UntilClose);
         self.is_switched = true;
     }
 
@@ -143,7 +143,7 @@ impl Conn {
 
     /// Moves the message head at the front of the read buffer into `head` without copying it: the buffers are swapped,
     /// and only the bytes beyond the head move. `false` while the head is incomplete.
-    pub(super) fn take_head(&mut self, head: &mut Head, parse: Parse) -> Result<bool, Invalid> {
+    pub(super) fn take_head(&mut self, head: &mut Head, parse: Parse) -> Result<bool, InvalidHead> {
         self.compact();
         // Parsed only after another line feed: a head that drips in costs no more than one attempt per line.
         let has_line =
@@ -170,12 +170,12 @@ impl Conn {
                 self.looked = self.read.len();
                 Ok(false)
             }
-            _ => Err(Invalid::TooLarge(limit)),
+            _ => Err(InvalidHead::TooLarge(limit)),
         }
     }
 
     /// Prepares for the next message: its first read is small again, and an empty read buffer is given back.
-    pub fn rest(&mut self) {
+    pub fn release(&mut self) {
         self.room = buffers::SIZE;
         if self.unread().is_empty() {
             self.consumed = 0;
@@ -194,9 +194,9 @@ impl Conn {
     }
 
     /// Ends our direction at the end of a switched protocol, which nothing else delimits.
-    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), PeerError>> {
         match self.is_switched && self.encoder.is_finished() {
-            true => self.poll_shutdown(cx).map_err(Broken::Io),
+            true => self.poll_shutdown(cx).map_err(PeerError::Io),
             false => Poll::Ready(Ok(())),
         }
     }
@@ -211,13 +211,13 @@ impl Conn {
 }
 
 impl Incoming for Conn {
-    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Broken>> {
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, PeerError>> {
         loop {
             if self.decoder.is_done() {
                 return Poll::Ready(Ok(false));
             }
             let advanced = self.decoder.advance(&self.read[self.consumed..]);
-            self.consumed += advanced.map_err(Broken::Syntax)?;
+            self.consumed += advanced.map_err(PeerError::Syntax)?;
             if self.decoder.available(self.unread()) > 0 {
                 return Poll::Ready(Ok(true));
             }
@@ -226,7 +226,7 @@ impl Incoming for Conn {
             }
             if ready!(self.poll_fill(cx))? == 0 {
                 let ended = self.decoder.end_of_input();
-                ended.map_err(|_: Invalid| Broken::Closed)?;
+                ended.map_err(|_: InvalidHead| PeerError::Closed)?;
             }
         }
     }
@@ -251,7 +251,7 @@ impl Outgoing for Conn {
         self.write.len() - self.written
     }
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), PeerError>> {
         match self.unsent() < HIGH_WATER {
             true => Poll::Ready(Ok(())),
             false => self.poll_flush(cx),
@@ -267,7 +267,7 @@ impl Outgoing for Conn {
         self.encoder.finish(trailers, &mut self.write);
     }
 
-    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), PeerError>> {
         if self.write.is_empty() {
             return self.poll_end(cx);
         }
@@ -275,7 +275,7 @@ impl Outgoing for Conn {
             let io = Pin::new(&mut self.io);
             let count = ready!(io.poll_write(cx, &self.write[self.written..]))?;
             if count == 0 {
-                return Poll::Ready(Err(Broken::Closed));
+                return Poll::Ready(Err(PeerError::Closed));
             }
             self.written += count;
             self.is_sent = true;

@@ -1,12 +1,12 @@
 //! The framing of a message's body (RFC 9112, section 6.3), in the strict reading: a head that two parsers could read
 //! differently is an error, never a guess.
 
-use super::Invalid;
-use crate::head::{Head, Known, Version};
+use super::InvalidHead;
+use crate::head::{FieldName, Head, Version};
 
 /// Framing of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Length {
+pub enum Framing {
     /// There is no body.
     Empty,
     /// This many bytes.
@@ -21,51 +21,53 @@ pub enum Length {
 ///
 /// # Errors
 /// When `Content-Length` and `Transfer-Encoding` are invalid or ambiguous.
-pub fn request_length(head: &Head) -> Result<Length, Invalid> {
-    Ok(declared(head)?.unwrap_or(Length::Empty))
+pub fn request_framing(head: &Head) -> Result<Framing, InvalidHead> {
+    Ok(declared(head)?.unwrap_or(Framing::Empty))
 }
 
 /// The framing of a response's body; `is_head` when the request was a HEAD.
 ///
 /// # Errors
 /// When `Content-Length` and `Transfer-Encoding` are invalid or ambiguous.
-pub fn response_length(head: &Head, is_head: bool) -> Result<Length, Invalid> {
+pub fn response_framing(head: &Head, is_head: bool) -> Result<Framing, InvalidHead> {
     let declared = declared(head)?;
     let bodiless = is_head || matches!(head.status(), 100..=199 | 204 | 304);
     match bodiless {
-        true => Ok(Length::Empty),
-        false => Ok(declared.unwrap_or(Length::UntilClose)),
+        true => Ok(Framing::Empty),
+        false => Ok(declared.unwrap_or(Framing::UntilClose)),
     }
 }
 
 /// The framing that the head declares, if it does.
-fn declared(head: &Head) -> Result<Option<Length>, Invalid> {
-    if head.get(Known::TransferEncoding).is_none() && head.get(Known::ContentLength).is_none() {
+fn declared(head: &Head) -> Result<Option<Framing>, InvalidHead> {
+    if head.get(FieldName::TransferEncoding).is_none()
+        && head.get(FieldName::ContentLength).is_none()
+    {
         return Ok(None);
     }
-    let mut codings = head.get_all(Known::TransferEncoding);
-    let mut lengths = head.get_all(Known::ContentLength);
+    let mut codings = head.get_all(FieldName::TransferEncoding);
+    let mut lengths = head.get_all(FieldName::ContentLength);
     match (codings.next(), lengths.next()) {
         (None, None) => Ok(None),
-        (Some(_), Some(_)) => Err(Invalid::Syntax(
+        (Some(_), Some(_)) => Err(InvalidHead::Syntax(
             "Content-Length together with Transfer-Encoding",
         )),
         (Some(coding), None) => {
             if head.version() == Version::Http10 {
-                return Err(Invalid::Syntax("Transfer-Encoding in HTTP/1.0"));
+                return Err(InvalidHead::Syntax("Transfer-Encoding in HTTP/1.0"));
             }
             if codings.next().is_some() || !coding.eq_ignore_ascii_case(b"chunked") {
-                return Err(Invalid::Syntax("Transfer-Encoding other than chunked"));
+                return Err(InvalidHead::Syntax("Transfer-Encoding other than chunked"));
             }
-            Ok(Some(Length::Chunked))
+            Ok(Some(Framing::Chunked))
         }
         (None, Some(length)) => {
             if lengths.next().is_some() {
-                return Err(Invalid::Syntax("more than one Content-Length"));
+                return Err(InvalidHead::Syntax("more than one Content-Length"));
             }
             decimal(length)
-                .map(|length| Some(Length::Fixed(length)))
-                .ok_or(Invalid::Syntax("invalid Content-Length"))
+                .map(|length| Some(Framing::Fixed(length)))
+                .ok_or(InvalidHead::Syntax("invalid Content-Length"))
         }
     }
 }
@@ -83,22 +85,22 @@ fn decimal(digits: &[u8]) -> Option<u64> {
 mod tests {
     use super::*;
 
-    fn request(fields: &[(&str, &str)]) -> Result<Length, Invalid> {
+    fn request(fields: &[(&str, &str)]) -> Result<Framing, InvalidHead> {
         let mut head = Head::request("POST", "/");
         for (name, value) in fields {
             head.add(name, value.as_bytes());
         }
-        request_length(&head)
+        request_framing(&head)
     }
 
     #[test]
     fn a_request_says_its_length_in_one_way_or_is_refused() {
-        assert_eq!(request(&[]), Ok(Length::Empty));
-        assert_eq!(request(&[("content-length", "0")]), Ok(Length::Fixed(0)));
-        assert_eq!(request(&[("Content-Length", "12")]), Ok(Length::Fixed(12)));
+        assert_eq!(request(&[]), Ok(Framing::Empty));
+        assert_eq!(request(&[("content-length", "0")]), Ok(Framing::Fixed(0)));
+        assert_eq!(request(&[("Content-Length", "12")]), Ok(Framing::Fixed(12)));
         assert_eq!(
             request(&[("Transfer-Encoding", "Chunked")]),
-            Ok(Length::Chunked)
+            Ok(Framing::Chunked)
         );
         for fields in [
             &[("content-length", "1"), ("content-length", "1")][..],
@@ -127,16 +129,16 @@ mod tests {
         let of = |status, is_head| {
             let mut head = Head::response(status);
             head.add("content-length", b"5");
-            response_length(&head, is_head)
+            response_framing(&head, is_head)
         };
         for status in [100, 103, 204, 304] {
-            assert_eq!(of(status, false), Ok(Length::Empty));
+            assert_eq!(of(status, false), Ok(Framing::Empty));
         }
-        assert_eq!(of(200, true), Ok(Length::Empty));
-        assert_eq!(of(200, false), Ok(Length::Fixed(5)));
+        assert_eq!(of(200, true), Ok(Framing::Empty));
+        assert_eq!(of(200, false), Ok(Framing::Fixed(5)));
         assert_eq!(
-            response_length(&Head::response(200), false),
-            Ok(Length::UntilClose)
+            response_framing(&Head::response(200), false),
+            Ok(Framing::UntilClose)
         );
     }
 }

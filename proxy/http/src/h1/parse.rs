@@ -4,37 +4,37 @@
 use std::ops::Range;
 use std::rc::Rc;
 
-use super::Limits;
-use crate::error::Invalid;
-use crate::head::{Head, Known, Section, Span, Version};
+use super::HeadLimits;
+use crate::error::InvalidHead;
+use crate::head::{FieldName, Head, Section, Span, Version};
 use crate::method;
 
 /// Cache of the fields of the last head that a peer sent: those of the next one are mostly the same, and aren't parsed
 /// again then.
 #[derive(Debug, Default, Clone)]
-pub struct Before {
+pub struct LastHead {
     /// Their text, to the end of the head, and its parsed form.
     fields: Option<Rc<(Vec<u8>, Section)>>,
     /// Consecutive heads that missed the cache.
     misses: u8,
 }
 
-impl Before {
+impl LastHead {
     /// Larger sections, in bytes, are not worth their memory.
     const LARGE: usize = 1024;
     /// Misses in a row after which nothing is cached any more: such a peer never repeats its fields.
-    const PATIENCE: u8 = 8;
+    const MAX_MISSES: u8 = 8;
 
     /// A copy for another connection, with no misses: its peer may be more constant.
     #[must_use]
-    pub fn elsewhere(&self) -> Before {
+    pub fn for_connection(&self) -> LastHead {
         let fields = self.fields.clone();
-        Before { fields, misses: 0 }
+        LastHead { fields, misses: 0 }
     }
 
     /// Sets the cached fields in `head` if their text is at `at`; returns the end of the text.
     #[inline]
-    fn recall(&mut self, bytes: &[u8], at: usize, head: &mut Head) -> Option<usize> {
+    fn get(&mut self, bytes: &[u8], at: usize, head: &mut Head) -> Option<usize> {
         let (text, section) = self.fields.as_deref()?;
         if !bytes[at..].starts_with(text) {
             return None;
@@ -46,8 +46,8 @@ impl Before {
 
     /// Caches the fields that were parsed into `head` from `text`, which begins at `at`.
     #[cold]
-    fn learn(&mut self, text: &[u8], at: usize, head: &Head) {
-        if self.misses == Before::PATIENCE || text.len() > Before::LARGE {
+    fn insert(&mut self, text: &[u8], at: usize, head: &Head) {
+        if self.misses == LastHead::MAX_MISSES || text.len() > LastHead::LARGE {
             self.fields = None;
             return;
         }
@@ -57,14 +57,14 @@ impl Before {
 }
 
 /// The end of the head; `None` while it is incomplete.
-type Parsed = Result<Option<usize>, Invalid>;
+type Parsed = Result<Option<usize>, InvalidHead>;
 
 /// Parses the request head at the front of `head`'s buffer.
 ///
 /// # Errors
-/// [`Invalid`] when it isn't a request that Leno accepts: its syntax is checked as it is read, the rest by
+/// [`InvalidHead`] when it isn't a request that Leno accepts: its syntax is checked as it is read, the rest by
 /// [`check_request`] once the head is complete.
-pub fn parse_request(head: &mut Head, limits: &Limits, before: &mut Before) -> Parsed {
+pub fn parse_request(head: &mut Head, limits: &HeadLimits, before: &mut LastHead) -> Parsed {
     let end = with_bytes(head, |bytes, head| {
         let Some((line, at)) = take_line(bytes, 0)? else {
             return Ok(None);
@@ -106,12 +106,12 @@ pub fn is_token_method(name: &[u8]) -> bool {
 /// Checks a request's head: its method, its target, its `Host`.
 ///
 /// # Errors
-/// [`Invalid`] when its method is a registered one in another case, its target isn't one that Leno accepts, or its
+/// [`InvalidHead`] when its method is a registered one in another case, its target isn't one that Leno accepts, or its
 /// `Host` is invalid, repeated, or missing in HTTP/1.1.
-pub fn check_request(head: &Head) -> Result<(), Invalid> {
+pub fn check_request(head: &Head) -> Result<(), InvalidHead> {
     if method::is_registered_in_another_case(head.method()) {
         let text = "the method is a registered one in another case";
-        return Err(Invalid::Syntax(text));
+        return Err(InvalidHead::Syntax(text));
     }
     check_target(head)?;
     check_host(head)
@@ -120,8 +120,8 @@ pub fn check_request(head: &Head) -> Result<(), Invalid> {
 /// Parses the response head at the front of `head`'s buffer.
 ///
 /// # Errors
-/// [`Invalid`] when it isn't a response that Leno accepts; its syntax is checked as it is read.
-pub fn parse_response(head: &mut Head, limits: &Limits, before: &mut Before) -> Parsed {
+/// [`InvalidHead`] when it isn't a response that Leno accepts; its syntax is checked as it is read.
+pub fn parse_response(head: &mut Head, limits: &HeadLimits, before: &mut LastHead) -> Parsed {
     with_bytes(head, |bytes, head| {
         let Some((line, at)) = take_line(bytes, 0)? else {
             return Ok(None);
@@ -134,8 +134,8 @@ pub fn parse_response(head: &mut Head, limits: &Limits, before: &mut Before) -> 
 /// Parses the trailer section at the front of `head`'s buffer, its empty line included.
 ///
 /// # Errors
-/// [`Invalid`] when a field isn't well-formed, or there are too many.
-pub fn parse_trailers(head: &mut Head, limits: &Limits) -> Parsed {
+/// [`InvalidHead`] when a field isn't well-formed, or there are too many.
+pub fn parse_trailers(head: &mut Head, limits: &HeadLimits) -> Parsed {
     with_bytes(head, |bytes, head| fields(bytes, 0, head, limits))
 }
 
@@ -147,7 +147,7 @@ fn with_bytes(head: &mut Head, parse: impl FnOnce(&[u8], &mut Head) -> Parsed) -
     parsed
 }
 
-const NO_CR_LF: Invalid = Invalid::Syntax("a line must end with CR LF");
+const NO_CR_LF: InvalidHead = InvalidHead::Syntax("a line must end with CR LF");
 
 const TOKEN: u8 = 1;
 const TARGET: u8 = 2;
@@ -229,28 +229,28 @@ fn text(bytes: &[u8]) -> usize {
 }
 
 /// The line that starts at `at`, without CR LF, and the start of the next one; `None` while it is incomplete.
-fn take_line(bytes: &[u8], at: usize) -> Result<Option<(&[u8], usize)>, Invalid> {
+fn take_line(bytes: &[u8], at: usize) -> Result<Option<(&[u8], usize)>, InvalidHead> {
     let rest = &bytes[at..];
     let Some(end) = memchr::memchr(b'\n', rest) else {
         return Ok(None);
     };
     match rest[..end].strip_suffix(b"\r") {
         Some(line) => Ok(Some((line, at + end + 1))),
-        None => Err(Invalid::Syntax("a line must end with CR LF")),
+        None => Err(InvalidHead::Syntax("a line must end with CR LF")),
     }
 }
 
-fn version(text: &[u8]) -> Result<Version, Invalid> {
+fn version(text: &[u8]) -> Result<Version, InvalidHead> {
     match text {
         b"HTTP/1.1" => Ok(Version::Http11),
         b"HTTP/1.0" => Ok(Version::Http10),
-        _ => Err(Invalid::Syntax("not HTTP/1.0 or HTTP/1.1")),
+        _ => Err(InvalidHead::Syntax("not HTTP/1.0 or HTTP/1.1")),
     }
 }
 
 /// RFC 9112, section 3: `method SP request-target SP HTTP-version`.
-fn request_line(line: &[u8], head: &mut Head) -> Result<(), Invalid> {
-    let shape = Invalid::Syntax("invalid method or target");
+fn request_line(line: &[u8], head: &mut Head) -> Result<(), InvalidHead> {
+    let shape = InvalidHead::Syntax("invalid method or target");
     let method = match line {
         [b'G', b'E', b'T', b' ', ..] => 3,
         line => memchr::memchr(b' ', line).ok_or(shape)?,
@@ -268,8 +268,8 @@ fn request_line(line: &[u8], head: &mut Head) -> Result<(), Invalid> {
 
 /// RFC 9112, section 4: `HTTP-version SP status-code SP [ reason-phrase ]`; the last space may be missing, as other
 /// parsers allow.
-fn status_line(line: &[u8], head: &mut Head) -> Result<(), Invalid> {
-    let shape = Invalid::Syntax("invalid status line");
+fn status_line(line: &[u8], head: &mut Head) -> Result<(), InvalidHead> {
+    let shape = InvalidHead::Syntax("invalid status line");
     let version = version(line.get(..8).ok_or(shape)?)?;
     let (Some(b' '), Some(code)) = (line.get(8), line.get(9..12)) else {
         return Err(shape);
@@ -293,21 +293,21 @@ fn fields_again(
     bytes: &[u8],
     at: usize,
     head: &mut Head,
-    limits: &Limits,
-    before: &mut Before,
+    limits: &HeadLimits,
+    before: &mut LastHead,
 ) -> Parsed {
-    if let Some(end) = before.recall(bytes, at, head) {
+    if let Some(end) = before.get(bytes, at, head) {
         return Ok(Some(end));
     }
     let end = fields(bytes, at, head, limits)?;
     if let Some(end) = end {
-        before.learn(&bytes[at..end], at, head);
+        before.insert(&bytes[at..end], at, head);
     }
     Ok(end)
 }
 
 /// RFC 9112, section 5: lines of `name ":" OWS value OWS`, and an empty one after the last.
-fn fields(bytes: &[u8], mut at: usize, head: &mut Head, limits: &Limits) -> Parsed {
+fn fields(bytes: &[u8], mut at: usize, head: &mut Head, limits: &HeadLimits) -> Parsed {
     for _ in 0..=limits.headers {
         let line = &bytes[at..];
         let length = leading(line, TOKEN);
@@ -319,7 +319,7 @@ fn fields(bytes: &[u8], mut at: usize, head: &mut Head, limits: &Limits) -> Pars
         if after.get(value.len()..value.len() + 2) != Some(b"\r\n") {
             return no_end_of_line(&after[value.len()..]).map(|()| None);
         }
-        let known = Known::of(&line[..length]);
+        let known = FieldName::of(&line[..length]);
         let is_blank = |byte: u8| matches!(byte, b' ' | b'\t');
         let is_plain = match value {
             [b' ', first] => !is_blank(*first),
@@ -335,7 +335,7 @@ fn fields(bytes: &[u8], mut at: usize, head: &mut Head, limits: &Limits) -> Pars
         head.push_parsed(Span::new(at, at + length), value_at, known, is_plain);
         at = start + value.len() + 2;
     }
-    Err(Invalid::TooMany(limits.headers))
+    Err(InvalidHead::TooMany(limits.headers))
 }
 
 /// Classifies a line that begins with `length` bytes of a name and no colon after them: the end of the fields, an
@@ -346,7 +346,7 @@ fn no_field(line: &[u8], length: usize) -> Parsed {
         (0, b"\r") => Ok(None),
         (length, line) if length == line.len() => Ok(None),
         (0, [b'\r' | b'\n', ..]) => Err(NO_CR_LF),
-        _ => Err(Invalid::Syntax("invalid header name")),
+        _ => Err(InvalidHead::Syntax("invalid header name")),
     }
 }
 
@@ -367,19 +367,19 @@ pub fn trimmed(value: &[u8]) -> Range<usize> {
 }
 
 /// Checks that the bytes after a value may still become CR LF.
-fn no_end_of_line(rest: &[u8]) -> Result<(), Invalid> {
+fn no_end_of_line(rest: &[u8]) -> Result<(), InvalidHead> {
     match rest {
         [] | b"\r" => Ok(()),
         [b'\n', ..] | [b'\r', _, ..] => Err(NO_CR_LF),
-        _ => Err(Invalid::Syntax("invalid header value")),
+        _ => Err(InvalidHead::Syntax("invalid header value")),
     }
 }
 
 /// RFC 9112, section 3.2: origin-form, absolute-form, authority-form (CONNECT), asterisk-form (OPTIONS).
-fn check_target(head: &Head) -> Result<(), Invalid> {
+fn check_target(head: &Head) -> Result<(), InvalidHead> {
     let target = head.target();
     if !all(target, TARGET) {
-        return Err(Invalid::Syntax("invalid character in the target"));
+        return Err(InvalidHead::Syntax("invalid character in the target"));
     }
     let fits = match (head.method(), target.first()) {
         (b"CONNECT", _) => is_host_port(target),
@@ -391,7 +391,7 @@ fn check_target(head: &Head) -> Result<(), Invalid> {
     };
     match fits {
         true => Ok(()),
-        false => Err(Invalid::Syntax(
+        false => Err(InvalidHead::Syntax(
             "the target is neither a path nor an http:// URI",
         )),
     }
@@ -405,12 +405,14 @@ fn is_host_port(target: &[u8]) -> bool {
     !host.is_empty() && all(host, HOST) && !port.is_empty() && port.iter().all(u8::is_ascii_digit)
 }
 
-fn check_host(head: &Head) -> Result<(), Invalid> {
-    let mut hosts = head.get_all(Known::Host);
+fn check_host(head: &Head) -> Result<(), InvalidHead> {
+    let mut hosts = head.get_all(FieldName::Host);
     match (hosts.next(), hosts.next()) {
-        (None, _) if head.version() == Version::Http11 => Err(Invalid::Syntax("no Host header")),
-        (Some(_), Some(_)) => Err(Invalid::Syntax("more than one Host header")),
-        (Some(host), None) if !all(host, HOST) => Err(Invalid::Syntax("invalid Host header")),
+        (None, _) if head.version() == Version::Http11 => {
+            Err(InvalidHead::Syntax("no Host header"))
+        }
+        (Some(_), Some(_)) => Err(InvalidHead::Syntax("more than one Host header")),
+        (Some(host), None) if !all(host, HOST) => Err(InvalidHead::Syntax("invalid Host header")),
         _ => Ok(()),
     }
 }
@@ -419,12 +421,12 @@ fn check_host(head: &Head) -> Result<(), Invalid> {
 mod tests {
     use super::*;
 
-    fn parsed(text: &str) -> Result<Head, Invalid> {
+    fn parsed(text: &str) -> Result<Head, InvalidHead> {
         let mut head = Head::default();
         head.buffer().extend_from_slice(text.as_bytes());
-        match parse_request(&mut head, &Limits::default(), &mut Before::default())? {
+        match parse_request(&mut head, &HeadLimits::default(), &mut LastHead::default())? {
             Some(end) if end == text.len() => Ok(head),
-            _ => Err(Invalid::Syntax("not whole")),
+            _ => Err(InvalidHead::Syntax("not whole")),
         }
     }
 
@@ -500,19 +502,19 @@ mod tests {
     #[test]
     fn the_number_of_fields_is_bounded_exactly() {
         for (limit, room) in [(2, 2), (150, 150)] {
-            let limits = Limits {
+            let limits = HeadLimits {
                 headers: limit,
-                ..Limits::default()
+                ..HeadLimits::default()
             };
             let with = |count: usize| {
                 let mut head = Head::default();
                 let extra = "A: b\r\n".repeat(count - 1);
                 let text = format!("GET / HTTP/1.1\r\nHost: h\r\n{extra}\r\n");
                 head.buffer().extend_from_slice(text.as_bytes());
-                parse_request(&mut head, &limits, &mut Before::default())
+                parse_request(&mut head, &limits, &mut LastHead::default())
             };
             assert!(matches!(with(room), Ok(Some(_))));
-            assert_eq!(with(room + 1), Err(Invalid::TooMany(limit)));
+            assert_eq!(with(room + 1), Err(InvalidHead::TooMany(limit)));
         }
     }
 
@@ -522,7 +524,7 @@ mod tests {
         for cut in 0..=text.len() {
             let mut head = Head::default();
             head.buffer().extend_from_slice(&text[..cut]);
-            let end = parse_request(&mut head, &Limits::default(), &mut Before::default());
+            let end = parse_request(&mut head, &HeadLimits::default(), &mut LastHead::default());
             assert_eq!(end, Ok((cut >= 27).then_some(27)), "{cut}");
         }
     }
@@ -536,10 +538,10 @@ mod tests {
             "Host: h\r\n\r\n",
         ];
         let mut rng = fastrand::Rng::with_seed(1);
-        let (mut before, mut recalled) = (Before::default(), 0);
+        let (mut before, mut recalled) = (LastHead::default(), 0);
         for round in 0..300 {
-            // Resets the misses: at `PATIENCE` nothing would be cached any more.
-            before = before.elsewhere();
+            // Resets the misses: at `MAX_MISSES` nothing would be cached any more.
+            before = before.for_connection();
             let section = sections[rng.usize(..sections.len()) * usize::from(rng.bool())];
             let target = "/a".repeat(rng.usize(1..4));
             let text = format!("GET {target} HTTP/1.1\r\n{section}");
@@ -552,32 +554,32 @@ mod tests {
                     .extend_from_slice(&text.as_bytes()[..text.len() - cut]);
                 let more: &[u8] = if cut == 0 { b"Host: h\r\n" } else { b"" };
                 head.buffer().extend_from_slice(more);
-                let read = parse_request(&mut head, &Limits::default(), &mut before);
+                let read = parse_request(&mut head, &HeadLimits::default(), &mut before);
                 assert_eq!(read, Ok(end), "{round}");
                 recalled += usize::from(end.is_some() && before.misses == 0);
             }
             let alone = parsed(&text).expect("valid");
             assert!(head.fields().eq(alone.fields()), "{round}");
             assert_eq!((head.size(), head.target()), (alone.size(), alone.target()));
-            assert_eq!(head.get(Known::Host), Some(&b"h"[..]));
+            assert_eq!(head.get(FieldName::Host), Some(&b"h"[..]));
         }
         assert!((50..250).contains(&recalled), "{recalled}");
     }
 
     #[test]
     fn a_peer_that_never_says_the_same_is_given_up() {
-        let mut before = Before::default();
-        for round in 0..=Before::PATIENCE {
+        let mut before = LastHead::default();
+        for round in 0..=LastHead::MAX_MISSES {
             assert_eq!(before.misses, round);
             let text = format!("GET / HTTP/1.1\r\nHost: h{round}\r\n\r\n");
             let mut head = Head::default();
             head.buffer().extend_from_slice(text.as_bytes());
-            let read = parse_request(&mut head, &Limits::default(), &mut before);
+            let read = parse_request(&mut head, &HeadLimits::default(), &mut before);
             assert_eq!(read, Ok(Some(text.len())));
         }
-        assert_eq!(before.misses, Before::PATIENCE);
+        assert_eq!(before.misses, LastHead::MAX_MISSES);
         assert!(before.fields.is_none());
-        assert_eq!(before.elsewhere().misses, 0);
+        assert_eq!(before.for_connection().misses, 0);
     }
 
     #[test]
@@ -600,7 +602,7 @@ mod tests {
         for text in ["HTTP/1.1 204\r\n\r\n", "HTTP/1.1 204 \r\n\r\n"] {
             let mut head = Head::default();
             head.buffer().extend_from_slice(text.as_bytes());
-            let end = parse_response(&mut head, &Limits::default(), &mut Before::default());
+            let end = parse_response(&mut head, &HeadLimits::default(), &mut LastHead::default());
             assert_eq!(end, Ok(Some(text.len())));
             assert_eq!(head.status(), 204);
         }

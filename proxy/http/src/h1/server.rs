@@ -10,14 +10,14 @@ use tokio::time::{Instant, timeout_at};
 
 use super::conn::Conn;
 use super::parse::parse_request;
-use super::{Invalid, Length, request_length};
+use super::{Framing, InvalidHead, request_framing};
 use crate::deadline::Deadline;
-use crate::head::{Head, Known, Version};
-use crate::{Broken, Outgoing};
+use crate::head::{FieldName, Head, Version};
+use crate::{Outgoing, PeerError};
 
 /// Outcome of waiting for a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Read {
+pub enum ReadOutcome {
     /// A request.
     Request,
     /// The peer closed, the connection failed, or it was idle for too long.
@@ -29,7 +29,7 @@ pub enum Read {
 pub enum ReadError {
     /// Its head isn't acceptable.
     #[error(transparent)]
-    Invalid(#[from] Invalid),
+    Invalid(#[from] InvalidHead),
     /// Its head was not complete in this time.
     #[error("request head not complete after {0:?}")]
     HeadTimeout(Duration),
@@ -53,7 +53,7 @@ pub struct ServerHalf {
     keep_alive: bool,
     version: Version,
     is_head: bool,
-    length: Length,
+    length: Framing,
     /// Set once the drain has begun: each response then closes the connection.
     draining: Option<Arc<AtomicBool>>,
 }
@@ -66,7 +66,7 @@ impl ServerHalf {
             keep_alive: true,
             version: Version::Http11,
             is_head: false,
-            length: Length::Empty,
+            length: Framing::Empty,
             draining: None,
         }
     }
@@ -104,7 +104,7 @@ impl ServerHalf {
     }
 
     /// Framing of the request's body.
-    pub fn body_length(&self) -> Length {
+    pub fn body_framing(&self) -> Framing {
         self.length
     }
 
@@ -118,16 +118,16 @@ impl ServerHalf {
         deadline: &mut Deadline,
         idle_until: Instant,
         head_timeout: Duration,
-    ) -> Result<Read, ReadError> {
+    ) -> Result<ReadOutcome, ReadError> {
         // The response to a malformed head is HTTP/1.1 and closes the connection.
         self.version = Version::Http11;
         self.is_head = false;
         if self.conn.unread().is_empty() {
-            self.conn.rest();
+            self.conn.release();
             let fill = poll_fn(|cx| self.conn.poll_fill(cx));
             match deadline.limit(idle_until, fill).await {
                 Some(Ok(count)) if count > 0 => {}
-                _ => return Ok(Read::Closed),
+                _ => return Ok(ReadOutcome::Closed),
             }
         }
         let keep_alive = std::mem::replace(&mut self.keep_alive, false);
@@ -141,16 +141,16 @@ impl ServerHalf {
             let late = *late.get_or_insert_with(|| Instant::now() + head_timeout);
             match deadline.limit(late, fill).await {
                 Some(Ok(count)) if count > 0 => {}
-                Some(_) => return Ok(Read::Closed),
+                Some(_) => return Ok(ReadOutcome::Closed),
                 None => return Err(ReadError::HeadTimeout(head_timeout)),
             }
         }
         self.accept(head, keep_alive)?;
-        Ok(Read::Request)
+        Ok(ReadOutcome::Request)
     }
 
-    fn accept(&mut self, head: &mut Head, keep_alive: bool) -> Result<(), Invalid> {
-        self.length = request_length(head)?;
+    fn accept(&mut self, head: &mut Head, keep_alive: bool) -> Result<(), InvalidHead> {
+        self.length = request_framing(head)?;
         self.conn.receive(self.length);
         self.version = head.version();
         self.is_head = head.method() == b"HEAD";
@@ -164,9 +164,9 @@ impl ServerHalf {
     }
 
     /// Sends an informational response. HTTP/1.0 has none.
-    pub fn inform(&mut self, head: &Head) {
+    pub fn send_informational(&mut self, head: &Head) {
         if self.version == Version::Http11 {
-            self.conn.send(Length::Empty, |out| {
+            self.conn.send(Framing::Empty, |out| {
                 head.write_response(out);
                 out.extend_from_slice(b"\r\n");
             });
@@ -174,7 +174,7 @@ impl ServerHalf {
     }
 
     /// Starts a response; its body was framed as `length` by its sender. The framing towards this peer is decided here.
-    pub fn respond(&mut self, head: &mut Head, length: Length) {
+    pub fn respond(&mut self, head: &mut Head, length: Framing) {
         let length = self.frame(head, length);
         let draining = self.draining.as_ref();
         if draining.is_some_and(|draining| draining.load(Ordering::Relaxed)) {
@@ -195,41 +195,44 @@ impl ServerHalf {
     pub fn switch(&mut self, request: &Head, head: &mut Head) {
         self.keep_alive = false;
         head.add("connection", b"upgrade");
-        head.add("upgrade", request.get(Known::Upgrade).unwrap_or_default());
-        self.conn.send(Length::Empty, |out| {
+        head.add(
+            "upgrade",
+            request.get(FieldName::Upgrade).unwrap_or_default(),
+        );
+        self.conn.send(Framing::Empty, |out| {
             head.write_response(out);
             out.extend_from_slice(b"\r\n");
         });
         self.conn.switch();
     }
 
-    fn frame(&mut self, head: &mut Head, length: Length) -> Length {
+    fn frame(&mut self, head: &mut Head, length: Framing) -> Framing {
         match length {
-            Length::Empty if head.status() == 204 => {
-                head.remove(Known::ContentLength);
-                Length::Empty
+            Framing::Empty if head.status() == 204 => {
+                head.remove(FieldName::ContentLength);
+                Framing::Empty
             }
-            Length::Chunked | Length::UntilClose if self.version == Version::Http10 => {
+            Framing::Chunked | Framing::UntilClose if self.version == Version::Http10 => {
                 self.keep_alive = false;
-                Length::UntilClose
+                Framing::UntilClose
             }
-            Length::Chunked | Length::UntilClose => {
+            Framing::Chunked | Framing::UntilClose => {
                 head.add("transfer-encoding", b"chunked");
-                Length::Chunked
+                Framing::Chunked
             }
-            Length::Fixed(0) => {
+            Framing::Fixed(0) => {
                 // HTTP/2 signals it by END_STREAM.
-                if head.get(Known::ContentLength).is_none() {
+                if head.get(FieldName::ContentLength).is_none() {
                     head.add("content-length", b"0");
                 }
                 length
             }
-            Length::Empty | Length::Fixed(_) => length,
+            Framing::Empty | Framing::Fixed(_) => length,
         }
     }
 
     /// Sends the rest of the response; true when another request may follow on the connection.
-    pub async fn settle(&mut self) -> bool {
+    pub async fn finish_response(&mut self) -> bool {
         let flushed = poll_fn(|cx| self.conn.poll_flush(cx)).await;
         flushed.is_ok() && self.keep_alive
     }
@@ -252,8 +255,8 @@ impl ServerHalf {
         }
     }
 
-    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), PeerError>> {
         ready!(self.conn.poll_flush(cx))?;
-        Poll::Ready(ready!(self.conn.poll_shutdown(cx)).map_err(Broken::Io))
+        Poll::Ready(ready!(self.conn.poll_shutdown(cx)).map_err(PeerError::Io))
     }
 }

@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use super::core::{Core, Failure, Slot};
 use crate::error::Reason;
 use crate::head::Head;
-use crate::{Broken, Incoming, Outgoing, buffers};
+use crate::{Incoming, Outgoing, PeerError, buffers};
 
 /// Bytes of unsent data from which reading from the other side of the exchange stops.
 const HIGH_WATER: usize = 64 * 1024;
@@ -100,7 +100,7 @@ impl Body {
     }
 
     /// Waits until the peer resets the stream or the connection fails.
-    pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Broken> {
+    pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<PeerError> {
         let mut state = self.slot.state.borrow_mut();
         match &state.failed {
             Some(failed) => Poll::Ready(failed.broken()),
@@ -126,15 +126,15 @@ impl Body {
     }
 
     /// Resets a stream with another length than declared: its body must not pass for complete.
-    fn differs(&mut self) -> Broken {
+    fn differs(&mut self) -> PeerError {
         let reason = Reason::PROTOCOL_ERROR;
         self.core.borrow_mut().reset_failing(&self.slot, reason);
-        Broken::Reset(reason)
+        PeerError::Reset(reason)
     }
 }
 
 impl Incoming for Body {
-    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Broken>> {
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, PeerError>> {
         if !self.rest().is_empty() {
             return Poll::Ready(Ok(true));
         }
@@ -177,7 +177,7 @@ impl Incoming for Body {
 
     fn consume(&mut self, count: usize) {
         self.consumed += count;
-        self.core.borrow_mut().consumed(&self.slot, count);
+        self.core.borrow_mut().release_capacity(&self.slot, count);
     }
 
     fn trailers(&self) -> Option<&Head> {
@@ -190,7 +190,7 @@ impl Outgoing for Body {
         self.pending.len()
     }
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), PeerError>> {
         match self.pending.len() < HIGH_WATER {
             true => Poll::Ready(Ok(())),
             false => self.poll_flush(cx),
@@ -211,7 +211,7 @@ impl Outgoing for Body {
         }
     }
 
-    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), PeerError>> {
         if self.pending.is_empty() && !matches!(self.end, End::Coming(_)) {
             return Poll::Ready(Ok(()));
         }
@@ -229,7 +229,7 @@ impl Outgoing for Body {
                 return Poll::Pending;
             }
             // The rest of its turn goes to another stream.
-            core.leave(&self.slot);
+            core.stop_waiting(&self.slot);
             core.unblock();
         }
         if let End::Coming(trailers) = &self.end {
@@ -249,10 +249,10 @@ impl Drop for Body {
     fn drop(&mut self) {
         let unread = self.rest().len() + self.slot.state.borrow().data.len();
         let mut core = self.core.borrow_mut();
-        let reason = core.farewell(matches!(self.end, End::Sent));
+        let reason = core.reset_reason(matches!(self.end, End::Sent));
         core.reset(&self.slot, reason);
         core.release(unread);
-        core.leave(&self.slot);
+        core.stop_waiting(&self.slot);
         core.unblock();
         buffers::give_back(&mut self.chunk);
         buffers::give_back(&mut self.slot.state.borrow_mut().data);

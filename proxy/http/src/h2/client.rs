@@ -15,10 +15,10 @@ use super::driver::Driver;
 use super::header_block::Peer;
 use super::write_head;
 use crate::clock;
-use crate::h1::{Invalid, Length, Limits, response_length};
-use crate::head::{Head, Known};
+use crate::h1::{Framing, HeadLimits, InvalidHead, response_framing};
+use crate::head::{FieldName, Head};
 use crate::stream::Stream;
-use crate::{Broken, Incoming, Outgoing};
+use crate::{Incoming, Outgoing, PeerError};
 
 /// Silence of a peer after which an unanswered request causes a PING; after as much again it gets no new request.
 const PROOF: Duration = Duration::from_secs(3);
@@ -30,14 +30,14 @@ const PINGS: u32 = 2;
 /// A connection on which requests are sent as streams.
 pub struct Connection {
     core: Rc<RefCell<Core>>,
-    pulse: Rc<Pulse>,
+    pulse: Rc<Liveness>,
     streams: Cell<u64>,
     /// Number of requests sent: streams wait for their turn, and the first request sent carries the peer metadata.
     sent: Cell<u64>,
 }
 
 /// Liveness and load of a connection.
-struct Pulse {
+struct Liveness {
     /// Set while the answer to a liveness ping is pending.
     is_asked: Cell<bool>,
     /// Pings since the last response.
@@ -60,7 +60,7 @@ impl fmt::Debug for Connection {
     }
 }
 
-impl Pulse {
+impl Liveness {
     fn ended(&self) {
         if self.active.get() == 0 && !self.is_over.get() {
             self.closed_after.set(Some(self.idle_since.get().elapsed()));
@@ -80,14 +80,18 @@ impl Connection {
     /// arrive before its answer to a ping.
     ///
     /// # Errors
-    /// [`Broken`] when the peer is gone, or doesn't speak HTTP/2.
-    pub async fn open(io: Stream, is_ours: bool, limits: Limits) -> Result<Rc<Connection>, Broken> {
+    /// [`PeerError`] when the peer is gone, or doesn't speak HTTP/2.
+    pub async fn open(
+        io: Stream,
+        is_ours: bool,
+        limits: HeadLimits,
+    ) -> Result<Rc<Connection>, PeerError> {
         let (now, peer) = match is_ours {
             true => (Instant::now(), Peer::Mesh),
             false => (Instant::now(), Peer::Foreign),
         };
         let core = Rc::new(RefCell::new(Core::new(Role::Client, peer, limits, now)));
-        let pulse = Rc::new(Pulse {
+        let pulse = Rc::new(Liveness {
             is_asked: Cell::new(false),
             asked: Cell::new(0),
             heard: Cell::new(now),
@@ -118,7 +122,7 @@ impl Connection {
 
     /// Checks the peer's liveness after a request without a response: a silent peer gets a ping, then no new request,
     /// and later the connection fails with its requests in flight.
-    fn doubt(&self) {
+    fn check_liveness(&self) {
         let (pulse, before) = (Rc::clone(&self.pulse), self.pulse.heard.get());
         let is_heard = before.elapsed() < PROOF;
         if pulse.is_over.get() || is_heard || pulse.asked.get() >= PINGS {
@@ -207,14 +211,14 @@ impl Drop for ClientStream {
             pulse.idle_since.set(clock::now());
         }
         if self.body.is_some() && !self.is_answered {
-            self.connection.doubt();
+            self.connection.check_liveness();
         }
     }
 }
 
 impl ClientStream {
     /// Number of requests sent on its connection so far.
-    pub fn exchanges(&self) -> u64 {
+    pub fn requests_sent(&self) -> u64 {
         self.connection.sent.get()
     }
 
@@ -231,10 +235,10 @@ impl ClientStream {
     /// Starts a request; `length` is the framing of its body by the sender.
     ///
     /// # Errors
-    /// [`Broken::Unprocessed`] when the connection takes no more requests; nothing was sent.
-    pub fn request(&mut self, head: &Head, length: Length) -> Result<(), Broken> {
-        self.is_held = head.get(Known::Upgrade).is_some();
-        let is_ended = !self.is_held && matches!(length, Length::Empty | Length::Fixed(0));
+    /// [`PeerError::Unprocessed`] when the connection takes no more requests; nothing was sent.
+    pub fn request(&mut self, head: &Head, length: Framing) -> Result<(), PeerError> {
+        self.is_held = head.get(FieldName::Upgrade).is_some();
+        let is_ended = !self.is_held && matches!(length, Framing::Empty | Framing::Fixed(0));
         let upgrades = self.is_held;
         let core = &self.connection.core;
         let now = self.connection.pulse.heard.get();
@@ -250,10 +254,14 @@ impl ClientStream {
     /// Waits for the head of the next response, informational or final.
     ///
     /// # Errors
-    /// [`Broken`] when the peer left or reset the stream first, or the response isn't acceptable.
-    pub fn poll_head(&mut self, cx: &mut Context<'_>, head: &mut Head) -> Poll<Result<(), Broken>> {
+    /// [`PeerError`] when the peer left or reset the stream first, or the response isn't acceptable.
+    pub fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        head: &mut Head,
+    ) -> Poll<Result<(), PeerError>> {
         let Some(body) = &self.body else {
-            return Poll::Ready(Err(Broken::Closed));
+            return Poll::Ready(Err(PeerError::Closed));
         };
         let mut state = body.slot().state.borrow_mut();
         let informational = state.informational.pop_front();
@@ -270,7 +278,7 @@ impl ClientStream {
         drop(state);
         self.connection.pulse.asked.set(0);
         if let Some(invalid) = invalid {
-            return Poll::Ready(Err(Broken::Syntax(invalid)));
+            return Poll::Ready(Err(PeerError::Syntax(invalid)));
         }
         *head = next;
         self.is_answered = head.status() >= 200;
@@ -283,25 +291,27 @@ impl ClientStream {
     /// Starts receiving the body of the final response `head`; returns its framing.
     ///
     /// # Errors
-    /// [`Invalid`] when the framing is ambiguous, or announces a body that isn't there.
-    pub fn receive(&mut self, head: &Head, is_head: bool) -> Result<Length, Invalid> {
-        let length = response_length(head, is_head)?;
+    /// [`InvalidHead`] when the framing is ambiguous, or announces a body that isn't there.
+    pub fn receive(&mut self, head: &Head, is_head: bool) -> Result<Framing, InvalidHead> {
+        let length = response_framing(head, is_head)?;
         let Some(body) = &mut self.body else {
-            return Ok(Length::Empty);
+            return Ok(Framing::Empty);
         };
         Ok(match (length, body.is_received()) {
-            (Length::Empty, _) => {
+            (Framing::Empty, _) => {
                 body.end();
-                Length::Empty
+                Framing::Empty
             }
-            (Length::Fixed(1..), true) => {
-                return Err(Invalid::Syntax("Content-Length of a body that isn't there"));
+            (Framing::Fixed(1..), true) => {
+                return Err(InvalidHead::Syntax(
+                    "Content-Length of a body that isn't there",
+                ));
             }
-            (_, true) => Length::Fixed(0),
-            (Length::UntilClose, false) => Length::Chunked,
-            (Length::Fixed(length), false) => {
+            (_, true) => Framing::Fixed(0),
+            (Framing::UntilClose, false) => Framing::Chunked,
+            (Framing::Fixed(length), false) => {
                 body.declare(Some(length));
-                Length::Fixed(length)
+                Framing::Fixed(length)
             }
             (length, false) => length,
         })
@@ -314,10 +324,10 @@ impl ClientStream {
 }
 
 impl Incoming for ClientStream {
-    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Broken>> {
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, PeerError>> {
         match &mut self.body {
             Some(body) => body.poll_data(cx),
-            None => Poll::Ready(Err(Broken::Closed)),
+            None => Poll::Ready(Err(PeerError::Closed)),
         }
     }
 
@@ -337,10 +347,10 @@ impl Incoming for ClientStream {
 }
 
 impl Outgoing for ClientStream {
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), PeerError>> {
         match &mut self.body {
             Some(body) => body.poll_ready(cx),
-            None => Poll::Ready(Err(Broken::Closed)),
+            None => Poll::Ready(Err(PeerError::Closed)),
         }
     }
 
@@ -362,10 +372,10 @@ impl Outgoing for ClientStream {
         }
     }
 
-    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), PeerError>> {
         match &mut self.body {
             Some(body) => body.poll_flush(cx),
-            None => Poll::Ready(Err(Broken::Closed)),
+            None => Poll::Ready(Err(PeerError::Closed)),
         }
     }
 }

@@ -50,9 +50,9 @@ impl Driver {
     /// Reads and writes as much as possible; ready when the connection is over and, after a graceful end, flushed and
     /// shut down. `heard` is called with the time of each read.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, heard: impl Fn(Instant)) -> Poll<()> {
-        self.core.borrow_mut().attend();
+        self.core.borrow_mut().mark_running();
         loop {
-            let was_clogged = self.core.borrow().is_clogged();
+            let was_clogged = self.core.borrow().is_read_paused();
             let is_read = self.poll_read(cx, &heard).is_ready();
             let written = self.poll_write(cx);
             let mut core = self.core.borrow_mut();
@@ -68,9 +68,9 @@ impl Driver {
             }
             // Reading that was paused for want of room goes on in another round, which reads or registers for more
             // bytes.
-            let has_room_again = was_clogged && !core.is_clogged();
+            let has_room_again = was_clogged && !core.is_read_paused();
             if !is_over && !is_read && !has_room_again {
-                core.rest(cx);
+                core.park(cx);
                 return Poll::Pending;
             }
             drop(core);
@@ -92,7 +92,7 @@ impl Driver {
     fn poll_read(&mut self, cx: &mut Context<'_>, heard: &impl Fn(Instant)) -> Poll<()> {
         {
             let core = self.core.borrow();
-            if core.end.is_some() || core.is_clogged() {
+            if core.end.is_some() || core.is_read_paused() {
                 return Poll::Pending;
             }
         }
@@ -141,7 +141,7 @@ impl Driver {
             }
             self.written += count;
             self.needs_flush = true;
-            self.core.borrow_mut().wrote(count);
+            self.core.borrow_mut().record_written(count);
         }
         buffers::give_back(&mut self.write);
         self.write = Vec::new();
@@ -160,10 +160,10 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
-    use crate::h1::Limits;
+    use crate::h1::HeadLimits;
     use crate::h2::PREFACE;
     use crate::h2::core::Role;
-    use crate::h2::frame::{ACK, PING, SETTINGS, write_head};
+    use crate::h2::frame::{ACK, PING, SETTINGS, write_frame_header};
     use crate::h2::header_block::Peer;
 
     #[tokio::test]
@@ -172,14 +172,14 @@ mod tests {
         let core = Core::new(
             Role::Server,
             Peer::Foreign,
-            Limits::default(),
+            HeadLimits::default(),
             Instant::now(),
         );
         let core = Rc::new(RefCell::new(core));
-        let mut driver = Driver::new(Stream::Inside(Box::new(ours)), Vec::new(), &core);
+        let mut driver = Driver::new(Stream::Tunnel(Box::new(ours)), Vec::new(), &core);
         let mut said = PREFACE.to_vec();
-        write_head(&mut said, 0, SETTINGS, 0, 0);
-        write_head(&mut said, 8, PING, 0, 0);
+        write_frame_header(&mut said, 0, SETTINGS, 0, 0);
+        write_frame_header(&mut said, 8, PING, 0, 0);
         said.extend_from_slice(b"are you?");
         theirs.write_all(&said).await.expect("room");
         // Enough unsent bytes to pause reading, all of which go out at once.
@@ -193,7 +193,7 @@ mod tests {
         let mut answer = vec![0; 4 * 1024 * 1024];
         let count = theirs.read(&mut answer).await.expect("an answer");
         let mut pong = Vec::new();
-        write_head(&mut pong, 8, PING, ACK, 0);
+        write_frame_header(&mut pong, 8, PING, ACK, 0);
         pong.extend_from_slice(b"are you?");
         assert!(answer[..count].ends_with(&pong));
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::frame::{self, FrameHead};
+use super::frame::{self, FrameHeader};
 
 /// Idle frames that a peer may send in a burst.
 const BURST: u32 = 10_000;
@@ -33,7 +33,7 @@ impl Budget {
     }
 
     /// Credits `count` bytes received or written.
-    pub(super) fn moved(&mut self, count: usize) {
+    pub(super) fn credit(&mut self, count: usize) {
         let count = u32::try_from(count).unwrap_or(u32::MAX);
         let bytes = self.bytes.saturating_add(count);
         self.bytes = bytes % BYTES_PER_FRAME;
@@ -44,15 +44,15 @@ impl Budget {
     ///
     /// # Errors
     /// The name of the flood, when the budget is exhausted.
-    pub(super) fn charge(&mut self, frame: &FrameHead, now: Instant) -> Result<(), &'static str> {
+    pub(super) fn charge(&mut self, frame: &FrameHeader, now: Instant) -> Result<(), &'static str> {
         let is_idle = match frame.kind {
             frame::DATA => frame.length == 0 && !frame.has(frame::END_STREAM),
-            // Streams are limited by their number, and `Resets` judges their ends.
+            // Streams are limited by their number, and `ResetCounter` judges their ends.
             frame::HEADERS | frame::RST_STREAM => false,
             _ => true,
         };
         if frame.kind == frame::DATA {
-            self.moved(frame.length);
+            self.credit(frame.length);
         }
         if !is_idle {
             return Ok(());
@@ -93,7 +93,7 @@ fn flood_of(kind: u8) -> &'static str {
 
 /// Counts the streams that a peer opened, and those that were reset before a response could come of them.
 #[derive(Debug, Default)]
-pub(super) struct Resets {
+pub(super) struct ResetCounter {
     opened: u32,
     premature: u32,
 }
@@ -103,14 +103,14 @@ const MATURE: Duration = Duration::from_secs(1);
 /// Streams that must have been opened before resets are judged.
 const SOME: u32 = 500;
 
-impl Resets {
+impl ResetCounter {
     /// Counts an opened stream.
-    pub(super) fn opened(&mut self) {
+    pub(super) fn count_opened(&mut self) {
         self.opened = self.opened.saturating_add(1);
     }
 
     /// Counts a stream that was reset at `age`, before its response began.
-    pub(super) fn reset(&mut self, age: Duration) {
+    pub(super) fn count_reset(&mut self, age: Duration) {
         if age < MATURE {
             self.premature = self.premature.saturating_add(1);
         }
@@ -126,8 +126,8 @@ impl Resets {
 mod tests {
     use super::*;
 
-    fn frame(kind: u8, flags: u8, length: usize) -> FrameHead {
-        FrameHead {
+    fn frame(kind: u8, flags: u8, length: usize) -> FrameHeader {
+        FrameHeader {
             length,
             kind,
             flags,
@@ -179,17 +179,17 @@ mod tests {
 
     #[test]
     fn a_rapid_reset_is_told_from_callers_that_give_up() {
-        let mut resets = Resets::default();
+        let mut resets = ResetCounter::default();
         for _ in 0..2 * SOME {
-            resets.opened();
-            resets.reset(MATURE);
+            resets.count_opened();
+            resets.count_reset(MATURE);
         }
         assert!(!resets.is_flood());
-        let mut resets = Resets::default();
+        let mut resets = ResetCounter::default();
         for i in 0..SOME {
             assert!(!resets.is_flood(), "{i}");
-            resets.opened();
-            resets.reset(Duration::ZERO);
+            resets.count_opened();
+            resets.count_reset(Duration::ZERO);
         }
         assert!(resets.is_flood());
     }

@@ -39,21 +39,21 @@ pub(super) mod setting {
 
 /// A connection error: the code sent in GOAWAY, and the text that is logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Violation(pub(super) Reason, pub(super) &'static str);
+pub(super) struct ConnectionError(pub(super) Reason, pub(super) &'static str);
 
 /// A frame's header.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct FrameHead {
+pub(super) struct FrameHeader {
     pub(super) length: usize,
     pub(super) kind: u8,
     pub(super) flags: u8,
     pub(super) stream: u32,
 }
 
-impl FrameHead {
-    pub(super) fn read(bytes: &[u8; HEADER]) -> FrameHead {
+impl FrameHeader {
+    pub(super) fn read(bytes: &[u8; HEADER]) -> FrameHeader {
         let [a, b, c, kind, flags, stream @ ..] = *bytes;
-        FrameHead {
+        FrameHeader {
             length: u32::from_be_bytes([0, a, b, c]) as usize,
             kind,
             flags,
@@ -66,8 +66,8 @@ impl FrameHead {
     }
 
     /// The payload of a frame that may be padded, without its padding and its priority.
-    pub(super) fn content<'a>(&self, mut payload: &'a [u8]) -> Result<&'a [u8], Violation> {
-        let wrong = Violation(Reason::PROTOCOL_ERROR, "more padding than payload");
+    pub(super) fn content<'a>(&self, mut payload: &'a [u8]) -> Result<&'a [u8], ConnectionError> {
+        let wrong = ConnectionError(Reason::PROTOCOL_ERROR, "more padding than payload");
         if self.has(PADDED) {
             let (padding, rest) = payload.split_first().ok_or(wrong)?;
             let end = rest.len().checked_sub(usize::from(*padding));
@@ -81,7 +81,13 @@ impl FrameHead {
 }
 
 /// Writes a frame's header.
-pub(super) fn write_head(out: &mut Vec<u8>, length: usize, kind: u8, flags: u8, stream: u32) {
+pub(super) fn write_frame_header(
+    out: &mut Vec<u8>,
+    length: usize,
+    kind: u8,
+    flags: u8,
+    stream: u32,
+) {
     // Nothing longer than `MAX_PAYLOAD` is sent.
     let length = u32::try_from(length).unwrap_or(0).to_be_bytes();
     let stream = stream.to_be_bytes();
@@ -93,13 +99,13 @@ pub(super) fn write_head(out: &mut Vec<u8>, length: usize, kind: u8, flags: u8, 
 
 /// Writes a frame with one number as its payload.
 pub(super) fn write_number(out: &mut Vec<u8>, kind: u8, stream: u32, number: u32) {
-    write_head(out, 4, kind, 0, stream);
+    write_frame_header(out, 4, kind, 0, stream);
     out.extend_from_slice(&number.to_be_bytes());
 }
 
 /// Writes SETTINGS.
 pub(super) fn write_settings(out: &mut Vec<u8>, settings: &[(u16, u32)]) {
-    write_head(out, settings.len() * 6, SETTINGS, 0, 0);
+    write_frame_header(out, settings.len() * 6, SETTINGS, 0, 0);
     for (name, value) in settings {
         out.extend_from_slice(&name.to_be_bytes());
         out.extend_from_slice(&value.to_be_bytes());
@@ -108,7 +114,7 @@ pub(super) fn write_settings(out: &mut Vec<u8>, settings: &[(u16, u32)]) {
 
 /// Writes GOAWAY.
 pub(super) fn write_goaway(out: &mut Vec<u8>, last: u32, reason: Reason) {
-    write_head(out, 8, GOAWAY, 0, 0);
+    write_frame_header(out, 8, GOAWAY, 0, 0);
     out.extend_from_slice(&last.to_be_bytes());
     out.extend_from_slice(&reason.0.to_be_bytes());
 }

@@ -6,20 +6,20 @@
 //! round.
 
 use super::hpack::{Case, Decoder, Kind, Line, indexed};
-use super::prefix_cache::{Beginnings, Found};
-use crate::h1::{self, Invalid, Limits};
-use crate::head::{Head, Known, Set, Span, Version};
+use super::prefix_cache::{CacheLookup, PrefixCache};
+use crate::h1::{self, HeadLimits, InvalidHead};
+use crate::head::{FieldName, FieldSet, Head, Span, Version};
 
 /// The field that marks a request as HTTP/1, and carries an HTTP/1 response's reason phrase if that is unusual.
 pub(super) const HTTP1: &[u8] = b"x-leno-http1";
 
 /// Connection-specific fields of HTTP/1 (RFC 9113, section 8.2.2).
-pub(super) const CONNECTION: Set = Set::of(&[
-    Known::Connection,
-    Known::Upgrade,
-    Known::TransferEncoding,
-    Known::KeepAlive,
-    Known::ProxyConnection,
+pub(super) const CONNECTION: FieldSet = FieldSet::of(&[
+    FieldName::Connection,
+    FieldName::Upgrade,
+    FieldName::TransferEncoding,
+    FieldName::KeepAlive,
+    FieldName::ProxyConnection,
 ]);
 
 /// The kind of a peer: only a sidecar of ours may send mixed-case names and the private field.
@@ -43,21 +43,21 @@ impl Peer {
 
 /// Reason for rejecting a header section.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Bad {
+pub(super) enum HeadError {
     /// The field block can't be decoded: a connection error (RFC 9113, section 4.3).
     Garbled,
     /// The message is malformed (RFC 9113, section 8.1.1): its stream is reset.
     Malformed(&'static str),
     /// The message can't be expressed in HTTP/1, or is too large: it is answered with an error response.
-    Invalid(Invalid),
+    Invalid(InvalidHead),
 }
 
 /// Builds a head from the lines of a field block.
 struct Reader<'a> {
     head: &'a mut Head,
     peer: Peer,
-    limits: &'a Limits,
-    bad: Option<Bad>,
+    limits: &'a HeadLimits,
+    bad: Option<HeadError>,
     cookies: Vec<u8>,
     so_far: SoFar,
 }
@@ -75,8 +75,8 @@ struct SoFar {
 }
 
 impl<'a> Reader<'a> {
-    fn new(head: &'a mut Head, peer: Peer, limits: &'a Limits) -> Reader<'a> {
-        head.begin();
+    fn new(head: &'a mut Head, peer: Peer, limits: &'a HeadLimits) -> Reader<'a> {
+        head.begin_http2();
         Reader {
             head,
             peer,
@@ -97,18 +97,18 @@ impl<'a> Reader<'a> {
 
     /// Restores the snapshot of an earlier block that begins with the same lines.
     fn resume(&mut self, (head, so_far): &(Head, SoFar)) {
-        self.head.begin_as(head);
+        self.head.copy_from(head);
         self.so_far = *so_far;
     }
 
     #[cold]
-    fn bad(&mut self, bad: Bad) {
+    fn bad(&mut self, bad: HeadError) {
         self.bad.get_or_insert(bad);
     }
 
     #[inline]
-    fn lines(&mut self, decoder: &mut Decoder, mut block: &[u8]) -> Result<(), Bad> {
-        while let Some(line) = decoder.line(&mut block).map_err(|_| Bad::Garbled)? {
+    fn lines(&mut self, decoder: &mut Decoder, mut block: &[u8]) -> Result<(), HeadError> {
+        while let Some(line) = decoder.line(&mut block).map_err(|_| HeadError::Garbled)? {
             self.line(&line);
         }
         Ok(())
@@ -118,22 +118,24 @@ impl<'a> Reader<'a> {
     fn line(&mut self, line: &Line<'_>) {
         self.so_far.bytes += line.name.len() + line.value.len();
         if self.so_far.bytes > self.limits.head_bytes {
-            self.bad(Bad::Invalid(Invalid::TooLarge(self.limits.head_bytes)));
+            self.bad(HeadError::Invalid(InvalidHead::TooLarge(
+                self.limits.head_bytes,
+            )));
         }
         if self.bad.is_some() {
             return;
         }
         match line.kind {
-            Kind::Field(Known::Host | Known::Http1) => self.special(line),
+            Kind::Field(FieldName::Host | FieldName::Http1) => self.special(line),
             Kind::Field(known) => self.field(line, known),
-            Kind::Cookie if self.so_far.http1.is_some() => self.field(line, Known::Other),
+            Kind::Cookie if self.so_far.http1.is_some() => self.field(line, FieldName::Other),
             Kind::Cookie => self.cookie(line),
-            Kind::Malformed(why) => self.bad(Bad::Malformed(why.text())),
+            Kind::Malformed(why) => self.bad(HeadError::Malformed(why.text())),
             kind => self.pseudo_header(line, kind),
         }
     }
 
-    fn field(&mut self, line: &Line<'_>, known: Known) {
+    fn field(&mut self, line: &Line<'_>, known: FieldName) {
         self.one_more();
         if self.bad.is_none() {
             let is_mixed = self.peer == Peer::Mesh;
@@ -147,16 +149,18 @@ impl<'a> Reader<'a> {
     /// Handles the private field and `Host`.
     fn special(&mut self, line: &Line<'_>) {
         match line.kind {
-            Kind::Field(Known::Http1) if self.peer == Peer::Mesh && self.so_far.http1.is_none() => {
+            Kind::Field(FieldName::Http1)
+                if self.peer == Peer::Mesh && self.so_far.http1.is_none() =>
+            {
                 // The private field doesn't count towards the limits of a head.
                 self.so_far.bytes -= line.name.len() + line.value.len();
                 self.begin_fields();
-                self.so_far.http1 = Some(self.head.note(line.value));
+                self.so_far.http1 = Some(self.head.append_text(line.value));
             }
-            Kind::Field(Known::Http1) => self.one_more(),
+            Kind::Field(FieldName::Http1) => self.one_more(),
             _ => {
-                if self.is_new_host(line.value) {
-                    self.field(line, Known::Host);
+                if self.check_host(line.value) {
+                    self.field(line, FieldName::Host);
                 }
             }
         }
@@ -174,12 +178,12 @@ impl<'a> Reader<'a> {
     fn pseudo_header(&mut self, line: &Line<'_>, kind: Kind) {
         let place = &mut self.so_far.pseudo[pseudo(kind)];
         if self.so_far.has_fields {
-            return self.bad(Bad::Malformed("a pseudo-header after a field"));
+            return self.bad(HeadError::Malformed("a pseudo-header after a field"));
         }
         if place.is_some() {
-            return self.bad(Bad::Malformed("a pseudo-header twice"));
+            return self.bad(HeadError::Malformed("a pseudo-header twice"));
         }
-        *place = Some(self.head.note(line.value));
+        *place = Some(self.head.append_text(line.value));
     }
 
     /// Counts a field.
@@ -187,7 +191,9 @@ impl<'a> Reader<'a> {
         self.begin_fields();
         self.so_far.count += 1;
         if self.so_far.count > self.limits.headers {
-            self.bad(Bad::Invalid(Invalid::TooMany(self.limits.headers)));
+            self.bad(HeadError::Invalid(InvalidHead::TooMany(
+                self.limits.headers,
+            )));
         }
     }
 
@@ -197,28 +203,28 @@ impl<'a> Reader<'a> {
             return;
         }
         if let Some(authority) = self.so_far.pseudo[pseudo(Kind::Authority)]
-            && !self.head.noted(authority).is_empty()
+            && !self.head.text(authority).is_empty()
         {
-            self.head.add_noted(b"host", Known::Host, authority);
+            self.head.add_with_text(b"host", FieldName::Host, authority);
         }
     }
 
     /// Checks a `Host` against `:authority` and against others; returns `true` if it is to be added.
-    fn is_new_host(&mut self, value: &[u8]) -> bool {
+    fn check_host(&mut self, value: &[u8]) -> bool {
         self.begin_fields();
         let is_second = std::mem::replace(&mut self.so_far.has_host, true);
-        let invalid = match self.head.get(Known::Host) {
+        let invalid = match self.head.get(FieldName::Host) {
             _ if is_second => "more than one Host header",
             None => return true,
             Some(host) if host.eq_ignore_ascii_case(value) => return false,
             Some(_) => "Host differs from :authority",
         };
-        self.bad(Bad::Invalid(Invalid::Syntax(invalid)));
+        self.bad(HeadError::Invalid(InvalidHead::Syntax(invalid)));
         false
     }
 
     fn text(&self, kind: Kind) -> Option<&[u8]> {
-        self.so_far.pseudo[pseudo(kind)].map(|span| self.head.noted(span))
+        self.so_far.pseudo[pseudo(kind)].map(|span| self.head.text(span))
     }
 
     fn has(&self, kind: Kind) -> bool {
@@ -226,52 +232,53 @@ impl<'a> Reader<'a> {
     }
 
     /// Ends the fields: returns the first error, or adds the joined cookies.
-    fn end(&mut self) -> Result<(), Bad> {
+    fn end(&mut self) -> Result<(), HeadError> {
         self.begin_fields();
         if let Some(bad) = self.bad {
             return Err(bad);
         }
         if !self.cookies.is_empty() {
-            self.head.add_known(b"cookie", Known::Other, &self.cookies);
+            self.head
+                .add_known(b"cookie", FieldName::Other, &self.cookies);
         }
         Ok(())
     }
 
     /// Sets the request line and checks the request. Extended CONNECT (RFC 8441) becomes the GET with `Upgrade` of an
     /// HTTP/1 client.
-    fn request(&mut self) -> Result<(), Bad> {
-        let syntax = |text| Err(Bad::Invalid(Invalid::Syntax(text)));
+    fn request(&mut self) -> Result<(), HeadError> {
+        let syntax = |text| Err(HeadError::Invalid(InvalidHead::Syntax(text)));
         let method =
-            self.so_far.pseudo[pseudo(Kind::Method)].ok_or(Bad::Malformed("no :method"))?;
-        let is_connect = self.head.noted(method) == b"CONNECT";
+            self.so_far.pseudo[pseudo(Kind::Method)].ok_or(HeadError::Malformed("no :method"))?;
+        let is_connect = self.head.text(method) == b"CONNECT";
         let protocol = self.text(Kind::Protocol).map(<[u8]>::to_vec);
         let path = self.so_far.pseudo[pseudo(Kind::Path)];
         let is_whole =
-            path.is_some_and(|path| !self.head.noted(path).is_empty()) && self.has(Kind::Scheme);
+            path.is_some_and(|path| !self.head.text(path).is_empty()) && self.has(Kind::Scheme);
         match (is_connect, &protocol) {
             (true, None) if path.is_some() || self.has(Kind::Scheme) => {
-                return Err(Bad::Malformed("CONNECT with :path or :scheme"));
+                return Err(HeadError::Malformed("CONNECT with :path or :scheme"));
             }
             (true, None) => {}
-            (false, Some(_)) => return Err(Bad::Malformed(":protocol without CONNECT")),
-            _ if !is_whole => return Err(Bad::Malformed("no :path or :scheme")),
+            (false, Some(_)) => return Err(HeadError::Malformed(":protocol without CONNECT")),
+            _ if !is_whole => return Err(HeadError::Malformed("no :path or :scheme")),
             _ => {}
         }
         if self.has(Kind::Status) {
-            return Err(Bad::Malformed(":status in a request"));
+            return Err(HeadError::Malformed(":status in a request"));
         }
         let (method, target) = match (is_connect, &protocol) {
-            (true, Some(_)) => (self.head.note(b"GET"), path),
+            (true, Some(_)) => (self.head.append_text(b"GET"), path),
             (true, None) => (method, self.so_far.pseudo[pseudo(Kind::Authority)]),
             (false, _) => (method, path),
         };
-        let name = self.head.noted(method);
+        let name = self.head.text(method);
         if !h1::is_token_method(name) {
-            return Err(Bad::Malformed("invalid method"));
+            return Err(HeadError::Malformed("invalid method"));
         }
         let target = target.unwrap_or_default();
         self.head.set_request_line(method, target, Version::Http2);
-        if self.head.get(Known::Host).is_none_or(<[u8]>::is_empty) {
+        if self.head.get(FieldName::Host).is_none_or(<[u8]>::is_empty) {
             return syntax("neither :authority nor Host");
         }
         if let Some(protocol) = protocol {
@@ -279,19 +286,19 @@ impl<'a> Reader<'a> {
             if !h1::is_token(&protocol) {
                 return syntax("invalid :protocol");
             }
-            if self.head.get(Known::ContentLength).is_some() {
+            if self.head.get(FieldName::ContentLength).is_some() {
                 return syntax("Content-Length with :protocol");
             }
             self.head.add("connection", b"upgrade");
             self.head.add("upgrade", &protocol);
         }
-        h1::check_request(self.head).map_err(Bad::Invalid)
+        h1::check_request(self.head).map_err(HeadError::Invalid)
     }
 
-    fn response(&mut self) -> Result<(), Bad> {
+    fn response(&mut self) -> Result<(), HeadError> {
         let status = self
             .text(Kind::Status)
-            .ok_or(Bad::Malformed("no :status"))?;
+            .ok_or(HeadError::Malformed("no :status"))?;
         let requests = [
             Kind::Method,
             Kind::Scheme,
@@ -300,7 +307,9 @@ impl<'a> Reader<'a> {
             Kind::Protocol,
         ];
         if requests.into_iter().any(|kind| self.has(kind)) {
-            return Err(Bad::Malformed("a request's pseudo-header in a response"));
+            return Err(HeadError::Malformed(
+                "a request's pseudo-header in a response",
+            ));
         }
         let [
             hundreds @ b'1'..=b'9',
@@ -308,7 +317,7 @@ impl<'a> Reader<'a> {
             ones @ b'0'..=b'9',
         ] = *status
         else {
-            return Err(Bad::Malformed("invalid :status"));
+            return Err(HeadError::Malformed("invalid :status"));
         };
         let digit = |byte: u8| u16::from(byte - b'0');
         let status = digit(hundreds) * 100 + digit(tens) * 10 + digit(ones);
@@ -333,35 +342,35 @@ fn pseudo(kind: Kind) -> usize {
 #[derive(Debug)]
 pub(super) struct HeadDecoder {
     peer: Peer,
-    limits: Limits,
+    limits: HeadLimits,
     decoder: Decoder,
-    beginnings: Beginnings<(Head, SoFar)>,
+    beginnings: PrefixCache<(Head, SoFar)>,
 }
 
 impl HeadDecoder {
     /// Creates the decoder of the header sections that `peer` sends.
-    pub(super) fn new(peer: Peer, limits: Limits) -> HeadDecoder {
+    pub(super) fn new(peer: Peer, limits: HeadLimits) -> HeadDecoder {
         HeadDecoder {
             peer,
             limits,
             decoder: Decoder::new(peer.case()),
-            beginnings: Beginnings::default(),
+            beginnings: PrefixCache::default(),
         }
     }
 
     /// Decodes a field block only for its effect on the dynamic table.
     ///
     /// # Errors
-    /// [`Bad::Garbled`] when the block can't be decoded.
-    pub(super) fn skip(&mut self, block: &[u8]) -> Result<(), Bad> {
-        self.decoder.skip(block).map_err(|_| Bad::Garbled)
+    /// [`HeadError::Garbled`] when the block can't be decoded.
+    pub(super) fn skip(&mut self, block: &[u8]) -> Result<(), HeadError> {
+        self.decoder.skip(block).map_err(|_| HeadError::Garbled)
     }
 
     /// Reads a request; returns `true` for an HTTP/1 request that a sidecar carries.
     ///
     /// # Errors
-    /// [`Bad`] when it is rejected.
-    pub(super) fn request(&mut self, block: &[u8], head: &mut Head) -> Result<bool, Bad> {
+    /// [`HeadError`] when it is rejected.
+    pub(super) fn request(&mut self, block: &[u8], head: &mut Head) -> Result<bool, HeadError> {
         let mut reader = self.read(block, head)?;
         // Set before any error, so that a request answered with an error keeps its own method and target.
         if let Some(method) = reader.so_far.pseudo[pseudo(Kind::Method)] {
@@ -376,8 +385,8 @@ impl HeadDecoder {
     /// Reads a response.
     ///
     /// # Errors
-    /// [`Bad`] when it is rejected.
-    pub(super) fn response(&mut self, block: &[u8], head: &mut Head) -> Result<(), Bad> {
+    /// [`HeadError`] when it is rejected.
+    pub(super) fn response(&mut self, block: &[u8], head: &mut Head) -> Result<(), HeadError> {
         let mut reader = self.read(block, head)?;
         reader.end()?;
         reader.response()
@@ -386,30 +395,34 @@ impl HeadDecoder {
     /// Reads a trailer section.
     ///
     /// # Errors
-    /// [`Bad`] when it is rejected.
-    pub(super) fn trailers(&mut self, block: &[u8], head: &mut Head) -> Result<(), Bad> {
+    /// [`HeadError`] when it is rejected.
+    pub(super) fn trailers(&mut self, block: &[u8], head: &mut Head) -> Result<(), HeadError> {
         let mut reader = self.read(block, head)?;
         reader.end()?;
         if reader.so_far.pseudo.iter().any(Option::is_some) {
-            return Err(Bad::Malformed("a pseudo-header in a trailer section"));
+            return Err(HeadError::Malformed("a pseudo-header in a trailer section"));
         }
         reader.head.sanitise_trailers();
         Ok(())
     }
 
-    fn read<'a>(&'a mut self, mut block: &[u8], head: &'a mut Head) -> Result<Reader<'a>, Bad> {
+    fn read<'a>(
+        &'a mut self,
+        mut block: &[u8],
+        head: &'a mut Head,
+    ) -> Result<Reader<'a>, HeadError> {
         let decoder = &mut self.decoder;
-        decoder.begin(&mut block).map_err(|_| Bad::Garbled)?;
+        decoder.begin(&mut block).map_err(|_| HeadError::Garbled)?;
         let mut reader = Reader::new(head, self.peer, &self.limits);
         let beginning;
         (beginning, block) = block.split_at(indexed(block));
         match self.beginnings.find(beginning, decoder.changes()) {
-            Found::Known(known) => reader.resume(known),
-            Found::Again(again) => {
+            CacheLookup::Known(known) => reader.resume(known),
+            CacheLookup::Again(again) => {
                 reader.lines(decoder, beginning)?;
                 *again = reader.snapshot();
             }
-            Found::Not => reader.lines(decoder, beginning)?,
+            CacheLookup::Not => reader.lines(decoder, beginning)?,
         }
         reader.lines(decoder, block)?;
         Ok(reader)
@@ -432,13 +445,18 @@ mod tests {
     fn block(lines: &[(&str, &str)]) -> Vec<u8> {
         let (mut encoder, mut out) = (Encoder::new(Case::Kept), Vec::new());
         for (name, value) in lines {
-            encoder.field(&mut out, Known::Other, name.as_bytes(), value.as_bytes());
+            encoder.field(
+                &mut out,
+                FieldName::Other,
+                name.as_bytes(),
+                value.as_bytes(),
+            );
         }
         out
     }
 
-    fn read(block: &[u8], peer: Peer) -> Result<Head, Bad> {
-        let (mut head, limits) = (Head::default(), Limits::default());
+    fn read(block: &[u8], peer: Peer) -> Result<Head, HeadError> {
+        let (mut head, limits) = (Head::default(), HeadLimits::default());
         let mut decoder = HeadDecoder::new(peer, limits);
         decoder.request(block, &mut head).map(|_| head)
     }
@@ -528,7 +546,10 @@ mod tests {
     fn a_head_is_bounded_however_it_is_told() {
         let many: Vec<_> = (0..101).map(|_| ("x", "y")).collect();
         let many = read(&get("a", &many), Peer::Foreign);
-        assert_eq!(many.err(), Some(Bad::Invalid(Invalid::TooMany(100))));
+        assert_eq!(
+            many.err(),
+            Some(HeadError::Invalid(InvalidHead::TooMany(100)))
+        );
         // Each repetition of the line is one byte, an index of the dynamic table.
         let value = "x".repeat(900);
         for name in ["x", "x-leno-http1"] {
@@ -536,9 +557,12 @@ mod tests {
             assert!(many.len() < 3_000);
             let mut head = Head::default();
             for peer in [Peer::Foreign, Peer::Mesh] {
-                let mut decoder = HeadDecoder::new(peer, Limits::default());
+                let mut decoder = HeadDecoder::new(peer, HeadLimits::default());
                 let read = decoder.request(&many, &mut head);
-                assert_eq!(read.err(), Some(Bad::Invalid(Invalid::TooLarge(60 * 1024))));
+                assert_eq!(
+                    read.err(),
+                    Some(HeadError::Invalid(InvalidHead::TooLarge(60 * 1024)))
+                );
                 assert!(head.buffer().len() < 64 * 1024);
                 assert_eq!(head.method(), b"GET");
             }
@@ -546,7 +570,7 @@ mod tests {
     }
 
     fn mesh() -> HeadDecoder {
-        HeadDecoder::new(Peer::Mesh, Limits::default())
+        HeadDecoder::new(Peer::Mesh, HeadLimits::default())
     }
 
     /// The caches of either side never take one message for another.
@@ -555,7 +579,7 @@ mod tests {
         let mut rng = fastrand::Rng::with_seed(7);
         for peer in [Peer::Mesh, Peer::Foreign] {
             let mut encoder = Encoder::new(peer.case());
-            let mut decoder = HeadDecoder::new(peer, Limits::default());
+            let mut decoder = HeadDecoder::new(peer, HeadLimits::default());
             for round in 0..4_000 {
                 let mut head = Head::request("GET", ["/a", "/b"][rng.usize(..2)]);
                 head.add("host", b"shop");
@@ -578,7 +602,7 @@ mod tests {
                     };
                     head.add(name, value.as_bytes());
                     if rng.u32(..20) == 0 {
-                        head.set(name, Known::of(name.as_bytes()), b"another");
+                        head.set(name, FieldName::of(name.as_bytes()), b"another");
                     }
                 }
                 head.remove_hop_by_hop();
@@ -660,8 +684,11 @@ mod tests {
             head.clear();
             head.buffer()
                 .extend_from_slice(format!("{line}\r\n\r\n").as_bytes());
-            let parsed =
-                h1::parse_response(&mut head, &Limits::default(), &mut h1::Before::default());
+            let parsed = h1::parse_response(
+                &mut head,
+                &HeadLimits::default(),
+                &mut h1::LastHead::default(),
+            );
             parsed.expect("a response");
             let (mut out, mut here, mut text) = (Vec::new(), Head::default(), Vec::new());
             write_response(&mut encoder, &mut out, &head);
@@ -688,7 +715,7 @@ mod tests {
         };
         let mut head = read(&connect("websocket", &[]), Peer::Foreign).expect("valid");
         assert_eq!((head.method(), head.target()), (&b"GET"[..], &b"/chat"[..]));
-        assert_eq!(head.get(Known::Upgrade), Some(&b"websocket"[..]));
+        assert_eq!(head.get(FieldName::Upgrade), Some(&b"websocket"[..]));
         head.add("Sec-WebSocket-Key", b"x");
         let mut out = Vec::new();
         write_request(&mut Encoder::new(Case::Lower), &mut out, &head, true);

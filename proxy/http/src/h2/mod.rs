@@ -22,7 +22,7 @@ use std::time::Duration;
 
 pub use crate::error::Reason;
 pub use client::{ClientStream, Connection};
-pub use server::{Arrived, Served, serve};
+pub use server::{ServerConfig, StreamRequest, serve};
 pub use stream::ServerStream;
 pub use tunnel::Tunnel;
 
@@ -42,7 +42,7 @@ const GROWTH: u32 = 4 * LARGE_WINDOW;
 /// others.
 const CONNECTION_WINDOW: u32 = STREAM_WINDOW * (MAX_STREAMS + 1) + GROWTH;
 /// Time that a peer has to close the connection after GOAWAY and the end of its last stream.
-const FAREWELL: Duration = Duration::from_secs(60);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Error code for resetting a stream after `broken` on the other side of the exchange. REFUSED_STREAM isn't passed on:
 /// that a request wasn't processed is only true of the hop that reported it.

@@ -8,7 +8,7 @@ const LINES: std::ops::Range<usize> = 3..64;
 
 /// Prefixes of recent blocks, with the value decoded from each.
 #[derive(Debug)]
-pub(super) struct Beginnings<T> {
+pub(super) struct PrefixCache<T> {
     known: [Beginning<T>; KNOWN],
     /// Index of the prefix that was replaced last: they are replaced in turn.
     turn: usize,
@@ -24,7 +24,7 @@ struct Beginning<T> {
 
 /// Result of a lookup.
 #[derive(Debug)]
-pub(super) enum Found<'a, T> {
+pub(super) enum CacheLookup<'a, T> {
     /// The cached value.
     Known(&'a T),
     /// A repeated prefix without a value: the one decoded now is worth caching here.
@@ -33,25 +33,25 @@ pub(super) enum Found<'a, T> {
     Not,
 }
 
-impl<T> Default for Beginnings<T> {
-    fn default() -> Beginnings<T> {
+impl<T> Default for PrefixCache<T> {
+    fn default() -> PrefixCache<T> {
         let none = || Beginning {
             lines: Vec::new(),
             changes: 0,
             made: None,
         };
-        Beginnings {
+        PrefixCache {
             known: std::array::from_fn(|_| none()),
             turn: 0,
         }
     }
 }
 
-impl<T> Beginnings<T> {
+impl<T> PrefixCache<T> {
     /// Looks up the prefix `lines` of a block, at version `changes` of the dynamic table.
-    pub(super) fn find(&mut self, lines: &[u8], changes: u64) -> Found<'_, T> {
+    pub(super) fn find(&mut self, lines: &[u8], changes: u64) -> CacheLookup<'_, T> {
         if !LINES.contains(&lines.len()) {
-            return Found::Not;
+            return CacheLookup::Not;
         }
         let is_same = |one: &Beginning<T>| one.changes == changes && one.lines == lines;
         let Some(at) = self.known.iter().position(is_same) else {
@@ -60,11 +60,11 @@ impl<T> Beginnings<T> {
             oldest.lines.clear();
             oldest.lines.extend_from_slice(lines);
             (oldest.changes, oldest.made) = (changes, None);
-            return Found::Not;
+            return CacheLookup::Not;
         };
         match &mut self.known[at].made {
-            Some(made) => Found::Known(made),
-            none => Found::Again(none),
+            Some(made) => CacheLookup::Known(made),
+            none => CacheLookup::Again(none),
         }
     }
 }
@@ -75,26 +75,29 @@ mod tests {
 
     #[test]
     fn what_came_twice_is_known_until_the_table_changes() {
-        let mut beginnings = Beginnings::default();
-        assert!(matches!(beginnings.find(b"abc", 1), Found::Not));
-        let Found::Again(made) = beginnings.find(b"abc", 1) else {
+        let mut beginnings = PrefixCache::default();
+        assert!(matches!(beginnings.find(b"abc", 1), CacheLookup::Not));
+        let CacheLookup::Again(made) = beginnings.find(b"abc", 1) else {
             panic!("it comes again");
         };
         *made = Some(7);
-        assert!(matches!(beginnings.find(b"abc", 1), Found::Known(7)));
+        assert!(matches!(beginnings.find(b"abc", 1), CacheLookup::Known(7)));
         for (lines, changes) in [(&b"abc"[..], 2), (b"abcd", 1), (b"ab", 1), (b"", 1)] {
             let found = beginnings.find(lines, changes);
-            assert!(matches!(found, Found::Not), "{lines:?} {changes}");
+            assert!(matches!(found, CacheLookup::Not), "{lines:?} {changes}");
         }
     }
 
     #[test]
     fn the_oldest_is_forgotten() {
-        let mut beginnings = Beginnings::<()>::default();
+        let mut beginnings = PrefixCache::<()>::default();
         for lines in ["abc", "abd", "abe", "abf", "abg"] {
-            assert!(matches!(beginnings.find(lines.as_bytes(), 0), Found::Not));
+            assert!(matches!(
+                beginnings.find(lines.as_bytes(), 0),
+                CacheLookup::Not
+            ));
         }
-        assert!(matches!(beginnings.find(b"abg", 0), Found::Again(_)));
-        assert!(matches!(beginnings.find(b"abc", 0), Found::Not));
+        assert!(matches!(beginnings.find(b"abg", 0), CacheLookup::Again(_)));
+        assert!(matches!(beginnings.find(b"abc", 0), CacheLookup::Not));
     }
 }

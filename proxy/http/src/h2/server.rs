@@ -13,10 +13,10 @@ use super::core::{Core, Role, Slot};
 use super::driver::Driver;
 use super::header_block::Peer;
 use super::stream::{ServerStream, Streams};
-use super::{FAREWELL, MAX_STREAMS};
+use super::{CLOSE_TIMEOUT, MAX_STREAMS};
 use crate::clock;
 use crate::error::Reason;
-use crate::h1::{Invalid, Limits, Timeouts};
+use crate::h1::{HeadLimits, InvalidHead, Timeouts};
 use crate::head::Head;
 use crate::stream::Stream;
 
@@ -27,7 +27,7 @@ const REST: Duration = Duration::from_secs(1);
 
 /// A request that a peer opened a stream for.
 #[derive(Debug)]
-pub struct Arrived {
+pub struct StreamRequest {
     /// The stream of the request and its response; taken when it becomes a tunnel.
     pub stream: Option<ServerStream>,
     /// Its head.
@@ -35,14 +35,14 @@ pub struct Arrived {
     /// Time at which the head was read.
     pub at: Instant,
     /// The error in the head, if there is one.
-    pub read: Result<(), Invalid>,
+    pub read: Result<(), InvalidHead>,
 }
 
 /// Settings for serving the streams of a connection.
 #[derive(Debug)]
-pub struct Served {
+pub struct ServerConfig {
     /// Bounds on messages.
-    pub limits: Limits,
+    pub limits: HeadLimits,
     /// Timeouts for the peer.
     pub timeouts: Timeouts,
     /// Set if the peer proved to be in the mesh.
@@ -53,7 +53,7 @@ pub struct Served {
     pub until: Option<Instant>,
 }
 
-impl Served {
+impl ServerConfig {
     fn peer(&self) -> Peer {
         match self.is_mesh && self.is_ours {
             true => Peer::Mesh,
@@ -70,7 +70,7 @@ impl Served {
 #[derive(Debug)]
 struct Session {
     core: Rc<RefCell<Core>>,
-    how: Served,
+    how: ServerConfig,
     streams: Rc<Streams>,
     began: Instant,
     /// Time at which its graceful shutdown began.
@@ -81,7 +81,7 @@ struct Session {
     /// Set while no task is kept, since requests have paused.
     is_resting: Cell<bool>,
     /// Arrived requests for which a task was woken or spawned.
-    promised: Cell<usize>,
+    dispatched: Cell<usize>,
 }
 
 /// Serves the streams that the peer opens on `io`, of which `read` was read already, each with a call of `handle`,
@@ -90,9 +90,9 @@ struct Session {
 pub async fn serve(
     io: Stream,
     read: Vec<u8>,
-    how: Served,
+    how: ServerConfig,
     closing: impl Future<Output = ()>,
-    handle: impl AsyncFn(&mut Arrived) + 'static,
+    handle: impl AsyncFn(&mut StreamRequest) + 'static,
 ) {
     let now = clock::now();
     let session = Rc::new(Session::new(how, now));
@@ -107,7 +107,7 @@ pub async fn serve(
             biased;
             () = poll_fn(|cx| {
                 let ended = driver.poll(cx, |_| {});
-                session.hand_out(&handle);
+                session.dispatch(&handle);
                 ended
             }) => break,
             () = &mut closing, if is_open => session.close(),
@@ -128,7 +128,7 @@ pub async fn serve(
             }
         }
     }
-    let end = session.core.borrow_mut().over();
+    let end = session.core.borrow_mut().finish();
     if let Some(error) = end {
         tracing::info!(%error, "HTTP/2 connection ended");
     }
@@ -136,7 +136,7 @@ pub async fn serve(
 }
 
 impl Session {
-    fn new(how: Served, now: Instant) -> Session {
+    fn new(how: ServerConfig, now: Instant) -> Session {
         let core = Core::new(Role::Server, how.peer(), how.limits, now);
         Session {
             core: Rc::new(RefCell::new(core)),
@@ -146,7 +146,7 @@ impl Session {
             closed: Cell::new(None),
             spare: RefCell::default(),
             is_resting: Cell::new(false),
-            promised: Cell::new(0),
+            dispatched: Cell::new(0),
         }
     }
 
@@ -162,7 +162,7 @@ impl Session {
             _ => now,
         };
         match (self.closed.get(), self.how.until) {
-            (Some(closed), _) => since.max(closed) + FAREWELL,
+            (Some(closed), _) => since.max(closed) + CLOSE_TIMEOUT,
             (None, Some(until)) => until.min(since + self.how.timeouts.idle),
             (None, None) => since + self.how.timeouts.idle,
         }
@@ -194,9 +194,9 @@ impl Session {
     }
 
     /// Wakes or spawns a task for each request that arrived; ends a connection that floods.
-    fn hand_out(self: &Rc<Self>, handle: &Rc<impl AsyncFn(&mut Arrived) + 'static>) {
+    fn dispatch(self: &Rc<Self>, handle: &Rc<impl AsyncFn(&mut StreamRequest) + 'static>) {
         let arrived = self.core.borrow().arrived.len();
-        let promised = self.promised.replace(arrived);
+        let promised = self.dispatched.replace(arrived);
         if promised >= arrived {
             return;
         }
@@ -205,8 +205,8 @@ impl Session {
         // A sidecar carries requests of many callers, all of which may give up when the app hangs.
         let is_flood = !self.how.is_mesh && self.core.borrow().is_flood();
         if is_crowded || is_flood {
-            self.core.borrow_mut().calm();
-            return self.promised.set(0);
+            self.core.borrow_mut().enhance_your_calm();
+            return self.dispatched.set(0);
         }
         self.is_resting.set(false);
         for _ in promised..arrived {
@@ -241,7 +241,7 @@ impl Session {
             }
             let arrived = self.core.borrow_mut().arrived.pop_front();
             if arrived.is_some() {
-                self.promised.set(self.promised.get().saturating_sub(1));
+                self.dispatched.set(self.dispatched.get().saturating_sub(1));
                 return Poll::Ready(arrived);
             }
             if self.is_resting.get() || spare.len() >= SPARE {
@@ -255,13 +255,13 @@ impl Session {
     }
 
     /// Takes the request from a new stream.
-    fn arrived(&self, slot: Rc<Slot>) -> Arrived {
+    fn arrived(&self, slot: Rc<Slot>) -> StreamRequest {
         let mut state = slot.state.borrow_mut();
         let head = state.head.take().unwrap_or_default();
         let (at, invalid) = (state.opened, state.invalid);
         drop(state);
         let (stream, read) = ServerStream::new(&self.core, slot, &head, &self.streams);
-        Arrived {
+        StreamRequest {
             stream: Some(stream),
             head,
             at,
@@ -281,8 +281,8 @@ mod tests {
 
     fn session() -> Session {
         let (head, idle, flush) = (REST, REST, REST);
-        let how = Served {
-            limits: Limits::default(),
+        let how = ServerConfig {
+            limits: HeadLimits::default(),
             timeouts: Timeouts { idle, head, flush },
             is_mesh: true,
             is_ours: true,

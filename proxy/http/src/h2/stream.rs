@@ -11,27 +11,27 @@ use super::core::{Core, Slot};
 use super::tunnel::Tunnel;
 use crate::clock;
 use crate::error::Reason;
-use crate::h1::{Invalid, Length, request_length};
-use crate::head::{Head, Known};
-use crate::{Broken, Incoming, Outgoing};
+use crate::h1::{Framing, InvalidHead, request_framing};
+use crate::head::{FieldName, Head};
+use crate::{Incoming, Outgoing, PeerError};
 
 /// A request received as a stream, and the way of its response.
 #[derive(Debug)]
 pub struct ServerStream {
     body: Body,
     is_answered: bool,
-    length: Length,
+    length: Framing,
     is_head: bool,
     /// Set while an upgrade is requested: the bytes after the head are no body, but the new protocol's.
     is_held: bool,
     /// Set if a sidecar carries it for a caller that speaks HTTP/1.
     is_carried: bool,
-    opened: Opened,
+    opened: OpenStream,
 }
 
 /// Counts a stream as open until dropped.
 #[derive(Debug)]
-pub(super) struct Opened(Rc<Streams>);
+pub(super) struct OpenStream(Rc<Streams>);
 
 /// Counts the open streams of one connection.
 #[derive(Debug)]
@@ -51,15 +51,15 @@ impl Default for Streams {
     }
 }
 
-impl Opened {
+impl OpenStream {
     /// Counts another open stream.
-    fn new(all: &Rc<Streams>) -> Opened {
+    fn new(all: &Rc<Streams>) -> OpenStream {
         all.count.set(all.count.get() + 1);
-        Opened(Rc::clone(all))
+        OpenStream(Rc::clone(all))
     }
 }
 
-impl Drop for Opened {
+impl Drop for OpenStream {
     fn drop(&mut self) {
         let left = self.0.count.get() - 1;
         self.0.count.set(left);
@@ -76,32 +76,32 @@ impl ServerStream {
         slot: Rc<Slot>,
         head: &Head,
         all: &Rc<Streams>,
-    ) -> (ServerStream, Result<(), Invalid>) {
+    ) -> (ServerStream, Result<(), InvalidHead>) {
         let is_carried = slot.state.borrow().is_carried;
         let mut body = Body::new(core, slot, false);
-        let length = request_length(head).and_then(|length| match (body.is_received(), length) {
-            (true, Length::Fixed(1..)) => {
-                Err(Invalid::Syntax("Content-Length of a body that isn't there"))
-            }
-            (true, _) => Ok(Length::Empty),
-            (false, Length::Empty) => Ok(Length::Chunked),
+        let length = request_framing(head).and_then(|length| match (body.is_received(), length) {
+            (true, Framing::Fixed(1..)) => Err(InvalidHead::Syntax(
+                "Content-Length of a body that isn't there",
+            )),
+            (true, _) => Ok(Framing::Empty),
+            (false, Framing::Empty) => Ok(Framing::Chunked),
             (false, length) => Ok(length),
         });
-        if let Ok(Length::Fixed(length)) = length {
+        if let Ok(Framing::Fixed(length)) = length {
             body.declare(Some(length));
         }
-        let is_held = head.get(Known::Upgrade).is_some();
+        let is_held = head.get(FieldName::Upgrade).is_some();
         let stream = ServerStream {
             body,
             is_answered: false,
             length: match (is_held, &length) {
                 (false, Ok(length)) => *length,
-                _ => Length::Empty,
+                _ => Framing::Empty,
             },
             is_head: head.method() == b"HEAD",
             is_held,
             is_carried,
-            opened: Opened::new(all),
+            opened: OpenStream::new(all),
         };
         (stream, length.map(drop))
     }
@@ -112,7 +112,7 @@ impl ServerStream {
     }
 
     /// Framing of the request's body.
-    pub fn body_length(&self) -> Length {
+    pub fn body_framing(&self) -> Framing {
         self.length
     }
 
@@ -127,27 +127,27 @@ impl ServerStream {
     }
 
     /// Returns `true` if a sidecar carries it for a caller that speaks HTTP/1.
-    pub fn is_of_http1(&self) -> bool {
+    pub fn is_http1_over_h2(&self) -> bool {
         self.is_carried
     }
 
     /// Returns `true` while it requests an upgrade, which a 2xx response accepts.
-    pub fn is_held(&self) -> bool {
+    pub fn is_switch_pending(&self) -> bool {
         self.is_held
     }
 
     /// Sends an informational response.
-    pub fn inform(&mut self, head: &Head) {
+    pub fn send_informational(&mut self, head: &Head) {
         // A stream that was reset is noticed when the final response is sent.
         self.body.write_head(head, false);
     }
 
     /// Starts a response; `length` is the framing of its body by the sender.
-    pub fn respond(&mut self, head: &mut Head, length: Length) {
+    pub fn respond(&mut self, head: &mut Head, length: Framing) {
         if head.status() == 204 {
-            head.remove(Known::ContentLength);
+            head.remove(FieldName::ContentLength);
         }
-        let is_ended = matches!(length, Length::Empty | Length::Fixed(0));
+        let is_ended = matches!(length, Framing::Empty | Framing::Fixed(0));
         self.send(head, is_ended);
     }
 
@@ -178,7 +178,7 @@ impl ServerStream {
     }
 
     /// Waits until the peer resets the stream or the connection fails.
-    pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Broken> {
+    pub fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<PeerError> {
         self.body.poll_gone(cx)
     }
 
@@ -189,7 +189,7 @@ impl ServerStream {
 }
 
 impl Incoming for ServerStream {
-    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Broken>> {
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, PeerError>> {
         match self.is_held {
             true => Poll::Ready(Ok(false)),
             false => self.body.poll_data(cx),
@@ -210,7 +210,7 @@ impl Incoming for ServerStream {
 }
 
 impl Outgoing for ServerStream {
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), PeerError>> {
         self.body.poll_ready(cx)
     }
 
@@ -226,7 +226,7 @@ impl Outgoing for ServerStream {
         self.body.finish(trailers);
     }
 
-    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), PeerError>> {
         self.body.poll_flush(cx)
     }
 }

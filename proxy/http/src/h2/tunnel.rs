@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::body::Body;
-use crate::{Broken, Incoming, Outgoing};
+use crate::{Incoming, Outgoing, PeerError};
 
 /// A stream as [`AsyncRead`] and [`AsyncWrite`].
 #[derive(Debug)]
@@ -27,9 +27,9 @@ impl Tunnel {
     }
 }
 
-fn io_error(broken: Broken) -> io::Error {
+fn io_error(broken: PeerError) -> io::Error {
     match broken {
-        Broken::Io(error) => error,
+        PeerError::Io(error) => error,
         other => io::Error::new(io::ErrorKind::ConnectionReset, other.to_string()),
     }
 }

@@ -2,7 +2,7 @@
 
 use super::header_block::{CONNECTION, HTTP1};
 use super::hpack::{Case, Encoder, VOLATILE, number};
-use crate::head::{self, Head, Known, Version};
+use crate::head::{self, FieldName, Head, Version};
 
 /// Encodes a request as a field block. `upgrades` makes it an extended CONNECT.
 pub(super) fn write_request(encoder: &mut Encoder, out: &mut Vec<u8>, head: &Head, upgrades: bool) {
@@ -14,17 +14,17 @@ pub(super) fn write_request(encoder: &mut Encoder, out: &mut Vec<u8>, head: &Hea
         method => encoder.value(out, number::METHOD, method),
     }
     if upgrades {
-        let protocol = head.get(Known::Upgrade).unwrap_or_default();
-        encoder.field(out, Known::Other, b":protocol", protocol);
+        let protocol = head.get(FieldName::Upgrade).unwrap_or_default();
+        encoder.field(out, FieldName::Other, b":protocol", protocol);
     }
     Encoder::line(out, number::HTTP);
     let is_carried = is_carried(encoder, head);
-    if !is_carried && let Some(host) = head.get(Known::Host).filter(|host| !host.is_empty()) {
+    if !is_carried && let Some(host) = head.get(FieldName::Host).filter(|host| !host.is_empty()) {
         encoder.value(out, number::AUTHORITY, host);
     }
     encoder.value(out, number::PATH, head.target());
     if is_carried {
-        encoder.flag(out, Known::Http1, HTTP1);
+        encoder.flag(out, FieldName::Http1, HTTP1);
     }
     write_fields(encoder, out, head, upgrades);
 }
@@ -44,7 +44,7 @@ pub(super) fn write_response(encoder: &mut Encoder, out: &mut Vec<u8>, head: &He
     if is_carried(encoder, head)
         && let Some(reason) = head.unusual_reason()
     {
-        encoder.field(out, Known::Http1, HTTP1, reason);
+        encoder.field(out, FieldName::Http1, HTTP1, reason);
     }
     write_fields(encoder, out, head, false);
 }
@@ -65,18 +65,18 @@ fn is_carried(encoder: &Encoder, head: &Head) -> bool {
 fn write_fields(encoder: &mut Encoder, out: &mut Vec<u8>, head: &Head, upgrades: bool) {
     let without = match is_carried(encoder, head) {
         true => CONNECTION,
-        false => CONNECTION.with(Known::Host),
+        false => CONNECTION.with(FieldName::Host),
     };
-    for stretch in head.stretches(without.and(VOLATILE)) {
+    for stretch in head.field_runs(without.union(VOLATILE)) {
         let text = stretch.text().filter(|_| !upgrades);
-        if text.is_some_and(|text| encoder.again(out, text)) {
+        if text.is_some_and(|text| encoder.write_cached(out, text)) {
             continue;
         }
         for line in stretch.lines() {
             write_line(encoder, out, &line, upgrades);
         }
         if let Some(text) = text {
-            encoder.learn(text);
+            encoder.cache_run(text);
         }
     }
     for line in head.lines(VOLATILE) {
@@ -91,9 +91,9 @@ fn write_line(encoder: &mut Encoder, out: &mut Vec<u8>, line: &head::Line<'_>, u
         return;
     }
     let is_told = !(line.is_mixed() && encoder.case() == Case::Kept);
-    let known = if is_told { known } else { Known::Other };
+    let known = if is_told { known } else { FieldName::Other };
     match line.plain() {
-        Some(text) => encoder.plain(out, known, text, name.len()),
+        Some(text) => encoder.write_verbatim(out, known, text, name.len()),
         None => encoder.field(out, known, name, line.value()),
     }
 }

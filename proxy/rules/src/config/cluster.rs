@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use leno_proto::pb::envoy::config::cluster::v3::{
-    CircuitBreakers, Cluster as ClusterMessage, OutlierDetection,
+    CircuitBreakers as CircuitBreakersMessage, Cluster as ClusterMessage, OutlierDetection,
     cluster::{ClusterDiscoveryType, DiscoveryType, LbPolicy, TransportSocketMatch},
 };
 use leno_proto::pb::envoy::config::core::v3::{TransportSocket, transport_socket};
@@ -42,7 +42,7 @@ pub struct Cluster {
     /// TLS to endpoints with a sidecar; without it, all are reached in plaintext.
     pub tls: Option<Tls>,
     /// Circuit breakers.
-    pub limits: Limits,
+    pub limits: CircuitBreakers,
     /// Outlier detection; without it, endpoints are never ejected.
     pub outlier: Option<Outlier>,
     /// Settings of its connections.
@@ -51,7 +51,7 @@ pub struct Cluster {
 
 /// HTTP version of connections to a cluster's endpoints.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Protocol {
+pub enum UpstreamProtocol {
     /// HTTP/1.1, Envoy's default.
     #[default]
     Http1,
@@ -65,7 +65,7 @@ pub enum Protocol {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Connections {
     /// HTTP version.
-    pub protocol: Protocol,
+    pub protocol: UpstreamProtocol,
     /// Most requests on one connection.
     pub max_requests: Option<u32>,
     /// Longest time that one is kept idle.
@@ -87,7 +87,7 @@ pub struct Keepalive {
 
 /// Circuit breakers of one cluster; unset ones are unlimited.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Limits {
+pub struct CircuitBreakers {
     /// HTTP/1 exchanges and opaque connections at once.
     pub connections: Option<u32>,
     /// Requests that wait for a connection.
@@ -186,15 +186,15 @@ impl Resource for Cluster {
 }
 
 /// Circuit breakers of the default priority; the last entry wins, as with Envoy.
-fn limits(breakers: Option<&CircuitBreakers>) -> Result<Limits, Invalid> {
-    let mut limits = Limits::default();
+fn limits(breakers: Option<&CircuitBreakersMessage>) -> Result<CircuitBreakers, Invalid> {
+    let mut limits = CircuitBreakers::default();
     for (i, threshold) in breakers.iter().flat_map(|b| &b.thresholds).enumerate() {
         if threshold.priority != 0 {
             let field = format!("circuit_breakers.thresholds[{i}].priority");
             return Err(Invalid::new(field, "must be DEFAULT"));
         }
         let value = |value: Option<UInt32Value>| value.map(|value| value.value);
-        limits = Limits {
+        limits = CircuitBreakers {
             connections: value(threshold.max_connections),
             pending: value(threshold.max_pending_requests),
             requests: value(threshold.max_requests),
@@ -241,14 +241,16 @@ fn outlier(said: &OutlierDetection) -> Result<Outlier, Invalid> {
     })
 }
 
-fn protocol(said: Option<&UpstreamProtocolOptions>) -> Result<Protocol, Invalid> {
+fn protocol(said: Option<&UpstreamProtocolOptions>) -> Result<UpstreamProtocol, Invalid> {
     match said {
-        None => Ok(Protocol::Http1),
-        Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(_)) => Ok(Protocol::Downstream),
+        None => Ok(UpstreamProtocol::Http1),
+        Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(_)) => {
+            Ok(UpstreamProtocol::Downstream)
+        }
         Some(UpstreamProtocolOptions::ExplicitHttpConfig(explicit)) => {
             match explicit.protocol_config {
-                None | Some(ProtocolConfig::HttpProtocolOptions(_)) => Ok(Protocol::Http1),
-                Some(ProtocolConfig::Http2ProtocolOptions(_)) => Ok(Protocol::Http2),
+                None | Some(ProtocolConfig::HttpProtocolOptions(_)) => Ok(UpstreamProtocol::Http1),
+                Some(ProtocolConfig::Http2ProtocolOptions(_)) => Ok(UpstreamProtocol::Http2),
                 Some(ProtocolConfig::Http3ProtocolOptions(_)) => {
                     let field = "explicit_http_config.http3_protocol_options";
                     Err(Invalid::new(field, "is not supported"))

@@ -84,9 +84,9 @@ impl Resource for Assignment {
                 let valid = Endpoint::validate(endpoint)
                     .map_err(|e| e.within(&format!("endpoints[{i}].lb_endpoints[{j}]")))?;
                 match valid {
-                    (Takes::Requests, endpoint) => endpoints.push(endpoint),
-                    (Takes::Last, endpoint) => draining.push(endpoint),
-                    (Takes::Nothing, _) => {}
+                    (HealthClass::Requests, endpoint) => endpoints.push(endpoint),
+                    (HealthClass::Last, endpoint) => draining.push(endpoint),
+                    (HealthClass::Nothing, _) => {}
                 }
             }
         }
@@ -112,7 +112,7 @@ impl Resource for Assignment {
 
 /// Requests that an endpoint takes, by its health status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Takes {
+enum HealthClass {
     Requests,
     /// Only if no other endpoint takes any: it is draining.
     Last,
@@ -121,7 +121,7 @@ enum Takes {
 
 impl Endpoint {
     /// Validates an endpoint; returns also the requests that it takes.
-    fn validate(message: LbEndpoint) -> Result<(Takes, Endpoint), Invalid> {
+    fn validate(message: LbEndpoint) -> Result<(HealthClass, Endpoint), Invalid> {
         let weight = message
             .load_balancing_weight
             .map_or(1, |weight| weight.value);
@@ -139,10 +139,10 @@ impl Endpoint {
         };
         let takes = match HealthStatus::try_from(message.health_status) {
             Ok(HealthStatus::Unknown | HealthStatus::Healthy | HealthStatus::Degraded) => {
-                Takes::Requests
+                HealthClass::Requests
             }
-            Ok(HealthStatus::Draining) => Takes::Last,
-            Ok(HealthStatus::Unhealthy | HealthStatus::Timeout) => Takes::Nothing,
+            Ok(HealthStatus::Draining) => HealthClass::Last,
+            Ok(HealthStatus::Unhealthy | HealthStatus::Timeout) => HealthClass::Nothing,
             Err(_) => return Err(Invalid::new("health_status", "is not a known status")),
         };
         let metadata = message.metadata.as_ref();

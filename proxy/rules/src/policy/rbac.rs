@@ -5,7 +5,7 @@ use crate::route::matcher::{RequestView, header_matches};
 
 /// Decision of the policies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict<'a> {
+pub enum Decision<'a> {
     /// The request may pass.
     Allowed,
     /// Denied by the rule of this name in a DENY policy.
@@ -16,37 +16,37 @@ pub enum Verdict<'a> {
 
 /// The authenticated identity of the peer.
 #[derive(Debug, Clone, Copy)]
-pub struct Caller<'a> {
+pub struct PeerIdentity<'a> {
     /// Its SPIFFE ID, when it connected by mutual TLS.
     pub principal: Option<&'a str>,
 }
 
 /// Evaluates the policies on a request: no DENY policy may match, then every ALLOW policy must.
-pub fn verdict<'a>(
+pub fn authorize<'a>(
     policies: &'a [Rbac],
-    caller: Caller<'_>,
+    caller: PeerIdentity<'_>,
     request: &RequestView<'_>,
-) -> Verdict<'a> {
+) -> Decision<'a> {
     let of = |action| policies.iter().filter(move |rbac| rbac.action == action);
     let asks = |policy: &Policy| policy.permissions.iter().any(|p| permits(p, request));
     let holds = |policy: &&Policy| asks(policy) && is_one(&policy.principals, caller);
     for rbac in of(Action::Deny) {
         if let Some(policy) = rbac.policies.iter().find(holds) {
-            return Verdict::DeniedBy(&policy.name);
+            return Decision::DeniedBy(&policy.name);
         }
     }
     for rbac in of(Action::Allow) {
         if !rbac.policies.iter().any(|policy| holds(&policy)) {
             let near = rbac.policies.iter().find(|policy| asks(policy));
-            return Verdict::NotAllowed(near.or(rbac.policies.first()).map(|p| p.name.as_str()));
+            return Decision::NotAllowed(near.or(rbac.policies.first()).map(|p| p.name.as_str()));
         }
     }
-    Verdict::Allowed
+    Decision::Allowed
 }
 
 /// Evaluates the policies on a connection that carries no HTTP. Rules about HTTP never allow it; in a DENY policy their
 /// conditions on HTTP count as met.
-pub fn verdict_tcp<'a>(policies: &'a [Rbac], caller: Caller<'_>) -> Verdict<'a> {
+pub fn authorize_tcp<'a>(policies: &'a [Rbac], caller: PeerIdentity<'_>) -> Decision<'a> {
     let of = |action| policies.iter().filter(move |rbac| rbac.action == action);
     let asks = |policy: &Policy| {
         policy
@@ -56,16 +56,16 @@ pub fn verdict_tcp<'a>(policies: &'a [Rbac], caller: Caller<'_>) -> Verdict<'a> 
     };
     let mut denying = of(Action::Deny).flat_map(|rbac| &rbac.policies);
     if let Some(policy) = denying.find(|policy| is_one(&policy.principals, caller)) {
-        return Verdict::DeniedBy(&policy.name);
+        return Decision::DeniedBy(&policy.name);
     }
     let holds = |policy: &Policy| asks(policy) && is_one(&policy.principals, caller);
     match of(Action::Allow).find(|rbac| !rbac.policies.iter().any(holds)) {
-        None => Verdict::Allowed,
-        Some(rbac) => Verdict::NotAllowed(rbac.policies.first().map(|p| p.name.as_str())),
+        None => Decision::Allowed,
+        Some(rbac) => Decision::NotAllowed(rbac.policies.first().map(|p| p.name.as_str())),
     }
 }
 
-fn is_one(principals: &[Principal], caller: Caller<'_>) -> bool {
+fn is_one(principals: &[Principal], caller: PeerIdentity<'_>) -> bool {
     principals.iter().any(|principal| is(principal, caller))
 }
 
@@ -79,7 +79,7 @@ fn permits(permission: &Permission, request: &RequestView<'_>) -> bool {
     }
 }
 
-fn is(principal: &Principal, caller: Caller<'_>) -> bool {
+fn is(principal: &Principal, caller: PeerIdentity<'_>) -> bool {
     match principal {
         Principal::Any => true,
         Principal::All(all) => all.iter().all(|p| is(p, caller)),
@@ -150,13 +150,13 @@ mod tests {
             ("GET", "/users/1", None, false),
         ] {
             let head = Head::request(method, path);
-            let got = verdict(
+            let got = authorize(
                 &policies,
-                Caller { principal },
+                PeerIdentity { principal },
                 &RequestView::new(&head, "h"),
             );
             assert_eq!(
-                got == Verdict::Allowed,
+                got == Decision::Allowed,
                 allowed,
                 "{method} {path} {principal:?}"
             );
@@ -167,35 +167,35 @@ mod tests {
     fn deny_wins_and_an_empty_allow_denies_everything() {
         let head = Head::request("GET", "/users/1");
         let view = RequestView::new(&head, "h");
-        let caller = Caller {
+        let caller = PeerIdentity {
             principal: Some(ORDER),
         };
         let deny = rbac(Action::Deny, method("GET"), Principal::Any);
         assert_eq!(
-            verdict(&[guide(), deny], caller, &view),
-            Verdict::DeniedBy("rule")
+            authorize(&[guide(), deny], caller, &view),
+            Decision::DeniedBy("rule")
         );
         let nothing = Rbac {
             action: Action::Allow,
             policies: Vec::new(),
         };
         assert_eq!(
-            verdict(&[nothing], caller, &view),
-            Verdict::NotAllowed(None)
+            authorize(&[nothing], caller, &view),
+            Decision::NotAllowed(None)
         );
-        assert_eq!(verdict(&[], caller, &view), Verdict::Allowed);
+        assert_eq!(authorize(&[], caller, &view), Decision::Allowed);
     }
 
     #[test]
     fn a_rule_about_http_never_allows_bytes_and_always_denies_them() {
-        let caller = Caller {
+        let caller = PeerIdentity {
             principal: Some(ORDER),
         };
         let allow = rbac(Action::Allow, method("GET"), order());
-        assert_ne!(verdict_tcp(&[allow], caller), Verdict::Allowed);
+        assert_ne!(authorize_tcp(&[allow], caller), Decision::Allowed);
         let deny = rbac(Action::Deny, method("GET"), order());
-        assert_ne!(verdict_tcp(&[deny], caller), Verdict::Allowed);
+        assert_ne!(authorize_tcp(&[deny], caller), Decision::Allowed);
         let any = rbac(Action::Allow, Permission::Any, order());
-        assert_eq!(verdict_tcp(&[any], caller), Verdict::Allowed);
+        assert_eq!(authorize_tcp(&[any], caller), Decision::Allowed);
     }
 }

@@ -4,7 +4,7 @@ pub mod matcher;
 pub mod split;
 
 use crate::config::route::{RouteConfig, RouteMatch};
-use leno_http::head::is_called;
+use leno_http::head::name_eq;
 use matcher::{RequestView, matches};
 
 /// Virtual hosts, their routes in order, and a plan `P` for each route.
@@ -69,7 +69,7 @@ impl<P> Router<P> {
 
 fn domain_rank(domain: &str, authority: &[u8]) -> Option<usize> {
     match domain.strip_prefix('*') {
-        None => is_called(authority, domain.as_bytes()).then_some(usize::MAX),
+        None => name_eq(authority, domain.as_bytes()).then_some(usize::MAX),
         Some("") => Some(0),
         Some(suffix) => {
             let start = authority
@@ -77,7 +77,7 @@ fn domain_rank(domain: &str, authority: &[u8]) -> Option<usize> {
                 .checked_sub(suffix.len())
                 .filter(|&n| n > 0)?;
             let tail = authority.get(start..)?;
-            is_called(tail, suffix.as_bytes()).then_some(suffix.len())
+            name_eq(tail, suffix.as_bytes()).then_some(suffix.len())
         }
     }
 }

@@ -4,17 +4,19 @@ use std::rc::Rc;
 
 use super::{Core, Failure, Phase, Role};
 use crate::error::Reason;
-use crate::h2::frame::{self, FrameHead, MAX_WINDOW, Violation, setting, write_goaway, write_head};
+use crate::h2::frame::{
+    self, ConnectionError, FrameHeader, MAX_WINDOW, setting, write_frame_header, write_goaway,
+};
 
 impl Core {
     pub(super) fn settings_frame(
         &mut self,
-        frame: &FrameHead,
+        frame: &FrameHeader,
         payload: &[u8],
-    ) -> Result<(), Violation> {
+    ) -> Result<(), ConnectionError> {
         let (settings, rest) = payload.as_chunks::<6>();
         if !rest.is_empty() || (frame.has(frame::ACK) && !payload.is_empty()) {
-            return Err(Violation(
+            return Err(ConnectionError(
                 Reason::FRAME_SIZE_ERROR,
                 "SETTINGS of the wrong size",
             ));
@@ -26,19 +28,23 @@ impl Core {
         for [a, b, value @ ..] in settings {
             self.setting(u16::from_be_bytes([*a, *b]), u32::from_be_bytes(*value))?;
         }
-        write_head(&mut self.out, 0, frame::SETTINGS, frame::ACK, 0);
+        write_frame_header(&mut self.out, 0, frame::SETTINGS, frame::ACK, 0);
         Ok(())
     }
 
-    fn setting(&mut self, name: u16, value: u32) -> Result<(), Violation> {
-        let wrong = Err(Violation(Reason::PROTOCOL_ERROR, "a setting that can't be"));
+    fn setting(&mut self, name: u16, value: u32) -> Result<(), ConnectionError> {
+        let wrong = Err(ConnectionError(
+            Reason::PROTOCOL_ERROR,
+            "a setting that can't be",
+        ));
         match name {
             setting::HEADER_TABLE_SIZE => self.encoder.resize(value),
             setting::ENABLE_PUSH if value > u32::from(self.role == Role::Server) => return wrong,
             setting::MAX_CONCURRENT_STREAMS => self.settings.max_streams = value as usize,
             setting::INITIAL_WINDOW_SIZE => {
                 let window = i64::from(value);
-                let too_large = Violation(Reason::FLOW_CONTROL_ERROR, "a window that is too large");
+                let too_large =
+                    ConnectionError(Reason::FLOW_CONTROL_ERROR, "a window that is too large");
                 let more = window - self.settings.initial_window;
                 self.settings.initial_window = window;
                 for slot in &self.streams {
@@ -63,27 +69,27 @@ impl Core {
         Ok(())
     }
 
-    pub(super) fn ping_frame(&mut self, frame: &FrameHead, payload: &[u8]) {
+    pub(super) fn ping_frame(&mut self, frame: &FrameHeader, payload: &[u8]) {
         if !frame.has(frame::ACK) {
-            write_head(&mut self.out, payload.len(), frame::PING, frame::ACK, 0);
+            write_frame_header(&mut self.out, payload.len(), frame::PING, frame::ACK, 0);
             return self.out.extend_from_slice(payload);
         }
         if let Some(pong) = self.pong.take() {
             let _ = pong.send(());
         }
-        if self.phase == Phase::Warned {
+        if self.phase == Phase::GoAwaySent {
             self.phase = Phase::Closing;
             self.served = self.last;
             write_goaway(&mut self.out, self.last, Reason::NO_ERROR);
         }
     }
 
-    pub(super) fn goaway_frame(&mut self, payload: &[u8]) -> Result<(), Violation> {
+    pub(super) fn goaway_frame(&mut self, payload: &[u8]) -> Result<(), ConnectionError> {
         let (Some(last), Some(reason)) = (
             frame::number(payload),
             payload.get(4..).and_then(frame::number),
         ) else {
-            return Err(Violation(
+            return Err(ConnectionError(
                 Reason::FRAME_SIZE_ERROR,
                 "GOAWAY of the wrong size",
             ));
@@ -101,19 +107,19 @@ impl Core {
         Ok(())
     }
 
-    pub(super) fn window_frame(&mut self, id: u32, payload: &[u8]) -> Result<(), Violation> {
+    pub(super) fn window_frame(&mut self, id: u32, payload: &[u8]) -> Result<(), ConnectionError> {
         let more = i64::from(frame::number(payload).unwrap_or(0) & 0x7fff_ffff);
         if id == 0 {
             self.send_window += more;
             if more == 0 {
-                return Err(Violation(
+                return Err(ConnectionError(
                     Reason::PROTOCOL_ERROR,
                     "a window opened by nothing",
                 ));
             }
             if self.send_window > MAX_WINDOW {
                 let why = "a window that is too large";
-                return Err(Violation(Reason::FLOW_CONTROL_ERROR, why));
+                return Err(ConnectionError(Reason::FLOW_CONTROL_ERROR, why));
             }
             self.unblock();
             return Ok(());

@@ -16,26 +16,27 @@ use std::task::{Context, Waker};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::flood::{Budget, Resets};
+use super::flood::{Budget, ResetCounter};
 use super::frame::{
-    self, MAX_PAYLOAD, Violation, setting, write_goaway, write_head, write_number, write_settings,
+    self, ConnectionError, MAX_PAYLOAD, setting, write_frame_header, write_goaway, write_number,
+    write_settings,
 };
 use super::header_block::{HeadDecoder, Peer};
 use super::hpack::Encoder;
 use super::{CONNECTION_WINDOW, MAX_STREAMS, PREFACE, STREAM_WINDOW};
-use crate::Broken;
+use crate::PeerError;
 use crate::error::Reason;
-use crate::h1::{Invalid, Limits};
+use crate::h1::{HeadLimits, InvalidHead};
 use crate::head::Head;
 
 /// Unsent bytes above which bodies wait.
 const HIGH_WATER: usize = 128 * 1024;
 /// Unsent bytes above which nothing is read: a peer that doesn't read can't cause more to be sent.
-const CLOGGED: usize = 1024 * 1024;
+const READ_PAUSE: usize = 1024 * 1024;
 /// Bytes of a body that are written before it is another stream's turn.
 const QUANTUM: usize = MAX_PAYLOAD;
 /// The connection error for a rapid reset attack.
-const RESET_AT_ONCE: Violation = Violation(
+const RESET_AT_ONCE: ConnectionError = ConnectionError(
     Reason::ENHANCE_YOUR_CALM,
     "a flood of streams that are reset at once",
 );
@@ -63,12 +64,12 @@ impl Failure {
         Failure::Io(error.kind(), error.to_string().into())
     }
 
-    pub(super) fn broken(&self) -> Broken {
+    pub(super) fn broken(&self) -> PeerError {
         match self {
-            Failure::Reset(reason) => Broken::Reset(*reason),
-            Failure::Unprocessed(why) => Broken::Unprocessed(why.to_string()),
-            Failure::Closed => Broken::Closed,
-            Failure::Io(kind, text) => Broken::Io(io::Error::new(*kind, text.to_string())),
+            Failure::Reset(reason) => PeerError::Reset(*reason),
+            Failure::Unprocessed(why) => PeerError::Unprocessed(why.to_string()),
+            Failure::Closed => PeerError::Closed,
+            Failure::Io(kind, text) => PeerError::Io(io::Error::new(*kind, text.to_string())),
         }
     }
 }
@@ -85,7 +86,7 @@ pub(super) struct Slot {
 pub(super) struct State {
     /// Head of the request, or of the final response, until it is taken, and the error in it, if there is one.
     pub(super) head: Option<Head>,
-    pub(super) invalid: Option<Invalid>,
+    pub(super) invalid: Option<InvalidHead>,
     /// Set if a sidecar carries the request for an HTTP/1 caller.
     pub(super) is_carried: bool,
     /// Heads of informational responses until they are taken, and a flag that is set once the final one arrived.
@@ -175,7 +176,7 @@ struct Block {
 enum Phase {
     Open,
     /// The first GOAWAY was sent; streams that the peer opens meanwhile are served.
-    Warned,
+    GoAwaySent,
     /// Streams opened from now on aren't served.
     Closing,
 }
@@ -194,7 +195,7 @@ struct Settings {
 pub(super) struct Core {
     role: Role,
     peer: Peer,
-    limits: Limits,
+    limits: HeadLimits,
     /// Frames to be written, and the number of bytes that the driver is writing.
     pub(super) out: Vec<u8>,
     pub(super) on_the_way: usize,
@@ -226,15 +227,15 @@ pub(super) struct Core {
     pub(super) end: Option<Failure>,
     pong: Option<oneshot::Sender<()>>,
     budget: Budget,
-    resets: Resets,
+    resets: ResetCounter,
     /// Requests that wait for a task.
     pub(super) arrived: VecDeque<Rc<Slot>>,
     driver: Option<Waker>,
-    is_kicked: bool,
+    is_driver_awake: bool,
 }
 
 impl Core {
-    pub(super) fn new(role: Role, peer: Peer, limits: Limits, now: Instant) -> Core {
+    pub(super) fn new(role: Role, peer: Peer, limits: HeadLimits, now: Instant) -> Core {
         let head_bytes = u32::try_from(limits.head_bytes).unwrap_or(u32::MAX);
         let mut out = Vec::new();
         let mut settings = vec![
@@ -290,10 +291,10 @@ impl Core {
             end: None,
             pong: None,
             budget: Budget::new(now),
-            resets: Resets::default(),
+            resets: ResetCounter::default(),
             arrived: VecDeque::new(),
             driver: None,
-            is_kicked: false,
+            is_driver_awake: false,
         }
     }
 
@@ -328,8 +329,8 @@ impl Core {
     }
 
     /// Returns `true` while so much is unsent that nothing more is read.
-    pub(super) fn is_clogged(&self) -> bool {
-        self.unsent() > CLOGGED
+    pub(super) fn is_read_paused(&self) -> bool {
+        self.unsent() > READ_PAUSE
     }
 
     /// Returns `true` for a rapid reset attack.
@@ -344,21 +345,21 @@ impl Core {
     // The driver's interface.
 
     /// Marks the driver's task as running, which needs no waking for frames that are written meanwhile.
-    pub(super) fn attend(&mut self) {
-        self.is_kicked = true;
+    pub(super) fn mark_running(&mut self) {
+        self.is_driver_awake = true;
     }
 
     /// Registers the driver's task to be woken when there are frames to be written again.
-    pub(super) fn rest(&mut self, cx: &mut Context<'_>) {
-        self.is_kicked = false;
+    pub(super) fn park(&mut self, cx: &mut Context<'_>) {
+        self.is_driver_awake = false;
         match &mut self.driver {
             Some(waker) => waker.clone_from(cx.waker()),
             none => *none = Some(cx.waker().clone()),
         }
     }
 
-    fn kick(&mut self) {
-        if !std::mem::replace(&mut self.is_kicked, true)
+    fn wake_driver(&mut self) {
+        if !std::mem::replace(&mut self.is_driver_awake, true)
             && let Some(waker) = &self.driver
         {
             waker.wake_by_ref();
@@ -374,9 +375,9 @@ impl Core {
     }
 
     /// Counts bytes that the driver wrote, and wakes streams for which there is room now.
-    pub(super) fn wrote(&mut self, count: usize) {
+    pub(super) fn record_written(&mut self, count: usize) {
         self.on_the_way -= count;
-        self.budget.moved(count);
+        self.budget.credit(count);
         self.unblock();
     }
 
@@ -392,10 +393,10 @@ impl Core {
         self.blocked.clear();
         self.arrived.clear();
         self.pong = None;
-        self.kick();
+        self.wake_driver();
     }
 
-    fn violated(&mut self, Violation(reason, why): Violation) {
+    fn connection_error(&mut self, ConnectionError(reason, why): ConnectionError) {
         // The last stream of an earlier GOAWAY is never raised (RFC 9113, section 6.8).
         let last = match (self.role, self.phase) {
             (Role::Client, _) => 0,
@@ -411,7 +412,7 @@ impl Core {
     }
 
     /// Ends a connection that is no longer driven; returns the error, if it is worth logging.
-    pub(super) fn over(&mut self) -> Option<Broken> {
+    pub(super) fn finish(&mut self) -> Option<PeerError> {
         self.fail(&Failure::Closed);
         let end = self
             .end
@@ -421,8 +422,8 @@ impl Core {
     }
 
     /// Ends the connection at once with ENHANCE_YOUR_CALM, since its peer resets too many streams.
-    pub(super) fn calm(&mut self) {
-        self.violated(RESET_AT_ONCE);
+    pub(super) fn enhance_your_calm(&mut self) {
+        self.connection_error(RESET_AT_ONCE);
     }
 
     /// Shuts the connection down gracefully: a server in two steps (RFC 9113, section 6.8).
@@ -432,7 +433,7 @@ impl Core {
         }
         match self.role {
             Role::Server => {
-                self.phase = Phase::Warned;
+                self.phase = Phase::GoAwaySent;
                 write_goaway(&mut self.out, (1 << 31) - 1, Reason::NO_ERROR);
                 self.write_ping();
             }
@@ -443,7 +444,7 @@ impl Core {
                 }
             }
         }
-        self.kick();
+        self.wake_driver();
     }
 
     /// Sends a PING; the receiver is ready when the peer answers or the connection is over.
@@ -452,13 +453,13 @@ impl Core {
         if self.end.is_none() {
             self.write_ping();
             self.pong = Some(pong);
-            self.kick();
+            self.wake_driver();
         }
         answer
     }
 
     fn write_ping(&mut self) {
-        write_head(&mut self.out, OPAQUE.len(), frame::PING, 0, 0);
+        write_frame_header(&mut self.out, OPAQUE.len(), frame::PING, 0, 0);
         self.out.extend_from_slice(&OPAQUE);
     }
 }

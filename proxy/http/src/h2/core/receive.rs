@@ -7,22 +7,23 @@ use tokio::time::Instant;
 use super::{Block, Core, Failure, Phase, RESET_AT_ONCE, Role, Slot};
 use crate::buffers;
 use crate::error::Reason;
-use crate::h1::{Length, request_length};
-use crate::h2::frame::{self, FrameHead, HEADER, MAX_PAYLOAD, Violation};
-use crate::h2::header_block::Bad;
+use crate::h1::{Framing, request_framing};
+use crate::h2::frame::{self, ConnectionError, FrameHeader, HEADER, MAX_PAYLOAD};
+use crate::h2::header_block::HeadError;
 use crate::h2::{MAX_STREAMS, PREFACE, STREAM_WINDOW};
 use crate::head::Head;
 
 /// Informational heads of one stream that may wait to be taken. The handler passes on fewer.
 const MAX_INFORMATIONAL: usize = 32;
-const GARBLED: Violation = Violation(Reason::COMPRESSION_ERROR, "a head that can't be read");
+const GARBLED: ConnectionError =
+    ConnectionError(Reason::COMPRESSION_ERROR, "a head that can't be read");
 
 impl Core {
     /// Handles the complete frames at the front of `bytes`; returns their length.
     pub(in crate::h2) fn receive(&mut self, bytes: &[u8], now: Instant) -> usize {
         let mut at = self.preface.min(bytes.len());
         if bytes[..at] != PREFACE[PREFACE.len() - self.preface..][..at] {
-            self.violated(Violation(
+            self.connection_error(ConnectionError(
                 Reason::PROTOCOL_ERROR,
                 "not the preface of HTTP/2",
             ));
@@ -32,13 +33,13 @@ impl Core {
             let Some(head) = bytes[at..].first_chunk() else {
                 break;
             };
-            let frame = FrameHead::read(head);
+            let frame = FrameHeader::read(head);
             if frame.length > MAX_PAYLOAD {
                 let why = match head.starts_with(b"HTTP/1.") {
                     true => "the peer answers in HTTP/1, though its port is declared as HTTP/2",
                     false => "a frame that is too large",
                 };
-                self.violated(Violation(Reason::FRAME_SIZE_ERROR, why));
+                self.connection_error(ConnectionError(Reason::FRAME_SIZE_ERROR, why));
                 break;
             }
             let Some(payload) = bytes.get(at + HEADER..at + HEADER + frame.length) else {
@@ -46,16 +47,21 @@ impl Core {
             };
             at += HEADER + frame.length;
             if let Err(violation) = self.frame(&frame, payload, now) {
-                self.violated(violation);
+                self.connection_error(violation);
             }
         }
         at
     }
 
-    fn frame(&mut self, frame: &FrameHead, payload: &[u8], now: Instant) -> Result<(), Violation> {
-        let wrong = |why| Err(Violation(Reason::PROTOCOL_ERROR, why));
+    fn frame(
+        &mut self,
+        frame: &FrameHeader,
+        payload: &[u8],
+        now: Instant,
+    ) -> Result<(), ConnectionError> {
+        let wrong = |why| Err(ConnectionError(Reason::PROTOCOL_ERROR, why));
         if let Err(flood) = self.budget.charge(frame, now) {
-            return Err(Violation(Reason::ENHANCE_YOUR_CALM, flood));
+            return Err(ConnectionError(Reason::ENHANCE_YOUR_CALM, flood));
         }
         if !self.settings.are_known && frame.kind != frame::SETTINGS {
             return wrong("no SETTINGS at the beginning");
@@ -77,7 +83,7 @@ impl Core {
             _ => None,
         };
         if length.is_some_and(|length| length != payload.len()) {
-            return Err(Violation(
+            return Err(ConnectionError(
                 Reason::FRAME_SIZE_ERROR,
                 "a frame of the wrong size",
             ));
@@ -124,9 +130,9 @@ impl Core {
     }
 
     /// Finds a stream; `None` if it is no longer open, an error if it never was.
-    pub(super) fn stream(&self, id: u32) -> Result<Option<Rc<Slot>>, Violation> {
+    pub(super) fn stream(&self, id: u32) -> Result<Option<Rc<Slot>>, ConnectionError> {
         if id > self.last || id.is_multiple_of(2) {
-            return Err(Violation(
+            return Err(ConnectionError(
                 Reason::PROTOCOL_ERROR,
                 "a frame of a stream that isn't open",
             ));
@@ -134,13 +140,13 @@ impl Core {
         Ok(self.position(id).map(|at| Rc::clone(&self.streams[at])))
     }
 
-    fn data_frame(&mut self, frame: &FrameHead, payload: &[u8]) -> Result<(), Violation> {
+    fn data_frame(&mut self, frame: &FrameHeader, payload: &[u8]) -> Result<(), ConnectionError> {
         let body = frame.content(payload)?;
         let (all, padding) = (payload.len(), payload.len() - body.len());
         self.receive_window -= all as i64;
         if self.receive_window < 0 {
             let why = "more than the connection's window";
-            return Err(Violation(Reason::FLOW_CONTROL_ERROR, why));
+            return Err(ConnectionError(Reason::FLOW_CONTROL_ERROR, why));
         }
         let Some(slot) = self.stream(frame.stream)? else {
             // The stream was reset, and the peer may not have known.
@@ -168,16 +174,16 @@ impl Core {
         state.wake();
         drop(state);
         if padding > 0 {
-            self.consumed(&slot, padding);
+            self.release_capacity(&slot, padding);
         }
         if frame.has(frame::END_STREAM) {
-            self.ended(&slot);
+            self.close_receive(&slot);
         }
         Ok(())
     }
 
     /// Handles the end of the peer's direction of a stream.
-    fn ended(&mut self, slot: &Rc<Slot>) {
+    fn close_receive(&mut self, slot: &Rc<Slot>) {
         let mut state = slot.state.borrow_mut();
         state.has_ended = true;
         state.wake();
@@ -193,24 +199,24 @@ impl Core {
             let slot = self.streams.remove(at);
             self.grown -= slot.state.borrow().window - STREAM_WINDOW;
             if self.is_done() {
-                self.kick();
+                self.wake_driver();
             }
         }
     }
 
     fn continuation(
         &mut self,
-        frame: &FrameHead,
+        frame: &FrameHeader,
         payload: &[u8],
         now: Instant,
-    ) -> Result<(), Violation> {
+    ) -> Result<(), ConnectionError> {
         let Some(mut block) = self.block.take() else {
             let why = "CONTINUATION of no head";
-            return Err(Violation(Reason::PROTOCOL_ERROR, why));
+            return Err(ConnectionError(Reason::PROTOCOL_ERROR, why));
         };
         // An acceptable head is smaller than this, with the overhead of its encoding.
         if block.bytes.len() + payload.len() > 2 * self.limits.head_bytes + MAX_PAYLOAD {
-            return Err(Violation(
+            return Err(ConnectionError(
                 Reason::ENHANCE_YOUR_CALM,
                 "a head that is too large",
             ));
@@ -223,7 +229,13 @@ impl Core {
         Ok(())
     }
 
-    fn head(&mut self, id: u32, ends: bool, block: &[u8], now: Instant) -> Result<(), Violation> {
+    fn head(
+        &mut self,
+        id: u32,
+        ends: bool,
+        block: &[u8],
+        now: Instant,
+    ) -> Result<(), ConnectionError> {
         if self.role == Role::Server && id > self.last && id % 2 == 1 {
             return self.request(id, ends, block, now);
         }
@@ -239,9 +251,9 @@ impl Core {
             false => self.trailers(&slot, ends, block),
         };
         match read {
-            Ok(()) if ends => self.ended(&slot),
+            Ok(()) if ends => self.close_receive(&slot),
             Ok(()) => {}
-            Err(Bad::Garbled) => return Err(GARBLED),
+            Err(HeadError::Garbled) => return Err(GARBLED),
             Err(_) => self.reset_failing(&slot, Reason::PROTOCOL_ERROR),
         }
         Ok(())
@@ -253,21 +265,21 @@ impl Core {
         ends: bool,
         block: &[u8],
         now: Instant,
-    ) -> Result<(), Violation> {
+    ) -> Result<(), ConnectionError> {
         self.last = id;
         let mut head = Head::default();
         let read = self.decoder.request(block, &mut head);
         let (invalid, is_carried) = match read {
             Ok(is_carried) => (None, is_carried),
-            Err(Bad::Invalid(invalid)) => (Some(invalid), false),
-            Err(Bad::Garbled) => return Err(GARBLED),
-            Err(Bad::Malformed(why)) => {
+            Err(HeadError::Invalid(invalid)) => (Some(invalid), false),
+            Err(HeadError::Garbled) => return Err(GARBLED),
+            Err(HeadError::Malformed(why)) => {
                 tracing::debug!(why, "a malformed request");
                 self.write_reset(id, Reason::PROTOCOL_ERROR);
                 return Ok(());
             }
         };
-        if ends && matches!(request_length(&head), Ok(Length::Fixed(1..))) {
+        if ends && matches!(request_framing(&head), Ok(Framing::Fixed(1..))) {
             self.write_reset(id, Reason::PROTOCOL_ERROR);
             return Ok(());
         }
@@ -279,7 +291,7 @@ impl Core {
         if self.arrived.len() >= 2 * MAX_STREAMS as usize {
             return Err(RESET_AT_ONCE);
         }
-        self.resets.opened();
+        self.resets.count_opened();
         let slot = Slot::new(id, self.settings.initial_window, now);
         let mut state = slot.state.borrow_mut();
         (state.head, state.invalid) = (Some(head), invalid);
@@ -290,7 +302,7 @@ impl Core {
         Ok(())
     }
 
-    fn response(&mut self, slot: &Slot, ends: bool, block: &[u8]) -> Result<(), Bad> {
+    fn response(&mut self, slot: &Slot, ends: bool, block: &[u8]) -> Result<(), HeadError> {
         let mut head = Head::default();
         let read = self.decoder.response(block, &mut head);
         let mut state = slot.state.borrow_mut();
@@ -298,10 +310,12 @@ impl Core {
             Ok(()) => {
                 let is_final = head.status() >= 200;
                 if ends && !is_final {
-                    return Err(Bad::Malformed("an informational response that ends"));
+                    return Err(HeadError::Malformed("an informational response that ends"));
                 }
                 if state.informational.len() >= MAX_INFORMATIONAL {
-                    return Err(Bad::Malformed("informational responses without an end"));
+                    return Err(HeadError::Malformed(
+                        "informational responses without an end",
+                    ));
                 }
                 state.has_head |= is_final;
                 match is_final {
@@ -309,7 +323,7 @@ impl Core {
                     false => state.informational.push_back(head),
                 }
             }
-            Err(Bad::Invalid(invalid)) => {
+            Err(HeadError::Invalid(invalid)) => {
                 state.has_head = true;
                 (state.head, state.invalid) = (Some(head), Some(invalid));
             }
@@ -319,18 +333,23 @@ impl Core {
         Ok(())
     }
 
-    fn trailers(&mut self, slot: &Slot, ends: bool, block: &[u8]) -> Result<(), Bad> {
+    fn trailers(&mut self, slot: &Slot, ends: bool, block: &[u8]) -> Result<(), HeadError> {
         let mut head = Box::<Head>::default();
         self.decoder.trailers(block, &mut head)?;
         let mut state = slot.state.borrow_mut();
         if !ends || state.has_ended {
-            return Err(Bad::Malformed("a second head"));
+            return Err(HeadError::Malformed("a second head"));
         }
         state.trailers = Some(head);
         Ok(())
     }
 
-    fn reset_frame(&mut self, id: u32, payload: &[u8], now: Instant) -> Result<(), Violation> {
+    fn reset_frame(
+        &mut self,
+        id: u32,
+        payload: &[u8],
+        now: Instant,
+    ) -> Result<(), ConnectionError> {
         let reason = Reason(frame::number(payload).unwrap_or(0));
         let Some(slot) = self.stream(id)? else {
             return Ok(());
@@ -343,7 +362,7 @@ impl Core {
         slot.fail(&failure);
         let state = slot.state.borrow();
         if self.role == Role::Server && !state.is_answered {
-            self.resets.reset(now.duration_since(state.opened));
+            self.resets.count_reset(now.duration_since(state.opened));
         }
         Ok(())
     }

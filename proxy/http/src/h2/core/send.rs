@@ -6,13 +6,13 @@ use tokio::time::Instant;
 
 use super::{Core, Failure, HIGH_WATER, QUANTUM, Role, Slot};
 use crate::error::Reason;
-use crate::h2::frame::{self, HEADER, MAX_PAYLOAD, write_head, write_number};
+use crate::h2::frame::{self, HEADER, MAX_PAYLOAD, write_frame_header, write_number};
 use crate::h2::header_block::Peer;
 use crate::h2::hpack::Encoder;
 use crate::h2::write_head;
 use crate::h2::{GROWTH, LARGE_WINDOW, STREAM_WINDOW};
 use crate::head::Head;
-use crate::{Broken, buffers};
+use crate::{PeerError, buffers};
 
 impl Core {
     /// Opens a stream with a request's head, which `encode` writes.
@@ -21,14 +21,14 @@ impl Core {
         ends: bool,
         now: Instant,
         encode: impl FnOnce(&mut Encoder, &mut Vec<u8>),
-    ) -> Result<Rc<Slot>, Broken> {
+    ) -> Result<Rc<Slot>, PeerError> {
         if !self.is_open() {
             let why = match (&self.end, &self.goaway) {
                 (Some(end), _) => end.broken().to_string(),
                 (_, Some(why)) => why.to_string(),
                 _ => "the connection has no numbers left".into(),
             };
-            return Err(Broken::Unprocessed(why));
+            return Err(PeerError::Unprocessed(why));
         }
         self.last = if self.last == 0 { 1 } else { self.last + 2 };
         let slot = Slot::new(self.last, self.settings.initial_window, now);
@@ -48,7 +48,7 @@ impl Core {
         buffers::lend(&mut self.out);
         let start = self.out.len();
         let flags = if ends { frame::END_STREAM } else { 0 };
-        write_head(
+        write_frame_header(
             &mut self.out,
             0,
             frame::HEADERS,
@@ -66,7 +66,7 @@ impl Core {
                 if parts.peek().is_none() {
                     flags |= frame::END_HEADERS;
                 }
-                write_head(&mut self.out, part.len(), kind, flags, slot.id);
+                write_frame_header(&mut self.out, part.len(), kind, flags, slot.id);
                 self.out.extend_from_slice(part);
                 (kind, flags) = (frame::CONTINUATION, 0);
             }
@@ -76,9 +76,9 @@ impl Core {
             self.out[start..start + 3].copy_from_slice(&bytes[1..]);
         }
         if ends {
-            self.closed(slot);
+            self.close_send(slot);
         }
-        self.kick();
+        self.wake_driver();
     }
 
     /// Writes as much of `body` as there is room for in this turn; returns the number of bytes written.
@@ -95,13 +95,13 @@ impl Core {
             self.send_window -= part.len() as i64;
             buffers::lend(&mut self.out);
             self.tail = Some((slot.id, self.out.len() + 4));
-            write_head(&mut self.out, part.len(), frame::DATA, 0, slot.id);
+            write_frame_header(&mut self.out, part.len(), frame::DATA, 0, slot.id);
             self.out.extend_from_slice(part);
             written += part.len();
         }
         drop(state);
         if written > 0 {
-            self.kick();
+            self.wake_driver();
         }
         written
     }
@@ -116,7 +116,7 @@ impl Core {
     }
 
     /// Removes a stream from those that wait for room.
-    pub(in crate::h2) fn leave(&mut self, slot: &Rc<Slot>) {
+    pub(in crate::h2) fn stop_waiting(&mut self, slot: &Rc<Slot>) {
         if std::mem::take(&mut slot.state.borrow_mut().is_blocked) {
             self.blocked.retain(|other| !Rc::ptr_eq(other, slot));
         }
@@ -152,11 +152,11 @@ impl Core {
             Some((id, flags)) if id == slot.id => self.out[flags] |= frame::END_STREAM,
             _ => {
                 buffers::lend(&mut self.out);
-                write_head(&mut self.out, 0, frame::DATA, frame::END_STREAM, slot.id);
+                write_frame_header(&mut self.out, 0, frame::DATA, frame::END_STREAM, slot.id);
             }
         }
-        self.closed(slot);
-        self.kick();
+        self.close_send(slot);
+        self.wake_driver();
     }
 
     /// Ends a body with trailers.
@@ -167,7 +167,7 @@ impl Core {
     }
 
     /// Handles the end of our direction of a stream.
-    fn closed(&mut self, slot: &Slot) {
+    fn close_send(&mut self, slot: &Slot) {
         let mut state = slot.state.borrow_mut();
         state.is_closed = true;
         let is_over = state.has_ended;
@@ -196,17 +196,17 @@ impl Core {
         let state = slot.state.borrow();
         if self.role == Role::Server && !state.is_answered {
             // A peer that makes us reset its streams is as bad as one that resets them itself (CVE-2025-8671).
-            self.resets.reset(state.opened.elapsed());
+            self.resets.count_reset(state.opened.elapsed());
         }
     }
 
     pub(super) fn write_reset(&mut self, id: u32, reason: Reason) {
         write_number(&mut self.out, frame::RST_STREAM, id, reason.0);
-        self.kick();
+        self.wake_driver();
     }
 
     /// Returns consumed bytes of a stream's body to the windows of the stream, which may grow, and of the connection.
-    pub(in crate::h2) fn consumed(&mut self, slot: &Slot, count: usize) {
+    pub(in crate::h2) fn release_capacity(&mut self, slot: &Slot, count: usize) {
         let mut state = slot.state.borrow_mut();
         state.consumed += u32::try_from(count).unwrap_or(0);
         if state.consumed >= state.window / 2 && !state.has_ended && state.failed.is_none() {
@@ -220,7 +220,7 @@ impl Core {
             }
             state.receive_window += i64::from(more);
             write_number(&mut self.out, frame::WINDOW_UPDATE, slot.id, more);
-            self.kick();
+            self.wake_driver();
         }
         drop(state);
         self.release(count);
@@ -234,13 +234,13 @@ impl Core {
             let consumed = std::mem::take(&mut self.consumed);
             self.receive_window += i64::from(consumed);
             write_number(&mut self.out, frame::WINDOW_UPDATE, 0, consumed);
-            self.kick();
+            self.wake_driver();
         }
     }
 
     /// Error code for a stream that is dropped before its end: a complete response isn't taken back, even if the
     /// request is incomplete.
-    pub(in crate::h2) fn farewell(&self, is_sent: bool) -> Reason {
+    pub(in crate::h2) fn reset_reason(&self, is_sent: bool) -> Reason {
         match (self.role, is_sent) {
             (Role::Server, true) => Reason::NO_ERROR,
             _ => Reason::CANCEL,

@@ -5,13 +5,13 @@ use crate::h2::frame::{END_HEADERS, END_STREAM};
 use crate::h2::{GROWTH, LARGE_WINDOW, write_head};
 
 fn core(role: Role) -> Core {
-    Core::new(role, Peer::Mesh, Limits::default(), Instant::now())
+    Core::new(role, Peer::Mesh, HeadLimits::default(), Instant::now())
 }
 
 /// Passes the frames that one wants to send to the other; returns `true` if there were any.
 fn carry(from: &mut Core, to: &mut Core) -> bool {
     let bytes = from.take_out(Vec::new());
-    from.wrote(bytes.len());
+    from.record_written(bytes.len());
     assert_eq!(to.receive(&bytes, Instant::now()), bytes.len());
     !bytes.is_empty()
 }
@@ -45,7 +45,7 @@ fn respond(server: &mut Core, slot: &Slot, ends: bool) {
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
-    write_head(&mut out, payload.len(), kind, flags, stream);
+    write_frame_header(&mut out, payload.len(), kind, flags, stream);
     out.extend_from_slice(payload);
     out
 }
@@ -169,7 +169,7 @@ fn the_window_of_a_reader_that_keeps_up_grows_within_bounds() {
             exchange(&mut client, &mut server);
             if reader.id != slots[7].id {
                 let read = std::mem::take(&mut reader.state.borrow_mut().data).len();
-                client.consumed(reader, read);
+                client.release_capacity(reader, read);
             }
         }
         exchange(&mut client, &mut server);
@@ -274,7 +274,7 @@ fn bodies_share_what_there_is_room_for() {
     for (slot, written) in slots.iter().zip(written) {
         assert_eq!(slot.state.borrow().data.len(), written);
         // Consumed bytes return to the window, in time.
-        client.consumed(slot, written);
+        client.release_capacity(slot, written);
     }
     exchange(&mut client, &mut server);
     for (slot, written) in served.iter().zip(&mut written) {
@@ -366,7 +366,7 @@ fn readers_that_stop_leave_the_others_their_windows() {
             if round < 3 || reader.id == slots[last].id {
                 let read = std::mem::take(&mut reader.state.borrow_mut().data).len();
                 assert!(read > 0, "round {round}, stream {}", reader.id);
-                client.consumed(reader, read);
+                client.release_capacity(reader, read);
                 exchange(&mut client, &mut server);
             }
         }
@@ -388,15 +388,15 @@ fn who_left_takes_nobodys_turn() {
         .for_each(|slot| respond(&mut server, slot, false));
     while server.write_data(&served[0], &[0; 16 * 1024]) > 0 {}
     served.iter().for_each(|slot| server.wait(slot));
-    server.leave(&served[0]);
-    server.leave(&served[1]);
-    server.leave(&served[1]);
+    server.stop_waiting(&served[0]);
+    server.stop_waiting(&served[1]);
+    server.stop_waiting(&served[1]);
     assert_eq!(server.blocked.len(), 1);
     assert!(Rc::ptr_eq(&server.blocked[0], &served[2]));
     // A window for one turn only.
     let more = frame(frame::WINDOW_UPDATE, 0, 0, &16_384_u32.to_be_bytes());
     let before = server.take_out(Vec::new()).len();
-    server.wrote(before);
+    server.record_written(before);
     server.receive(&more, Instant::now());
     assert!(server.blocked.is_empty(), "it is woken");
     drop(slots);

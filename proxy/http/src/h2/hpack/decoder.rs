@@ -2,9 +2,9 @@
 
 use std::collections::VecDeque;
 
-use super::{Case, Entry, Kind, LINES, Line, STATIC, TABLE, Why, huffman};
+use super::{Case, Entry, Kind, LINES, Line, MalformedReason, STATIC, TABLE, huffman};
 use crate::h1::{is_text, trimmed};
-use crate::head::Known;
+use crate::head::FieldName;
 
 /// The decoder of one direction's field blocks, with its dynamic table.
 #[derive(Debug)]
@@ -24,11 +24,11 @@ pub(crate) struct Decoder {
 
 /// The error of a block that can't be decoded: the tables of the two ends may differ from here on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Garbled;
+pub(crate) struct CompressionError;
 
 /// Reads an integer with a prefix of `bits` bits (section 5.1). Beyond 2^28 it is an error: no table or string is that
 /// long.
-fn integer(block: &mut &[u8], bits: u32) -> Result<usize, Garbled> {
+fn integer(block: &mut &[u8], bits: u32) -> Result<usize, CompressionError> {
     let mask = (1_usize << bits) - 1;
     let mut number = usize::from(byte(block)?) & mask;
     if number < mask {
@@ -41,11 +41,11 @@ fn integer(block: &mut &[u8], bits: u32) -> Result<usize, Garbled> {
             return Ok(number);
         }
     }
-    Err(Garbled)
+    Err(CompressionError)
 }
 
-fn byte(block: &mut &[u8]) -> Result<u8, Garbled> {
-    let (first, rest) = block.split_first().ok_or(Garbled)?;
+fn byte(block: &mut &[u8]) -> Result<u8, CompressionError> {
+    let (first, rest) = block.split_first().ok_or(CompressionError)?;
     *block = rest;
     Ok(*first)
 }
@@ -54,16 +54,16 @@ fn byte(block: &mut &[u8]) -> Result<u8, Garbled> {
 fn string<'t, 'b: 't, 's: 't>(
     block: &mut &'b [u8],
     scratch: &'s mut Vec<u8>,
-) -> Result<&'t [u8], Garbled> {
-    let is_coded = block.first().ok_or(Garbled)? & 0x80 != 0;
+) -> Result<&'t [u8], CompressionError> {
+    let is_coded = block.first().ok_or(CompressionError)? & 0x80 != 0;
     let length = integer(block, 7)?;
-    let (text, rest) = block.split_at_checked(length).ok_or(Garbled)?;
+    let (text, rest) = block.split_at_checked(length).ok_or(CompressionError)?;
     *block = rest;
     if !is_coded {
         return Ok(text);
     }
     scratch.clear();
-    huffman::decode(text, scratch).ok_or(Garbled)?;
+    huffman::decode(text, scratch).ok_or(CompressionError)?;
     Ok(scratch)
 }
 
@@ -90,12 +90,12 @@ impl Decoder {
     /// Begins a block, with its dynamic table size updates (section 4.2).
     ///
     /// # Errors
-    /// [`Garbled`] when the block can't be decoded.
-    pub(crate) fn begin(&mut self, block: &mut &[u8]) -> Result<(), Garbled> {
+    /// [`CompressionError`] when the block can't be decoded.
+    pub(crate) fn begin(&mut self, block: &mut &[u8]) -> Result<(), CompressionError> {
         while block.first().is_some_and(|first| first & 0xe0 == 0x20) {
             let max = integer(block, 5)?;
             if max > TABLE {
-                return Err(Garbled);
+                return Err(CompressionError);
             }
             self.max = max;
             self.shrink(max);
@@ -106,12 +106,12 @@ impl Decoder {
     /// The next line of a block that has begun; `None` at its end.
     ///
     /// # Errors
-    /// [`Garbled`] when the block can't be decoded; the lines before were returned.
+    /// [`CompressionError`] when the block can't be decoded; the lines before were returned.
     #[inline]
     pub(crate) fn line<'t, 'b: 't>(
         &'t mut self,
         block: &mut &'b [u8],
-    ) -> Result<Option<Line<'t>>, Garbled> {
+    ) -> Result<Option<Line<'t>>, CompressionError> {
         let Some((&first, rest)) = block.split_first() else {
             return Ok(None);
         };
@@ -129,8 +129,8 @@ impl Decoder {
     /// Decodes a block only for its effect on the table.
     ///
     /// # Errors
-    /// [`Garbled`] when the block can't be decoded.
-    pub(crate) fn skip(&mut self, mut block: &[u8]) -> Result<(), Garbled> {
+    /// [`CompressionError`] when the block can't be decoded.
+    pub(crate) fn skip(&mut self, mut block: &[u8]) -> Result<(), CompressionError> {
         self.begin(&mut block)?;
         while self.line(&mut block)?.is_some() {}
         Ok(())
@@ -141,18 +141,18 @@ impl Decoder {
         &'t mut self,
         first: u8,
         block: &mut &'b [u8],
-    ) -> Result<Line<'t>, Garbled> {
+    ) -> Result<Line<'t>, CompressionError> {
         let bits = match first & 0xf0 {
             0x40.. => 6,
             // Dynamic table size updates come before the lines.
-            0x20.. => return Err(Garbled),
+            0x20.. => return Err(CompressionError),
             _ => {
-                let said = self.said(4, block)?;
+                let said = self.name_and_value(4, block)?;
                 let value = &said.value[trimmed(said.value)];
                 return Ok(Line { value, ..said });
             }
         };
-        let entry = Entry::new(&self.said(bits, block)?);
+        let entry = Entry::new(&self.name_and_value(bits, block)?);
         self.shrink(self.max.saturating_sub(entry.size));
         if entry.size > self.max {
             return Ok(self.too_large.insert(entry).line());
@@ -164,11 +164,11 @@ impl Decoder {
     }
 
     /// Reads the name and the value of a literal line; the index of its name has a prefix of `bits` bits.
-    fn said<'t, 'b: 't>(
+    fn name_and_value<'t, 'b: 't>(
         &'t mut self,
         bits: u32,
         block: &mut &'b [u8],
-    ) -> Result<Line<'t>, Garbled> {
+    ) -> Result<Line<'t>, CompressionError> {
         let of_name = match integer(block, bits)? {
             0 => None,
             number => Some(entry(&self.entries, number)?),
@@ -179,10 +179,10 @@ impl Decoder {
         };
         let value = string(block, &mut self.value)?;
         let kind = match of_name.map(|entry| entry.kind) {
-            None | Some(Kind::Malformed(_) | Kind::Field(Known::Te)) => {
+            None | Some(Kind::Malformed(_) | Kind::Field(FieldName::Te)) => {
                 Kind::of(name, value, self.case)
             }
-            Some(_) if !is_text(value) => Kind::Malformed(Why::Value),
+            Some(_) if !is_text(value) => Kind::Malformed(MalformedReason::Value),
             Some(kind) => kind,
         };
         Ok(Line {
@@ -218,19 +218,19 @@ pub(crate) fn indexed(block: &[u8]) -> usize {
     eights + rest.take_while(|byte| matches!(byte, 0x80..=0xfe)).count()
 }
 
-fn entry(entries: &VecDeque<Entry>, number: usize) -> Result<&Entry, Garbled> {
+fn entry(entries: &VecDeque<Entry>, number: usize) -> Result<&Entry, CompressionError> {
     let found = match number.checked_sub(LINES.len() + 1) {
         Some(at) => entries.get(at),
         None => STATIC.get(number.wrapping_sub(1)),
     };
-    found.ok_or(Garbled)
+    found.ok_or(CompressionError)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn decode(decoder: &mut Decoder, block: &[u8]) -> Result<Vec<String>, Garbled> {
+    fn decode(decoder: &mut Decoder, block: &[u8]) -> Result<Vec<String>, CompressionError> {
         let mut lines = Vec::new();
         let (mut block, text) = (block, |bytes: &[u8]| {
             String::from_utf8_lossy(bytes).into_owned()
@@ -306,7 +306,7 @@ mod tests {
             "8220",
         ] {
             let read = decode(&mut Decoder::new(Case::Lower), &bytes(block));
-            assert_eq!(read, Err(Garbled), "{block}");
+            assert_eq!(read, Err(CompressionError), "{block}");
         }
     }
 

@@ -8,7 +8,7 @@ use std::mem;
 use std::ops::Range;
 
 use super::{Case, LINES, OVERHEAD, TABLE};
-use crate::head::{Known, Set};
+use crate::head::{FieldName, FieldSet};
 
 /// Entries of the set-associative cache of seen lines, and its ways.
 const SEEN: usize = 128;
@@ -19,7 +19,7 @@ const LONGEST: usize = 1024;
 const RUNS: usize = 16;
 
 /// Volatile fields, with another value in each message: there is no use in caching their lines.
-pub(crate) const VOLATILE: Set = Set::of(&[Known::RequestId, Known::Traceparent]);
+pub(crate) const VOLATILE: FieldSet = FieldSet::of(&[FieldName::RequestId, FieldName::Traceparent]);
 
 /// A line seen before.
 #[derive(Debug, Default, Clone)]
@@ -34,7 +34,7 @@ struct Seen {
 
 /// Consecutive lines of a head, each in the table: when they repeat, they are looked up as one.
 #[derive(Debug, Default, Clone)]
-struct Run {
+struct CachedRun {
     text: Box<[u8]>,
     entries: Box<[u64]>,
     /// The entry that is evicted first.
@@ -47,7 +47,7 @@ struct Line<'a> {
     /// Static table index of its name; the text is the value then. Otherwise 0, and the text is the line in HTTP/1
     /// form.
     number: u8,
-    known: Known,
+    known: FieldName,
     text: &'a [u8],
     /// Length of the name in the text.
     name: usize,
@@ -110,9 +110,9 @@ pub(crate) struct Encoder {
     turn: usize,
     /// Serial numbers of entries with the known names.
     names: [u64; 32],
-    runs: Vec<Run>,
+    runs: Vec<CachedRun>,
     /// Entries of the run being written, and a flag that is set while each of its lines so far has one.
-    trail: Vec<u64>,
+    run_entries: Vec<u64>,
     is_trail_whole: bool,
     /// Buffer for lines that no head holds in HTTP/1 form.
     scratch: Vec<u8>,
@@ -166,10 +166,10 @@ fn is_secret(name: &[u8]) -> bool {
 }
 
 /// Returns `true` if `known` stands for one name only.
-fn is_one(known: Known) -> bool {
+fn is_one(known: FieldName) -> bool {
     !matches!(
         known,
-        Known::Other | Known::Removed | Known::Envoy | Known::B3Multiple
+        FieldName::Other | FieldName::Removed | FieldName::Envoy | FieldName::B3Multiple
     )
 }
 
@@ -188,8 +188,8 @@ impl Encoder {
             seen: vec![Seen::default(); SEEN],
             turn: 0,
             names: [0; 32],
-            runs: vec![Run::default(); RUNS],
-            trail: Vec::new(),
+            runs: vec![CachedRun::default(); RUNS],
+            run_entries: Vec::new(),
             is_trail_whole: false,
             scratch: Vec::new(),
         }
@@ -226,7 +226,7 @@ impl Encoder {
     pub(crate) fn value(&mut self, out: &mut Vec<u8>, number: u8, value: &[u8]) {
         let line = Line {
             number,
-            known: Known::Other,
+            known: FieldName::Other,
             text: value,
             name: 0,
         };
@@ -234,7 +234,7 @@ impl Encoder {
     }
 
     /// Writes a field that is a mere marker: the only line of its name, without a value.
-    pub(crate) fn flag(&mut self, out: &mut Vec<u8>, known: Known, name: &[u8]) {
+    pub(crate) fn flag(&mut self, out: &mut Vec<u8>, known: FieldName, name: &[u8]) {
         match self.names[known as usize % 32] {
             entry if entry > self.gone => write_integer(out, 0x80, 7, self.number(entry)),
             _ => self.field(out, known, name, b""),
@@ -242,12 +242,12 @@ impl Encoder {
     }
 
     /// Writes a cached run of lines if each of them is still in the table, and returns `true`. Otherwise the caller
-    /// writes them one by one, and then calls [`Encoder::learn`].
+    /// writes them one by one, and then calls [`Encoder::cache_run`].
     #[inline]
-    pub(crate) fn again(&mut self, out: &mut Vec<u8>, text: &[u8]) -> bool {
+    pub(crate) fn write_cached(&mut self, out: &mut Vec<u8>, text: &[u8]) -> bool {
         let run = &self.runs[hash(text, 0) as usize / 2 % RUNS];
         if run.oldest <= self.gone || *run.text != *text {
-            self.trail.clear();
+            self.run_entries.clear();
             self.is_trail_whole = true;
             return false;
         }
@@ -259,32 +259,38 @@ impl Encoder {
 
     /// Caches the run that was written just now, if each of its lines is in the table.
     #[cold]
-    pub(crate) fn learn(&mut self, text: &[u8]) {
+    pub(crate) fn cache_run(&mut self, text: &[u8]) {
         let is_whole = mem::take(&mut self.is_trail_whole) && text.len() <= LONGEST;
-        if let Some(oldest) = self.trail.iter().min().copied().filter(|_| is_whole) {
-            self.runs[hash(text, 0) as usize / 2 % RUNS] = Run {
+        if let Some(oldest) = self.run_entries.iter().min().copied().filter(|_| is_whole) {
+            self.runs[hash(text, 0) as usize / 2 % RUNS] = CachedRun {
                 text: text.into(),
-                entries: self.trail.as_slice().into(),
+                entries: self.run_entries.as_slice().into(),
                 oldest,
             };
         }
     }
 
     /// Writes a line. Its name becomes lower-case, unless the case is kept; then a name with upper-case letters must be
-    /// [`Known::Other`].
-    pub(crate) fn field(&mut self, out: &mut Vec<u8>, known: Known, name: &[u8], value: &[u8]) {
+    /// [`FieldName::Other`].
+    pub(crate) fn field(&mut self, out: &mut Vec<u8>, known: FieldName, name: &[u8], value: &[u8]) {
         let mut text = mem::take(&mut self.scratch);
         text.clear();
         for part in [name, b": ", value, b"\r\n"] {
             text.extend_from_slice(part);
         }
-        self.plain(out, known, &text, name.len());
+        self.write_verbatim(out, known, &text, name.len());
         self.scratch = text;
     }
 
     /// Writes a line given in HTTP/1 form, with a name of `name` bytes; otherwise as [`Encoder::field`].
     #[inline]
-    pub(crate) fn plain(&mut self, out: &mut Vec<u8>, known: Known, text: &[u8], name: usize) {
+    pub(crate) fn write_verbatim(
+        &mut self,
+        out: &mut Vec<u8>,
+        known: FieldName,
+        text: &[u8],
+        name: usize,
+    ) {
         let of_name = self.names[known as usize % 32];
         if VOLATILE.has(known) && of_name > self.gone {
             write_integer(out, 0, 4, self.number(of_name));
@@ -310,7 +316,7 @@ impl Encoder {
             let is_alive = seen.entry > self.gone && seen.number == line.number;
             if is_alive && *seen.text == *line.text {
                 if self.is_trail_whole {
-                    self.trail.push(seen.entry);
+                    self.run_entries.push(seen.entry);
                 }
                 return write_integer(out, 0x80, 7, self.number(seen.entry));
             }
@@ -408,7 +414,7 @@ mod tests {
     use super::super::Decoder;
     use super::*;
 
-    type Lines<'a> = &'a [(Known, &'a str, &'a str)];
+    type Lines<'a> = &'a [(FieldName, &'a str, &'a str)];
 
     fn encode(encoder: &mut Encoder, lines: Lines<'_>) -> Vec<u8> {
         let mut out = Vec::new();
@@ -436,10 +442,10 @@ mod tests {
         let mut sizes = Vec::new();
         for id in ["1", "2", "3", "4"] {
             let lines = [
-                (Known::Other, "User-Agent", "curl/8"),
-                (Known::RequestId, "x-request-id", id),
-                (Known::Other, "x-number", id),
-                (Known::Other, "Authorization", "Basic YTpi"),
+                (FieldName::Other, "User-Agent", "curl/8"),
+                (FieldName::RequestId, "x-request-id", id),
+                (FieldName::Other, "x-number", id),
+                (FieldName::Other, "Authorization", "Basic YTpi"),
             ];
             let block = encode(&mut encoder, &lines);
             let read = decode(&mut decoder, &block);
@@ -461,7 +467,7 @@ mod tests {
         let names: Vec<String> = (0..24).map(|number| format!("x-name-{number}")).collect();
         let lines: Vec<_> = names
             .iter()
-            .map(|name| (Known::Other, name.as_str(), "a value"))
+            .map(|name| (FieldName::Other, name.as_str(), "a value"))
             .collect();
         let mut encoder = Encoder::new(Case::Kept);
         let sizes: Vec<usize> = (0..3).map(|_| encode(&mut encoder, &lines).len()).collect();
@@ -478,7 +484,7 @@ mod tests {
                     encoder.resize(rng.u32(0..6_000));
                 }
             }
-            let lines: Vec<(Known, String, String)> = (0..rng.usize(0..12))
+            let lines: Vec<(FieldName, String, String)> = (0..rng.usize(0..12))
                 .map(|_| {
                     let value = "v".repeat(rng.usize(0..80) * rng.usize(1..4));
                     let name = format!("Name-{}", rng.u32(0..6));
@@ -492,10 +498,10 @@ mod tests {
                         6 => "traceparent".into(),
                         _ => name,
                     };
-                    (Known::of(name.as_bytes()), name, value)
+                    (FieldName::of(name.as_bytes()), name, value)
                 })
                 .collect();
-            let lines: Vec<(Known, &str, &str)> =
+            let lines: Vec<(FieldName, &str, &str)> =
                 lines.iter().map(|(k, n, v)| (*k, &**n, &**v)).collect();
             let block = encode(&mut encoder, &lines);
             let read = decode(&mut decoder, &block);

@@ -8,7 +8,7 @@ mod huffman;
 use std::sync::LazyLock;
 
 use crate::h1;
-use crate::head::Known;
+use crate::head::FieldName;
 
 pub(super) use decoder::{Decoder, indexed};
 pub(super) use encoder::{Encoder, VOLATILE};
@@ -28,14 +28,14 @@ pub(super) enum Kind {
     Status,
     Protocol,
     Cookie,
-    Field(Known),
+    Field(FieldName),
     /// A message that holds it is malformed (RFC 9113, section 8.1.1).
-    Malformed(Why),
+    Malformed(MalformedReason),
 }
 
 /// The reason for which a line makes its message malformed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Why {
+pub(super) enum MalformedReason {
     Value,
     Pseudo,
     Name,
@@ -43,14 +43,14 @@ pub(super) enum Why {
     Te,
 }
 
-impl Why {
+impl MalformedReason {
     pub(super) fn text(self) -> &'static str {
         match self {
-            Why::Value => "invalid field value",
-            Why::Pseudo => "unknown pseudo-header",
-            Why::Name => "invalid field name",
-            Why::Connection => "a field of one HTTP/1 connection",
-            Why::Te => "TE other than trailers",
+            MalformedReason::Value => "invalid field value",
+            MalformedReason::Pseudo => "unknown pseudo-header",
+            MalformedReason::Name => "invalid field name",
+            MalformedReason::Connection => "a field of one HTTP/1 connection",
+            MalformedReason::Te => "TE other than trailers",
         }
     }
 }
@@ -68,7 +68,7 @@ pub(super) enum Case {
 impl Kind {
     fn of(name: &[u8], value: &[u8], case: Case) -> Kind {
         if !h1::is_text(value) {
-            return Kind::Malformed(Why::Value);
+            return Kind::Malformed(MalformedReason::Value);
         }
         if name.starts_with(b":") {
             return match name {
@@ -78,21 +78,23 @@ impl Kind {
                 b":path" => Kind::Path,
                 b":status" => Kind::Status,
                 b":protocol" => Kind::Protocol,
-                _ => Kind::Malformed(Why::Pseudo),
+                _ => Kind::Malformed(MalformedReason::Pseudo),
             };
         }
         let is_lower = || !name.iter().any(u8::is_ascii_uppercase);
         if !h1::is_token(name) || !(case == Case::Kept || is_lower()) {
-            return Kind::Malformed(Why::Name);
+            return Kind::Malformed(MalformedReason::Name);
         }
-        match Known::of(name) {
-            Known::Connection
-            | Known::KeepAlive
-            | Known::ProxyConnection
-            | Known::TransferEncoding
-            | Known::Upgrade => Kind::Malformed(Why::Connection),
-            Known::Te if !value.eq_ignore_ascii_case(b"trailers") => Kind::Malformed(Why::Te),
-            Known::Other if name.eq_ignore_ascii_case(b"cookie") => Kind::Cookie,
+        match FieldName::of(name) {
+            FieldName::Connection
+            | FieldName::KeepAlive
+            | FieldName::ProxyConnection
+            | FieldName::TransferEncoding
+            | FieldName::Upgrade => Kind::Malformed(MalformedReason::Connection),
+            FieldName::Te if !value.eq_ignore_ascii_case(b"trailers") => {
+                Kind::Malformed(MalformedReason::Te)
+            }
+            FieldName::Other if name.eq_ignore_ascii_case(b"cookie") => Kind::Cookie,
             known => Kind::Field(known),
         }
     }

@@ -76,7 +76,7 @@ impl Body {
     pub(super) fn is_received(&self) -> bool {
         let state = self.slot.state.borrow();
         let is_empty = state.data.is_empty() && state.trailers.is_none() && self.rest().is_empty();
-        self.has_received || (state.has_ended && is_empty)
+        self.has_received || (state.stream.is_remote_ended() && is_empty)
     }
 
     /// Ends the incoming body: later bytes aren't part of the message.
@@ -155,7 +155,7 @@ impl Incoming for Body {
             }
             return Poll::Ready(Ok(true));
         }
-        if state.has_ended {
+        if state.stream.is_remote_ended() {
             self.trailers = state.trailers.take();
             drop(state);
             if self.declared.is_some_and(|rest| rest > 0) {

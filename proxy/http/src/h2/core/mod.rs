@@ -4,6 +4,7 @@
 mod control;
 mod receive;
 mod send;
+mod stream_state;
 #[cfg(test)]
 mod tests;
 
@@ -16,6 +17,7 @@ use std::task::{Context, Waker};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use self::stream_state::StreamState;
 use super::flood::{Budget, ResetCounter};
 use super::frame::{
     self, ConnectionError, MAX_PAYLOAD, setting, write_frame_header, write_goaway, write_number,
@@ -95,9 +97,7 @@ pub(super) struct State {
     /// Received bytes of the body, until they are taken.
     pub(super) data: Vec<u8>,
     pub(super) trailers: Option<Box<Head>>,
-    /// Set once the peer has ended its direction, and once we have ended ours.
-    pub(super) has_ended: bool,
-    pub(super) is_closed: bool,
+    pub(super) stream: StreamState,
     pub(super) failed: Option<Failure>,
     /// Set once its response has begun.
     pub(super) is_answered: bool,
@@ -124,8 +124,7 @@ impl Slot {
                 has_head: false,
                 data: Vec::new(),
                 trailers: None,
-                has_ended: false,
-                is_closed: false,
+                stream: StreamState::Open,
                 failed: None,
                 is_answered: false,
                 is_blocked: false,

@@ -156,7 +156,7 @@ impl Core {
         let mut state = slot.state.borrow_mut();
         state.receive_window -= all as i64;
         let reason = match () {
-            () if state.has_ended => Some(Reason::STREAM_CLOSED),
+            () if state.stream.is_remote_ended() => Some(Reason::STREAM_CLOSED),
             () if state.receive_window < 0 => Some(Reason::FLOW_CONTROL_ERROR),
             () if self.role == Role::Client && !state.has_head => Some(Reason::PROTOCOL_ERROR),
             () => None,
@@ -185,9 +185,9 @@ impl Core {
     /// Handles the end of the peer's direction of a stream.
     fn close_receive(&mut self, slot: &Rc<Slot>) {
         let mut state = slot.state.borrow_mut();
-        state.has_ended = true;
+        state.stream = state.stream.end_remote();
         state.wake();
-        let is_over = state.is_closed;
+        let is_over = state.stream.is_closed();
         drop(state);
         if is_over {
             self.forget(slot.id);
@@ -244,7 +244,7 @@ impl Core {
         };
         let is_response = {
             let state = slot.state.borrow();
-            self.role == Role::Client && !state.has_head && !state.has_ended
+            self.role == Role::Client && !state.has_head && !state.stream.is_remote_ended()
         };
         let read = match is_response {
             true => self.response(&slot, ends, block),
@@ -295,7 +295,10 @@ impl Core {
         let slot = Slot::new(id, self.settings.initial_window, now);
         let mut state = slot.state.borrow_mut();
         (state.head, state.invalid) = (Some(head), invalid);
-        (state.is_carried, state.has_ended) = (is_carried, ends);
+        state.is_carried = is_carried;
+        if ends {
+            state.stream = state.stream.end_remote();
+        }
         drop(state);
         self.streams.push(Rc::clone(&slot));
         self.arrived.push_back(slot);
@@ -337,7 +340,7 @@ impl Core {
         let mut head = Box::<Head>::default();
         self.decoder.trailers(block, &mut head)?;
         let mut state = slot.state.borrow_mut();
-        if !ends || state.has_ended {
+        if !ends || state.stream.is_remote_ended() {
             return Err(HeadError::Malformed("a second head"));
         }
         state.trailers = Some(head);

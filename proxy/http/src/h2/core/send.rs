@@ -169,8 +169,8 @@ impl Core {
     /// Handles the end of our direction of a stream.
     fn close_send(&mut self, slot: &Slot) {
         let mut state = slot.state.borrow_mut();
-        state.is_closed = true;
-        let is_over = state.has_ended;
+        state.stream = state.stream.end_local();
+        let is_over = state.stream.is_closed();
         drop(state);
         if is_over {
             self.forget(slot.id);
@@ -179,10 +179,7 @@ impl Core {
 
     /// Resets a stream, if it is still open.
     pub(in crate::h2) fn reset(&mut self, slot: &Slot, reason: Reason) {
-        let is_over = {
-            let state = slot.state.borrow();
-            state.is_closed && state.has_ended
-        };
+        let is_over = slot.state.borrow().stream.is_closed();
         if !is_over && self.position(slot.id).is_some() {
             self.write_reset(slot.id, reason);
             self.forget(slot.id);
@@ -209,7 +206,10 @@ impl Core {
     pub(in crate::h2) fn release_capacity(&mut self, slot: &Slot, count: usize) {
         let mut state = slot.state.borrow_mut();
         state.consumed += u32::try_from(count).unwrap_or(0);
-        if state.consumed >= state.window / 2 && !state.has_ended && state.failed.is_none() {
+        if state.consumed >= state.window / 2
+            && !state.stream.is_remote_ended()
+            && state.failed.is_none()
+        {
             let mut more = std::mem::take(&mut state.consumed);
             // Apps are near; only other sidecars may be far away.
             let keeps_up = self.peer == Peer::Mesh && state.data.is_empty();

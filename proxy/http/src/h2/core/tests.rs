@@ -286,7 +286,11 @@ fn bodies_share_what_there_is_room_for() {
         server.end_data(slot);
     }
     exchange(&mut client, &mut server);
-    assert!(slots.iter().all(|slot| slot.state.borrow().has_ended));
+    assert!(
+        slots
+            .iter()
+            .all(|slot| slot.state.borrow().stream.is_remote_ended())
+    );
     assert!(client.streams.is_empty() && server.streams.is_empty());
 }
 

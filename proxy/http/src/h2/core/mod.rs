@@ -1,6 +1,7 @@
 //! The state of a connection, without IO: received bytes go in, frames to be written come out, and tasks that wait for
 //! a stream are woken.
 
+mod closed;
 mod control;
 mod receive;
 mod send;
@@ -17,6 +18,7 @@ use std::task::{Context, Waker};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use self::closed::Resets;
 use self::stream_state::StreamState;
 use super::flood::{Budget, ResetCounter};
 use super::frame::{
@@ -225,6 +227,8 @@ pub(super) struct Core {
     /// Reason for its end, once it is over.
     pub(super) end: Option<Failure>,
     pong: Option<oneshot::Sender<()>>,
+    /// The last streams that were reset.
+    reset: Resets,
     budget: Budget,
     resets: ResetCounter,
     /// Requests that wait for a task.
@@ -289,6 +293,7 @@ impl Core {
             goaway: None,
             end: None,
             pong: None,
+            reset: Resets::default(),
             budget: Budget::new(now),
             resets: ResetCounter::default(),
             arrived: VecDeque::new(),

@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use tokio::time::Instant;
 
+use super::closed::End;
 use super::{Block, Core, Failure, Phase, RESET_AT_ONCE, Role, Slot};
 use crate::buffers;
 use crate::error::Reason;
@@ -140,6 +141,21 @@ impl Core {
         Ok(self.position(id).map(|at| Rc::clone(&self.streams[at])))
     }
 
+    /// Handles DATA or HEADERS on a stream that isn't open any more (RFC 9113, section 5.1).
+    fn frame_after_end(&mut self, id: u32) -> Result<(), ConnectionError> {
+        match self.reset.end(id) {
+            End::ResetByUs => Ok(()),
+            End::ResetByPeer => {
+                self.write_reset(id, Reason::STREAM_CLOSED);
+                Ok(())
+            }
+            End::Ended => {
+                let why = "a frame of a stream that has ended";
+                Err(ConnectionError(Reason::STREAM_CLOSED, why))
+            }
+        }
+    }
+
     fn data_frame(&mut self, frame: &FrameHeader, payload: &[u8]) -> Result<(), ConnectionError> {
         let body = frame.content(payload)?;
         let (all, padding) = (payload.len(), payload.len() - body.len());
@@ -149,9 +165,8 @@ impl Core {
             return Err(ConnectionError(Reason::FLOW_CONTROL_ERROR, why));
         }
         let Some(slot) = self.stream(frame.stream)? else {
-            // The stream was reset, and the peer may not have known.
             self.release(all);
-            return Ok(());
+            return self.frame_after_end(frame.stream);
         };
         let mut state = slot.state.borrow_mut();
         state.receive_window -= all as i64;
@@ -240,11 +255,17 @@ impl Core {
             return self.request(id, ends, block, now);
         }
         let Some(slot) = self.stream(id)? else {
-            return self.decoder.skip(block).map_err(|_| GARBLED);
+            self.decoder.skip(block).map_err(|_| GARBLED)?;
+            return self.frame_after_end(id);
         };
+        if slot.state.borrow().stream.is_remote_ended() {
+            self.decoder.skip(block).map_err(|_| GARBLED)?;
+            self.reset_failing(&slot, Reason::STREAM_CLOSED);
+            return Ok(());
+        }
         let is_response = {
             let state = slot.state.borrow();
-            self.role == Role::Client && !state.has_head && !state.stream.is_remote_ended()
+            self.role == Role::Client && !state.has_head
         };
         let read = match is_response {
             true => self.response(&slot, ends, block),
@@ -340,7 +361,7 @@ impl Core {
         let mut head = Box::<Head>::default();
         self.decoder.trailers(block, &mut head)?;
         let mut state = slot.state.borrow_mut();
-        if !ends || state.stream.is_remote_ended() {
+        if !ends {
             return Err(HeadError::Malformed("a second head"));
         }
         state.trailers = Some(head);
@@ -358,6 +379,7 @@ impl Core {
             return Ok(());
         };
         self.forget(id);
+        self.reset.add_peers(id);
         let failure = match reason {
             Reason::REFUSED_STREAM => Failure::Unprocessed("the stream was refused".into()),
             reason => Failure::Reset(reason),

@@ -421,3 +421,79 @@ fn what_goaway_said_is_served_is_not_taken_back() {
     let out = &server.out;
     assert_eq!((out[3], frame::number(&out[9..])), (frame::GOAWAY, Some(1)));
 }
+
+/// A server with stream 1, on which `head` was sent, that then gets `bytes` after `first` was done with its slot; the
+/// frames that it sends upon `bytes`.
+fn after_end(head: u8, first: impl FnOnce(&mut Core, &Slot), bytes: &[u8]) -> (Core, Vec<u8>) {
+    let (mut server, _) = after(&frame(frame::HEADERS, head, 1, HEAD), usize::MAX);
+    let slot = server.arrived.pop_front().expect("a request");
+    first(&mut server, &slot);
+    server.take_out(Vec::new());
+    server.receive(bytes, Instant::now());
+    let out = std::mem::take(&mut server.out);
+    (server, out)
+}
+
+fn goaway(last: u32, reason: Reason) -> Vec<u8> {
+    let mut out = Vec::new();
+    write_goaway(&mut out, last, reason);
+    out
+}
+
+fn rst(id: u32, reason: Reason) -> Vec<u8> {
+    frame(frame::RST_STREAM, 0, id, &reason.0.to_be_bytes())
+}
+
+#[test]
+fn a_frame_after_the_end_is_judged_by_how_the_stream_ended() {
+    let (open, whole) = (END_HEADERS, END_HEADERS | END_STREAM);
+    let (data, head) = (
+        frame(frame::DATA, 0, 1, b"x"),
+        frame(frame::HEADERS, whole, 1, HEAD),
+    );
+    let reset = frame(frame::RST_STREAM, 0, 1, &8_u32.to_be_bytes());
+    let harmless = [
+        frame(frame::WINDOW_UPDATE, 0, 1, &1_u32.to_be_bytes()),
+        frame(frame::PRIORITY, 0, 1, b"\0\0\0\0\0"),
+        reset.clone(),
+    ]
+    .concat();
+    let closed = Reason::STREAM_CLOSED;
+    // The peer's direction has ended, ours hasn't: an error of the stream.
+    for late in [&data, &head] {
+        let (server, out) = after_end(whole, |_, _| {}, late);
+        assert_eq!(out, rst(1, closed));
+        assert!(server.end.is_none());
+    }
+    // The peer reset it: an error of the stream, told once.
+    for late in [&data, &head] {
+        let (_, out) = after_end(open, |_, _| {}, &[&reset[..], late, late].concat());
+        assert_eq!(out, rst(1, closed));
+    }
+    // Both directions have ended: an error of the connection.
+    for late in [&data, &head] {
+        let (server, out) = after_end(whole, |server, slot| respond(server, slot, true), late);
+        assert_eq!(out, goaway(1, closed));
+        assert!(server.end.is_some());
+    }
+    // We reset it, and the peer may not have known: ignored, and the table of HPACK stays in step.
+    let cancel = |server: &mut Core, slot: &Slot| server.reset(slot, Reason::CANCEL);
+    let indexed = frame(frame::HEADERS, whole, 1, b"\x82\x86\x84\x41\x01b");
+    let next = frame(frame::HEADERS, whole, 3, b"\x82\x86\x84\xbe");
+    let (mut server, out) = after_end(open, cancel, &[data, indexed, next].concat());
+    assert!(out.is_empty() && server.end.is_none());
+    let slot = server.arrived.pop_front().expect("the next request");
+    let state = slot.state.borrow();
+    let host = state
+        .head
+        .as_ref()
+        .and_then(|head| head.get(crate::head::FieldName::Host));
+    assert_eq!(host, Some(&b"b"[..]));
+    // What may come for a while after the end is ignored.
+    for first in [cancel, |server: &mut Core, slot: &Slot| {
+        respond(server, slot, true)
+    }] {
+        let (server, out) = after_end(whole, first, &harmless);
+        assert!(out.is_empty() && server.end.is_none());
+    }
+}

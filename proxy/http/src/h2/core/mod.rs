@@ -18,7 +18,7 @@ use std::task::{Context, Waker};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use self::closed::Resets;
+use self::closed::ClosedStreams;
 use self::stream_state::StreamState;
 use super::flood::{Budget, ResetCounter};
 use super::frame::{
@@ -227,8 +227,8 @@ pub(super) struct Core {
     /// Reason for its end, once it is over.
     pub(super) end: Option<Failure>,
     pong: Option<oneshot::Sender<()>>,
-    /// The last streams that were reset.
-    reset: Resets,
+    /// Ends of streams that aren't open any more.
+    closed: ClosedStreams,
     budget: Budget,
     resets: ResetCounter,
     /// Requests that wait for a task.
@@ -293,7 +293,7 @@ impl Core {
             goaway: None,
             end: None,
             pong: None,
-            reset: Resets::default(),
+            closed: ClosedStreams::default(),
             budget: Budget::new(now),
             resets: ResetCounter::default(),
             arrived: VecDeque::new(),

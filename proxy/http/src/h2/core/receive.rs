@@ -143,7 +143,7 @@ impl Core {
 
     /// Handles DATA or HEADERS on a stream that isn't open any more (RFC 9113, section 5.1).
     fn frame_after_end(&mut self, id: u32) -> Result<(), ConnectionError> {
-        match self.reset.end(id) {
+        match self.closed.end(id) {
             End::ResetByUs => Ok(()),
             End::ResetByPeer => {
                 self.write_reset(id, Reason::STREAM_CLOSED);
@@ -152,6 +152,10 @@ impl Core {
             End::Ended => {
                 let why = "a frame of a stream that has ended";
                 Err(ConnectionError(Reason::STREAM_CLOSED, why))
+            }
+            End::Skipped => {
+                let why = "a stream that an earlier one has closed";
+                Err(ConnectionError(Reason::PROTOCOL_ERROR, why))
             }
         }
     }
@@ -287,6 +291,7 @@ impl Core {
         block: &[u8],
         now: Instant,
     ) -> Result<(), ConnectionError> {
+        self.closed.add_opened(self.last, id);
         self.last = id;
         let mut head = Head::default();
         let read = self.decoder.request(block, &mut head);
@@ -379,7 +384,7 @@ impl Core {
             return Ok(());
         };
         self.forget(id);
-        self.reset.add_peers(id);
+        self.closed.add_peers(id);
         let failure = match reason {
             Reason::REFUSED_STREAM => Failure::Unprocessed("the stream was refused".into()),
             reason => Failure::Reset(reason),

@@ -199,7 +199,7 @@ impl Core {
 
     pub(super) fn write_reset(&mut self, id: u32, reason: Reason) {
         write_number(&mut self.out, frame::RST_STREAM, id, reason.0);
-        self.reset.add_ours(id);
+        self.closed.add_ours(id);
         self.wake_driver();
     }
 

@@ -83,6 +83,22 @@ fn violations() -> Vec<(Vec<u8>, Reason)> {
     vec![
         (frame(headers, whole, 0, HEAD), protocol),
         (frame(headers, whole, 2, HEAD), protocol),
+        (
+            [
+                frame(headers, whole, 5, HEAD),
+                frame(headers, whole, 3, HEAD),
+            ]
+            .concat(),
+            protocol,
+        ),
+        (
+            [
+                frame(headers, whole, 5, HEAD),
+                frame(frame::DATA, 0, 3, b"x"),
+            ]
+            .concat(),
+            protocol,
+        ),
         (begun.clone(), fine),
         (
             [begun, frame(frame::PING, 0, 0, &[0; 8])].concat(),

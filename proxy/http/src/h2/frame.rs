@@ -65,6 +65,18 @@ impl FrameHeader {
         self.flags & flag != 0
     }
 
+    /// True for HEADERS or PRIORITY by which a stream would depend on itself (RFC 7540, section 5.3.1). Priorities mean
+    /// nothing otherwise.
+    pub(super) fn depends_on_itself(&self, payload: &[u8]) -> bool {
+        let at = match self.kind {
+            PRIORITY => 0,
+            HEADERS if self.has(HAS_PRIORITY) => usize::from(self.has(PADDED)),
+            _ => return false,
+        };
+        let dependency = payload.get(at..).and_then(number);
+        dependency.is_some_and(|dependency| dependency & 0x7fff_ffff == self.stream)
+    }
+
     /// The payload of a frame that may be padded, without its padding and its priority.
     pub(super) fn content<'a>(&self, mut payload: &'a [u8]) -> Result<&'a [u8], ConnectionError> {
         let wrong = ConnectionError(Reason::PROTOCOL_ERROR, "more padding than payload");

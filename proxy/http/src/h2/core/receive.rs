@@ -89,6 +89,9 @@ impl Core {
                 "a frame of the wrong size",
             ));
         }
+        if frame.depends_on_itself(payload) {
+            return wrong("a stream that depends on itself");
+        }
         match frame.kind {
             frame::DATA => self.data_frame(frame, payload),
             frame::HEADERS => {

@@ -114,6 +114,34 @@ fn violations() -> Vec<(Vec<u8>, Reason)> {
         ([open, reset(b"\0")].concat(), Reason::FRAME_SIZE_ERROR),
         (frame(77, 0, 5, b"unknown"), fine),
         (frame(frame::PRIORITY, 0, 5, b"12345"), fine),
+        (frame(frame::PRIORITY, 0, 5, b"\x80\0\0\x05\x01"), protocol),
+        (
+            frame(
+                headers,
+                whole | 0x20,
+                1,
+                b"\0\0\0\x01\x01\x82\x86\x84\x01\x01a",
+            ),
+            protocol,
+        ),
+        (
+            frame(
+                headers,
+                whole | 0x28,
+                1,
+                b"\x01\0\0\0\x01\x01\x82\x86\x84\x01\x01a\0",
+            ),
+            protocol,
+        ),
+        (
+            frame(
+                headers,
+                whole | 0x20,
+                1,
+                b"\0\0\0\x03\x01\x82\x86\x84\x01\x01a",
+            ),
+            fine,
+        ),
         (
             b"\xff\xff\xff\0\0\0\0\0\x01".to_vec(),
             Reason::FRAME_SIZE_ERROR,

@@ -384,6 +384,8 @@ impl Core {
     ) -> Result<(), ConnectionError> {
         let reason = Reason(frame::number(payload).unwrap_or(0));
         let Some(slot) = self.stream(id)? else {
+            // Both may have ended it before the peer's reset arrived.
+            self.closed.add_peers(id);
             return Ok(());
         };
         self.forget(id);

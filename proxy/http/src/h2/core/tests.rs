@@ -514,6 +514,13 @@ fn a_frame_after_the_end_is_judged_by_how_the_stream_ended() {
         let (_, out) = after_end(open, |_, _| {}, &[&reset[..], late, late].concat());
         assert_eq!(out, rst(1, closed));
     }
+    // So it is where both directions had ended before its reset arrived.
+    let (_, out) = after_end(
+        whole,
+        |server, slot| respond(server, slot, true),
+        &[&reset[..], &head].concat(),
+    );
+    assert_eq!(out, rst(1, closed));
     // Both directions have ended: an error of the connection.
     for late in [&data, &head] {
         let (server, out) = after_end(whole, |server, slot| respond(server, slot, true), late);

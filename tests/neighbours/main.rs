@@ -4,6 +4,7 @@
 //! be on PATH; CONTRIBUTING says where they come from.
 
 mod grpc;
+mod h2spec;
 mod http1;
 mod map;
 mod mix;

@@ -191,6 +191,33 @@ struct Settings {
     takes_connect: bool,
 }
 
+/// The window of a connection, and of a stream, before SETTINGS and WINDOW_UPDATE (RFC 9113, section 6.9.2).
+const DEFAULT_WINDOW: u32 = 65_535;
+
+/// The frames that a connection begins with, behind a client's preface.
+fn first_frames(role: Role, limits: HeadLimits) -> Vec<u8> {
+    let head_bytes = u32::try_from(limits.head_bytes).unwrap_or(u32::MAX);
+    let mut out = Vec::new();
+    let mut settings = vec![
+        (setting::INITIAL_WINDOW_SIZE, STREAM_WINDOW),
+        (setting::MAX_HEADER_LIST_SIZE, head_bytes),
+    ];
+    match role {
+        Role::Client => {
+            out.extend_from_slice(PREFACE);
+            settings.push((setting::ENABLE_PUSH, 0));
+        }
+        Role::Server => {
+            settings.push((setting::MAX_CONCURRENT_STREAMS, MAX_STREAMS));
+            settings.push((setting::ENABLE_CONNECT_PROTOCOL, 1));
+        }
+    }
+    write_settings(&mut out, &settings);
+    let more = CONNECTION_WINDOW - DEFAULT_WINDOW;
+    write_number(&mut out, frame::WINDOW_UPDATE, 0, more);
+    out
+}
+
 /// State of a connection.
 #[derive(Debug)]
 pub(super) struct Core {
@@ -239,26 +266,7 @@ pub(super) struct Core {
 
 impl Core {
     pub(super) fn new(role: Role, peer: Peer, limits: HeadLimits, now: Instant) -> Core {
-        let head_bytes = u32::try_from(limits.head_bytes).unwrap_or(u32::MAX);
-        let mut out = Vec::new();
-        let mut settings = vec![
-            (setting::INITIAL_WINDOW_SIZE, STREAM_WINDOW),
-            (setting::MAX_HEADER_LIST_SIZE, head_bytes),
-        ];
-        match role {
-            Role::Client => {
-                out.extend_from_slice(PREFACE);
-                settings.push((setting::ENABLE_PUSH, 0));
-            }
-            Role::Server => {
-                settings.push((setting::MAX_CONCURRENT_STREAMS, MAX_STREAMS));
-                settings.push((setting::ENABLE_CONNECT_PROTOCOL, 1));
-            }
-        }
-        const DEFAULT_WINDOW: u32 = 65_535;
-        write_settings(&mut out, &settings);
-        let more = CONNECTION_WINDOW - DEFAULT_WINDOW;
-        write_number(&mut out, frame::WINDOW_UPDATE, 0, more);
+        let out = first_frames(role, limits);
         Core {
             role,
             peer,

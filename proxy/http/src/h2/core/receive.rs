@@ -60,10 +60,47 @@ impl Core {
         payload: &[u8],
         now: Instant,
     ) -> Result<(), ConnectionError> {
-        let wrong = |why| Err(ConnectionError(Reason::PROTOCOL_ERROR, why));
         if let Err(flood) = self.budget.charge(frame, now) {
             return Err(ConnectionError(Reason::ENHANCE_YOUR_CALM, flood));
         }
+        self.check_frame(frame, payload)?;
+        match frame.kind {
+            frame::DATA => self.data_frame(frame, payload),
+            frame::HEADERS => {
+                let block = frame.content(payload)?;
+                let ends = frame.has(frame::END_STREAM);
+                match frame.has(frame::END_HEADERS) {
+                    true => self.head(frame.stream, ends, block, now),
+                    false => {
+                        self.block = Some(Block {
+                            stream: frame.stream,
+                            ends,
+                            bytes: block.to_vec(),
+                        });
+                        Ok(())
+                    }
+                }
+            }
+            frame::CONTINUATION => self.continuation(frame, payload, now),
+            frame::RST_STREAM => self.reset_frame(frame.stream, payload, now),
+            frame::SETTINGS => self.settings_frame(frame, payload),
+            frame::PING => {
+                self.ping_frame(frame, payload);
+                Ok(())
+            }
+            frame::GOAWAY => self.goaway_frame(payload),
+            frame::WINDOW_UPDATE => self.window_frame(frame.stream, payload),
+            frame::PUSH_PROMISE => {
+                let why = "PUSH_PROMISE, which nobody asked for";
+                Err(ConnectionError(Reason::PROTOCOL_ERROR, why))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks what doesn't depend on the state of a stream: the order of frames, their streams and sizes.
+    fn check_frame(&self, frame: &FrameHeader, payload: &[u8]) -> Result<(), ConnectionError> {
+        let wrong = |why| Err(ConnectionError(Reason::PROTOCOL_ERROR, why));
         if !self.settings.are_known && frame.kind != frame::SETTINGS {
             return wrong("no SETTINGS at the beginning");
         }
@@ -92,35 +129,7 @@ impl Core {
         if frame.depends_on_itself(payload) {
             return wrong("a stream that depends on itself");
         }
-        match frame.kind {
-            frame::DATA => self.data_frame(frame, payload),
-            frame::HEADERS => {
-                let block = frame.content(payload)?;
-                let ends = frame.has(frame::END_STREAM);
-                match frame.has(frame::END_HEADERS) {
-                    true => self.head(frame.stream, ends, block, now),
-                    false => {
-                        self.block = Some(Block {
-                            stream: frame.stream,
-                            ends,
-                            bytes: block.to_vec(),
-                        });
-                        Ok(())
-                    }
-                }
-            }
-            frame::CONTINUATION => self.continuation(frame, payload, now),
-            frame::RST_STREAM => self.reset_frame(frame.stream, payload, now),
-            frame::SETTINGS => self.settings_frame(frame, payload),
-            frame::PING => {
-                self.ping_frame(frame, payload);
-                Ok(())
-            }
-            frame::GOAWAY => self.goaway_frame(payload),
-            frame::WINDOW_UPDATE => self.window_frame(frame.stream, payload),
-            frame::PUSH_PROMISE => wrong("PUSH_PROMISE, which nobody asked for"),
-            _ => Ok(()),
-        }
+        Ok(())
     }
 
     pub(super) fn position(&self, id: u32) -> Option<usize> {

@@ -83,6 +83,33 @@ fn violations() -> Vec<(Vec<u8>, Reason)> {
     vec![
         (frame(headers, whole, 0, HEAD), protocol),
         (frame(headers, whole, 2, HEAD), protocol),
+        (begun.clone(), fine),
+        (
+            [begun, frame(frame::PING, 0, 0, &[0; 8])].concat(),
+            protocol,
+        ),
+        (frame(headers, whole, 1, b"\xff"), Reason::COMPRESSION_ERROR),
+        (frame(headers, whole | 8, 1, b"\x07a"), protocol),
+        (frame(frame::DATA, 0, 1, b"x"), protocol),
+        (frame(frame::DATA, 0, 0, b"x"), protocol),
+        (frame(frame::CONTINUATION, 4, 1, b""), protocol),
+        (frame(frame::PUSH_PROMISE, 4, 1, b"\0\0\0\x02"), protocol),
+        (reset(b"\0\0\0\x08"), protocol),
+        ([open, reset(b"\0")].concat(), Reason::FRAME_SIZE_ERROR),
+        (frame(77, 0, 5, b"unknown"), fine),
+        (frame(frame::PRIORITY, 0, 5, b"12345"), fine),
+        (
+            b"\xff\xff\xff\0\0\0\0\0\x01".to_vec(),
+            Reason::FRAME_SIZE_ERROR,
+        ),
+    ]
+}
+
+/// The same for identifiers of streams: smaller ones, and those that depend on themselves.
+fn violations_of_identifiers() -> Vec<(Vec<u8>, Reason)> {
+    let (headers, whole) = (frame::HEADERS, END_HEADERS | END_STREAM);
+    let (fine, protocol) = (Reason::NO_ERROR, Reason::PROTOCOL_ERROR);
+    vec![
         (
             [
                 frame(headers, whole, 5, HEAD),
@@ -99,21 +126,6 @@ fn violations() -> Vec<(Vec<u8>, Reason)> {
             .concat(),
             protocol,
         ),
-        (begun.clone(), fine),
-        (
-            [begun, frame(frame::PING, 0, 0, &[0; 8])].concat(),
-            protocol,
-        ),
-        (frame(headers, whole, 1, b"\xff"), Reason::COMPRESSION_ERROR),
-        (frame(headers, whole | 8, 1, b"\x07a"), protocol),
-        (frame(frame::DATA, 0, 1, b"x"), protocol),
-        (frame(frame::DATA, 0, 0, b"x"), protocol),
-        (frame(frame::CONTINUATION, 4, 1, b""), protocol),
-        (frame(frame::PUSH_PROMISE, 4, 1, b"\0\0\0\x02"), protocol),
-        (reset(b"\0\0\0\x08"), protocol),
-        ([open, reset(b"\0")].concat(), Reason::FRAME_SIZE_ERROR),
-        (frame(77, 0, 5, b"unknown"), fine),
-        (frame(frame::PRIORITY, 0, 5, b"12345"), fine),
         (frame(frame::PRIORITY, 0, 5, b"\x80\0\0\x05\x01"), protocol),
         (
             frame(
@@ -141,10 +153,6 @@ fn violations() -> Vec<(Vec<u8>, Reason)> {
                 b"\0\0\0\x03\x01\x82\x86\x84\x01\x01a",
             ),
             fine,
-        ),
-        (
-            b"\xff\xff\xff\0\0\0\0\0\x01".to_vec(),
-            Reason::FRAME_SIZE_ERROR,
         ),
     ]
 }
@@ -176,7 +184,13 @@ fn violations_of_the_connection() -> Vec<(Vec<u8>, Reason)> {
 
 #[test]
 fn what_a_peer_must_not_send_ends_the_connection_with_its_reason() {
-    for (bytes, reason) in [violations(), violations_of_the_connection()].concat() {
+    for (bytes, reason) in [
+        violations(),
+        violations_of_identifiers(),
+        violations_of_the_connection(),
+    ]
+    .concat()
+    {
         for step in [1, usize::MAX] {
             let (server, out) = after(&bytes, step);
             let last = out.rchunks(17).next();

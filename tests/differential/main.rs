@@ -1,6 +1,7 @@
 //! Our HTTP/1 reader against hyper's. The relation: every request that ours accepts, hyper accepts as well and reads
 //! the same way, bodies and the bytes that follow them included. (Ours may refuse more; `h1::parse` gives the reasons.)
 
+mod http2;
 mod reader;
 
 use std::convert::Infallible;

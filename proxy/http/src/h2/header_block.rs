@@ -264,6 +264,9 @@ impl<'a> Reader<'a> {
             _ if !is_whole => return Err(HeadError::Malformed("no :path or :scheme")),
             _ => {}
         }
+        // An absolute target, as a proxy takes it in HTTP/1, would compete with :authority (RFC 9113, section 8.3.1).
+        let is_path = |path: Span| matches!(self.head.text(path), [b'/', ..] | [b'*']);
+        let is_no_path = path.is_some_and(|path| !is_path(path));
         if self.has(Kind::Status) {
             return Err(HeadError::Malformed(":status in a request"));
         }
@@ -278,6 +281,9 @@ impl<'a> Reader<'a> {
         }
         let target = target.unwrap_or_default();
         self.head.set_request_line(method, target, Version::Http2);
+        if is_no_path {
+            return syntax(":path is neither a path nor *");
+        }
         if self.head.get(FieldName::Host).is_none_or(<[u8]>::is_empty) {
             return syntax("neither :authority nor Host");
         }
@@ -523,6 +529,12 @@ mod tests {
                 (":method", "GET"),
                 (":scheme", "http"),
                 (":path", "/ x"),
+                (":authority", "a"),
+            ],
+            &[
+                (":method", "GET"),
+                (":scheme", "http"),
+                (":path", "http://b/"),
                 (":authority", "a"),
             ],
             &[

@@ -23,6 +23,8 @@ pub(super) enum End {
 #[derive(Debug, Default)]
 pub(super) struct ClosedStreams {
     by_us: VecDeque<u32>,
+    /// The last stream that we reset and that is remembered no more: on streams up to it, frames are ignored.
+    forgotten: u32,
     by_peer: VecDeque<u32>,
     /// The first and the last of each range.
     skipped: VecDeque<(u32, u32)>,
@@ -39,7 +41,8 @@ impl ClosedStreams {
 
     /// Remembers a stream that we reset.
     pub(super) fn add_ours(&mut self, id: u32) {
-        push(&mut self.by_us, id);
+        let forgotten = push(&mut self.by_us, id).unwrap_or_default();
+        self.forgotten = self.forgotten.max(forgotten);
     }
 
     /// Remembers a stream that the peer reset.
@@ -51,7 +54,7 @@ impl ClosedStreams {
     pub(super) fn end(&self, id: u32) -> End {
         let is_skipped = |(first, last): &(u32, u32)| (*first..=*last).contains(&id);
         match () {
-            () if self.by_us.contains(&id) => End::ResetByUs,
+            () if id <= self.forgotten || self.by_us.contains(&id) => End::ResetByUs,
             () if self.by_peer.contains(&id) => End::ResetByPeer,
             () if self.skipped.iter().any(is_skipped) => End::Skipped,
             () => End::Ended,
@@ -59,11 +62,10 @@ impl ClosedStreams {
     }
 }
 
-fn push<T>(remembered: &mut VecDeque<T>, one: T) {
-    if remembered.len() == REMEMBERED {
-        remembered.pop_front();
-    }
+/// Adds one; returns the one that is forgotten for it.
+fn push<T>(remembered: &mut VecDeque<T>, one: T) -> Option<T> {
     remembered.push_back(one);
+    (remembered.len() > REMEMBERED).then(|| remembered.pop_front())?
 }
 
 #[cfg(test)]
@@ -74,9 +76,11 @@ mod tests {
     fn the_last_hundred_resets_of_each_end_are_remembered() {
         let mut closed = ClosedStreams::default();
         (1..=101).for_each(|id| closed.add_ours(id));
+        assert_eq!(closed.by_us.len(), REMEMBERED);
         closed.add_peers(103);
         for (id, end) in [
-            (1, End::Ended),
+            // Forgotten, and ignored like those that aren't.
+            (1, End::ResetByUs),
             (2, End::ResetByUs),
             (101, End::ResetByUs),
             (103, End::ResetByPeer),

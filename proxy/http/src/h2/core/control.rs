@@ -102,6 +102,7 @@ impl Core {
         self.goaway = Some(Rc::clone(&why));
         let beyond = self.streams.partition_point(|slot| slot.id <= last);
         for slot in self.streams.split_off(beyond) {
+            self.closed.add_ours(slot.id);
             slot.fail(&Failure::Unprocessed(Rc::clone(&why)));
         }
         Ok(())

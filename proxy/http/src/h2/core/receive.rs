@@ -101,7 +101,8 @@ impl Core {
     /// Checks what doesn't depend on the state of a stream: the order of frames, their streams and sizes.
     fn check_frame(&self, frame: &FrameHeader, payload: &[u8]) -> Result<(), ConnectionError> {
         let wrong = |why| Err(ConnectionError(Reason::PROTOCOL_ERROR, why));
-        if !self.settings.are_known && frame.kind != frame::SETTINGS {
+        let is_settings = frame.kind == frame::SETTINGS && !frame.has(frame::ACK);
+        if !self.settings.are_known && !is_settings {
             return wrong("no SETTINGS at the beginning");
         }
         if let Some(block) = &self.block

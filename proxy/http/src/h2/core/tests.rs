@@ -183,6 +183,16 @@ fn violations_of_the_connection() -> Vec<(Vec<u8>, Reason)> {
 }
 
 #[test]
+fn the_first_frame_is_settings_and_no_acknowledgement() {
+    for (flags, is_fine) in [(0, true), (frame::ACK, false)] {
+        let mut server = core(Role::Server);
+        let bytes = [PREFACE, &frame(frame::SETTINGS, flags, 0, b"")].concat();
+        server.receive(&bytes, Instant::now());
+        assert_eq!(server.end.is_none(), is_fine);
+    }
+}
+
+#[test]
 fn what_a_peer_must_not_send_ends_the_connection_with_its_reason() {
     for (bytes, reason) in [
         violations(),

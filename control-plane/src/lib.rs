@@ -1,7 +1,8 @@
 //! Leno's control plane and the operator's command line.
 //!
-//! Configuration's way: `source` reads YAML, `istio` parses it, `mesh` is the model compiled from it, `translate` makes
-//! xDS resources of the model, `xds` streams them. Beside it stands `ca`: workload identities and their certificates.
+//! Configuration's way: `source` reads YAML, `istio` parses it to objects, `compile` makes the model `mesh` of them, `translate`
+//! makes xDS resources of the model, `xds` streams them, and `services` answers port 15012. Beside it stand `ca`: workload
+//! identities and their certificates, and `map`: reports of the sidecars.
 
 pub mod app;
 pub mod ca;

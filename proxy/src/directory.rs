@@ -1,5 +1,8 @@
 //! Interface between the path and the configuration: the path looks an authority up, and requests it if it is missing;
 //! the xDS stream publishes snapshots.
+//!
+//! State: the running snapshot, replaced by one swap (`--max-names` authorities); authorities that requests wait for
+//! (`--config-wait`, at most `--max-waiting-requests` requests); the state of the stream.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};

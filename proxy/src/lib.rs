@@ -3,11 +3,11 @@
 //! Path of a request, in the order of the modules:
 //!
 //! ```text
-//! accept → identify → tls → http → policy | route → balance → upstream → forward → observe
-//!          inbound and outbound run these stages; a connection stays on the worker that accepted it
+//! serve → tls → policy | route → balance → upstream → forward → observe
+//! inbound and outbound decide in these stages; a connection stays on the worker that accepted it
 //! ```
 //!
-//! Path of configuration: `xds` receives resources, `config` validates them, `snapshot` builds plans from them, one
+//! Path of configuration: `xds` receives resources, leno-rules validates them, `snapshot` builds plans from them, one
 //! swap in `directory` publishes those, and the request path reads them.
 
 pub mod drain;

@@ -1,6 +1,9 @@
 //! Accepted resources by type and name, each validated alone.
 //!
 //! Invariant: a refused resource changes nothing but the list of refusals; its last good version stays.
+//!
+//! State: accepted resources, versions and refusals, until removed or unsubscribed; at most 20,000 resources a
+//! response, within `--max-xds-message`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;

@@ -60,7 +60,6 @@ const PROXY: &[(&str, &str)] = &[
         "bootstrap",
         "admin control directory export intercept observe",
     ),
-    ("connect", "balance error tls"),
     ("control", "directory drain tls"),
     ("directory", "error snapshot"),
     ("drain", ""),

@@ -1,4 +1,6 @@
 //! The ledger of used and revoked tokens and of denied identities, on disk.
+//!
+//! File: `tokens.json` (0600); uses are kept until the token ends, the rest for good.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -1,4 +1,6 @@
 //! The root: a key that only its owner may read, and a self-signed certificate.
+//!
+//! Files: `root-key.pem` (0600) and `root-cert.pem`, made on first use, for ten years.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;

@@ -20,7 +20,7 @@ use crate::map::TrafficGraph;
 /// Shortest interval between two reports of one sidecar.
 const EACH: Duration = Duration::from_millis(200);
 /// Longest wait for a report; then the call ends.
-const PATIENCE: Duration = Duration::from_secs(30);
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// The service.
 #[derive(Debug)]
@@ -68,7 +68,7 @@ async fn take(
     out: &mpsc::Sender<Result<ReportResponse, Status>>,
 ) -> Result<(), Status> {
     let late = |_| Status::deadline_exceeded("no report came");
-    while let Some(report) = timeout(PATIENCE, reports.message()).await.map_err(late)?? {
+    while let Some(report) = timeout(SILENCE, reports.message()).await.map_err(late)?? {
         let now = Instant::now();
         let node = identify(identity, &report.node, "")?;
         book.lock()

@@ -1,5 +1,7 @@
 //! The configuration in force: what sources read, joined and compiled, published with what is resolved and drains, and kept
 //! on disk for a restart.
+//!
+//! State: `last-good.yaml` in the state directory, written by rename when the forms change.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,7 @@
 //! Addresses of services with DNS names: resolved on first use, again when the TTL ends. A name that can't be resolved
 //! keeps its last addresses.
+//!
+//! State: at most 10,000 names, for the life of the process; asked again by TTL, 1 s to 5 min.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};

@@ -1,5 +1,7 @@
 //! Forms of the objects that run: a broken object keeps its last good form, and security objects without one fail
 //! closed. Pure; the reader of the files passes their contents in.
+//!
+//! State: a form is kept while its object stands in a file.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::PathBuf;

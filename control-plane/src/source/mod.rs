@@ -1,4 +1,4 @@
-//! Sources of configuration and its compilation: objects in, a [`Mesh`] out.
+//! Sources of configuration: objects are read, joined, compiled to a [`Mesh`] and published.
 
 mod configuration;
 mod directory;

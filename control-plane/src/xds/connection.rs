@@ -3,6 +3,8 @@
 //! Invariants: each version is recorded when it is sent; it is sent once for a subscription, and a refused one not
 //! again until it changes (but alone, after a NACK that doesn't name the resource); clusters go before endpoints, those
 //! before listeners, those before routes.
+//!
+//! State of one stream, at most until the client's certificate ends: 20,000 names a type, 1,000 unanswered responses.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 

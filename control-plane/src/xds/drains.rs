@@ -1,4 +1,7 @@
 //! Workloads that come and go: those that drain.
+//!
+//! State: a workload drains until a stream of another instance, or ten minutes after its call; only workloads of the
+//! registry do.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -1,4 +1,6 @@
 //! State that all streams share: the current mesh, the roots, and the connected proxies.
+//!
+//! State: one entry a stream while it is open: its part of the status page, and the revision that its client has taken.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};

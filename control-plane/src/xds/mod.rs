@@ -1,4 +1,4 @@
-//! xDS for the proxies: the two variants of a stream without IO, and the gRPC service that drives them.
+//! xDS for the proxies: the two variants of a stream without IO, and the state that streams share.
 
 pub mod connection;
 pub mod drains;

@@ -2,6 +2,8 @@
 //!
 //! Invariant: as long as a proxy is connected, labels that were known of its workload stay known: an endpoint that is
 //! removed, as in a drain, opens nothing and closes nothing. Another instance of the proxy begins anew.
+//!
+//! State: kept until ten minutes after the last stream; at most 10,000 that left.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

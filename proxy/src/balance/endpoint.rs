@@ -1,4 +1,7 @@
 //! One endpoint: its address, its TLS, and its counters, shared by every worker.
+//!
+//! State: requests in flight, shortest idle close, retired, no HTTP/2 or no shared connections over its TLS; as long as
+//! an assignment names the endpoint unchanged.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

@@ -1,4 +1,6 @@
 //! Limits on a cluster's requests and connections at once, over every worker of the process (Istio's `connectionPool`).
+//!
+//! State: counters, as long as the cluster's limits stay the same; `connectionPool` bounds them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

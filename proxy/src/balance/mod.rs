@@ -2,6 +2,9 @@
 //!
 //! Invariant: an [`Endpoint`] outlives the configuration that named it first; a push replaces the list, never the
 //! counters of an endpoint that stays.
+//!
+//! State of a cluster, shared by all workers: its endpoints and the turn of round robin, until its configuration
+//! changes.
 
 pub mod endpoint;
 mod endpoint_set;

@@ -3,6 +3,8 @@
 //!
 //! Nothing runs in the background: the end of an ejection is computed when it begins, up to the next sweep that Envoy
 //! would make. Then one request at a time probes the endpoint, and its result decides.
+//!
+//! State: failures in a row and the ejection, one an endpoint, as long as the endpoint.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};

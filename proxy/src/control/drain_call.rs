@@ -1,4 +1,6 @@
 //! Drain without losing a request: callers are sent elsewhere, then requests to the app finish, then the app's own.
+//!
+//! State: one open call, from `Draining` to the end of the process.
 
 use std::convert::Infallible;
 use std::sync::Arc;

@@ -36,7 +36,7 @@ const COLLECT: Duration = Duration::from_millis(100);
 /// Most spans of one message.
 const BATCH: usize = 128;
 /// Timeout for connecting to a collector, and for its response.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 /// First pause after a failure; each further one doubles it.
 const MIN_PAUSE: Duration = Duration::from_millis(500);
 /// Longest pause.
@@ -99,8 +99,8 @@ impl Exporter {
             async move { connect_to(&authority).await }
         });
         let channel = Connection::from(uri)
-            .connect_timeout(PATIENCE)
-            .timeout(PATIENCE)
+            .connect_timeout(TIMEOUT)
+            .timeout(TIMEOUT)
             .connect_with_connector_lazy(dial);
         let mut client = TraceServiceClient::new(channel);
         let mut pause = MIN_PAUSE;
@@ -166,8 +166,8 @@ impl Exporter {
                 Protocol::Http => self.post(request).await,
             }
         };
-        let answer = timeout(PATIENCE, sending).await;
-        let late = |_| format!("no answer within {PATIENCE:?}");
+        let answer = timeout(TIMEOUT, sending).await;
+        let late = |_| format!("no answer within {TIMEOUT:?}");
         let refused = answer.map_err(late)??.partial_success;
         let refused = refused.map_or(0, |partial| partial.rejected_spans);
         Ok(usize::try_from(refused).unwrap_or_default())

@@ -1,5 +1,7 @@
 //! Reports to the control plane each second: traffic between peers, failures with their reasons, the state of
 //! endpoints, the sidecar's health. The live map is built from that; without a control plane there is none.
+//!
+//! State: the values of all cells at the last report, bounded by the metric series.
 
 use std::collections::HashMap;
 use std::sync::Arc;

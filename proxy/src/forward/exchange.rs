@@ -1,4 +1,4 @@
-//! One attempt: downstream and upstream half of an exchange, joined. Both directions run at once, in one task, so a
+//! The downstream and the upstream half of an exchange, joined. Both directions run at once, in one task, so a
 //! response may begin before the request has ended. Bodies are streamed; only `replay` keeps a copy of a request's.
 
 use std::future::{Future, poll_fn};

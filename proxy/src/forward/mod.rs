@@ -1,4 +1,4 @@
-//! Forwarding: one request to one upstream and back, opaque TCP connections, and local replies.
+//! Forwarding: requests to an upstream and back, over attempts, and local replies.
 
 pub mod answer;
 mod attempt;

@@ -38,8 +38,9 @@ pub fn is_idempotent(request: &Head) -> bool {
 
 /// The decision table.
 pub fn decide(retry: &Retry, is_idempotent: bool, failure: Failure<'_>) -> Decision {
-    let on =
-        |checkout: &[RetryOn]| retry.is_explicit && checkout.iter().any(|w| retry.on.contains(w));
+    let on = |conditions: &[RetryOn]| {
+        retry.is_explicit && conditions.iter().any(|w| retry.on.contains(w))
+    };
     let broken = [RetryOn::FiveXx, RetryOn::GatewayError, RetryOn::Reset];
     let error = match failure {
         Failure::Status(status, grpc) => {

@@ -61,7 +61,7 @@ pub(super) async fn connect_server_first(
     let Ok(cluster) = connection.app(worker, &plan, chain) else {
         return pending().await;
     };
-    match tcp::connect_server_first(worker, &cluster, &chain.speaks_first).await {
+    match tcp::connect_server_first(worker, &cluster, &chain.is_server_first).await {
         Ok(up) => up,
         // `proxy_tcp` dials again and reports the error.
         Err(_) => pending().await,

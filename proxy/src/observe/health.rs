@@ -1,4 +1,6 @@
 //! Health of the sidecar: its clock, its configuration, its certificate, as metrics and for the control plane.
+//!
+//! State: one set of values, for the life of the process.
 
 use std::sync::Mutex;
 use std::sync::PoisonError;

@@ -3,6 +3,8 @@
 //! A [`Series`] is one pair of peers; it is built when an endpoint or a connection is. A request then finds its
 //! [`SeriesCell`] by its result, without a lock, and adds to existing counters. Exposition is the library's: cells become
 //! metric families at each scrape.
+//!
+//! Bounds: cells live until idle for `--metric-expiry`; at most `--max-metric-series` series, then `other`.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};

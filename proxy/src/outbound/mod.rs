@@ -184,7 +184,7 @@ async fn forward(
     exchange::prepare(upstream.request, body, &worker.shared.upgrades)?;
     worker.random(|rng| headers::websocket_key(upstream.request, rng));
     propagate::trace(worker, upstream.request, false, upstream.stats);
-    // Next to `x-envoy-upstream-count`, which follows: fields that rarely change stand together (`Encoder::write_cached`).
+    // Next to `x-envoy-attempt-count`, which follows: fields that rarely change stand together (`Encoder::write_cached`).
     headers::forwarded_proto(upstream.request, "http");
     let edit = |request: &Head, response: &mut Head, heard: Instant| {
         let mut digits = itoa::Buffer::new();

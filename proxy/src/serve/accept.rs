@@ -1,4 +1,6 @@
 //! Listening sockets, and the accept loop.
+//!
+//! State: the number of open connections of the process, at most `--max-connections`.
 
 use std::future::Future;
 use std::io;

@@ -48,9 +48,9 @@ pub struct TcpUpstream {
 pub async fn connect_server_first(
     worker: &Worker,
     cluster: &Arc<Cluster>,
-    speaks_first: &AtomicBool,
+    is_server_first: &AtomicBool,
 ) -> Result<TcpUpstream, Error> {
-    if !speaks_first.load(Ordering::Relaxed) {
+    if !is_server_first.load(Ordering::Relaxed) {
         sleep(SILENCE).await;
     }
     let opened = open(worker, cluster).await?;
@@ -58,7 +58,7 @@ pub async fn connect_server_first(
     poll_fn(|cx| opened.stream.poll_readable(cx)).await;
     // Later it is more likely the end of an unused connection.
     if since.elapsed() < GREETING {
-        speaks_first.store(true, Ordering::Relaxed);
+        is_server_first.store(true, Ordering::Relaxed);
     }
     Ok(opened)
 }

@@ -1,4 +1,6 @@
 //! Apps behind ports that no flag names: with interception, each connection carries its original destination.
+//!
+//! State: clusters of the registry's ports at the pod's addresses, for the life of the process; others are not kept.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

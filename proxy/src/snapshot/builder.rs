@@ -1,4 +1,6 @@
 //! Builds plans from resources; clusters and endpoints that didn't change are kept from one snapshot to the next.
+//!
+//! State: running clusters, endpoints and TLS connectors, while a resource names them; plans that warm, for 5 s.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -266,7 +268,7 @@ impl Builder {
                     .collect(),
                 workload: chain.workload.clone(),
                 service: chain.service.clone(),
-                speaks_first: AtomicBool::new(false),
+                is_server_first: AtomicBool::new(false),
             })
         };
         InboundPlan {

@@ -2,6 +2,9 @@
 //!
 //! Invariants: a plan is published only when every resource that it names has been answered (or 5 s have passed);
 //! clusters and endpoints that didn't change are kept; endpoints outlive the assignment that named them first.
+//!
+//! State: the time of last use, as long as an authority's entry; server-first detection, as long as a plan, and the
+//! next plan takes it over.
 
 pub mod apps;
 mod builder;
@@ -146,7 +149,7 @@ pub struct InboundChain {
     workload: Workload,
     service: String,
     /// True once the app has been seen to send the first bytes of a connection.
-    pub speaks_first: AtomicBool,
+    pub is_server_first: AtomicBool,
 }
 
 impl Snapshot {
@@ -196,8 +199,8 @@ impl InboundPlan {
                 .chains
                 .iter()
                 .find(|old| old.matches == chain.matches);
-            let spoke = same.is_some_and(|old| old.speaks_first.load(Ordering::Relaxed));
-            chain.speaks_first.store(spoke, Ordering::Relaxed);
+            let spoke = same.is_some_and(|old| old.is_server_first.load(Ordering::Relaxed));
+            chain.is_server_first.store(spoke, Ordering::Relaxed);
         }
     }
 

@@ -1,4 +1,6 @@
 //! Credentials of this workload: its certificate, and the roots that it trusts.
+//!
+//! State: one identity and one set of roots, for the life of the process; replaced, never removed.
 
 use std::sync::Arc;
 use std::time::SystemTime;

@@ -2,6 +2,8 @@
 //!
 //! Invariant: a connection that is handed out was open a moment ago, its peer's certificate is valid, and a cluster
 //! still names its endpoint.
+//!
+//! Bounded by time alone: `--upstream-idle-timeout`, the certificates' end, a retired endpoint; swept each second.
 
 use std::cell::RefCell;
 use std::collections::HashMap;

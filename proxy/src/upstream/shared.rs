@@ -1,5 +1,8 @@
 //! HTTP/2 connections of one worker, each shared by many requests. Requests to an endpoint wait for a connection that
 //! is being opened.
+//!
+//! Bounds: 100 streams a connection, fewer if the peer says so; one entry an endpoint while one is opened, within the
+//! connect timeout each for TCP with TLS and for HTTP/2.
 
 use std::cell::RefCell;
 use std::collections::HashMap;

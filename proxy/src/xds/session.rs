@@ -2,6 +2,8 @@
 //!
 //! Invariant: a request is made only by [`Session::initial_requests`], [`Session::subscribe`], [`Session::unsubscribe`] and
 //! [`Session::ack_or_nack`]; the driver of the stream sends the requests in the order in which they were made.
+//!
+//! Bound: `--max-names` authorities, and the names that they lead to.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 

@@ -1,5 +1,7 @@
 //! One HTTP/1 connection: a stream, a read buffer that grows with the input, a write buffer, and the framing of the
 //! current message in each direction.
+//!
+//! Bounds: buffers are held while a message is under way; reads of up to 128 KiB, none while 64 KiB wait unsent.
 
 use std::io;
 use std::pin::Pin;

@@ -1,5 +1,7 @@
 //! Cache of field block prefixes. Messages of one kind begin with the same indexed lines, one byte each: the head
 //! decoded from such a prefix is copied when the prefix comes again.
+//!
+//! Bound: 4 prefixes a connection, with heads of at most 2 KiB.
 
 /// Prefixes cached per connection.
 const KNOWN: usize = 4;

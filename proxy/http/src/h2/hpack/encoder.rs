@@ -2,6 +2,8 @@
 //!
 //! A line is added to the dynamic table when it is seen for the second time: lines that never repeat, like ids, would
 //! only evict those that do. Volatile fields are added at once, since later values refer to the name.
+//!
+//! Bound: 16 cached runs of at most 1 KiB a connection.
 
 use std::collections::VecDeque;
 use std::mem;

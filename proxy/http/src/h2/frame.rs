@@ -86,7 +86,9 @@ impl FrameHeader {
             payload = &rest[..end.ok_or(wrong)?];
         }
         if self.kind == HEADERS && self.has(HAS_PRIORITY) {
-            payload = payload.get(5..).ok_or(wrong)?;
+            let why = "HEADERS without room for their priority";
+            let short = ConnectionError(Reason::FRAME_SIZE_ERROR, why);
+            payload = payload.get(5..).ok_or(short)?;
         }
         Ok(payload)
     }

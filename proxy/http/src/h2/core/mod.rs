@@ -7,6 +7,8 @@
 mod closed;
 mod control;
 mod receive;
+#[cfg(test)]
+mod rfc_tests;
 mod send;
 mod stream_state;
 #[cfg(test)]

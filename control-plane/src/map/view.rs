@@ -12,7 +12,7 @@ use crate::mesh::{Mesh, Node, selects};
 use crate::object::Severity;
 use crate::source::{ObjectEntry, Rejected, State};
 
-/// The whole map, as it is now. `proxies` are the open streams, as the hub shows them.
+/// The live traffic map as JSON. `proxies` are the connected proxies, from `Hub::proxies`.
 pub fn render(book: &TrafficGraph, state: &State, proxies: &[Value], now: Instant) -> Value {
     let edges = edges(book, now);
     let services: BTreeMap<String, &Service> = state

@@ -1,4 +1,5 @@
-//! TLS on port 15012: connections with a client certificate, or without one before the first is issued.
+//! TLS on port 15012. The client certificate is optional: without a valid one a proxy can only request one from the
+//! CA, with a token.
 
 use std::io;
 use std::pin::Pin;

@@ -155,8 +155,8 @@ fn action(rule: &Rule, port: u16) -> RouteAction {
     }
 }
 
-/// The name of the default policy in a route's metadata: with it, a sidecar of ours retries only requests that were
-/// never sent or may be repeated, whatever conditions it names for other clients.
+/// Value of `retries` in a route's metadata. `default`: our sidecars ignore `retry_on`, which is for other clients,
+/// and retry only unsent or idempotent requests. Empty for other policies.
 fn retries_word(retries: &Retries) -> &'static str {
     match retries {
         Retries::Default => "default",

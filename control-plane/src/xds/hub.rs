@@ -62,7 +62,7 @@ impl Hub {
         }
     }
 
-    /// The source's state, now and as it changes.
+    /// Receiver of the configuration source's current state, and of its changes.
     pub fn state(&self) -> watch::Receiver<State> {
         self.state.clone()
     }

@@ -76,7 +76,7 @@ impl CircuitBreaker {
             .ok_or_else(|| overflow("http2MaxRequests", limit))
     }
 
-    /// Takes a place in the retry budget; `None` when it is used up.
+    /// Counts a retry, until the guard is dropped; `None` at the limit: `maxRetries` if set, else the retry budget.
     pub fn retry(self: &Arc<CircuitBreaker>) -> Option<Permit> {
         let active = self.requests.load(Ordering::Relaxed);
         let budget = (active * RETRY_PERCENT / 100).max(MIN_RETRIES);

@@ -164,7 +164,7 @@ impl Attempt<'_, '_, '_> {
         }
         let refused = Error::up(Kind::Connect, "the sidecar could not reach its app");
         let failure = match self.never_reached() {
-            // As if it had not been sent: another endpoint may take it, with any method.
+            // Counts as not sent: retriable on another endpoint, idempotent or not.
             true => {
                 self.retry_state.progress = Progress::Nothing;
                 Failure::Error(&refused)

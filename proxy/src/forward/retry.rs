@@ -22,7 +22,7 @@ pub enum Failure<'a> {
 /// Decision on a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
-    /// The request is sent again.
+    /// The policy retries this failure, if attempts, body and budget allow.
     Again,
     /// The failure is none of those that are retried.
     Final,

@@ -24,7 +24,7 @@ const MAX_FILE: u64 = 64 * 1024;
 /// Token and trusted roots for the time before there is a certificate.
 #[derive(Debug)]
 pub(super) struct FirstContact {
-    /// The token, as it is sent to the CA.
+    /// The token, sent to the CA as a bearer token.
     pub(super) token: String,
     trust: Trust,
     control_plane: SpiffeId,

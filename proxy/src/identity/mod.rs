@@ -43,7 +43,7 @@ struct SavedIdentity {
 /// Name of its file in the state directory.
 const FILE: &str = "identity";
 
-/// Obtains certificates and swaps them in, until the end.
+/// Obtains and renews the workload's certificate until the proxy ends.
 #[derive(Debug)]
 pub struct Renewal {
     /// Configuration.

@@ -42,7 +42,7 @@ pub struct Metrics {
     pub spans_dropped: IntCounter,
     /// Failures that aren't reported to the control plane because the queue was full.
     pub failures_dropped: IntCounter,
-    /// Certificates obtained.
+    /// Certificates put into use: issued by the CA, or restored after a restart.
     pub rotations: IntCounter,
 }
 

@@ -401,7 +401,7 @@ impl Standard {
         all.values().cloned().collect()
     }
 
-    /// Number of cells, and the times that a series or cell was beyond the limit.
+    /// Number of cells, and how often a series or cell was counted as `other` because the limit was reached.
     pub fn room(&self) -> (usize, u64) {
         let overflow = self.room.overflow.load(Ordering::Relaxed);
         (self.room.cells.load(Ordering::Relaxed), overflow)

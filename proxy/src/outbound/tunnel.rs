@@ -151,7 +151,8 @@ pub(super) async fn serve(
 
 /// First event on a connection in a tunnel.
 enum FirstBytes {
-    /// The client's protocol, detected from its first bytes or their absence.
+    /// The client's protocol, by its first bytes; opaque TCP if those stay undecided, or if it is silent and the
+    /// destination can't be reached.
     Client(DetectedProtocol),
     /// The destination's first bytes, on this connection.
     Server(tcp::TcpUpstream),

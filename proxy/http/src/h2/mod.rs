@@ -10,6 +10,8 @@ mod core;
 mod driver;
 mod flood;
 mod frame;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod header_block;
 mod hpack;
 mod prefix_cache;

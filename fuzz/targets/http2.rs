@@ -1,21 +1,10 @@
-//! The HTTP/2 core at both ends: sequences of frames, whole and in pieces.
-#![no_main]
+//! The target `http2` for libFuzzer, which only a build with its coverage has (`fuzz/run`).
+#![cfg_attr(fuzzing, no_main)]
 
-use leno_http::h2::fuzz::http2;
-use libfuzzer_sys::fuzz_target;
+#[cfg(fuzzing)]
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| leno_fuzz::http2::run(bytes));
 
-fuzz_target!(|bytes: &[u8]| {
-    let Some((first, bytes)) = bytes.split_first() else {
-        return;
-    };
-    // The first byte: server or client, and how many streams our client opens.
-    let (is_server, opened) = (first & 1 == 0, usize::from(first >> 1) % 8);
-    let whole = http2(is_server, opened, bytes, usize::MAX);
-    for step in [1, 13] {
-        assert_eq!(
-            http2(is_server, opened, bytes, step),
-            whole,
-            "in pieces of {step}"
-        );
-    }
-});
+#[cfg(not(fuzzing))]
+fn main() {
+    eprintln!("built without coverage: see fuzz/run");
+}

@@ -1,28 +1,10 @@
-//! An xDS message as configuration: of each type, any bytes are refused or become a valid value.
-#![no_main]
+//! The target `xds` for libFuzzer, which only a build with its coverage has (`fuzz/run`).
+#![cfg_attr(fuzzing, no_main)]
 
-use leno_proto::{Any, type_url};
-use leno_rules::config::cluster::Cluster;
-use leno_rules::config::decode;
-use leno_rules::config::endpoints::Assignment;
-use leno_rules::config::listener::Listener;
-use leno_rules::config::route::RouteConfig;
-use leno_rules::config::secret::Roots;
-use libfuzzer_sys::fuzz_target;
+#[cfg(fuzzing)]
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| leno_fuzz::xds::run(bytes));
 
-fuzz_target!(|bytes: &[u8]| {
-    let Some((first, value)) = bytes.split_first() else {
-        return;
-    };
-    let any = |type_url: &str| Any {
-        type_url: type_url.to_owned(),
-        value: value.to_vec(),
-    };
-    match first % 5 {
-        0 => drop(decode::<Cluster>("c", &any(type_url::CLUSTER))),
-        1 => drop(decode::<Assignment>("c", &any(type_url::ENDPOINTS))),
-        2 => drop(decode::<Listener>("c", &any(type_url::LISTENER))),
-        3 => drop(decode::<RouteConfig>("c", &any(type_url::ROUTE))),
-        _ => drop(decode::<Roots>("c", &any(type_url::SECRET))),
-    }
-});
+#[cfg(not(fuzzing))]
+fn main() {
+    eprintln!("built without coverage: see fuzz/run");
+}

@@ -1,27 +1,10 @@
-//! YAML as a mesh: any text is read, and what is read compiles and explains itself.
-#![no_main]
+//! The target `yaml` for libFuzzer, which only a build with its coverage has (`fuzz/run`).
+#![cfg_attr(fuzzing, no_main)]
 
-use std::path::PathBuf;
-use std::sync::Arc;
+#[cfg(fuzzing)]
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| leno_fuzz::yaml::run(bytes));
 
-use leno_control_plane::compile::{Settings, compile};
-use leno_control_plane::istio::{Limits, read};
-use leno_control_plane::mesh::OutboundTrafficPolicy;
-use libfuzzer_sys::fuzz_target;
-
-fuzz_target!(|bytes: &[u8]| {
-    let Ok(text) = std::str::from_utf8(bytes) else {
-        return;
-    };
-    let contents = read(&Arc::new(PathBuf::from("a.yaml")), text, &Limits::default());
-    let settings = Settings {
-        trust_domain: "cluster.local".to_owned(),
-        root_namespace: "istio-system".to_owned(),
-        outbound_traffic_policy: OutboundTrafficPolicy::AllowAny,
-    };
-    let objects: Vec<_> = contents.objects.into_iter().map(Arc::new).collect();
-    let (_, problems) = compile(&settings, &objects, &contents.problems, &contents.pods);
-    for problem in contents.problems.iter().chain(&problems) {
-        assert!(!problem.to_string().is_empty());
-    }
-});
+#[cfg(not(fuzzing))]
+fn main() {
+    eprintln!("built without coverage: see fuzz/run");
+}

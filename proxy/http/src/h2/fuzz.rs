@@ -1,4 +1,4 @@
-//! Entry points of the fuzz targets (`fuzz/`) to what is private otherwise; only there with `--cfg fuzzing`.
+//! Entry points of the fuzz targets (`fuzz/`) to what is private otherwise; only there with the feature `fuzzing`.
 #![allow(missing_docs)]
 
 use std::rc::Rc;

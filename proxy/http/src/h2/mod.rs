@@ -10,7 +10,7 @@ mod core;
 mod driver;
 mod flood;
 mod frame;
-#[cfg(fuzzing)]
+#[cfg(feature = "fuzzing")]
 pub mod fuzz;
 mod header_block;
 mod hpack;

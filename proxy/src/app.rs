@@ -150,7 +150,7 @@ pub fn run(bootstrap: Bootstrap) -> Result<Bound> {
     let apps = ports
         .zip(bootstrap.inbound.iter().map(|inbound| inbound.app))
         .collect();
-    let stream = xds_options(&bootstrap, &bound.lifecycle.instance);
+    let stream = xds_options(&bootstrap, &bound.lifecycle)?;
     let exports = start_exports(&bootstrap, &shared, exports, &mut bound.threads)?;
     let control = start_control(&bootstrap, stream, &shared, sockets, (asked, apps), exports)?;
     bound.threads.push(control);
@@ -393,15 +393,17 @@ fn spawn<F: Future<Output = ()>>(
     Ok(thread.spawn(move || LocalSet::new().block_on(&runtime, clock::with_turns(task())))?)
 }
 
-/// Options of the xDS stream. `instance` tells this process from the workload's earlier and later ones.
-fn xds_options(bootstrap: &Bootstrap, instance: &str) -> xds::Options {
-    xds::Options {
-        target: bootstrap.target.clone(),
-        node: node::node(bootstrap, instance),
+/// Options of the xDS stream, whose node tells this process from the workload's earlier and later ones.
+fn xds_options(bootstrap: &Bootstrap, process: &DrainCall) -> Result<xds::Options> {
+    let dialer = bootstrap.target.mtls_dialer(&process.credentials);
+    Ok(xds::Options {
+        dialer: dialer.map_err(|error| anyhow!(error))?,
+        target: bootstrap.target.to_string(),
+        node: node::node(bootstrap, &process.instance),
         max_message: bootstrap.max_xds_message,
         idle_names: bootstrap.idle_names,
         state: None,
-    }
+    })
 }
 
 fn identity_options(bootstrap: &Bootstrap, state: Option<Arc<StateDir>>) -> identity::Options {

@@ -249,3 +249,6 @@ impl InboundChain {
         Labels::new("destination", source, &destination, &self.service, security)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::control::channel::ControlPlane;
+use crate::control::channel::{Dialer, error_text};
 use crate::control::state_dir::StateDir;
 use crate::directory::{ControlPlaneState, Directory};
 use crate::drain::Watch;
@@ -40,8 +40,10 @@ const REQUESTS: usize = 1024;
 /// Configuration of the stream.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Address and SPIFFE ID of the control plane.
-    pub target: ControlPlane,
+    /// Connections to the control plane.
+    pub dialer: Dialer,
+    /// Its address, for the log.
+    pub target: String,
     /// Node of this proxy.
     pub node: Node,
     /// Largest message that is accepted, in bytes.
@@ -261,9 +263,9 @@ impl Client {
         let channel: Channel = Endpoint::from_static("http://control-plane")
             .http2_keep_alive_interval(Duration::from_secs(30))
             .keep_alive_while_idle(true)
-            .connect_with_connector(self.options.target.mtls_dialer(&self.credentials)?)
+            .connect_with_connector(self.options.dialer.clone())
             .await
-            .map_err(|error| crate::control::channel::error_text(&error))?;
+            .map_err(|error| error_text(&error))?;
         let mut client = AggregatedDiscoveryServiceClient::new(channel)
             .max_decoding_message_size(self.options.max_message);
         let (requests, receiver) = mpsc::channel(REQUESTS);
@@ -430,3 +432,6 @@ async fn at(deadline: Option<Instant>) {
 fn words(status: &Status) -> String {
     format!("{:?}: {}", status.code(), status.message())
 }
+
+#[cfg(test)]
+mod tests;

@@ -321,3 +321,6 @@ fn refused(type_url: &str, name: &str, version: &str, invalid: Invalid) -> Refus
         reason: invalid.reason,
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -11,3 +11,6 @@ mod report;
 pub mod request;
 pub mod retry;
 pub mod retry_state;
+
+#[cfg(test)]
+mod tests;

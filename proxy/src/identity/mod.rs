@@ -58,7 +58,7 @@ impl Renewal {
     /// Keeps a valid certificate in place until the proxy ends. The current one stays until it is replaced.
     pub async fn run(self, watch: Watch) {
         tokio::select! {
-            () = self.renew_for_ever() => {}
+            () = self.renew_for_ever(async || self.obtain().await) => {}
             () = watch.ended() => {}
         }
     }
@@ -84,13 +84,14 @@ impl Renewal {
         }
     }
 
-    async fn renew_for_ever(&self) {
+    /// Calls `obtain`, which installs a certificate and returns its remaining lifetime, whenever one is due.
+    async fn renew_for_ever(&self, obtain: impl AsyncFn() -> Result<Duration, Error>) {
         let mut backoff = MIN_BACKOFF;
         if let Some(lives) = self.restore() {
             sleep(rotate::renew_after(lives, fastrand::f64())).await;
         }
         loop {
-            let pause = match self.obtain().await {
+            let pause = match obtain().await {
                 Ok(lives) => {
                     backoff = MIN_BACKOFF;
                     rotate::renew_after(lives, fastrand::f64())
@@ -217,3 +218,6 @@ impl Renewal {
         Ok(lives)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -75,11 +75,22 @@ impl Source {
     pub async fn run(
         self,
         publish: watch::Sender<State>,
+        addresses: watch::Receiver<Arc<Addresses>>,
+        draining: watch::Receiver<Arc<Draining>>,
+    ) -> Result<(), String> {
+        let (events, changed) = mpsc::unbounded_channel();
+        let _watcher = watch_all(&self.options.paths, events)?;
+        self.follow(changed, publish, addresses, draining).await
+    }
+
+    /// Reads once, then after each event, and publishes; ends when the events do.
+    async fn follow(
+        self,
+        mut changed: mpsc::UnboundedReceiver<()>,
+        publish: watch::Sender<State>,
         mut addresses: watch::Receiver<Arc<Addresses>>,
         mut draining: watch::Receiver<Arc<Draining>>,
     ) -> Result<(), String> {
-        let (events, mut changed) = mpsc::unbounded_channel();
-        let _watcher = watch_all(&self.options.paths, events)?;
         let mut source = self.read_aside().await?;
         source
             .configuration
@@ -230,7 +241,7 @@ fn watch_all(
 
 /// Waits for [`QUIET`] without an event, at most [`MAX_QUIET`].
 async fn settle(changed: &mut mpsc::UnboundedReceiver<()>) {
-    let quiet = async { while timeout(QUIET, changed.recv()).await.is_ok() {} };
+    let quiet = async { while let Ok(Some(())) = timeout(QUIET, changed.recv()).await {} };
     let _ = timeout(MAX_QUIET, quiet).await;
 }
 
@@ -247,3 +258,6 @@ fn at_file(file: Arc<PathBuf>, message: String) -> Problem {
         message,
     }
 }
+
+#[cfg(test)]
+mod tests;

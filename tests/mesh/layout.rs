@@ -122,7 +122,7 @@ const CONTROL_PLANE: &[(&str, &str)] = &[
     ("xds", "mesh source translate"),
 ];
 
-fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
@@ -152,8 +152,8 @@ pub(crate) fn code(path: &Path) -> String {
 }
 
 /// The modules of a crate by path (`h2::core`; the crate's root is the empty path), with their code.
-struct Crate {
-    modules: BTreeMap<String, String>,
+pub(crate) struct Crate {
+    pub(crate) modules: BTreeMap<String, String>,
     /// Names that a module re-exports, and the paths that they lead to.
     exports: BTreeMap<String, BTreeMap<String, String>>,
 }
@@ -249,7 +249,7 @@ fn paths(code: &str, names: &BTreeSet<String>) -> Vec<String> {
 }
 
 impl Crate {
-    fn read(source: &str) -> Crate {
+    pub(crate) fn read(source: &str) -> Crate {
         let directory = root().join(source);
         let mut files = Vec::new();
         sources(&directory, &mut files);

@@ -2,6 +2,7 @@
 #![allow(clippy::too_many_lines)]
 
 mod draining;
+mod generated;
 mod hostile;
 mod http2;
 mod identity;

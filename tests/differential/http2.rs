@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use http::Response;
+use http::uri::{Authority, PathAndQuery};
 use leno_http::Incoming;
 use leno_http::h1::{Framing, HeadLimits, Timeouts};
 use leno_http::h2::{ServerConfig, StreamRequest, serve};
@@ -121,6 +122,15 @@ async fn ours(bytes: &[u8]) -> Vec<Read> {
     all.take()
 }
 
+/// Fields that Leno removes from a trailer section (RFC 9110, section 6.5.1), of those that the damage can make.
+const NO_TRAILERS: [&str; 5] = [
+    "content-length",
+    "host",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "te",
+];
+
 /// The same by the `h2` crate; `None` where it ends the connection by an error.
 async fn theirs(bytes: &[u8]) -> Option<Vec<Read>> {
     let (io, server) = tokio::io::duplex(BUFFER);
@@ -148,12 +158,17 @@ async fn theirs(bytes: &[u8]) -> Option<Vec<Read>> {
                 let Ok(trailers) = incoming.trailers().await else {
                     return;
                 };
+                // Around a value Leno cuts off whitespace.
                 let pairs = |(name, value): (&'_ http::HeaderName, &'_ http::HeaderValue)| {
-                    (name.as_str().to_owned(), value.as_bytes().to_vec())
+                    let value = value.as_bytes().trim_ascii();
+                    (name.as_str().to_owned(), value.to_vec())
                 };
                 let mut fields: Vec<_> = parts.headers.iter().map(pairs).collect();
                 fields.sort();
-                let mut trailers: Vec<_> = trailers.iter().flatten().map(pairs).collect();
+                let is_kept = |(name, _): &(String, _)| !NO_TRAILERS.contains(&name.as_str());
+                let mut trailers: Vec<_> = (trailers.iter().flatten().map(pairs))
+                    .filter(is_kept)
+                    .collect();
                 trailers.sort();
                 let authority = parts.uri.authority().map(|authority| authority.as_str());
                 let path = parts.uri.path_and_query().map(|path| path.as_str());
@@ -362,7 +377,7 @@ fn connection(frames: &[Vec<u8>]) -> Vec<u8> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(crate::cases(300))]
 
     #[test]
     fn good_streams_are_all_read_as_h2_reads_them(requests in proptest::collection::vec(sent(), 1..6)) {
@@ -378,8 +393,16 @@ proptest! {
     }
 }
 
+/// True where the `http` crate, which h2 reads URIs by, takes the path and the authority as they are: it takes fewer
+/// characters than Leno.
+fn is_uri(read: &Read) -> bool {
+    let authority = Authority::try_from(&read.authority[..]);
+    let path = PathAndQuery::try_from(&read.path[..]);
+    authority.is_ok() && path.is_ok_and(|path| path.as_str().as_bytes() == read.path)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(crate::cases(1_500))]
 
     #[test]
     fn what_ours_reads_of_damaged_streams_h2_reads_the_same(
@@ -405,7 +428,7 @@ proptest! {
             let (ours, Some(theirs)) = both(&bytes) else {
                 continue;
             };
-            for read in ours {
+            for read in ours.into_iter().filter(is_uri) {
                 let is_right = theirs.contains(&read) || sent.contains(&read);
                 prop_assert!(is_right, "only ours reads {read:?} of {bytes:02x?}; h2 reads {theirs:?}");
             }

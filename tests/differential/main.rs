@@ -13,6 +13,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 use tokio::io::AsyncWriteExt;
 
 use reader::{ParsedRequest, fields, ours, piece, request};
@@ -85,8 +86,20 @@ fn compare(bytes: Vec<u8>) -> Result<(), TestCaseError> {
     Ok(())
 }
 
+/// A property's configuration: `count` cases, the same in each run. `LENO_SEEDS` is another number of cases, drawn anew.
+fn cases(count: u32) -> ProptestConfig {
+    let drawn = std::env::var("LENO_SEEDS").ok();
+    let drawn = drawn.map(|count| count.parse().expect("a number"));
+    ProptestConfig {
+        cases: drawn.unwrap_or(count),
+        rng_seed: drawn.map_or(RngSeed::Fixed(18), |_| RngSeed::Random),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 10000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(10_000))]
 
     #[test]
     fn what_ours_accepts_of_nearly_right_requests_hyper_reads_the_same(pieces in proptest::collection::vec(piece(), 1..14)) {
@@ -95,7 +108,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(500))]
 
     #[test]
     fn good_requests_in_a_row_are_all_read_and_read_the_same(requests in proptest::collection::vec(request(), 1..5)) {

@@ -58,7 +58,8 @@ struct Reader<'a> {
     peer: Peer,
     limits: &'a HeadLimits,
     bad: Option<HeadError>,
-    cookies: Vec<u8>,
+    /// The cookies so far, joined; an empty one is a field too.
+    cookies: Option<Vec<u8>>,
     so_far: SoFar,
 }
 
@@ -82,7 +83,7 @@ impl<'a> Reader<'a> {
             peer,
             limits,
             bad: None,
-            cookies: Vec::new(),
+            cookies: None,
             so_far: SoFar::default(),
         }
     }
@@ -91,7 +92,7 @@ impl<'a> Reader<'a> {
     /// invalid, if cookies are still to be joined, or if there is too much to keep.
     fn snapshot(&self) -> Option<(Head, SoFar)> {
         const MUCH: usize = 2048;
-        let is_whole = self.bad.is_none() && self.cookies.is_empty() && self.so_far.bytes <= MUCH;
+        let is_whole = self.bad.is_none() && self.cookies.is_none() && self.so_far.bytes <= MUCH;
         is_whole.then(|| (self.head.clone(), self.so_far))
     }
 
@@ -169,10 +170,13 @@ impl<'a> Reader<'a> {
     /// Joins cookies: HTTP/2 may split them into several lines; HTTP/1 has one field (RFC 9113, section 8.2.3).
     fn cookie(&mut self, line: &Line<'_>) {
         self.one_more();
-        if !self.cookies.is_empty() {
-            self.cookies.extend_from_slice(b"; ");
+        match &mut self.cookies {
+            None => self.cookies = Some(line.value.to_vec()),
+            Some(cookies) => {
+                cookies.extend_from_slice(b"; ");
+                cookies.extend_from_slice(line.value);
+            }
         }
-        self.cookies.extend_from_slice(line.value);
     }
 
     fn pseudo_header(&mut self, line: &Line<'_>, kind: Kind) {
@@ -237,9 +241,8 @@ impl<'a> Reader<'a> {
         if let Some(bad) = self.bad {
             return Err(bad);
         }
-        if !self.cookies.is_empty() {
-            self.head
-                .add_known(b"cookie", FieldName::Other, &self.cookies);
+        if let Some(cookies) = &self.cookies {
+            self.head.add_known(b"cookie", FieldName::Other, cookies);
         }
         Ok(())
     }
@@ -492,6 +495,39 @@ mod tests {
             written(&head.expect("valid")),
             "GET /a?b HTTP/1.1\r\nx-b: 2\r\nhost: shop\r\n"
         );
+    }
+
+    #[test]
+    fn cookies_are_joined_as_they_are_and_an_empty_one_stays() {
+        let cases = [
+            (&[""][..], "cookie: \r\n"),
+            (&["a=1", ""], "cookie: a=1; \r\n"),
+            (&["", "a=1"], "cookie: ; a=1\r\n"),
+        ];
+        for (crumbs, field) in cases {
+            let fields: Vec<_> = crumbs.iter().map(|crumb| ("cookie", *crumb)).collect();
+            let head = read(&get("shop:80", &fields), Peer::Foreign).expect("valid");
+            let expected = format!("GET /a?b HTTP/1.1\r\nhost: shop:80\r\n{field}");
+            assert_eq!(written(&head), expected, "{crumbs:?}");
+        }
+        // From the second block on all lines are indexes, and a block that begins like one before is read from its
+        // snapshot.
+        let (mut encoder, mut block) = (Encoder::new(Case::Kept), Vec::new());
+        let mut decoder = HeadDecoder::new(Peer::Foreign, HeadLimits::default());
+        for _ in 0..5 {
+            block.clear();
+            let lines = [":method", ":scheme", ":path", ":authority", "cookie"];
+            for (name, value) in lines.iter().zip(["GET", "http", "/", "shop", ""]) {
+                let (name, value) = (name.as_bytes(), value.as_bytes());
+                encoder.field(&mut block, FieldName::Other, name, value);
+            }
+            let mut head = Head::default();
+            decoder.request(&block, &mut head).expect("valid");
+            assert_eq!(
+                written(&head),
+                "GET / HTTP/1.1\r\nhost: shop\r\ncookie: \r\n"
+            );
+        }
     }
 
     #[test]

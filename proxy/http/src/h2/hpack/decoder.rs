@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Case, Entry, Kind, LINES, Line, MalformedReason, STATIC, TABLE, huffman};
+use super::{Case, Entry, Kind, LINES, Line, STATIC, TABLE, huffman};
 use crate::h1::{is_text, trimmed};
 use crate::head::FieldName;
 
@@ -147,9 +147,9 @@ impl Decoder {
             // Dynamic table size updates come before the lines.
             0x20.. => return Err(CompressionError),
             _ => {
-                let said = self.name_and_value(4, block)?;
-                let value = &said.value[trimmed(said.value)];
-                return Ok(Line { value, ..said });
+                let line = self.name_and_value(4, block)?;
+                let value = &line.value[trimmed(line.value)];
+                return Ok(Line { value, ..line });
             }
         };
         let entry = Entry::new(&self.name_and_value(bits, block)?);
@@ -179,11 +179,9 @@ impl Decoder {
         };
         let value = string(block, &mut self.value)?;
         let kind = match of_name.map(|entry| entry.kind) {
-            None | Some(Kind::Malformed(_) | Kind::Field(FieldName::Te)) => {
-                Kind::of(name, value, self.case)
-            }
-            Some(_) if !is_text(value) => Kind::Malformed(MalformedReason::Value),
-            Some(kind) => kind,
+            Some(Kind::Field(FieldName::Te)) | None => Kind::of(name, value, self.case),
+            Some(kind @ (Kind::Field(_) | Kind::Cookie)) if is_text(value) => kind,
+            Some(_) => Kind::of(name, value, self.case),
         };
         Ok(Line {
             kind,

@@ -71,6 +71,10 @@ impl Kind {
             return Kind::Malformed(MalformedReason::Value);
         }
         if name.starts_with(b":") {
+            // Around a field's value whitespace is cut off, as in HTTP/1; what routes a request is taken as it is.
+            if h1::trimmed(value).len() != value.len() {
+                return Kind::Malformed(MalformedReason::Value);
+            }
             return match name {
                 b":method" => Kind::Method,
                 b":scheme" => Kind::Scheme,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Parser;
 
-use leno_benches::{Side, build, instructions};
+use leno_benches::{Side, build, build_plain, instructions};
 
 /// Instructions per request.
 #[derive(Debug, Parser)]
@@ -19,6 +19,9 @@ struct Args {
     /// Fails when a side takes more than this.
     #[arg(long)]
     at_most: Option<u64>,
+    /// Measures what a plain `cargo build --release` makes, instead of what images hold.
+    #[arg(long)]
+    plain: bool,
     /// Keeps callgrind's files in this directory, for `callgrind_annotate`.
     #[arg(long)]
     keep: Option<PathBuf>,
@@ -29,7 +32,7 @@ struct Args {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let programs = build()?;
+    let programs = if args.plain { build_plain() } else { build() }?;
     let flags: Vec<&str> = args.flags.iter().map(String::as_str).collect();
     for side in [Side::A, Side::B] {
         let counts = [args.few, args.many];

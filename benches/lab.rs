@@ -92,6 +92,23 @@ pub fn build() -> Result<Programs> {
     build_with(None)
 }
 
+/// Builds the programs; leno-proxy as a plain `cargo build --release` makes it: linked dynamically, without the profile.
+///
+/// # Errors
+/// When the build fails.
+pub fn build_plain() -> Result<Programs> {
+    let target = target()?;
+    let mut command = release(&["leno-proxy"], &target);
+    ensure!(
+        command.env_remove("RUSTFLAGS").status()?.success(),
+        "the build failed"
+    );
+    Ok(Programs {
+        others: others()?,
+        proxy: target.join("release/leno-proxy"),
+    })
+}
+
 /// Builds the programs; the linker writes its map of leno-proxy to `map`.
 ///
 /// # Errors
@@ -128,18 +145,24 @@ fn others() -> Result<PathBuf> {
     cargo(&["leno-control-plane", "leno-examples"], "", None, "others")
 }
 
-/// Builds packages with more flags of the compiler, in `below` the target directory; returns the programs' directory.
-fn cargo(packages: &[&str], flags: &str, map: Option<&Path>, below: &str) -> Result<PathBuf> {
-    let target = target()?.join(below);
+/// `cargo build --release` of packages.
+fn release(packages: &[&str], target: &Path) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command
-        .args(["build", "--release", "--bins", "--target", TARGET])
-        .arg("--target-dir")
-        .arg(&target)
+        .args(["build", "--release", "--bins", "--target-dir"])
+        .arg(target)
         .current_dir(root());
     for package in packages {
         command.args(["--package", package]);
     }
+    command
+}
+
+/// Builds packages with more flags of the compiler, in `below` the target directory; returns the programs' directory.
+fn cargo(packages: &[&str], flags: &str, map: Option<&Path>, below: &str) -> Result<PathBuf> {
+    let target = target()?.join(below);
+    let mut command = release(packages, &target);
+    command.args(["--target", TARGET]);
     // Packed relocations: the plain table is half a megabyte that start-up reads and nothing needs afterwards.
     let fixed = "-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs";
     command.env("RUSTFLAGS", format!("{fixed} {flags}"));

@@ -141,9 +141,9 @@ pub fn run(bootstrap: Bootstrap) -> Result<Bound> {
         drain: bootstrap.drain,
         threads: Vec::new(),
     };
-    let gate = ConnectionLimit::new(bootstrap.max_connections, &shared.metrics);
+    let limit = ConnectionLimit::new(bootstrap.max_connections, &shared.metrics);
     for number in 0..bootstrap.workers {
-        let worker = start_worker(number, &shared, &sockets, &gate, bootstrap.upstream_idle)?;
+        let worker = start_worker(number, &shared, &sockets, &limit, bootstrap.upstream_idle)?;
         bound.threads.push(worker);
     }
     let ports = bound.inbound.iter().map(SocketAddr::port);
@@ -316,14 +316,14 @@ fn start_worker(
     number: u16,
     shared: &Arc<Shared>,
     sockets: &Sockets,
-    gate: &Arc<ConnectionLimit>,
+    limit: &Arc<ConnectionLimit>,
     upstream_idle: Duration,
 ) -> Result<JoinHandle<()>> {
     let listening = sockets.listening()?;
-    let (shared, gate) = (Arc::clone(shared), Arc::clone(gate));
+    let (shared, limit) = (Arc::clone(shared), Arc::clone(limit));
     spawn(&format!("worker-{number}"), move || async move {
         let worker = Rc::new(Worker::new(shared, Pool::new(upstream_idle)));
-        if let Err(error) = work(worker, listening, gate).await {
+        if let Err(error) = work(worker, listening, limit).await {
             tracing::error!(%error, "a socket can't be registered");
         }
     })
@@ -332,7 +332,7 @@ fn start_worker(
 async fn work(
     worker: Rc<Worker>,
     listening: Listeners,
-    gate: Arc<ConnectionLimit>,
+    limit: Arc<ConnectionLimit>,
 ) -> io::Result<()> {
     let watch = worker.shared.watch.clone();
     let mut accepting = Vec::new();
@@ -342,7 +342,7 @@ async fn work(
         let serve = move |tcp, peer| inbound::serve(Rc::clone(&worker), tcp, peer, port);
         let listener = TcpListener::from_std(listener)?;
         let side = (watch.clone(), Side::Inbound);
-        let loops = accept::accept(listener, Arc::clone(&gate), side, serve);
+        let loops = accept::accept(listener, Arc::clone(&limit), side, serve);
         accepting.push(tokio::task::spawn_local(loops));
     }
     for listener in listening.capture {
@@ -350,7 +350,7 @@ async fn work(
         let serve = move |tcp, peer| inbound::serve_intercepted(Rc::clone(&worker), tcp, peer);
         let listener = TcpListener::from_std(listener)?;
         let side = (watch.clone(), Side::Inbound);
-        let loops = accept::accept(listener, Arc::clone(&gate), side, serve);
+        let loops = accept::accept(listener, Arc::clone(&limit), side, serve);
         accepting.push(tokio::task::spawn_local(loops));
     }
     for listener in listening.outbound {
@@ -358,7 +358,7 @@ async fn work(
         let serve = move |tcp, peer| outbound::serve(Rc::clone(&worker), tcp, peer);
         let listener = TcpListener::from_std(listener)?;
         let side = (watch.clone(), Side::Outbound);
-        let loops = accept::accept(listener, Arc::clone(&gate), side, serve);
+        let loops = accept::accept(listener, Arc::clone(&limit), side, serve);
         accepting.push(tokio::task::spawn_local(loops));
     }
     let mut sweep = tokio::time::interval(SWEEP);

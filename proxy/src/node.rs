@@ -53,5 +53,5 @@ fn metadata(bootstrap: &Bootstrap, instance: &str) -> [(String, Value); 3] {
         ("INTERCEPTION_MODE", mode),
         ("POD_PORTS", &ports),
     ]
-    .map(|(name, said)| (name.to_owned(), text(said)))
+    .map(|(name, value)| (name.to_owned(), text(value)))
 }

@@ -137,8 +137,8 @@ fn show(config: &cluster::Cluster, running: &Cluster) -> Value {
             "ejected": ejected,
         })
     });
-    let limits = running.load.limits();
-    let [requests, pending, retries] = running.load.under_way();
+    let limits = running.circuit_breaker.limits();
+    let [requests, pending, retries] = running.circuit_breaker.under_way();
     json!({
         "name": config.name,
         "object": config.rule,

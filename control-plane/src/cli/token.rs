@@ -65,7 +65,7 @@ pub enum Action {
 /// When the CA can't be used, or a name is wrong.
 pub fn run(args: Args) -> Result<(), String> {
     let ca = Ca::open(&args.state_dir, &args.trust_domain, DEFAULT_TTL)?;
-    let said = match args.action {
+    let output = match args.action {
         Action::Create {
             namespace,
             service_account,
@@ -86,7 +86,7 @@ pub fn run(args: Args) -> Result<(), String> {
         }
         Action::Revoke { what } => ca.revoke(&what)?,
     };
-    println!("{said}");
+    println!("{output}");
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::istio::Object;
 use crate::istio::destination_rule::{self as dr, SimpleLb};
-use crate::istio::peer_authentication::Mode as SaidMode;
+use crate::istio::peer_authentication::Mode as IstioMode;
 use crate::istio::virtual_service as vs;
 use crate::istio::wildcard::Wildcard;
 use crate::mesh::policy::Mode;
@@ -44,11 +44,11 @@ pub(super) fn qualified(host: &str, namespace: &str) -> String {
     }
 }
 
-pub(super) fn rule(object: &Object, index: usize, said: &vs::HttpRoute) -> Result<Rule, String> {
-    if said.route.is_empty() {
+pub(super) fn rule(object: &Object, index: usize, spec: &vs::HttpRoute) -> Result<Rule, String> {
+    if spec.route.is_empty() {
         return Err("route is required".to_owned());
     }
-    let lone = said.route.len() == 1;
+    let lone = spec.route.len() == 1;
     let target = |route: &vs::RouteDestination| Target {
         host: qualified(&route.destination.host.0, &object.key.namespace),
         subset: route.destination.subset.clone(),
@@ -59,61 +59,61 @@ pub(super) fn rule(object: &Object, index: usize, said: &vs::HttpRoute) -> Resul
             (false, weight) => weight.map_or(0, |weight| weight.0),
         },
     };
-    let targets: Vec<Target> = said.route.iter().map(target).collect();
+    let targets: Vec<Target> = spec.route.iter().map(target).collect();
     if targets.iter().all(|target| target.weight == 0) {
         return Err("the weights add up to 0".to_owned());
     }
-    let name = match said.name.is_empty() {
+    let name = match spec.name.is_empty() {
         true => String::new(),
-        false => format!(" ({})", said.name),
+        false => format!(" ({})", spec.name),
     };
     Ok(Rule {
         object: format!("{} http[{index}]{name}", object.key),
         file: object.origin.name_and_line(),
-        matches: said
+        matches: spec
             .matches
             .iter()
             .map(http_match)
             .collect::<Result<_, _>>()?,
         targets,
-        timeout: said
+        timeout: spec
             .timeout
             .map(|timeout| timeout.0)
             .filter(|timeout| !timeout.is_zero()),
-        retries: retries(said.retries.as_ref()),
+        retries: retries(spec.retries.as_ref()),
     })
 }
 
 /// Retries of a route. `retries: {}`, and anything without `attempts`, turns them off, as with Istio.
-fn retries(said: Option<&vs::HttpRetry>) -> Retries {
-    let Some(said) = said else {
+fn retries(spec: Option<&vs::HttpRetry>) -> Retries {
+    let Some(spec) = spec else {
         return Retries::Default;
     };
-    if said.attempts == 0 {
+    if spec.attempts == 0 {
         return Retries::Never;
     }
-    let on = said.retry_on.clone().unwrap_or_default();
+    let on = spec.retry_on.clone().unwrap_or_default();
     Retries::Explicit(RetryPolicy {
-        attempts: said.attempts,
-        per_try: said.per_try_timeout.map(|time| time.0),
+        attempts: spec.attempts,
+        per_try: spec.per_try_timeout.map(|time| time.0),
         on: on.names,
         codes: on.codes,
-        backoff: said.backoff.map(|time| time.0),
+        backoff: spec.backoff.map(|time| time.0),
     })
 }
 
-fn http_match(said: &vs::HttpMatch) -> Result<Match, String> {
-    let convert = |said: &vs::StringMatch| match said {
+fn http_match(spec: &vs::HttpMatch) -> Result<Match, String> {
+    let convert = |spec: &vs::StringMatch| match spec {
         vs::StringMatch::Exact(text) => StringMatch::Exact(text.clone()),
         vs::StringMatch::Prefix(text) => StringMatch::Prefix(text.clone()),
         vs::StringMatch::Regex(text) => StringMatch::Regex(text.clone()),
         vs::StringMatch::Present => StringMatch::Present,
     };
-    let part = |name: &str, said: &Option<vs::StringMatch>| match said {
+    let part = |name: &str, spec: &Option<vs::StringMatch>| match spec {
         Some(vs::StringMatch::Present) => Err(format!("match.{name} needs exact, prefix or regex")),
         other => Ok(other.as_ref().map(convert)),
     };
-    let all = |said: &BTreeMap<String, vs::StringMatch>, lower: bool| {
+    let all = |spec: &BTreeMap<String, vs::StringMatch>, lower: bool| {
         let name = |name: &String| {
             if lower {
                 name.to_ascii_lowercase()
@@ -121,32 +121,32 @@ fn http_match(said: &vs::HttpMatch) -> Result<Match, String> {
                 name.clone()
             }
         };
-        said.iter()
+        spec.iter()
             .map(|(n, value)| (name(n), convert(value)))
             .collect()
     };
     Ok(Match {
-        uri: part("uri", &said.uri)?,
-        method: part("method", &said.method)?,
-        headers: all(&said.headers, true),
-        query: all(&said.query_params, false),
+        uri: part("uri", &spec.uri)?,
+        method: part("method", &spec.method)?,
+        headers: all(&spec.headers, true),
+        query: all(&spec.query_params, false),
     })
 }
 
 /// A traffic policy; the blocks that a subset leaves out are its host's.
-pub(super) fn policy(said: Option<&dr::TrafficPolicy>, host: Option<&Policy>) -> Policy {
+pub(super) fn policy(spec: Option<&dr::TrafficPolicy>, host: Option<&Policy>) -> Policy {
     let mut policy = host.cloned().unwrap_or_default();
-    let Some(said) = said else {
+    let Some(spec) = spec else {
         return policy;
     };
-    if let Some(balancer) = said.load_balancer {
+    if let Some(balancer) = spec.load_balancer {
         policy.balance = match balancer.simple {
             SimpleLb::LeastRequest => Balance::LeastRequest,
             SimpleLb::RoundRobin => Balance::RoundRobin,
             SimpleLb::Random => Balance::Random,
         };
     }
-    if let Some(pool) = &said.connection_pool {
+    if let Some(pool) = &spec.connection_pool {
         let (tcp, http) = (
             pool.tcp.clone().unwrap_or_default(),
             pool.http.clone().unwrap_or_default(),
@@ -165,38 +165,38 @@ pub(super) fn policy(said: Option<&dr::TrafficPolicy>, host: Option<&Policy>) ->
             (false, dr::H2UpgradePolicy::Upgrade) => HttpVersion::Upgraded,
             (false, _) => HttpVersion::Port,
         };
-        policy.keepalive = tcp.tcp_keepalive.map(|said| Keepalive {
-            probes: said.probes,
-            time: said.time.map(|time| time.0),
-            interval: said.interval.map(|time| time.0),
+        policy.keepalive = tcp.tcp_keepalive.map(|spec| Keepalive {
+            probes: spec.probes,
+            time: spec.time.map(|time| time.0),
+            interval: spec.interval.map(|time| time.0),
         });
     }
-    if let Some(said) = &said.outlier_detection {
+    if let Some(spec) = &spec.outlier_detection {
         policy.ejection = Some(OutlierDetection {
-            consecutive_5xx: said.consecutive_5xx_errors,
-            consecutive_gateway: said.consecutive_gateway_errors,
-            interval: said.interval.map(|period| period.0),
-            base_time: said.base_ejection_time.map(|period| period.0),
-            max_percent: said.max_ejection_percent,
-            consecutive_local: said.consecutive_local_origin_failures,
-            split: said.split_external_local_origin_errors,
+            consecutive_5xx: spec.consecutive_5xx_errors,
+            consecutive_gateway: spec.consecutive_gateway_errors,
+            interval: spec.interval.map(|period| period.0),
+            base_time: spec.base_ejection_time.map(|period| period.0),
+            max_percent: spec.max_ejection_percent,
+            consecutive_local: spec.consecutive_local_origin_failures,
+            split: spec.split_external_local_origin_errors,
         });
     }
     policy
 }
 
-pub(super) fn mode(said: SaidMode) -> Mode {
-    match said {
-        SaidMode::Unset => Mode::Unset,
-        SaidMode::Disable => Mode::Disable,
-        SaidMode::Permissive => Mode::Permissive,
-        SaidMode::Strict => Mode::Strict,
+pub(super) fn mode(spec: IstioMode) -> Mode {
+    match spec {
+        IstioMode::Unset => Mode::Unset,
+        IstioMode::Disable => Mode::Disable,
+        IstioMode::Permissive => Mode::Permissive,
+        IstioMode::Strict => Mode::Strict,
     }
 }
 
 /// A string of a rule.
-pub(super) fn wildcard(said: &Wildcard) -> StringMatch {
-    match said {
+pub(super) fn wildcard(spec: &Wildcard) -> StringMatch {
+    match spec {
         Wildcard::Present => StringMatch::Present,
         Wildcard::Exact(text) => StringMatch::Exact(text.clone()),
         Wildcard::Prefix(text) => StringMatch::Prefix(text.clone()),
@@ -209,12 +209,12 @@ const OWN_DOMAIN: &str = "cluster.local";
 
 /// A principal as a match on the whole SPIFFE ID, of which `spiffe://` is no part that a suffix may reach into. As with
 /// Istio, `cluster.local` is the mesh's own trust domain where all five parts are named.
-pub(super) fn principal(said: &Wildcard, domain: &str) -> StringMatch {
+pub(super) fn principal(spec: &Wildcard, domain: &str) -> StringMatch {
     let own = |text: &str| match text.split_once('/') {
         Some((OWN_DOMAIN, rest)) if rest.matches('/').count() == 3 => format!("{domain}/{rest}"),
         _ => text.to_owned(),
     };
-    match said {
+    match spec {
         Wildcard::Present => StringMatch::Present,
         Wildcard::Exact(text) => StringMatch::Exact(format!("spiffe://{}", own(text))),
         Wildcard::Prefix(text) => StringMatch::Prefix(format!("spiffe://{}", own(text))),
@@ -227,11 +227,11 @@ pub(super) fn principal(said: &Wildcard, domain: &str) -> StringMatch {
 }
 
 /// The trust domain that a principal names, if it is another than the mesh's: no peer of it passes the handshake.
-pub(super) fn foreign_domain<'a>(said: &'a Wildcard, domain: &str) -> Option<&'a str> {
+pub(super) fn foreign_domain<'a>(spec: &'a Wildcard, domain: &str) -> Option<&'a str> {
     let is_own = |named: &str, rest: &str| {
         named == domain || (named == OWN_DOMAIN && rest.matches('/').count() == 3)
     };
-    match said {
+    match spec {
         Wildcard::Present => None,
         Wildcard::Exact(text) | Wildcard::Prefix(text) => match text.split_once('/') {
             Some((named, rest)) => (!is_own(named, rest)).then_some(named),
@@ -247,7 +247,7 @@ pub(super) fn foreign_domain<'a>(said: &'a Wildcard, domain: &str) -> Option<&'a
 }
 
 /// A namespace, as a match on the whole identity. A star may stand anywhere in it, as with Istio.
-pub(super) fn namespace_match(said: &Wildcard, domain: &str) -> StringMatch {
+pub(super) fn namespace_match(spec: &Wildcard, domain: &str) -> StringMatch {
     let domain = regex::escape(domain);
     let inner = |text: &str| {
         text.split('*')
@@ -255,7 +255,7 @@ pub(super) fn namespace_match(said: &Wildcard, domain: &str) -> StringMatch {
             .collect::<Vec<_>>()
             .join("[^/]*")
     };
-    let part = match said {
+    let part = match spec {
         Wildcard::Exact(text) => inner(text),
         Wildcard::Prefix(text) => format!("{}[^/]*", inner(text)),
         Wildcard::Suffix(text) => format!("[^/]*{}", inner(text)),
@@ -270,20 +270,20 @@ mod tests {
 
     #[test]
     fn a_star_in_a_namespace_stands_for_anything_in_it() {
-        for (said, matches, differs) in [
+        for (spec, matches, differs) in [
             ("shop", "shop", "shops"),
             ("sh*", "shop", "a-shop"),
             ("s*p", "shop", "shops"),
             ("*ho*", "shop", "hip"),
         ] {
-            let said = Wildcard::try_from(said.to_owned()).expect("one");
-            let StringMatch::Regex(pattern) = namespace_match(&said, "corp") else {
-                panic!("{said:?}");
+            let spec = Wildcard::try_from(spec.to_owned()).expect("one");
+            let StringMatch::Regex(pattern) = namespace_match(&spec, "corp") else {
+                panic!("{spec:?}");
             };
             let pattern = regex::Regex::new(&format!("^(?:{pattern})$")).expect("a pattern");
             let of =
                 |namespace: &str| pattern.is_match(&format!("spiffe://corp/ns/{namespace}/sa/a"));
-            assert!(of(matches) && !of(differs), "{said:?}");
+            assert!(of(matches) && !of(differs), "{spec:?}");
         }
     }
 
@@ -313,7 +313,7 @@ mod tests {
     #[test]
     fn cluster_local_is_the_meshs_own_trust_domain() {
         let read = |text: &str| Wildcard::try_from(text.to_owned()).expect("one");
-        for (said, whole, foreign) in [
+        for (spec, whole, foreign) in [
             ("cluster.local/ns/a/sa/b", "spiffe://corp/ns/a/sa/b", None),
             ("corp/ns/a/*", "spiffe://corp/ns/a/", None),
             ("cluster.local/ns/a/sa/*", "spiffe://corp/ns/a/sa/", None),
@@ -338,14 +338,14 @@ mod tests {
             ("*/sa/b", "/sa/b", None),
             ("other/ns/a/sa/b", "spiffe://other/ns/a/sa/b", Some("other")),
         ] {
-            let got = match principal(&read(said), "corp") {
+            let got = match principal(&read(spec), "corp") {
                 StringMatch::Exact(text)
                 | StringMatch::Prefix(text)
                 | StringMatch::Suffix(text) => text,
                 other => panic!("{other:?}"),
             };
             assert_eq!(
-                (got.as_str(), foreign_domain(&read(said), "corp")),
+                (got.as_str(), foreign_domain(&read(spec), "corp")),
                 (whole, foreign)
             );
         }

@@ -15,21 +15,21 @@ impl Compiler<'_> {
     pub(super) fn rules(&mut self, objects: &[Arc<Object>]) {
         for object in objects {
             match &object.spec {
-                Spec::DestinationRule(said) => self.destination_rule(object, said),
-                Spec::VirtualService(said) => self.virtual_service(object, said),
+                Spec::DestinationRule(spec) => self.destination_rule(object, spec),
+                Spec::VirtualService(spec) => self.virtual_service(object, spec),
                 _ => {}
             }
         }
     }
 
-    fn destination_rule(&mut self, object: &Object, said: &dr::DestinationRule) {
-        let Some(host) = &said.host.0 else {
+    fn destination_rule(&mut self, object: &Object, spec: &dr::DestinationRule) {
+        let Some(host) = &spec.host.0 else {
             return self.error(object, "spec.host is required");
         };
         let host = qualified(&host.0, &object.key.namespace);
-        let whole = policy(said.traffic_policy.as_ref(), None);
+        let whole = policy(spec.traffic_policy.as_ref(), None);
         let mut subsets = BTreeMap::new();
-        for subset in &said.subsets {
+        for subset in &spec.subsets {
             let own = Subset {
                 labels: subset.labels.clone(),
                 policy: policy(subset.traffic_policy.as_ref(), Some(&whole)),
@@ -58,9 +58,9 @@ impl Compiler<'_> {
         }
     }
 
-    fn virtual_service(&mut self, object: &Object, said: &vs::VirtualService) {
+    fn virtual_service(&mut self, object: &Object, spec: &vs::VirtualService) {
         let mut rules = Vec::new();
-        for (i, route) in said.http.iter().enumerate() {
+        for (i, route) in spec.http.iter().enumerate() {
             match rule(object, i, route) {
                 Ok(mut rule) => {
                     rule.targets
@@ -71,7 +71,7 @@ impl Compiler<'_> {
                 Err(message) => return self.error(object, format!("http[{i}]: {message}")),
             }
         }
-        for host in &said.hosts {
+        for host in &spec.hosts {
             let host = qualified(&host.0, &object.key.namespace);
             match self.services.get_mut(&host) {
                 None => {

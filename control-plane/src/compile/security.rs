@@ -29,14 +29,14 @@ impl Compiler<'_> {
         let (mut peers, mut policies) = (Vec::new(), Vec::new());
         for object in objects {
             match &object.spec {
-                Spec::PeerAuthentication(said) => peers.push(peer_authentication(object, said)),
+                Spec::PeerAuthentication(spec) => peers.push(peer_authentication(object, spec)),
                 Spec::AuthorizationPolicy(_) if object.dry_run => {
                     let text = "dry run: not judged yet by this version of Leno, and not enforced";
                     self.problem(object, Severity::Notice, text.to_owned());
                 }
-                Spec::AuthorizationPolicy(said) => {
-                    self.notice_foreign(object, said);
-                    policies.push(self.authorization_policy(object, said));
+                Spec::AuthorizationPolicy(spec) => {
+                    self.notice_foreign(object, spec);
+                    policies.push(self.authorization_policy(object, spec));
                 }
                 _ => {}
             }
@@ -63,28 +63,28 @@ impl Compiler<'_> {
     fn authorization_policy(
         &self,
         object: &Object,
-        said: &istio::AuthorizationPolicy,
+        spec: &istio::AuthorizationPolicy,
     ) -> AuthorizationPolicy {
         AuthorizationPolicy {
             namespace: object.key.namespace.clone(),
             name: object.key.name.clone(),
-            selector: labels(said.selector.as_ref()),
-            denies: said.action == authz::Action::Deny,
-            rules: said.rules.iter().map(|rule| self.rule_of(rule)).collect(),
+            selector: labels(spec.selector.as_ref()),
+            denies: spec.action == authz::Action::Deny,
+            rules: spec.rules.iter().map(|rule| self.rule_of(rule)).collect(),
         }
     }
 
-    fn rule_of(&self, said: &authz::Rule) -> PolicyRule {
+    fn rule_of(&self, spec: &authz::Rule) -> PolicyRule {
         let domain = &self.settings.trust_domain;
-        let from = said.from.iter().map(|from| Source {
+        let from = spec.from.iter().map(|from| Source {
             principals: (from.source.principals.iter())
-                .map(|said| principal(said, domain))
+                .map(|spec| principal(spec, domain))
                 .collect(),
             namespaces: (from.source.namespaces.iter())
-                .map(|said| namespace_match(said, domain))
+                .map(|spec| namespace_match(spec, domain))
                 .collect(),
         });
-        let to = said.to.iter().map(|to| Operation {
+        let to = spec.to.iter().map(|to| Operation {
             methods: (to.operation.methods.iter()).map(wildcard).collect(),
             paths: (to.operation.paths.iter()).map(wildcard).collect(),
         });
@@ -95,12 +95,12 @@ impl Compiler<'_> {
     }
 
     /// Warns of principals of other trust domains, which no peer has.
-    fn notice_foreign(&mut self, object: &Object, said: &istio::AuthorizationPolicy) {
+    fn notice_foreign(&mut self, object: &Object, spec: &istio::AuthorizationPolicy) {
         let own = self.settings.trust_domain.clone();
-        let sources = said.rules.iter().flat_map(|rule| &rule.from);
+        let sources = spec.rules.iter().flat_map(|rule| &rule.from);
         let principals = sources.flat_map(|from| &from.source.principals);
         let foreign: BTreeSet<&str> = principals
-            .filter_map(|said| foreign_domain(said, &own))
+            .filter_map(|spec| foreign_domain(spec, &own))
             .collect();
         for domain in foreign {
             let text = format!(
@@ -120,8 +120,8 @@ impl Compiler<'_> {
     ) {
         let none = BTreeSet::new();
         let mut rivals = Vec::new();
-        let said = (objects.iter()).filter(|o| matches!(o.spec, Spec::PeerAuthentication(_)));
-        for (at, (object, own)) in said.zip(peers).enumerate() {
+        let spec = (objects.iter()).filter(|o| matches!(o.spec, Spec::PeerAuthentication(_)));
+        for (at, (object, own)) in spec.zip(peers).enumerate() {
             let before = peers[..at].iter();
             let rival = before.filter(|other| other.namespace == own.namespace);
             let here = described.get(&own.namespace).unwrap_or(&none);
@@ -140,8 +140,8 @@ impl Compiler<'_> {
         let mut at: HashMap<IpAddr, Vec<Entry<'_>>> = HashMap::new();
         let mut notices = Vec::new();
         for object in objects {
-            if let Spec::ServiceEntry(said) = &object.spec
-                && (said.resolution, said.location) == (Resolution::Dns, Location::MeshInternal)
+            if let Spec::ServiceEntry(spec) = &object.spec
+                && (spec.resolution, spec.location) == (Resolution::Dns, Location::MeshInternal)
             {
                 let text = "no selector can tell the sidecars of resolution DNS: names describe no workload";
                 notices.push((object, text.to_owned()));
@@ -222,9 +222,9 @@ fn entries(object: &Object) -> Vec<Entry<'_>> {
                 .into_iter()
                 .collect()
         }
-        Spec::ServiceEntry(said) if said.resolution == Resolution::Static => {
-            let internal = said.location == Location::MeshInternal;
-            let endpoints = said.endpoints.iter().enumerate();
+        Spec::ServiceEntry(spec) if spec.resolution == Resolution::Static => {
+            let internal = spec.location == Location::MeshInternal;
+            let endpoints = spec.endpoints.iter().enumerate();
             let endpoints = endpoints.filter_map(|(i, entry)| {
                 let is_workload = internal || entry.service_account.is_some();
                 let field = format!("endpoints[{i}]");
@@ -270,16 +270,16 @@ fn are_rivals(
     }
 }
 
-fn peer_authentication(object: &Object, said: &istio::PeerAuthentication) -> PeerAuthentication {
-    let said_mode = |mtls: &Option<Mtls>| mode(mtls.unwrap_or_default().mode);
+fn peer_authentication(object: &Object, spec: &istio::PeerAuthentication) -> PeerAuthentication {
+    let spec_mode = |mtls: &Option<Mtls>| mode(mtls.unwrap_or_default().mode);
     PeerAuthentication {
         object: object.key.to_string(),
         broken: false,
         namespace: object.key.namespace.clone(),
-        selector: labels(said.selector.as_ref()),
-        mode: said_mode(&said.mtls),
-        ports: (said.port_level_mtls.iter())
-            .map(|(port, mtls)| (port.0, said_mode(mtls)))
+        selector: labels(spec.selector.as_ref()),
+        mode: spec_mode(&spec.mtls),
+        ports: (spec.port_level_mtls.iter())
+            .map(|(port, mtls)| (port.0, spec_mode(mtls)))
             .collect(),
     }
 }

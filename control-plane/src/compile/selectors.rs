@@ -122,16 +122,16 @@ fn is_security(object: &Object) -> bool {
 /// The labels that an object selects workloads by.
 fn selector(object: &Object) -> Option<&BTreeMap<String, String>> {
     match &object.spec {
-        Spec::PeerAuthentication(said) => said
+        Spec::PeerAuthentication(spec) => spec
             .selector
             .as_ref()
             .map(|selector| &selector.match_labels),
-        Spec::AuthorizationPolicy(said) => said
+        Spec::AuthorizationPolicy(spec) => spec
             .selector
             .as_ref()
             .map(|selector| &selector.match_labels),
-        Spec::Service(said) => Some(&said.selector),
-        Spec::ServiceEntry(said) => said
+        Spec::Service(spec) => Some(&spec.selector),
+        Spec::ServiceEntry(spec) => spec
             .workload_selector
             .as_ref()
             .map(|selector| &selector.labels),

@@ -51,7 +51,7 @@ impl Compiler<'_> {
     fn service(
         &mut self,
         object: &Object,
-        said: &istio::Service,
+        spec: &istio::Service,
         workloads: &[(&Object, &istio::WorkloadEntry)],
     ) {
         let named = |port: &istio::service::ServicePort| NamedPort {
@@ -67,11 +67,11 @@ impl Compiler<'_> {
             },
             protocol: protocol(port.app_protocol.as_deref().unwrap_or(&port.name)),
         };
-        let ports: Vec<NamedPort> = said.ports.iter().map(named).collect();
+        let ports: Vec<NamedPort> = spec.ports.iter().map(named).collect();
         let selected = workloads.iter().filter(|(workload, entry)| {
             let same = workload.key.namespace == object.key.namespace;
             let labels = labels_of(workload, entry);
-            same && !said.selector.is_empty() && selects(&said.selector, &labels)
+            same && !spec.selector.is_empty() && selects(&spec.selector, &labels)
         });
         let endpoints = selected.filter_map(|(workload, entry)| {
             endpoint(
@@ -84,7 +84,7 @@ impl Compiler<'_> {
         });
         self.notice_protocols(
             object,
-            said.ports
+            spec.ports
                 .iter()
                 .map(|p| p.app_protocol.as_deref().unwrap_or(&p.name)),
         );
@@ -93,7 +93,7 @@ impl Compiler<'_> {
             object.key.name, object.key.namespace
         );
         let endpoints = Endpoints::Static(endpoints.collect());
-        let addresses = said.cluster_ips.iter().chain(&said.cluster_ip);
+        let addresses = spec.cluster_ips.iter().chain(&spec.cluster_ip);
         // A headless Service has the address `None`.
         let addresses = addresses.filter(|address| *address != "None" && !address.is_empty());
         self.addresses(object, &host, &addresses.cloned().collect::<Vec<_>>());
@@ -103,10 +103,10 @@ impl Compiler<'_> {
     fn service_entry(
         &mut self,
         object: &Object,
-        said: &istio::ServiceEntry,
+        spec: &istio::ServiceEntry,
         workloads: &[(&Object, &istio::WorkloadEntry)],
     ) {
-        let ports: Vec<NamedPort> = (said.ports.iter())
+        let ports: Vec<NamedPort> = (spec.ports.iter())
             .map(|port| NamedPort {
                 number: port.number.0,
                 name: port.name.clone(),
@@ -118,24 +118,24 @@ impl Compiler<'_> {
                 }),
             })
             .collect();
-        let internal = said.location == Location::MeshInternal;
-        self.notice_protocols(object, said.ports.iter().map(|p| p.protocol.as_str()));
-        for host in &said.hosts {
+        let internal = spec.location == Location::MeshInternal;
+        self.notice_protocols(object, spec.ports.iter().map(|p| p.protocol.as_str()));
+        for host in &spec.hosts {
             let host = qualified(&host.0, &object.key.namespace);
-            let endpoints = match said.resolution {
+            let endpoints = match spec.resolution {
                 Resolution::None => {
                     let text = "resolution NONE is not supported yet; use STATIC or DNS";
                     return self.error(object, text);
                 }
-                Resolution::Dns => Endpoints::Dns(names(&host, said, &ports)),
+                Resolution::Dns => Endpoints::Dns(names(&host, spec, &ports)),
                 Resolution::Static => {
-                    match self.static_endpoints(object, said, workloads, &ports, internal) {
+                    match self.static_endpoints(object, spec, workloads, &ports, internal) {
                         Some(endpoints) => Endpoints::Static(endpoints),
                         None => return,
                     }
                 }
             };
-            self.addresses(object, &host, &said.addresses);
+            self.addresses(object, &host, &spec.addresses);
             self.add(object, host, &ports, endpoints);
         }
     }
@@ -164,13 +164,13 @@ impl Compiler<'_> {
     fn static_endpoints(
         &mut self,
         object: &Object,
-        said: &istio::ServiceEntry,
+        spec: &istio::ServiceEntry,
         workloads: &[(&Object, &istio::WorkloadEntry)],
         ports: &[NamedPort],
         internal: bool,
     ) -> Option<Vec<Endpoint>> {
         let mut endpoints = Vec::new();
-        for (i, entry) in said.endpoints.iter().enumerate() {
+        for (i, entry) in spec.endpoints.iter().enumerate() {
             let Some(endpoint) = endpoint(entry, &entry.labels, &object.key, ports, internal)
             else {
                 let text = format!(
@@ -182,7 +182,7 @@ impl Compiler<'_> {
             };
             endpoints.push(endpoint);
         }
-        if let Some(selector) = &said.workload_selector {
+        if let Some(selector) = &spec.workload_selector {
             let selected = workloads.iter().filter(|(workload, entry)| {
                 workload.key.namespace == object.key.namespace
                     && selects(&selector.labels, &labels_of(workload, entry))
@@ -290,14 +290,14 @@ fn endpoint(
 }
 
 /// The names that a ServiceEntry with resolution DNS resolves: its endpoints', or the host's own.
-fn names(host: &str, said: &istio::ServiceEntry, ports: &[NamedPort]) -> Vec<Name> {
+fn names(host: &str, spec: &istio::ServiceEntry, ports: &[NamedPort]) -> Vec<Name> {
     let own = istio::WorkloadEntry {
         address: host.to_owned(),
         ..istio::WorkloadEntry::default()
     };
-    let entries = match said.endpoints.is_empty() {
+    let entries = match spec.endpoints.is_empty() {
         true => std::slice::from_ref(&own),
-        false => &said.endpoints,
+        false => &spec.endpoints,
     };
     let name = |entry: &istio::WorkloadEntry| Name {
         name: entry.address.clone(),

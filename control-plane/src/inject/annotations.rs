@@ -48,8 +48,8 @@ const TRAFFIC: [(&str, &str); 6] = [
 ];
 
 /// Converts a log level of Istio's.
-fn level(said: &str) -> Option<&'static str> {
-    Some(match said {
+fn level(text: &str) -> Option<&'static str> {
+    Some(match text {
         "trace" => "trace",
         "debug" => "debug",
         "info" => "info",
@@ -123,14 +123,14 @@ impl SidecarOptions {
 
     /// Sets up scraping of the app's own metrics through the sidecar, if the annotations ask for scraping.
     fn metrics(&mut self, template: &Value) {
-        let said = |name: &str| {
+        let annotation = |name: &str| {
             let all = template.pointer("/metadata/annotations")?;
             all.get(format!("prometheus.io/{name}"))?.as_str()
         };
-        if said("scrape") == Some("true") {
+        if annotation("scrape") == Some("true") {
             let (port, path) = (
-                said("port").unwrap_or("80"),
-                said("path").unwrap_or("/metrics"),
+                annotation("port").unwrap_or("80"),
+                annotation("path").unwrap_or("/metrics"),
             );
             let path = path.trim_start_matches('/');
             self.app_metrics = Some(format!("127.0.0.1:{port}/{path}"));

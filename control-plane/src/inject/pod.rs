@@ -132,13 +132,16 @@ fn image<'a>(wanted: &'a SidecarOptions, settings: &'a Settings) -> &'a str {
 }
 
 fn resources(wanted: &SidecarOptions) -> Value {
-    let said = &wanted.resources;
+    let resources = &wanted.resources;
     let mut all = json!({"requests": {
-        "cpu": said.cpu.as_deref().unwrap_or("10m"),
-        "memory": said.memory.as_deref().unwrap_or("16Mi"),
+        "cpu": resources.cpu.as_deref().unwrap_or("10m"),
+        "memory": resources.memory.as_deref().unwrap_or("16Mi"),
     }});
     // No CPU limit: being throttled costs a sidecar its tail latency.
-    for (name, limit) in [("cpu", &said.cpu_limit), ("memory", &said.memory_limit)] {
+    for (name, limit) in [
+        ("cpu", &resources.cpu_limit),
+        ("memory", &resources.memory_limit),
+    ] {
         if let Some(limit) = limit {
             all["limits"][name] = json!(limit);
         }
@@ -218,7 +221,7 @@ fn env(
         ),
     ];
     let optional = optional.into_iter();
-    env.extend(optional.filter_map(|(name, said)| Some(value(name, &said?))));
+    env.extend(optional.filter_map(|(name, text)| Some(value(name, &text?))));
     env
 }
 

@@ -43,12 +43,12 @@ fn original_probe(probe: &Value, ports: &Value) -> Option<Value> {
         .get("timeoutSeconds")
         .and_then(Value::as_u64)
         .unwrap_or(1);
-    let (kind, said) = ["httpGet", "tcpSocket", "grpc"]
+    let (kind, handler) = ["httpGet", "tcpSocket", "grpc"]
         .into_iter()
         .find_map(|kind| Some((kind, probe.get(kind)?)))?;
-    let mut said = said.clone();
-    said["port"] = json!(number(&said["port"], ports)?);
-    Some(json!({kind: said, "timeoutSeconds": timeout}))
+    let mut handler = handler.clone();
+    handler["port"] = json!(number(&handler["port"], ports)?);
+    Some(json!({kind: handler, "timeoutSeconds": timeout}))
 }
 
 /// The number of a port that may be named.

@@ -7,7 +7,7 @@ use super::wildcard::{Wildcard, not_empty};
 
 /// The spec of an AuthorizationPolicy: the requests that it allows or denies.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "Said")]
+#[serde(try_from = "Raw")]
 pub struct AuthorizationPolicy {
     /// The workloads that it is for.
     pub selector: Option<Selector>,
@@ -23,7 +23,7 @@ pub struct AuthorizationPolicy {
     rename_all = "camelCase",
     deny_unknown_fields
 )]
-struct Said {
+struct Raw {
     #[serde(default)]
     selector: Option<Selector>,
     #[serde(default)]
@@ -32,19 +32,19 @@ struct Said {
     rules: Vec<Rule>,
 }
 
-impl TryFrom<Said> for AuthorizationPolicy {
+impl TryFrom<Raw> for AuthorizationPolicy {
     type Error = String;
 
-    fn try_from(said: Said) -> Result<AuthorizationPolicy, String> {
-        if said.action == Action::Deny && said.rules.is_empty() {
+    fn try_from(raw: Raw) -> Result<AuthorizationPolicy, String> {
+        if raw.action == Action::Deny && raw.rules.is_empty() {
             let text =
                 "a DENY policy without rules denies nothing; `rules: [{}]` denies everything";
             return Err(text.to_owned());
         }
         Ok(AuthorizationPolicy {
-            selector: said.selector,
-            action: said.action,
-            rules: said.rules,
+            selector: raw.selector,
+            action: raw.action,
+            rules: raw.rules,
         })
     }
 }
@@ -82,7 +82,7 @@ pub struct From {
 
 /// Conditions on the peer: every list that is given must match.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "SaidSource")]
+#[serde(try_from = "RawSource")]
 pub struct Source {
     /// `cluster.local/ns/default/sa/name`.
     pub principals: Vec<Wildcard>,
@@ -92,23 +92,23 @@ pub struct Source {
 
 #[derive(Debug, Deserialize)]
 #[serde(rename = "Source", rename_all = "camelCase", deny_unknown_fields)]
-struct SaidSource {
+struct RawSource {
     #[serde(default, deserialize_with = "not_empty")]
     principals: Vec<Wildcard>,
     #[serde(default, deserialize_with = "not_empty")]
     namespaces: Vec<Wildcard>,
 }
 
-impl TryFrom<SaidSource> for Source {
+impl TryFrom<RawSource> for Source {
     type Error = String;
 
-    fn try_from(said: SaidSource) -> Result<Source, String> {
-        if said.principals.is_empty() && said.namespaces.is_empty() {
+    fn try_from(raw: RawSource) -> Result<Source, String> {
+        if raw.principals.is_empty() && raw.namespaces.is_empty() {
             return Err("source is empty; leave `from` out to mean anyone".to_owned());
         }
         Ok(Source {
-            principals: said.principals,
-            namespaces: said.namespaces,
+            principals: raw.principals,
+            namespaces: raw.namespaces,
         })
     }
 }
@@ -123,7 +123,7 @@ pub struct To {
 
 /// Conditions on the request: every list that is given must match.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "SaidOperation")]
+#[serde(try_from = "RawOperation")]
 pub struct Operation {
     /// Methods.
     pub methods: Vec<Wildcard>,
@@ -133,23 +133,23 @@ pub struct Operation {
 
 #[derive(Debug, Deserialize)]
 #[serde(rename = "Operation", rename_all = "camelCase", deny_unknown_fields)]
-struct SaidOperation {
+struct RawOperation {
     #[serde(default, deserialize_with = "not_empty")]
     methods: Vec<Wildcard>,
     #[serde(default, deserialize_with = "not_empty")]
     paths: Vec<Wildcard>,
 }
 
-impl TryFrom<SaidOperation> for Operation {
+impl TryFrom<RawOperation> for Operation {
     type Error = String;
 
-    fn try_from(said: SaidOperation) -> Result<Operation, String> {
-        if said.methods.is_empty() && said.paths.is_empty() {
+    fn try_from(raw: RawOperation) -> Result<Operation, String> {
+        if raw.methods.is_empty() && raw.paths.is_empty() {
             return Err("operation is empty; leave `to` out to mean anything".to_owned());
         }
         Ok(Operation {
-            methods: said.methods,
-            paths: said.paths,
+            methods: raw.methods,
+            paths: raw.paths,
         })
     }
 }

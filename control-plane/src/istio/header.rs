@@ -55,15 +55,15 @@ impl Header<'_> {
 }
 
 pub(super) fn header<'a>(tree: &'a Tree<'_>, root: Id) -> Header<'a> {
-    let said = |at: Id| tree.text(at).filter(|text| !text.is_empty());
-    let text = |key: &str| tree.all(root, key).find_map(said);
+    let filled = |at: Id| tree.text(at).filter(|text| !text.is_empty());
+    let text = |key: &str| tree.all(root, key).find_map(filled);
     let names = tree
         .all(root, "metadata")
         .flat_map(|at| tree.all(at, "name"));
     Header {
         api_version: text("apiVersion"),
         kind: text("kind"),
-        name: names.filter_map(said).next(),
+        name: names.filter_map(filled).next(),
         namespace: namespace(tree, root),
     }
 }
@@ -72,13 +72,13 @@ pub(super) fn header<'a>(tree: &'a Tree<'_>, root: Id) -> Header<'a> {
 /// misspelled field may hold it.
 fn namespace<'a>(tree: &'a Tree<'_>, root: Id) -> Option<&'a str> {
     let metadata: Vec<Id> = tree.all(root, "metadata").collect();
-    let said = metadata.iter().flat_map(|at| tree.all(*at, "namespace"));
-    let mut said: Vec<Option<&str>> = said
+    let namespaces = metadata.iter().flat_map(|at| tree.all(*at, "namespace"));
+    let mut namespaces: Vec<Option<&str>> = namespaces
         .filter(|at| !is_nothing(tree, *at))
         .map(|at| tree.text(at))
         .collect();
-    said.dedup();
-    match said[..] {
+    namespaces.dedup();
+    match namespaces[..] {
         [] => is_clear(tree, root, &metadata).then_some("default"),
         [namespace] => namespace.filter(|namespace| is_namespace(namespace)),
         _ => None,

@@ -265,10 +265,10 @@ fn aliases_and_merges_are_read_as_their_text() {
     let rule = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: &m {name: a}\nspec:\n  host: b\n  subsets:\n  \
         - &one\n    name: v1\n    labels: {version: 1.10}\n  - <<: *one\n    name: v2\n";
     let object = only(rule).expect("good");
-    let Spec::DestinationRule(said) = &object.spec else {
+    let Spec::DestinationRule(rule) = &object.spec else {
         panic!("{object:?}");
     };
-    let subsets: Vec<_> = said
+    let subsets: Vec<_> = rule
         .subsets
         .iter()
         .map(|s| (&*s.name, &*s.labels["version"]))

@@ -83,8 +83,8 @@ impl Object {
     /// Its fail-closed effect in case it can't be used after all; `None` for a kind that doesn't restrict access.
     fn closes(&self) -> Option<FailClosed> {
         let selector = match &self.spec {
-            Spec::PeerAuthentication(said) => &said.selector,
-            Spec::AuthorizationPolicy(said) => &said.selector,
+            Spec::PeerAuthentication(spec) => &spec.selector,
+            Spec::AuthorizationPolicy(spec) => &spec.selector,
             _ => return None,
         };
         Some(FailClosed {
@@ -118,7 +118,7 @@ pub enum Spec {
 
 /// The selector of an object's workloads; without labels it selects the whole namespace.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "SaidSelector")]
+#[serde(try_from = "RawSelector")]
 pub struct Selector {
     /// Labels that a workload must have.
     pub match_labels: BTreeMap<String, String>,
@@ -126,16 +126,16 @@ pub struct Selector {
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct SaidSelector {
+struct RawSelector {
     #[serde(default)]
     match_labels: BTreeMap<String, String>,
 }
 
-impl TryFrom<SaidSelector> for Selector {
+impl TryFrom<RawSelector> for Selector {
     type Error = String;
 
-    fn try_from(said: SaidSelector) -> Result<Selector, String> {
-        let match_labels = said.match_labels;
+    fn try_from(raw: RawSelector) -> Result<Selector, String> {
+        let match_labels = raw.match_labels;
         let is_literal = |(name, value): &(&String, &String)| {
             !name.is_empty() && !name.contains('*') && !value.contains('*')
         };

@@ -9,7 +9,7 @@ use super::scalar::Port;
 
 /// The spec of a PeerAuthentication: the mutual TLS modes of workloads.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "Said")]
+#[serde(try_from = "Raw")]
 pub struct PeerAuthentication {
     /// The workloads that it is for.
     pub selector: Option<Selector>,
@@ -21,7 +21,7 @@ pub struct PeerAuthentication {
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Said {
+struct Raw {
     #[serde(default)]
     selector: Option<Selector>,
     #[serde(default)]
@@ -30,19 +30,19 @@ struct Said {
     port_level_mtls: Option<BTreeMap<Port, Option<Mtls>>>,
 }
 
-impl TryFrom<Said> for PeerAuthentication {
+impl TryFrom<Raw> for PeerAuthentication {
     type Error = String;
 
     /// Rejects, as Istio does, an empty `portLevelMtls` and one without a selector.
-    fn try_from(said: Said) -> Result<PeerAuthentication, String> {
-        let selects = (said.selector.as_ref()).is_some_and(|s| !s.match_labels.is_empty());
-        match &said.port_level_mtls {
+    fn try_from(raw: Raw) -> Result<PeerAuthentication, String> {
+        let selects = (raw.selector.as_ref()).is_some_and(|s| !s.match_labels.is_empty());
+        match &raw.port_level_mtls {
             Some(ports) if ports.is_empty() => Err("portLevelMtls is empty".to_owned()),
             Some(_) if !selects => Err("portLevelMtls needs a selector with labels".to_owned()),
             _ => Ok(PeerAuthentication {
-                selector: said.selector,
-                mtls: said.mtls,
-                port_level_mtls: said.port_level_mtls.unwrap_or_default(),
+                selector: raw.selector,
+                mtls: raw.mtls,
+                port_level_mtls: raw.port_level_mtls.unwrap_or_default(),
             }),
         }
     }

@@ -325,10 +325,10 @@ impl<'a> Reader<'a> {
         }
         let mut names: Vec<&str> = Vec::new();
         for (name, _) in tree.entries(root).unwrap_or_default() {
-            let said = tree.text(*name).unwrap_or_default();
-            if names.contains(&said) {
+            let key = tree.text(*name).unwrap_or_default();
+            if names.contains(&key) {
                 let message =
-                    format!("duplicate key `{said}`: is a line with `---` missing before it?");
+                    format!("duplicate key `{key}`: is a line with `---` missing before it?");
                 let suspected = documents::guess(text);
                 return self.report_suspected(
                     tree.mark(*name),
@@ -337,7 +337,7 @@ impl<'a> Reader<'a> {
                 );
             }
             // Only the field names of an object are kept: they are few, and duplicates of others don't matter.
-            names.extend(OBJECT.contains(&said).then_some(said));
+            names.extend(OBJECT.contains(&key).then_some(key));
         }
         self.out.pods.extend(pods(tree, root, &key));
         let is_named = closed.is_some() || !key.kind.is_empty();
@@ -508,12 +508,12 @@ impl<'a> Reader<'a> {
         let own = ["apiVersion", "kind", "metadata", "items"];
         let mut seen: Vec<&str> = Vec::new();
         for (name, _) in tree.entries(root).unwrap_or_default() {
-            let said = tree.text(*name).unwrap_or_default();
-            if !own.contains(&said) || seen.contains(&said) {
-                let message = format!("a list has `items`, once, and no `{said}` beside them");
+            let key = tree.text(*name).unwrap_or_default();
+            if !own.contains(&key) || seen.contains(&key) {
+                let message = format!("a list has `items`, once, and no `{key}` beside them");
                 return self.unreadable(tree.mark(*name), &message, text);
             }
-            seen.push(said);
+            seen.push(key);
         }
         let message = "a list has `items`, which are objects";
         let Some(items) = items(tree, root) else {
@@ -566,10 +566,10 @@ impl<'a> Reader<'a> {
         match meant {
             None => self.problem(Severity::Notice, mark, None, message.to_owned()),
             Some((name, near)) => {
-                let said = tree.text(name).unwrap_or_default();
+                let key = tree.text(name).unwrap_or_default();
                 let message = match near {
-                    Some(near) => format!("no such field `{said}`; the nearest is `{near}`"),
-                    None => format!("{message}, though `{said}` says what one would"),
+                    Some(near) => format!("no such field `{key}`; the nearest is `{near}`"),
+                    None => format!("{message}, though `{key}` says what one would"),
                 };
                 self.unreadable(tree.mark(name), &message, text);
             }

@@ -160,8 +160,8 @@ struct OneOf {
 impl TryFrom<OneOf> for StringMatch {
     type Error = &'static str;
 
-    fn try_from(said: OneOf) -> Result<StringMatch, &'static str> {
-        match (said.exact, said.prefix, said.regex) {
+    fn try_from(raw: OneOf) -> Result<StringMatch, &'static str> {
+        match (raw.exact, raw.prefix, raw.regex) {
             (Some(exact), None, None) => Ok(StringMatch::Exact(exact)),
             (None, Some(prefix), None) => Ok(StringMatch::Prefix(prefix)),
             (None, None, Some(regex)) => Ok(StringMatch::Regex(regex.0)),

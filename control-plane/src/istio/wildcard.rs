@@ -57,9 +57,9 @@ pub(super) enum Flaw {
 }
 
 /// The flaw of a string in the list `field` of a rule, if it has one.
-pub(super) fn flaw(field: &str, said: &Wildcard) -> Option<Flaw> {
+pub(super) fn flaw(field: &str, pattern: &Wildcard) -> Option<Flaw> {
     let never = |is_good: bool, why| (!is_good).then_some(Flaw::Never(why));
-    let text = said.text();
+    let text = pattern.text();
     match field {
         "namespaces" => never(is_part(&text.replace('*', "")), "it is no namespace's name"),
         "paths" if text.contains(['{', '}']) => {
@@ -68,26 +68,26 @@ pub(super) fn flaw(field: &str, said: &Wildcard) -> Option<Flaw> {
         _ if text.contains('*') => Some(Flaw::Never("* stands alone or at one end, nowhere else")),
         "principals" => {
             let form = "a principal is DOMAIN/ns/NAMESPACE/sa/ACCOUNT, without spiffe://";
-            never(may_be_principal(said), form)
+            never(may_be_principal(pattern), form)
         }
         "methods" => {
             let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'+-.^_`|~".contains(&b);
             let is_variant = |method: &str| method != text && method.eq_ignore_ascii_case(text);
-            match said {
+            match pattern {
                 Wildcard::Exact(_) if METHODS.split(' ').any(is_variant) => Some(Flaw::Never(
                     "methods have case, and this one is in capitals",
                 )),
                 _ => never(text.bytes().all(token), "it is no method"),
             }
         }
-        _ => path_flaw(said).map(Flaw::Never),
+        _ => path_flaw(pattern).map(Flaw::Never),
     }
 }
 
 /// The reason that no normalised path can match, if none can.
-fn path_flaw(said: &Wildcard) -> Option<&'static str> {
+fn path_flaw(pattern: &Wildcard) -> Option<&'static str> {
     // Samples with the `*` filled in: if none of them is a normalised path, nothing can match.
-    let paths = match said {
+    let paths = match pattern {
         Wildcard::Present => return None,
         Wildcard::Exact(text) => vec![text.clone()],
         Wildcard::Prefix(text) => ["x", "2F", "F"]
@@ -95,7 +95,7 @@ fn path_flaw(said: &Wildcard) -> Option<&'static str> {
             .to_vec(),
         Wildcard::Suffix(text) => ["/", "/x"].map(|start| format!("{start}{text}")).to_vec(),
     };
-    match said.text() {
+    match pattern.text() {
         _ if !paths[0].starts_with('/') => Some("a path begins with /"),
         text if text.contains('?') => Some("the query is no part of the path"),
         _ if !paths.iter().any(|path| is_normal(path)) => {

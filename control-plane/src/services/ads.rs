@@ -181,16 +181,16 @@ impl<D: XdsStream> Pump<D> {
     /// Identifies the proxy by its stream's first request.
     fn welcome<'a>(&'a self, first: &'a D::Request) -> Result<Proxy<'a>, Status> {
         let no_node = || Status::invalid_argument("the first request must carry the node");
-        let said = D::node(first).ok_or_else(no_node)?;
-        let node = identify(&self.peer, &said.id, &said.user_agent_name)?;
-        if instance(said).len() > MAX_INSTANCE {
+        let node_message = D::node(first).ok_or_else(no_node)?;
+        let node = identify(&self.peer, &node_message.id, &node_message.user_agent_name)?;
+        if instance(node_message).len() > MAX_INSTANCE {
             let text = "node.metadata.INSTANCE is too long";
             return Err(Status::invalid_argument(text));
         }
-        self.hub.drains.new_instance(&node, instance(said));
-        self.hub.acked(self.number, &said.id, 0);
-        tracing::info!(node = said.id, "connected");
-        Ok(Proxy::new(&self.hub, node, said))
+        self.hub.drains.new_instance(&node, instance(node_message));
+        self.hub.acked(self.number, &node_message.id, 0);
+        tracing::info!(node = node_message.id, "connected");
+        Ok(Proxy::new(&self.hub, node, node_message))
     }
 
     /// Looks up the proxy's workload, and reports the objects that hold it closed.

@@ -198,12 +198,12 @@ fn restore(path: &Path, limits: &Limits) -> Vec<Good> {
         ..*limits
     };
     let read = |document: &str| {
-        let said = |name: &str| document.lines().find_map(|line| line.strip_prefix(name));
+        let comment = |name: &str| document.lines().find_map(|line| line.strip_prefix(name));
         let time = |name: &str| {
-            let seconds = said(name)?.parse().ok()?;
+            let seconds = comment(name)?.parse().ok()?;
             UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
         };
-        let file = Arc::new(said(FROM).map_or_else(|| path.to_owned(), PathBuf::from));
+        let file = Arc::new(comment(FROM).map_or_else(|| path.to_owned(), PathBuf::from));
         let (taken, stale) = (time(TAKEN).unwrap_or(saved), time(STALE));
         let objects = istio::read(&file, document, &everything).objects;
         let good = objects.into_iter().map(move |object| Good {

@@ -89,7 +89,10 @@ impl Rejected {
             true => String::new(),
             false => format!(" ({})", workloads.join(", ")),
         };
-        Some(format!("{how} {}{known}", whom(&self.key, closes)))
+        Some(format!(
+            "{how} {}{known}",
+            closed_workloads(&self.key, closes)
+        ))
     }
 
     /// The form that runs instead, since when, and why, in words.
@@ -141,7 +144,7 @@ impl EffectiveForm {
 }
 
 /// The workloads that an object holds closed, in words.
-fn whom(key: &ObjectKey, closes: &FailClosed) -> String {
+fn closed_workloads(key: &ObjectKey, closes: &FailClosed) -> String {
     let labels: Vec<String> = (closes.selector.iter())
         .map(|(name, value)| format!("{name}={value}"))
         .collect();

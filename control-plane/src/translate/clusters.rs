@@ -88,8 +88,8 @@ pub fn outbound(mesh: &Mesh, node: &Node, name: &str) -> LookupResult {
         transport_socket_matches: sockets(node, &identities, &parsed, alpn),
         circuit_breakers: breakers(policy),
         typed_extension_protocol_options: http_options(node.client, policy, protocol),
-        upstream_connection_options: policy.keepalive.map(|said| UpstreamConnectionOptions {
-            tcp_keepalive: Some(keepalive(said)),
+        upstream_connection_options: policy.keepalive.map(|settings| UpstreamConnectionOptions {
+            tcp_keepalive: Some(keepalive(settings)),
             ..UpstreamConnectionOptions::default()
         }),
         outlier_detection: ejection(policy),
@@ -266,37 +266,40 @@ pub(super) fn http_options(
     [(key, pack(&options))].into()
 }
 
-fn keepalive(said: Keepalive) -> TcpKeepalive {
+fn keepalive(settings: Keepalive) -> TcpKeepalive {
     let seconds = |time: Duration| wire::number(u32::try_from(time.as_secs()).unwrap_or(u32::MAX));
     TcpKeepalive {
-        keepalive_probes: said.probes.map(wire::number),
-        keepalive_time: said.time.map(seconds),
-        keepalive_interval: said.interval.map(seconds),
+        keepalive_probes: settings.probes.map(wire::number),
+        keepalive_time: settings.time.map(seconds),
+        keepalive_interval: settings.interval.map(seconds),
     }
 }
 
 fn ejection(policy: &Policy) -> Option<OutlierDetection> {
-    let said = policy.ejection.as_ref()?;
+    let ejection = policy.ejection.as_ref()?;
     Some(OutlierDetection {
         // 0 switches it off; for Envoy that is an enforcing percentage of 0.
-        consecutive_5xx: said.consecutive_5xx.filter(|n| *n > 0).map(wire::number),
-        enforcing_consecutive_5xx: (said.consecutive_5xx == Some(0)).then(|| wire::number(0)),
-        consecutive_gateway_failure: said
+        consecutive_5xx: ejection
+            .consecutive_5xx
+            .filter(|n| *n > 0)
+            .map(wire::number),
+        enforcing_consecutive_5xx: (ejection.consecutive_5xx == Some(0)).then(|| wire::number(0)),
+        consecutive_gateway_failure: ejection
             .consecutive_gateway
             .filter(|n| *n > 0)
             .map(wire::number),
-        enforcing_consecutive_gateway_failure: said
+        enforcing_consecutive_gateway_failure: ejection
             .consecutive_gateway
             .map(|n| wire::number(if n > 0 { 100 } else { 0 })),
-        interval: said.interval.map(wire::duration),
-        base_ejection_time: said.base_time.map(wire::duration),
-        max_ejection_percent: said.max_percent.map(wire::number),
-        split_external_local_origin_errors: said.split,
-        consecutive_local_origin_failure: said
+        interval: ejection.interval.map(wire::duration),
+        base_ejection_time: ejection.base_time.map(wire::duration),
+        max_ejection_percent: ejection.max_percent.map(wire::number),
+        split_external_local_origin_errors: ejection.split,
+        consecutive_local_origin_failure: ejection
             .consecutive_local
             .filter(|n| *n > 0)
             .map(wire::number),
-        enforcing_consecutive_local_origin_failure: (said.consecutive_local == Some(0))
+        enforcing_consecutive_local_origin_failure: (ejection.consecutive_local == Some(0))
             .then(|| wire::number(0)),
         ..OutlierDetection::default()
     })

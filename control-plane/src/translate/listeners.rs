@@ -68,17 +68,17 @@ pub fn outbound(mesh: &Mesh, node: &Node, authority: &str) -> LookupResult {
 }
 
 fn listener(authority: &str, filters: Vec<Filter>, rule: &str, protocol: PortProtocol) -> Listener {
-    let mut said = vec![("rule", rule)];
+    let mut fields = vec![("rule", rule)];
     if protocol == PortProtocol::Auto {
         // It is detected from the first bytes, of either peer.
-        said.push(("protocol", "auto"));
+        fields.push(("protocol", "auto"));
     }
     Listener {
         name: authority.to_owned(),
         traffic_direction: TrafficDirection::Outbound.into(),
         filter_chains: vec![FilterChain {
             filters,
-            metadata: Some(wire::metadata(&said)),
+            metadata: Some(wire::metadata(&fields)),
             ..FilterChain::default()
         }],
         ..Listener::default()

@@ -116,9 +116,9 @@ fn rule_routes(rule: &Rule, port: u16) -> Vec<Route> {
         true => &everything[..],
         false => &rule.matches,
     };
-    let route = |said: &Match| Route {
+    let route = |matching: &Match| Route {
         name: rule.object.clone(),
-        r#match: Some(route_match(said)),
+        r#match: Some(route_match(matching)),
         action: Some(route::Action::Route(action(rule, port))),
         metadata: Some(wire::metadata(&[
             ("rule", &rule.object),
@@ -180,13 +180,13 @@ fn retry(retries: &Retries) -> Option<RetryPolicy> {
         host_selection_retry_max_attempts: 5,
         ..RetryPolicy::default()
     };
-    let said = match retries {
+    let policy = match retries {
         Retries::Never => return None,
         Retries::Default => return Some(default),
-        Retries::Explicit(said) => said,
+        Retries::Explicit(policy) => policy,
     };
-    let mut on = said.on.clone();
-    if !said.codes.is_empty() && !on.iter().any(|name| name == "retriable-status-codes") {
+    let mut on = policy.on.clone();
+    if !policy.codes.is_empty() && !on.iter().any(|name| name == "retriable-status-codes") {
         on.push("retriable-status-codes".to_owned());
     }
     let on = if on.is_empty() {
@@ -196,10 +196,10 @@ fn retry(retries: &Retries) -> Option<RetryPolicy> {
     };
     Some(RetryPolicy {
         retry_on: on,
-        num_retries: Some(wire::number(said.attempts)),
-        per_try_timeout: said.per_try.map(wire::duration),
-        retriable_status_codes: said.codes.iter().map(|code| u32::from(*code)).collect(),
-        retry_back_off: said.backoff.map(|base| RetryBackOff {
+        num_retries: Some(wire::number(policy.attempts)),
+        per_try_timeout: policy.per_try.map(wire::duration),
+        retriable_status_codes: policy.codes.iter().map(|code| u32::from(*code)).collect(),
+        retry_back_off: policy.backoff.map(|base| RetryBackOff {
             base_interval: Some(wire::duration(base)),
             max_interval: Some(wire::duration(base * 10)),
         }),
@@ -207,16 +207,22 @@ fn retry(retries: &Retries) -> Option<RetryPolicy> {
     })
 }
 
-fn route_match(said: &Match) -> RouteMatch {
-    let path = match &said.uri {
+fn route_match(matching: &Match) -> RouteMatch {
+    let path = match &matching.uri {
         Some(StringMatch::Exact(path)) => PathSpecifier::Path(path.clone()),
         Some(StringMatch::Regex(regex)) => PathSpecifier::SafeRegex(wire::regex(regex)),
         Some(StringMatch::Prefix(prefix)) => PathSpecifier::Prefix(prefix.clone()),
         _ => PathSpecifier::Prefix("/".to_owned()),
     };
-    let method = said.method.iter().map(|method| header(":method", method));
-    let headers = said.headers.iter().map(|(name, value)| header(name, value));
-    let query = said
+    let method = matching
+        .method
+        .iter()
+        .map(|method| header(":method", method));
+    let headers = matching
+        .headers
+        .iter()
+        .map(|(name, value)| header(name, value));
+    let query = matching
         .query
         .iter()
         .map(|(name, value)| QueryParameterMatcher {

@@ -131,8 +131,8 @@ pub(super) fn socket(name: &str, config: Any) -> TransportSocket {
 }
 
 /// A string matcher; `None` when the string only has to be present.
-pub(super) fn string(said: &StringMatch) -> Option<StringMatcher> {
-    let pattern = match said {
+pub(super) fn string(matching: &StringMatch) -> Option<StringMatcher> {
+    let pattern = match matching {
         StringMatch::Exact(text) => MatchPattern::Exact(text.clone()),
         StringMatch::Prefix(text) => MatchPattern::Prefix(text.clone()),
         StringMatch::Suffix(text) => MatchPattern::Suffix(text.clone()),

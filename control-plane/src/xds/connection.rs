@@ -138,7 +138,7 @@ impl XdsStream for DeltaStream {
     fn versions(&self) -> Vec<(&'static str, String, String)> {
         let mut held = Vec::new();
         for (type_url, names) in &self.subscribed {
-            held.extend(names.iter().filter_map(|(name, said)| match said {
+            held.extend(names.iter().filter_map(|(name, state)| match state {
                 SentState::Version(version) => Some((*type_url, name.clone(), version.clone())),
                 _ => None,
             }));
@@ -278,12 +278,12 @@ impl DeltaStream {
     fn send_alone(&mut self, lookup: &dyn ResourceSource) -> Vec<DeltaDiscoveryResponse> {
         let mut responses = Vec::new();
         for (type_url, name) in std::mem::take(&mut self.isolate) {
-            if let Some(said) = self
+            if let Some(state) = self
                 .subscribed
                 .get_mut(type_url)
                 .and_then(|n| n.get_mut(&name))
             {
-                *said = SentState::Nothing;
+                *state = SentState::Nothing;
                 responses.extend(self.respond(&BTreeSet::from([(type_url, name)]), lookup));
             }
         }
@@ -351,7 +351,7 @@ impl DeltaStream {
         response: &mut DeltaDiscoveryResponse,
         sent: &mut Vec<(&'static str, String, String)>,
     ) {
-        let Some(said) = self
+        let Some(state) = self
             .subscribed
             .get_mut(type_url)
             .and_then(|names| names.get_mut(name))
@@ -361,10 +361,10 @@ impl DeltaStream {
         match lookup.resource(type_url, name) {
             LookupResult::Pending(_) => {}
             LookupResult::Present(any, version) => {
-                if *said == SentState::Version(version.clone()) {
+                if *state == SentState::Version(version.clone()) {
                     return;
                 }
-                *said = SentState::Version(version.clone());
+                *state = SentState::Version(version.clone());
                 sent.push((type_url, name.to_owned(), version.clone()));
                 response.resources.push(Resource {
                     name: name.to_owned(),
@@ -374,11 +374,11 @@ impl DeltaStream {
                 });
             }
             LookupResult::Missing(reason) => {
-                if *said == SentState::Missing(reason.clone()) {
+                if *state == SentState::Missing(reason.clone()) {
                     return;
                 }
-                let was_there = matches!(said, SentState::Version(_));
-                *said = SentState::Missing(reason.clone());
+                let was_there = matches!(state, SentState::Version(_));
+                *state = SentState::Missing(reason.clone());
                 if lookup.client() != Client::Leno {
                     // Other clients support removals only: a resource that never existed isn't answered.
                     if was_there {

@@ -17,7 +17,7 @@ const FORGOTTEN: Duration = Duration::from_secs(600);
 /// The workloads that drain.
 #[derive(Debug, Clone, Default)]
 pub struct Drains {
-    said: watch::Sender<Arc<Draining>>,
+    published: watch::Sender<Arc<Draining>>,
     lives: Arc<Mutex<BTreeMap<WorkloadKey, Instance>>>,
 }
 
@@ -35,7 +35,7 @@ struct Instance {
 impl Drains {
     /// The workloads that drain, now and as they change.
     pub fn watch(&self) -> watch::Receiver<Arc<Draining>> {
-        self.said.subscribe()
+        self.published.subscribe()
     }
 
     fn lives(&self) -> MutexGuard<'_, BTreeMap<WorkloadKey, Instance>> {
@@ -45,7 +45,7 @@ impl Drains {
     /// Starts a workload's drain; returns the revision that every client must take.
     pub(crate) fn start_drain(&self, key: &WorkloadKey, instance: &str) -> u64 {
         let mut lives = self.lives();
-        let revision = self.said.borrow().revision + 1;
+        let revision = self.published.borrow().revision + 1;
         let life = lives.entry(key.clone()).or_insert_with(|| Instance {
             instance: String::new(),
             calls: 0,
@@ -89,9 +89,9 @@ impl Drains {
 
     fn say(&self, lives: &BTreeMap<WorkloadKey, Instance>) -> u64 {
         let mut revision = 0;
-        self.said.send_modify(|said| {
-            revision = said.revision + 1;
-            *said = Arc::new(Draining {
+        self.published.send_modify(|published| {
+            revision = published.revision + 1;
+            *published = Arc::new(Draining {
                 revision,
                 workloads: lives.keys().cloned().collect(),
             });
@@ -111,8 +111,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_workload_drains_until_it_comes_back_or_is_forgotten() {
         let drains = Drains::default();
-        let said = drains.watch();
-        let draining = || said.borrow().workloads.len();
+        let published = drains.watch();
+        let draining = || published.borrow().workloads.len();
         let (one, other) = (node("10.0.0.1"), node("10.0.0.2"));
         let ended = |key: WorkloadKey| {
             let drains = drains.clone();

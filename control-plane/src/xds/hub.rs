@@ -186,12 +186,12 @@ impl HeldClosed {
 
 impl<'a> Proxy<'a> {
     /// The proxy `node`, with the metadata of its first message, `said`.
-    pub(crate) fn new(hub: &'a Hub, node: Node, said: &'a NodeMessage) -> Proxy<'a> {
+    pub(crate) fn new(hub: &'a Hub, node: Node, message: &'a NodeMessage) -> Proxy<'a> {
         Proxy {
-            name: &said.id,
+            name: &message.id,
             // gRPC's library dials only.
-            has_inbound: node.client != Client::Grpc && has_inbound(said),
-            seat: hub.workloads.join(&node, instance(said)),
+            has_inbound: node.client != Client::Grpc && has_inbound(message),
+            seat: hub.workloads.join(&node, instance(message)),
             node,
             workload: Arc::default(),
             held: None,
@@ -214,7 +214,7 @@ impl<'a> Proxy<'a> {
 }
 
 /// A string in a node's metadata.
-fn said<'a>(node: &'a NodeMessage, name: &str) -> Option<&'a str> {
+fn metadata<'a>(node: &'a NodeMessage, name: &str) -> Option<&'a str> {
     match node.metadata.as_ref()?.fields.get(name)?.kind.as_ref()? {
         Kind::StringValue(text) => Some(text),
         _ => None,
@@ -223,12 +223,12 @@ fn said<'a>(node: &'a NodeMessage, name: &str) -> Option<&'a str> {
 
 /// The name of this instance of its workload's proxy; empty without one.
 pub(crate) fn instance(node: &NodeMessage) -> &str {
-    said(node, "INSTANCE").unwrap_or_default()
+    metadata(node, "INSTANCE").unwrap_or_default()
 }
 
 /// True when connections for its app come to it: intercepted, or on ports of its own. The default without metadata.
 fn has_inbound(node: &NodeMessage) -> bool {
-    said(node, "INTERCEPTION_MODE") != Some("NONE") || said(node, "POD_PORTS") != Some("[]")
+    metadata(node, "INTERCEPTION_MODE") != Some("NONE") || metadata(node, "POD_PORTS") != Some("[]")
 }
 
 /// One proxy's view of the mesh.

@@ -82,8 +82,8 @@ impl XdsStream for StateOfTheWorld {
         if !state.take_answer(type_url, request) {
             return Vec::new();
         }
-        let said = request.resource_names.iter();
-        let names = said.filter(|name| name.len() <= MAX_NAME).take(MAX_NAMES);
+        let all = request.resource_names.iter();
+        let names = all.filter(|name| name.len() <= MAX_NAME).take(MAX_NAMES);
         let names: BTreeSet<String> = names.cloned().collect();
         let is_whole = type_url == LISTENER || type_url == CLUSTER;
         let is_first = request.response_nonce.is_empty();

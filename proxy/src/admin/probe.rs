@@ -63,8 +63,8 @@ impl FromStr for AppProbers {
         let all = all
             .as_object()
             .ok_or("an object of probes by path is expected")?;
-        let probers = all.iter().map(|(path, said)| {
-            let prober = Prober::read(said).map_err(|error| format!("{path}: {error}"))?;
+        let probers = all.iter().map(|(path, config)| {
+            let prober = Prober::read(config).map_err(|error| format!("{path}: {error}"))?;
             Ok((path.clone(), prober))
         });
         probers.collect::<Result<_, String>>().map(AppProbers)
@@ -72,14 +72,14 @@ impl FromStr for AppProbers {
 }
 
 impl Prober {
-    fn read(said: &Value) -> Result<Prober, String> {
-        let (http, grpc) = (said.get("httpGet"), said.get("grpc"));
-        let target = http.or(grpc).or(said.get("tcpSocket"));
+    fn read(config: &Value) -> Result<Prober, String> {
+        let (http, grpc) = (config.get("httpGet"), config.get("grpc"));
+        let target = http.or(grpc).or(config.get("tcpSocket"));
         let target = target.ok_or("httpGet, tcpSocket or grpc is expected")?;
         let port = target["port"]
             .as_u64()
             .and_then(|port| u16::try_from(port).ok());
-        let seconds = said
+        let seconds = config
             .get("timeoutSeconds")
             .and_then(Value::as_u64)
             .unwrap_or(1);
@@ -172,14 +172,14 @@ impl HttpGet {
         send_request(tls, request, status).await
     }
 
-    fn read(said: &Value) -> Result<HttpGet, String> {
-        let path = said.get("path").and_then(Value::as_str).unwrap_or("/");
+    fn read(config: &Value) -> Result<HttpGet, String> {
+        let path = config.get("path").and_then(Value::as_str).unwrap_or("/");
         let path = if path.starts_with('/') {
             path.to_owned()
         } else {
             format!("/{path}")
         };
-        let pairs = said.get("httpHeaders").and_then(Value::as_array);
+        let pairs = config.get("httpHeaders").and_then(Value::as_array);
         let headers = pairs.into_iter().flatten().map(|pair| {
             let text = |name: &str| pair[name].as_str().unwrap_or_default();
             let name = HeaderName::from_str(text("name")).map_err(|error| error.to_string())?;
@@ -187,7 +187,7 @@ impl HttpGet {
             Ok((name, value))
         });
         Ok(HttpGet {
-            is_encrypted: said["scheme"] == "HTTPS",
+            is_encrypted: config["scheme"] == "HTTPS",
             path,
             headers: headers.collect::<Result<_, String>>()?,
         })
@@ -201,7 +201,7 @@ impl AppProbers {
         let probed = timeout(prober.timeout, prober.probe(ip)).await;
         let late = || Err(format!("no answer within {:?}", prober.timeout));
         Some(match probed.unwrap_or_else(|_| late()) {
-            Ok((status, said)) => (status, said + "\n"),
+            Ok((status, text)) => (status, text + "\n"),
             Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
         })
     }

@@ -39,7 +39,7 @@ impl Drop for Permit {
 pub struct ConnectionPermit(#[allow(dead_code)] Option<OwnedSemaphorePermit>);
 
 impl CircuitBreaker {
-    /// An empty load under `limits`.
+    /// A circuit breaker with nothing under way, under `limits`.
     pub fn new(limits: CircuitBreakers) -> Arc<CircuitBreaker> {
         let connections = limits.connections.map_or(0, |limit| limit as usize);
         Arc::new(CircuitBreaker {
@@ -72,7 +72,7 @@ impl CircuitBreaker {
     /// [`Kind::Overload`] when the limit of requests is reached.
     pub fn begin(self: &Arc<CircuitBreaker>) -> Result<Permit, Error> {
         let limit = self.limits.requests;
-        self.hold(|load| &load.requests, limit)
+        self.hold(|breaker| &breaker.requests, limit)
             .ok_or_else(|| overflow("http2MaxRequests", limit))
     }
 
@@ -81,7 +81,7 @@ impl CircuitBreaker {
         let active = self.requests.load(Ordering::Relaxed);
         let budget = (active * RETRY_PERCENT / 100).max(MIN_RETRIES);
         let limit = self.limits.retries.unwrap_or(budget);
-        self.hold(|load| &load.retries, Some(limit))
+        self.hold(|breaker| &breaker.retries, Some(limit))
     }
 
     /// Permit to use a connection, if one is free.
@@ -102,7 +102,7 @@ impl CircuitBreaker {
             return Ok(permit);
         }
         let limit = self.limits.pending;
-        let waiting = self.hold(|load| &load.pending, limit);
+        let waiting = self.hold(|breaker| &breaker.pending, limit);
         let waiting = waiting.ok_or_else(|| overflow("http1MaxPendingRequests", limit))?;
         let permit = Arc::clone(&self.connections).acquire_owned().await;
         drop(waiting);
@@ -149,25 +149,25 @@ mod tests {
 
     #[tokio::test]
     async fn each_limit_lets_exactly_as_many_through() {
-        let load = CircuitBreaker::new(CircuitBreakers {
+        let breaker = CircuitBreaker::new(CircuitBreakers {
             connections: Some(2),
             pending: Some(1),
             requests: Some(4),
             retries: None,
         });
-        let requests: Vec<_> = (0..4).map(|_| load.begin().expect("within")).collect();
-        assert!(load.begin().is_err());
-        let first = load.connection().await.expect("one");
-        let second = load.connection().await.expect("two");
-        let mut third = Box::pin(load.connection());
+        let requests: Vec<_> = (0..4).map(|_| breaker.begin().expect("within")).collect();
+        assert!(breaker.begin().is_err());
+        let first = breaker.connection().await.expect("one");
+        let second = breaker.connection().await.expect("two");
+        let mut third = Box::pin(breaker.connection());
         assert!(futures_poll(&mut third).is_none(), "waits");
-        assert!(load.connection().await.is_err(), "one waits already");
-        assert!(load.open().is_err());
+        assert!(breaker.connection().await.is_err(), "one waits already");
+        assert!(breaker.open().is_err());
         drop(first);
         let third = third.await.expect("its turn");
         drop((second, third, requests));
-        load.begin().expect("free again");
-        load.open().expect("free again");
+        breaker.begin().expect("free again");
+        breaker.open().expect("free again");
     }
 
     fn futures_poll<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
@@ -186,12 +186,12 @@ mod tests {
             (Some(1), 100, 1),
             (Some(50), 1, 50),
         ] {
-            let load = CircuitBreaker::new(CircuitBreakers {
+            let breaker = CircuitBreaker::new(CircuitBreakers {
                 retries: limit,
                 ..CircuitBreakers::default()
             });
-            let _requests: Vec<_> = (0..active).map(|_| load.begin()).collect();
-            let retries: Vec<_> = std::iter::from_fn(|| load.retry()).collect();
+            let _requests: Vec<_> = (0..active).map(|_| breaker.begin()).collect();
+            let retries: Vec<_> = std::iter::from_fn(|| breaker.retry()).collect();
             assert_eq!(retries.len(), expected, "{limit:?} {active}");
         }
     }

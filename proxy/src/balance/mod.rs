@@ -39,7 +39,7 @@ pub struct Cluster {
     /// Settings of its connections.
     pub connections: Connections,
     /// Its requests and connections in flight.
-    pub load: Arc<CircuitBreaker>,
+    pub circuit_breaker: Arc<CircuitBreaker>,
     balance: Balance,
     outlier: Option<Outlier>,
     /// Time from which sweeps are counted: when the cluster began.
@@ -62,18 +62,19 @@ pub struct PickContext<'a> {
 }
 
 impl Cluster {
-    /// A cluster as in `config`, without endpoints yet. It takes over the load of `before`, which it replaces, if the
+    /// A cluster as in `config`, without endpoints yet. It takes over the circuit breaker of `before`, which it replaces, if the
     /// limits are the same; ejections stay with their endpoints while there is outlier detection.
     pub fn new(config: &config::cluster::Cluster, before: Option<&Cluster>) -> Cluster {
-        let load = before
-            .map(|before| &before.load)
-            .filter(|load| *load.limits() == config.limits);
+        let circuit_breaker = before
+            .map(|before| &before.circuit_breaker)
+            .filter(|breaker| *breaker.limits() == config.limits);
         Cluster {
             name: config.name.as_str().into(),
             object: config.rule.as_str().into(),
             connect_timeout: config.connect_timeout,
             connections: config.connections,
-            load: load.map_or_else(|| CircuitBreaker::new(config.limits), Arc::clone),
+            circuit_breaker: circuit_breaker
+                .map_or_else(|| CircuitBreaker::new(config.limits), Arc::clone),
             balance: config.balance,
             outlier: config.outlier.clone(),
             start: before.map_or_else(Instant::now, |before| before.start),

@@ -107,13 +107,13 @@ impl ReportClient {
             Err(status) => return error_text(&status),
         };
         loop {
-            let said = match answers.message().await {
+            let sent_at = match answers.message().await {
                 Ok(Some(answer)) => answer.unix_millis,
                 Ok(None) => return "the stream was closed".to_owned(),
                 Err(status) => return error_text(&status),
             };
-            let said = Duration::from_millis(u64::try_from(said).unwrap_or_default());
-            self.metrics.health.clock(asked, UNIX_EPOCH + said);
+            let sent_at = Duration::from_millis(u64::try_from(sent_at).unwrap_or_default());
+            self.metrics.health.clock(asked, UNIX_EPOCH + sent_at);
             tick.tick().await;
             asked = SystemTime::now();
             if requests.send(self.report(before)).await.is_err() {

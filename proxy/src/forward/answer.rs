@@ -123,9 +123,9 @@ pub fn plain(down: &mut ServerHalf, status: u16) {
 }
 
 /// True when a sidecar's `proxy-status` reports that it never connected to its app.
-pub fn says_never_reached(said: &[u8]) -> bool {
+pub fn says_never_reached(proxy_status: &[u8]) -> bool {
     let kinds: [&[u8]; 2] = [b"connection_refused", b"connection_timeout"];
-    let kind = said.strip_prefix(b"leno; error=");
+    let kind = proxy_status.strip_prefix(b"leno; error=");
     kind.is_some_and(|rest| kinds.iter().any(|kind| rest.starts_with(kind)))
 }
 

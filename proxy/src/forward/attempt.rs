@@ -181,11 +181,11 @@ impl Attempt<'_, '_, '_> {
     fn never_reached(&self) -> bool {
         let is_mesh =
             (self.retry_state.lease.as_ref()).is_some_and(|lease| lease.endpoint().tls.is_some());
-        let said = self
+        let proxy_status = self
             .response
             .get(FieldName::ProxyStatus)
             .unwrap_or_default();
-        is_mesh && answer::says_never_reached(said)
+        is_mesh && answer::says_never_reached(proxy_status)
     }
 
     /// Decides on another attempt after this one, and takes its place in the retry budget.
@@ -203,11 +203,11 @@ impl Attempt<'_, '_, '_> {
             // free, at any endpoint. A configured limit applies all the same.
             Decision::Again
                 if retry_state.progress == Progress::Nothing
-                    && cluster.load.limits().retries.is_none() =>
+                    && cluster.circuit_breaker.limits().retries.is_none() =>
             {
                 return true;
             }
-            Decision::Again => match cluster.load.retry() {
+            Decision::Again => match cluster.circuit_breaker.retry() {
                 Some(held) => {
                     retry_state.held = Some(held);
                     return true;
@@ -241,7 +241,7 @@ fn connection_permit(
 ) -> Option<ConnectionPermit> {
     match down.is_h2() && is_http2 && !needs_http1(request) {
         true => Some(CircuitBreaker::shared()),
-        false => cluster.load.try_acquire(),
+        false => cluster.circuit_breaker.try_acquire(),
     }
 }
 
@@ -249,7 +249,7 @@ async fn wait_for_permit(
     cluster: &Cluster,
     down: &mut Down<'_>,
 ) -> Result<ConnectionPermit, AttemptError> {
-    let permit = unless_reset(down, pin!(cluster.load.connection())).await;
+    let permit = unless_reset(down, pin!(cluster.circuit_breaker.connection())).await;
     permit
         .and_then(|permit| permit)
         .map_err(AttemptError::Error)

@@ -109,7 +109,7 @@ impl Checkout<'_> {
             if let Some(upstream) = pool.stream(endpoint, now, self.is_repeatable) {
                 return Ok(Some(upstream));
             }
-            match pool.multiplexed.wait(endpoint.id).await {
+            match pool.shared.wait(endpoint.id).await {
                 None => break,
                 Some(Err(error)) => return Err(error),
                 Some(Ok(())) if !self.goes_by_stream() => return Ok(None),
@@ -123,7 +123,7 @@ impl Checkout<'_> {
             false => Carries::Shared,
         };
         let open = async move { open(&shared, &cluster, own, carries).await };
-        pool.multiplexed.open(endpoint.id, open).await
+        pool.shared.open(endpoint.id, open).await
     }
 
     /// Returns `stream` if it supports the upgrade that the request asks for.

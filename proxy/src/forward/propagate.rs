@@ -58,10 +58,11 @@ fn begin(worker: &Worker, is_sampled: bool) -> TraceContext {
 }
 
 fn read(request: &Head) -> Option<TraceContext> {
-    let said = request
+    let context = request
         .get(FieldName::Traceparent)
         .and_then(TraceContext::parse);
-    said.or_else(|| TraceContext::parse_b3(request.get(FieldName::B3)?))
+    context
+        .or_else(|| TraceContext::parse_b3(request.get(FieldName::B3)?))
         .or_else(|| {
             request.get(FieldName::B3Multiple)?;
             let text = |name| std::str::from_utf8(request.values(name).next()?).ok();
@@ -136,22 +137,22 @@ mod tests {
     #[test]
     fn a_context_is_read_in_any_of_its_forms() {
         let (trace, span) = ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7");
-        let said = |sampled| Some((TRACE, SPAN, sampled));
+        let found = |sampled| Some((TRACE, SPAN, sampled));
         let w3c = |flags: &str| format!("00-{trace}-{span}-{flags}");
         let b3 = |rest: &str| format!("{trace}-{span}{rest}");
-        assert_eq!(context(&[("traceparent", &w3c("01"))]), said(Some(true)));
-        assert_eq!(context(&[("traceparent", &w3c("00"))]), said(Some(false)));
-        assert_eq!(context(&[("b3", &b3("-1"))]), said(Some(true)));
+        assert_eq!(context(&[("traceparent", &w3c("01"))]), found(Some(true)));
+        assert_eq!(context(&[("traceparent", &w3c("00"))]), found(Some(false)));
+        assert_eq!(context(&[("b3", &b3("-1"))]), found(Some(true)));
         assert_eq!(
             context(&[("B3", &b3("-d-00f067aa0ba902b8"))]),
-            said(Some(true))
+            found(Some(true))
         );
-        assert_eq!(context(&[("b3", &b3("-0"))]), said(Some(false)));
-        assert_eq!(context(&[("b3", &b3(""))]), said(None));
+        assert_eq!(context(&[("b3", &b3("-0"))]), found(Some(false)));
+        assert_eq!(context(&[("b3", &b3(""))]), found(None));
         let multiple = [("X-B3-TraceId", trace), ("X-B3-SpanId", span)];
-        assert_eq!(context(&multiple), said(None));
+        assert_eq!(context(&multiple), found(None));
         let sampled = [multiple[0], multiple[1], ("x-b3-sampled", "1")];
-        assert_eq!(context(&sampled), said(Some(true)));
+        assert_eq!(context(&sampled), found(Some(true)));
         let short = [("x-b3-traceid", "a3ce929d0e0e4736"), ("x-b3-spanid", span)];
         assert_eq!(
             context(&short),

@@ -166,7 +166,7 @@ impl UpstreamRequest<'_> {
         retry_state: &mut RetryState<'_>,
         edit: impl FnOnce(&Head, &mut Head, Instant),
     ) -> Result<(), Error> {
-        let _request = cluster.load.begin()?;
+        let _request = cluster.circuit_breaker.begin()?;
         let (mut number, mut now) = (1, now);
         loop {
             let per_try = retry_state.policy.per_try();

@@ -70,17 +70,17 @@ struct Script {
 async fn read(io: &mut DuplexStream) -> String {
     let mut text = Vec::new();
     loop {
-        let said = String::from_utf8_lossy(&text).into_owned();
-        if let Some((head, body)) = said.split_once("\r\n\r\n") {
+        let message = String::from_utf8_lossy(&text).into_owned();
+        if let Some((head, body)) = message.split_once("\r\n\r\n") {
             let head = head.to_lowercase();
             let length = head.split("content-length: ").nth(1);
             let length = length.and_then(|rest| rest.lines().next()?.parse().ok());
             if body.len() >= length.unwrap_or(0) {
-                return said;
+                return message;
             }
         }
         if io.read_buf(&mut text).await.unwrap_or(0) == 0 {
-            return said;
+            return message;
         }
     }
 }

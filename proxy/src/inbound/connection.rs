@@ -168,18 +168,20 @@ impl Connection {
     pub(super) fn read_peer_workload(&self, request: &Head) {
         if self.source.get().is_none()
             && let Some(value) = request.get(FieldName::PeerMetadata)
-            && let Some(said) = peer::decode(value)
+            && let Some(workload) = peer::decode(value)
         {
-            self.set_peer_workload(said);
+            self.set_peer_workload(workload);
         }
     }
 
     /// Accepts the workload that the peer's sidecar reported, as far as the certificate supports it: the namespace must
     /// be the certificate's, the name isn't verified.
-    pub(super) fn set_peer_workload(&self, said: Workload) {
-        if (self.peer.as_ref()).is_some_and(|caller| said.namespace == caller.peer.id.namespace()) {
+    pub(super) fn set_peer_workload(&self, workload: Workload) {
+        if (self.peer.as_ref())
+            .is_some_and(|caller| workload.namespace == caller.peer.id.namespace())
+        {
             // The first report stays.
-            let _ = self.source.set(said);
+            let _ = self.source.set(workload);
         }
     }
 

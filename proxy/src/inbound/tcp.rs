@@ -21,7 +21,7 @@ pub(super) async fn proxy_tcp(worker: &Worker, connection: Connection, mut strea
         return;
     };
     match exchange_metadata(&mut stream, &plan.peer_frame, shared.timeouts.head).await {
-        Ok(Some(said)) => connection.set_peer_workload(said),
+        Ok(Some(workload)) => connection.set_peer_workload(workload),
         Ok(None) => {}
         Err(error) => {
             return tracing::info!(address = %connection.address, %error, "connection not carried");

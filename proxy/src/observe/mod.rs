@@ -202,8 +202,8 @@ impl Observer {
         match (trace, record.error) {
             (Some(trace), _) => traces.record(record, trace),
             (None, Some(error)) if !error.is_client_disconnect() => {
-                let said = record.request.get(FieldName::Traceparent);
-                let parent = said.and_then(TraceContext::parse);
+                let traceparent = record.request.get(FieldName::Traceparent);
+                let parent = traceparent.and_then(TraceContext::parse);
                 let own = TraceContext {
                     trace: parent.map_or_else(
                         || u128::from(dice()) << 64 | u128::from(dice() | 1),

@@ -202,8 +202,8 @@ impl Tracer {
 
     /// Sampling decision for a request: that of `parent`, else by `dice`.
     pub fn samples(&self, parent: Option<TraceContext>, dice: impl FnOnce() -> u32) -> bool {
-        let said = parent.and_then(|parent| parent.sampled);
-        said.unwrap_or_else(|| self.share.has(dice()))
+        let sampled = parent.and_then(|parent| parent.sampled);
+        sampled.unwrap_or_else(|| self.share.has(dice()))
     }
 
     /// Queues the span of a finished request.

@@ -44,7 +44,7 @@ impl Downstream {
 #[derive(Debug)]
 pub(super) struct Destination {
     /// `Host`, as the client sent it.
-    said: Vec<u8>,
+    sent_host: Vec<u8>,
     pub(super) authority: String,
     /// The authority without its port.
     pub(super) host: String,
@@ -65,7 +65,9 @@ pub(super) async fn destination<'a>(
     let generation = worker.shared.directory.generation();
     let host = request.get(FieldName::Host).unwrap_or_default();
     let is_same = last.as_ref().is_some_and(|last| {
-        last.generation == generation && last.said == host && request.target().starts_with(b"/")
+        last.generation == generation
+            && last.sent_host == host
+            && request.target().starts_with(b"/")
     });
     if !is_same {
         *last = None;
@@ -76,7 +78,7 @@ pub(super) async fn destination<'a>(
             unless_reset(down, found).await??
         };
         *last = Some(Rc::new(Destination {
-            said: request.get(FieldName::Host).unwrap_or_default().to_vec(),
+            sent_host: request.get(FieldName::Host).unwrap_or_default().to_vec(),
             host: host_of(&authority).to_owned(),
             authority,
             plan,
@@ -207,7 +209,7 @@ mod tests {
 
     #[test]
     fn an_authority_has_one_form() {
-        for (said, canon) in [
+        for (host, canon) in [
             ("User-Service", "user-service:80"),
             ("user-service:8080", "user-service:8080"),
             ("user-service.", "user-service:80"),
@@ -217,7 +219,7 @@ mod tests {
             ("[::1]", "[::1]:80"),
             ("[::1]:81", "[::1]:81"),
         ] {
-            assert_eq!(canonical(said, None), canon);
+            assert_eq!(canonical(host, None), canon);
         }
         assert_eq!(canonical("a", Some(443)), "a:443");
     }

@@ -252,8 +252,8 @@ fn a_resource_that_is_gone_says_why_and_has_no_version() {
         let mut store = Store::default();
         store.apply(&response(CLUSTER, vec![("c", "1", cluster("c", 1))]));
         store.apply(&missing(CLUSTER, "c", reason));
-        let said = held(&store, "c").expect("answered").expect_err("missing");
-        assert_eq!(&*said, expected);
+        let error = held(&store, "c").expect("answered").expect_err("missing");
+        assert_eq!(&*error, expected);
         assert_eq!(store.version(CLUSTER, "c"), None);
     }
 }

@@ -50,7 +50,7 @@ pub struct ConnectionLimit {
 }
 
 impl ConnectionLimit {
-    /// A gate for `limit` connections.
+    /// A limit of `limit` connections.
     pub fn new(limit: usize, metrics: &Arc<Metrics>) -> Arc<ConnectionLimit> {
         Arc::new(ConnectionLimit {
             open: AtomicUsize::new(0),
@@ -84,14 +84,14 @@ impl Drop for DownstreamPermit {
 /// Permit and drain guard of an accepted connection, held until it ends.
 #[derive(Debug)]
 pub struct ConnectionGuard {
-    _pass: DownstreamPermit,
+    _permit: DownstreamPermit,
     _guard: Guard,
 }
 
 /// Accepts until the drain phase in which the side ends, and runs `serve` for each connection in a task of this worker.
 pub async fn accept<F>(
     listener: TcpListener,
-    gate: Arc<ConnectionLimit>,
+    limit: Arc<ConnectionLimit>,
     (watch, side): (Watch, Side),
     serve: impl Fn(TcpStream, SocketAddr) -> F,
 ) where
@@ -99,11 +99,11 @@ pub async fn accept<F>(
 {
     let begin = |tcp: TcpStream, peer: SocketAddr| {
         // Above the limit the connection is closed at once: leaving it unanswered would look like an outage.
-        let Some(pass) = gate.try_acquire() else {
+        let Some(permit) = limit.try_acquire() else {
             return;
         };
         let kept = ConnectionGuard {
-            _pass: pass,
+            _permit: permit,
             _guard: watch.guard(side),
         };
         tune(&tcp, peer);

@@ -87,7 +87,10 @@ pub async fn proxy_tcp(
 /// # Errors
 /// When none of `TRIES` endpoints can be reached, or the cluster is at its limit of connections.
 pub async fn open(worker: &Worker, cluster: &Arc<Cluster>) -> Result<TcpUpstream, Error> {
-    let permit = cluster.load.open().map_err(|e| e.behind(&cluster.object))?;
+    let permit = cluster
+        .circuit_breaker
+        .open()
+        .map_err(|e| e.behind(&cluster.object))?;
     let mut tried = Vec::new();
     loop {
         let now = Instant::now();

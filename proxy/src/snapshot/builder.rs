@@ -50,7 +50,7 @@ pub struct Builder {
 /// A running endpoint, and the configuration that it was built from.
 #[derive(Debug)]
 struct RunningEndpoint {
-    said: endpoints::Endpoint,
+    config: endpoints::Endpoint,
     tls: Option<cluster::Tls>,
     endpoint: Arc<Endpoint>,
 }
@@ -392,27 +392,27 @@ impl Builder {
         self.clusters.insert(name.to_owned(), running);
     }
 
-    /// The running endpoint for `said`: the existing one, unless its configuration or the cluster's TLS has changed.
+    /// The running endpoint for `wanted`: the existing one, unless its configuration or the cluster's TLS has changed.
     fn endpoint(
         &mut self,
         cluster: &str,
         config: &cluster::Cluster,
-        said: &endpoints::Endpoint,
+        wanted: &endpoints::Endpoint,
     ) -> Arc<Endpoint> {
-        let key = (cluster.to_owned(), said.address);
+        let key = (cluster.to_owned(), wanted.address);
         if let Some(known) = self.endpoints.get(&key)
-            && known.said == *said
+            && known.config == *wanted
             && known.tls == config.tls
         {
             return Arc::clone(&known.endpoint);
         }
-        let tls = match (&config.tls, said.tls) {
-            (Some(tls), true) => self.connectors(tls, &said.identities),
+        let tls = match (&config.tls, wanted.tls) {
+            (Some(tls), true) => self.connectors(tls, &wanted.identities),
             _ => None,
         };
         let destination = Party {
-            workload: said.workload.clone(),
-            principal: said.identities.first().map(ToString::to_string),
+            workload: wanted.workload.clone(),
+            principal: wanted.identities.first().map(ToString::to_string),
         };
         let service = cluster.rsplit('|').next().unwrap_or_default();
         let service = service.split(' ').next().unwrap_or_default();
@@ -421,15 +421,15 @@ impl Builder {
             true => None,
             false => Some(self.metrics.series(labels)),
         };
-        let workload = said.workload.clone();
-        let endpoint = Endpoint::new(said.address, said.weight, tls, workload, series);
+        let workload = wanted.workload.clone();
+        let endpoint = Endpoint::new(wanted.address, wanted.weight, tls, workload, series);
         let endpoint = match cluster.starts_with("inbound|") {
             true => endpoint.starting(),
             false => endpoint,
         };
         let endpoint = Arc::new(endpoint);
         let known = RunningEndpoint {
-            said: said.clone(),
+            config: wanted.clone(),
             tls: config.tls.clone(),
             endpoint: Arc::clone(&endpoint),
         };
@@ -497,7 +497,7 @@ impl Builder {
         self.endpoints.retain(|(cluster, _), known| {
             let running = clusters.get(cluster).and_then(|r| r.assignment.as_ref());
             let named =
-                running.is_some_and(|assignment| assignment.endpoints.contains(&known.said));
+                running.is_some_and(|assignment| assignment.endpoints.contains(&known.config));
             if !named {
                 known.endpoint.retire();
             }

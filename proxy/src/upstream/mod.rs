@@ -72,8 +72,8 @@ async fn connect(
     endpoint.mark_started();
     let tcp = tcp.map_err(|error| Error::up(Kind::Connect, error.to_string()))?;
     tune(&tcp, endpoint.address);
-    if let Some(said) = cluster.connections.keepalive {
-        keep_alive(&tcp, said);
+    if let Some(keepalive) = cluster.connections.keepalive {
+        keep_alive(&tcp, keepalive);
     }
     let Some(tls) = &endpoint.tls else {
         return Ok((Stream::Plain(PrefixedTcp::new(tcp)), None));
@@ -94,15 +94,15 @@ fn is_refusal(error: &io::Error) -> bool {
 }
 
 /// Sets TCP keepalive as configured; an unset value stays.
-fn keep_alive(tcp: &TcpStream, said: Keepalive) {
+fn keep_alive(tcp: &TcpStream, config: Keepalive) {
     let mut keepalive = TcpKeepalive::new();
-    if let Some(time) = said.time {
+    if let Some(time) = config.time {
         keepalive = keepalive.with_time(time);
     }
-    if let Some(interval) = said.interval {
+    if let Some(interval) = config.interval {
         keepalive = keepalive.with_interval(interval);
     }
-    if let Some(probes) = said.probes {
+    if let Some(probes) = config.probes {
         keepalive = keepalive.with_retries(probes);
     }
     // The connection works without keepalive as well.

@@ -31,7 +31,7 @@ pub struct Pool {
     idle_timeout: Duration,
     before: RefCell<LastHead>,
     /// Connections that many requests share.
-    pub multiplexed: Rc<SharedConnections>,
+    pub shared: Rc<SharedConnections>,
 }
 
 impl Pool {
@@ -41,7 +41,7 @@ impl Pool {
             idle: RefCell::default(),
             idle_timeout,
             before: RefCell::default(),
-            multiplexed: Rc::default(),
+            shared: Rc::default(),
         }
     }
 
@@ -76,7 +76,7 @@ impl Pool {
         now: Instant,
         is_repeatable: bool,
     ) -> Option<Box<Upstream>> {
-        self.multiplexed
+        self.shared
             .take(endpoint, now, self.idle_timeout, is_repeatable)
     }
 
@@ -110,7 +110,7 @@ impl Pool {
 
     /// Closes connections that were idle for too long, or are no longer usable. Called every second or so.
     pub fn sweep(&self, now: Instant) {
-        self.multiplexed.sweep(now, self.idle_timeout);
+        self.shared.sweep(now, self.idle_timeout);
         let mut idle = self.idle.borrow_mut();
         idle.retain(|_, connections| {
             connections.retain_mut(|(since, upstream)| {

@@ -153,7 +153,7 @@ impl SharedConnections {
         let task = tokio::task::spawn_local(async move {
             let outcome = open.await;
             drop(opening);
-            let said = outcome.as_ref().map(drop).map_err(Clone::clone);
+            let result = outcome.as_ref().map(drop).map_err(Clone::clone);
             let stream = outcome.map(|member| {
                 let member = member?;
                 // It is good for this request, even if the next ones can't use it.
@@ -161,7 +161,7 @@ impl SharedConnections {
                 own.add(member);
                 Some(stream)
             });
-            let _ = sender.send(Some(said));
+            let _ = sender.send(Some(result));
             stream
         });
         let ended = |_| Error::up(Kind::Connect, "the worker is ending");

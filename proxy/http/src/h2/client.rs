@@ -30,7 +30,7 @@ const PINGS: u32 = 2;
 /// A connection on which requests are sent as streams.
 pub struct Connection {
     core: Rc<RefCell<Core>>,
-    pulse: Rc<Liveness>,
+    liveness: Rc<Liveness>,
     streams: Cell<u64>,
     /// Number of requests sent: streams wait for their turn, and the first request sent carries the peer metadata.
     sent: Cell<u64>,
@@ -55,7 +55,7 @@ struct Liveness {
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut debug = f.debug_struct("Connection");
-        debug.field("active", &self.pulse.active.get());
+        debug.field("active", &self.liveness.active.get());
         debug.finish_non_exhaustive()
     }
 }
@@ -91,7 +91,7 @@ impl Connection {
             false => (Instant::now(), Peer::Foreign),
         };
         let core = Rc::new(RefCell::new(Core::new(Role::Client, peer, limits, now)));
-        let pulse = Rc::new(Liveness {
+        let liveness = Rc::new(Liveness {
             is_asked: Cell::new(false),
             asked: Cell::new(0),
             heard: Cell::new(now),
@@ -101,14 +101,14 @@ impl Connection {
             closed_after: Cell::new(None),
         });
         let pong = core.borrow_mut().ping();
-        let (mut driver, own) = (Driver::new(io, Vec::new(), &core), Rc::clone(&pulse));
+        let (mut driver, own) = (Driver::new(io, Vec::new(), &core), Rc::clone(&liveness));
         tokio::task::spawn_local(async move {
             poll_fn(|cx| driver.poll(cx, |now| own.heard.set(now))).await;
             own.ended();
         });
         let connection = Rc::new(Connection {
             core,
-            pulse,
+            liveness,
             streams: Cell::new(0),
             sent: Cell::new(0),
         });
@@ -123,28 +123,28 @@ impl Connection {
     /// Checks the peer's liveness after a request without a response: a silent peer gets a ping, then no new request,
     /// and later the connection fails with its requests in flight.
     fn check_liveness(&self) {
-        let (pulse, before) = (Rc::clone(&self.pulse), self.pulse.heard.get());
+        let (liveness, before) = (Rc::clone(&self.liveness), self.liveness.heard.get());
         let is_heard = before.elapsed() < PROOF;
-        if pulse.is_over.get() || is_heard || pulse.asked.get() >= PINGS {
+        if liveness.is_over.get() || is_heard || liveness.asked.get() >= PINGS {
             return;
         }
-        if pulse.is_asked.replace(true) {
+        if liveness.is_asked.replace(true) {
             return;
         }
-        pulse.asked.set(pulse.asked.get() + 1);
+        liveness.asked.set(liveness.asked.get() + 1);
         let (core, pong) = (Rc::clone(&self.core), self.core.borrow_mut().ping());
         tokio::task::spawn_local(async move {
             let _ = timeout(PROOF, pong).await;
-            pulse.is_asked.set(false);
-            if pulse.heard.get() > before {
+            liveness.is_asked.set(false);
+            if liveness.heard.get() > before {
                 return;
             }
             tracing::info!(
                 "an HTTP/2 connection takes no more requests: nothing is heard of its peer"
             );
-            pulse.is_over.set(true);
+            liveness.is_over.set(true);
             sleep(GONE).await;
-            if pulse.heard.get() == before {
+            if liveness.heard.get() == before {
                 core.borrow_mut().fail(&Failure::Closed);
             }
         });
@@ -153,13 +153,13 @@ impl Connection {
     /// Returns `true` if it takes another request now. The connection's window has room for a limited number of
     /// streams: beyond that, some would wait for others to be read.
     pub fn has_room(&self) -> bool {
-        self.is_open() && self.pulse.active.get() < self.core.borrow().max_streams()
+        self.is_open() && self.liveness.active.get() < self.core.borrow().max_streams()
     }
 
     /// Returns `true` if it takes requests at all: it isn't closed, silent or out of stream identifiers, and the peer
     /// sent no GOAWAY.
     pub fn is_open(&self) -> bool {
-        !self.pulse.is_over.get() && self.core.borrow().is_open()
+        !self.liveness.is_over.get() && self.core.borrow().is_open()
     }
 
     /// Number of requests begun on it.
@@ -169,18 +169,18 @@ impl Connection {
 
     /// Time since which no request has been in flight; `None` while one is.
     pub fn idle_since(&self) -> Option<Instant> {
-        let pulse = &self.pulse;
-        (pulse.active.get() == 0).then(|| pulse.idle_since.get())
+        let liveness = &self.liveness;
+        (liveness.active.get() == 0).then(|| liveness.idle_since.get())
     }
 
     /// Idle time at which the peer closed it, if it was idle.
     pub fn closed_after(&self) -> Option<Duration> {
-        self.pulse.closed_after.get()
+        self.liveness.closed_after.get()
     }
 
     /// Creates a stream for one request; it counts as active until dropped.
     pub fn stream(self: &Rc<Connection>) -> ClientStream {
-        self.pulse.active.set(self.pulse.active.get() + 1);
+        self.liveness.active.set(self.liveness.active.get() + 1);
         self.streams.set(self.streams.get() + 1);
         ClientStream {
             body: None,
@@ -205,10 +205,10 @@ pub struct ClientStream {
 
 impl Drop for ClientStream {
     fn drop(&mut self) {
-        let pulse = &self.connection.pulse;
-        pulse.active.set(pulse.active.get() - 1);
-        if pulse.active.get() == 0 {
-            pulse.idle_since.set(clock::now());
+        let liveness = &self.connection.liveness;
+        liveness.active.set(liveness.active.get() - 1);
+        if liveness.active.get() == 0 {
+            liveness.idle_since.set(clock::now());
         }
         if self.body.is_some() && !self.is_answered {
             self.connection.check_liveness();
@@ -241,7 +241,7 @@ impl ClientStream {
         let is_ended = !self.is_held && matches!(length, Framing::Empty | Framing::Fixed(0));
         let upgrades = self.is_held;
         let core = &self.connection.core;
-        let now = self.connection.pulse.heard.get();
+        let now = self.connection.liveness.heard.get();
         let opened = core.borrow_mut().open(is_ended, now, |encoder, out| {
             write_head::write_request(encoder, out, head, upgrades);
         });
@@ -276,7 +276,7 @@ impl ClientStream {
         };
         let invalid = state.invalid.take();
         drop(state);
-        self.connection.pulse.asked.set(0);
+        self.connection.liveness.asked.set(0);
         if let Some(invalid) = invalid {
             return Poll::Ready(Err(PeerError::Syntax(invalid)));
         }

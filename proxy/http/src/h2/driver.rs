@@ -177,11 +177,11 @@ mod tests {
         );
         let core = Rc::new(RefCell::new(core));
         let mut driver = Driver::new(Stream::Tunnel(Box::new(ours)), Vec::new(), &core);
-        let mut said = PREFACE.to_vec();
-        write_frame_header(&mut said, 0, SETTINGS, 0, 0);
-        write_frame_header(&mut said, 8, PING, 0, 0);
-        said.extend_from_slice(b"are you?");
-        theirs.write_all(&said).await.expect("room");
+        let mut sent = PREFACE.to_vec();
+        write_frame_header(&mut sent, 0, SETTINGS, 0, 0);
+        write_frame_header(&mut sent, 8, PING, 0, 0);
+        sent.extend_from_slice(b"are you?");
+        theirs.write_all(&sent).await.expect("room");
         // Enough unsent bytes to pause reading, all of which go out at once.
         let much = vec![0; 2 * 1024 * 1024];
         core.borrow_mut().out.extend_from_slice(&much);

@@ -205,7 +205,7 @@ fn limits(breakers: Option<&CircuitBreakersMessage>) -> Result<CircuitBreakers, 
 }
 
 /// Reads outlier detection, with Envoy's defaults for unset fields. A detector that is enforced at 0 % is off.
-fn outlier(said: &OutlierDetection) -> Result<Outlier, Invalid> {
+fn outlier(detection: &OutlierDetection) -> Result<Outlier, Invalid> {
     let number = |value: Option<UInt32Value>, default| value.map_or(default, |value| value.value);
     let count = |threshold, default, enforcing, enforced: u32| match number(enforcing, enforced) {
         0 => 0,
@@ -215,34 +215,47 @@ fn outlier(said: &OutlierDetection) -> Result<Outlier, Invalid> {
         None => Ok(Duration::from_secs(default)),
         Some(value) => super::duration(value).map_err(|reason| Invalid::new(name, reason)),
     };
-    let interval = time("interval", said.interval.as_ref(), 10)?;
+    let interval = time("interval", detection.interval.as_ref(), 10)?;
     if interval.is_zero() {
         return Err(Invalid::new("interval", "must be positive"));
     }
     Ok(Outlier {
-        consecutive_5xx: count(said.consecutive_5xx, 5, said.enforcing_consecutive_5xx, 100),
-        consecutive_gateway: count(
-            said.consecutive_gateway_failure,
+        consecutive_5xx: count(
+            detection.consecutive_5xx,
             5,
-            said.enforcing_consecutive_gateway_failure,
+            detection.enforcing_consecutive_5xx,
+            100,
+        ),
+        consecutive_gateway: count(
+            detection.consecutive_gateway_failure,
+            5,
+            detection.enforcing_consecutive_gateway_failure,
             0,
         ),
         consecutive_local: count(
-            said.consecutive_local_origin_failure,
+            detection.consecutive_local_origin_failure,
             5,
-            said.enforcing_consecutive_local_origin_failure,
+            detection.enforcing_consecutive_local_origin_failure,
             100,
         ),
-        split: said.split_external_local_origin_errors,
+        split: detection.split_external_local_origin_errors,
         interval,
-        base_time: time("base_ejection_time", said.base_ejection_time.as_ref(), 30)?,
-        max_time: time("max_ejection_time", said.max_ejection_time.as_ref(), 300)?,
-        max_percent: number(said.max_ejection_percent, 10).min(100),
+        base_time: time(
+            "base_ejection_time",
+            detection.base_ejection_time.as_ref(),
+            30,
+        )?,
+        max_time: time(
+            "max_ejection_time",
+            detection.max_ejection_time.as_ref(),
+            300,
+        )?,
+        max_percent: number(detection.max_ejection_percent, 10).min(100),
     })
 }
 
-fn protocol(said: Option<&UpstreamProtocolOptions>) -> Result<UpstreamProtocol, Invalid> {
-    match said {
+fn protocol(options: Option<&UpstreamProtocolOptions>) -> Result<UpstreamProtocol, Invalid> {
+    match options {
         None => Ok(UpstreamProtocol::Http1),
         Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(_)) => {
             Ok(UpstreamProtocol::Downstream)
@@ -285,10 +298,10 @@ fn connections(message: &ClusterMessage) -> Result<Connections, Invalid> {
     let options = message.upstream_connection_options.as_ref();
     let keepalive = options.and_then(|options| options.tcp_keepalive.as_ref());
     let seconds = |value: Option<UInt32Value>| value.map(|s| Duration::from_secs(s.value.into()));
-    connections.keepalive = keepalive.map(|said| Keepalive {
-        probes: said.keepalive_probes.map(|value| value.value),
-        time: seconds(said.keepalive_time),
-        interval: seconds(said.keepalive_interval),
+    connections.keepalive = keepalive.map(|keepalive| Keepalive {
+        probes: keepalive.keepalive_probes.map(|value| value.value),
+        time: seconds(keepalive.keepalive_time),
+        interval: seconds(keepalive.keepalive_interval),
     });
     Ok(connections)
 }

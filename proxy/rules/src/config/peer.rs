@@ -34,12 +34,12 @@ pub fn frame(workload: &Workload) -> Vec<u8> {
     let metadata = Value {
         kind: Some(Kind::StructValue(describe(workload))),
     };
-    let said = Struct {
+    let outer = Struct {
         fields: [(FIELD.to_owned(), metadata)].into(),
     };
     let any = Any {
         type_url: Struct::type_url(),
-        value: said.encode_to_vec(),
+        value: outer.encode_to_vec(),
     };
     let body = any.encode_to_vec();
     let length = u32::try_from(body.len()).unwrap_or(u32::MAX);
@@ -56,8 +56,8 @@ pub fn frame_length(preface: [u8; PREFACE]) -> Option<usize> {
 /// Decodes the workload in a frame's body; `None` if it is malformed.
 pub fn read_frame(body: &[u8]) -> Option<Workload> {
     let any = Any::decode(body).ok()?;
-    let mut said = Struct::decode(any.value.as_slice()).ok()?;
-    match said.fields.remove(FIELD)?.kind? {
+    let mut outer = Struct::decode(any.value.as_slice()).ok()?;
+    match outer.fields.remove(FIELD)?.kind? {
         Kind::StructValue(metadata) => read(&metadata),
         _ => None,
     }

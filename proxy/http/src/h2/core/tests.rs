@@ -205,8 +205,8 @@ fn what_a_peer_must_not_send_ends_the_connection_with_its_reason() {
             let (server, out) = after(&bytes, step);
             let last = out.rchunks(17).next();
             let goaway = last.filter(|last| last.get(3) == Some(&frame::GOAWAY));
-            let said = goaway.and_then(|last| frame::number(&last[13..]));
-            assert_eq!(said.map_or(Reason::NO_ERROR, Reason), reason, "{bytes:?}");
+            let code = goaway.and_then(|last| frame::number(&last[13..]));
+            assert_eq!(code.map_or(Reason::NO_ERROR, Reason), reason, "{bytes:?}");
             assert_eq!(server.end.is_some(), reason != Reason::NO_ERROR);
         }
     }

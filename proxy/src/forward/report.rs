@@ -65,7 +65,7 @@ pub(super) fn verdict(
     }
 }
 
-/// Probes an ejected endpoint that no request retry_state, by connecting to it in the background.
+/// Probes an ejected endpoint that no request is sent to, by connecting to it in the background.
 pub(super) fn probe_ejected(cluster: &Arc<Cluster>, now: Instant) {
     let Some(mut lease) = cluster.next_probe(now) else {
         return;

@@ -11,7 +11,7 @@ const STEPS: [&str; 5] = [
     ".ci/words",
     "cargo clippy --workspace --all-targets --quiet -- -D warnings",
     "cargo test --workspace --lib --quiet",
-    "cargo test --package leno-tests --test mesh --quiet",
+    "cargo test --workspace --test mesh --quiet",
 ];
 
 fn main() -> ExitCode {

@@ -30,6 +30,9 @@ struct Args {
     /// End after the story; exit code 0 only if every step held.
     #[arg(long)]
     once: bool,
+    /// The programs are built, and stand beside this one.
+    #[arg(long)]
+    built: bool,
     /// Sabotage this step, and begin with it: the story must fail there.
     #[arg(long = "break", value_enum)]
     sabotage: Option<Step>,
@@ -91,8 +94,15 @@ async fn main() -> ExitCode {
 }
 
 async fn demo(args: &Args) -> Result<()> {
-    println!("Building the programs and starting the shop…");
-    let mut mesh = Mesh::start().await?;
+    println!(
+        "{} the shop…",
+        if args.built {
+            "Starting"
+        } else {
+            "Building the programs and starting"
+        }
+    );
+    let mut mesh = Mesh::start(args.built).await?;
     println!("The live map: http://{MONITORING}/");
     let told = tokio::select! {
         told = run_story(&mut mesh, args.sabotage) => told,

@@ -60,9 +60,13 @@ pub(crate) struct Mesh {
 }
 
 impl Mesh {
-    /// Builds the programs, starts everything and waits until it is ready.
-    pub(crate) async fn start() -> Result<Mesh> {
-        let programs = build().await?;
+    /// Builds the programs unless they are, starts everything and waits until it is ready.
+    pub(crate) async fn start(is_built: bool) -> Result<Mesh> {
+        let own = std::env::current_exe()?;
+        let programs = own.parent().context("a directory")?.to_owned();
+        if !is_built {
+            build(&programs).await?;
+        }
         let directory = std::env::temp_dir().join(format!("leno-demo-{}", std::process::id()));
         fs::create_dir_all(directory.join("yaml"))?;
         for entry in fs::read_dir(source().join("shop"))? {
@@ -326,24 +330,26 @@ fn source() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Builds the programs in this program's profile; returns their directory.
-async fn build() -> Result<PathBuf> {
-    let own = std::env::current_exe()?;
-    let programs = own.parent().context("a directory")?.to_owned();
+/// Builds the programs in the profile whose directory is `programs`. Those of the whole workspace, as `cargo build` and
+/// `cargo test` do: libraries would be compiled anew for other features.
+async fn build(programs: &Path) -> Result<()> {
     let profile = match programs.file_name().and_then(|name| name.to_str()) {
         Some("debug") | None => "dev",
         Some(name) => name,
     };
-    let packages = ["leno-proxy", "leno-control-plane", "leno-examples"];
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command
-        .args(["build", "--quiet", "--bins", "--profile", profile])
+        .args([
+            "build",
+            "--quiet",
+            "--workspace",
+            "--bins",
+            "--profile",
+            profile,
+        ])
         .current_dir(source());
-    for package in packages {
-        command.args(["--package", package]);
-    }
     ensure!(command.status().await?.success(), "the build failed");
-    Ok(programs)
+    Ok(())
 }
 
 /// Waits until a page answers with 200.

@@ -214,7 +214,7 @@ impl Pod {
     /// # Panics
     /// When it can't be started.
     pub async fn proxy(&self, words: &str) -> Output {
-        let program = program().await;
+        let program = &program().await;
         self.command(0, program, words)
             .output()
             .await
@@ -249,7 +249,7 @@ impl Pod {
             self.ip,
             token.display()
         );
-        let mut command = self.command(SIDECAR, program().await, &words);
+        let mut command = self.command(SIDECAR, &program().await, &words);
         let child = command.env("LENO_LOG", "warn").spawn().expect("it starts");
         let injected = PodSidecar { child };
         self.run(async {

@@ -1,7 +1,7 @@
 //! Sidecars as processes of their own, for signals, memory and exit codes.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use tokio::process::{Child, Command};
@@ -26,7 +26,7 @@ pub struct Sidecar {
 impl Sidecar {
     /// Starts a sidecar of `account` at `ip` with more flags, and waits until it is ready.
     pub async fn start(mesh: &Mesh, account: &str, ip: Ipv4Addr, flags: &str) -> Sidecar {
-        let program = program().await.clone();
+        let program = program().await;
         let local = fresh_ip();
         let (outbound, admin) = (
             SocketAddr::from((local, 15001)),
@@ -144,20 +144,9 @@ pub async fn wrapped(mesh: &Mesh, account: &str, app: &[&str]) -> Command {
     command
 }
 
-/// Builds leno-proxy, once; returns its path.
-pub(crate) async fn program() -> &'static PathBuf {
-    static PROGRAM: OnceCell<PathBuf> = OnceCell::const_new();
-    PROGRAM
-        .get_or_init(|| build("leno-proxy", "leno-proxy"))
-        .await
-}
-
-/// Builds leno, once; returns its path.
-async fn control_plane() -> &'static PathBuf {
-    static PROGRAM: OnceCell<PathBuf> = OnceCell::const_new();
-    PROGRAM
-        .get_or_init(|| build("leno-control-plane", "leno"))
-        .await
+/// leno-proxy's path.
+pub(crate) async fn program() -> PathBuf {
+    built().await.join("leno-proxy")
 }
 
 /// Runs `leno` or `leno-proxy` with these arguments to its end; returns its exit code.
@@ -166,7 +155,7 @@ async fn control_plane() -> &'static PathBuf {
 /// When it can't be started, or ends by a signal.
 pub async fn exit_code(name: &str, words: &str) -> i32 {
     let program = match name {
-        "leno" => control_plane().await,
+        "leno" => built().await.join("leno"),
         _ => program().await,
     };
     let mut command = Command::new(program);
@@ -180,7 +169,7 @@ pub async fn exit_code(name: &str, words: &str) -> i32 {
 /// # Panics
 /// When it can't be started.
 pub async fn leno(words: &[&str]) -> (bool, String) {
-    let mut command = Command::new(control_plane().await);
+    let mut command = Command::new(built().await.join("leno"));
     let done = command.args(words).output().await.expect("it starts");
     let printed = [done.stdout, done.stderr].concat();
     let printed = String::from_utf8_lossy(&printed).into_owned();
@@ -188,29 +177,37 @@ pub async fn leno(words: &[&str]) -> (bool, String) {
     (done.status.success(), printed)
 }
 
-/// Builds a program in this test's profile; returns its path.
-async fn build(package: &str, name: &str) -> PathBuf {
-    let own = std::env::current_exe().expect("a program");
-    let directory = own.ancestors().nth(2).expect("a directory").to_owned();
-    let profile = match directory.file_name().and_then(|name| name.to_str()) {
-        Some("debug") | None => "dev",
-        Some(name) => name,
+/// Builds the programs, once, in this test's profile; returns their directory. Those of the whole workspace, whose libraries are
+/// compiled already: one package alone wants other features of them.
+async fn built() -> &'static Path {
+    static BUILT: OnceCell<PathBuf> = OnceCell::const_new();
+    let build = async || {
+        let own = std::env::current_exe().expect("a program");
+        let directory = own.ancestors().nth(2).expect("a directory").to_owned();
+        let profile = match directory.file_name().and_then(|name| name.to_str()) {
+            Some("debug") | None => "dev",
+            Some(name) => name,
+        };
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let mut command = Command::new(cargo);
+        command.args([
+            "build",
+            "--quiet",
+            "--workspace",
+            "--bins",
+            "--profile",
+            profile,
+        ]);
+        let is_built = command.status().await.expect("cargo").success();
+        assert!(is_built, "the programs build");
+        directory
     };
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
-    command.args(["build", "--quiet", "--profile", profile]);
-    command.args(["--package", package, "--bin", name]);
-    assert!(
-        command.status().await.expect("cargo").success(),
-        "{name} builds"
-    );
-    directory.join(name)
+    BUILT.get_or_init(build).await
 }
 
 /// The demo's command; flags may follow.
-pub fn demo() -> std::process::Command {
-    let mut command = std::process::Command::new(env!("CARGO"));
-    let program = ["--package", "leno-examples", "--bin", "demo"];
-    command.args(["run", "--quiet"]).args(program).arg("--");
+pub async fn demo() -> std::process::Command {
+    let mut command = std::process::Command::new(built().await.join("demo"));
+    command.arg("--built");
     command
 }

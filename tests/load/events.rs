@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep};
 
-use crate::ALONE;
+use crate::LOAD;
 use crate::traffic::{
     Apps, Outcome, Traffic, assert_fault_bounds, check_delivery, failures, hold_memory,
 };
@@ -96,8 +96,11 @@ impl Shop {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn planned_events_fail_nothing_whatever_is_spoken() {
-    let _alone = ALONE.lock().await;
-    for run in 1..=3 {
+    let _shared = LOAD.read().await;
+    // More in the long forms.
+    let runs = std::env::var("LENO_RUNS");
+    let runs: u32 = runs.map_or(1, |runs| runs.parse().expect("a number"));
+    for run in 1..=runs {
         let mut shop = Shop::open(None).await;
         let traffic = Traffic::start(shop.caller.outbound);
         let begun = Instant::now();
@@ -138,7 +141,7 @@ async fn planned_events_fail_nothing_whatever_is_spoken() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sidecar_that_is_killed_costs_little() {
-    let _alone = ALONE.lock().await;
+    let _shared = LOAD.read().await;
     let mut shop = Shop::open(None).await;
     let traffic = Traffic::start(shop.caller.outbound);
     sleep(Duration::from_secs(2)).await;
@@ -159,7 +162,7 @@ async fn a_sidecar_that_is_killed_costs_little() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sidecar_that_stops_costs_little() {
-    let _alone = ALONE.lock().await;
+    let _shared = LOAD.read().await;
     let shop = Shop::open(None).await;
     let traffic = Traffic::start(shop.caller.outbound);
     sleep(Duration::from_secs(2)).await;
@@ -208,7 +211,7 @@ async fn relay_with_resets(from: SocketAddr, to: SocketAddr, storm: Arc<AtomicBo
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_storm_of_resets_costs_little() {
-    let _alone = ALONE.lock().await;
+    let _shared = LOAD.read().await;
     let detour = fresh_ip();
     let shop = Shop::open(Some(detour)).await;
     let storm = Arc::new(AtomicBool::new(false));
@@ -272,7 +275,7 @@ async fn slow(after: Duration) -> (Mesh, Sidecar, Client) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_of_four_seconds_outlives_the_signal() {
-    let _alone = ALONE.lock().await;
+    let _shared = LOAD.read().await;
     let (_mesh, mut sidecar, mut client) = slow(Duration::from_secs(4)).await;
     sidecar.signal("TERM").await;
     let response = client.response().await.expect("an answer");
@@ -283,7 +286,7 @@ async fn a_request_of_four_seconds_outlives_the_signal() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_signal_ends_at_once() {
-    let _alone = ALONE.lock().await;
+    let _shared = LOAD.read().await;
     let (_mesh, mut sidecar, mut client) = slow(Duration::from_secs(600)).await;
     sidecar.signal("TERM").await;
     let inbound = sidecar.inbound()[0];

@@ -88,7 +88,7 @@ impl Drop for Spoken {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_demo_is_seen_on_the_map_while_it_happens() {
     let _alone = ALONE.lock().await;
-    let mut demo = Spoken::start(demo());
+    let mut demo = Spoken::start(demo().await);
     let url = demo.line_with("The live map: ");
     let url = url.trim_start_matches("The live map: ").to_owned();
     demo.line_with("programs");

@@ -38,11 +38,11 @@ pub(super) struct Payload {
 #[derive(Debug)]
 pub(super) struct Ledger {
     path: PathBuf,
-    pub(super) held: Held,
+    pub(super) entries: Entries,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
-pub(super) struct Held {
+pub(super) struct Entries {
     /// Fingerprints of keys by token, with the token's expiry.
     #[serde(default)]
     used: BTreeMap<String, (u64, BTreeSet<String>)>,
@@ -56,7 +56,7 @@ impl Ledger {
     pub(super) fn open(directory: &Path) -> Result<Ledger, String> {
         let mut ledger = Ledger {
             path: directory.join("tokens.json"),
-            held: Held::default(),
+            entries: Entries::default(),
         };
         ledger.refresh()?;
         Ok(ledger)
@@ -66,8 +66,8 @@ impl Ledger {
         let path = self.path.display();
         match fs::read(&self.path) {
             Ok(json) => {
-                let held = serde_json::from_slice(&json);
-                self.held = held.map_err(|error| format!("{path}: {error}"))?;
+                let entries = serde_json::from_slice(&json);
+                self.entries = entries.map_err(|error| format!("{path}: {error}"))?;
                 Ok(())
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
@@ -77,7 +77,7 @@ impl Ledger {
 
     pub(super) fn check(&self, namespace: &str, account: &str) -> Result<(), String> {
         let identity = format!("{namespace}/{account}");
-        match self.held.denied.contains(&identity) {
+        match self.entries.denied.contains(&identity) {
             true => Err(format!("{identity} was revoked")),
             false => Ok(()),
         }
@@ -89,12 +89,12 @@ impl Ledger {
         key: &[u8],
         now: SystemTime,
     ) -> Result<(), String> {
-        if self.held.revoked.contains(&payload.id) {
+        if self.entries.revoked.contains(&payload.id) {
             return Err("the join token was revoked".to_owned());
         }
         let now = seconds(now);
-        self.held.used.retain(|_, (expires, _)| *expires > now);
-        let entry = self.held.used.entry(payload.id.clone());
+        self.entries.used.retain(|_, (expires, _)| *expires > now);
+        let entry = self.entries.used.entry(payload.id.clone());
         let (_, keys) = entry.or_insert_with(|| (payload.expires, BTreeSet::new()));
         let key =
             URL_SAFE_NO_PAD.encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, key));
@@ -109,7 +109,8 @@ impl Ledger {
     }
 
     pub(super) fn save(&self) -> Result<(), String> {
-        let json = serde_json::to_string_pretty(&self.held).map_err(|error| error.to_string())?;
+        let json =
+            serde_json::to_string_pretty(&self.entries).map_err(|error| error.to_string())?;
         write_secret(&self.path, &json)
     }
 }

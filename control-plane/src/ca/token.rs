@@ -120,7 +120,7 @@ impl Ca {
         ledger.refresh()?;
         let account = match what.split_once('/') {
             Some((namespace, account)) if is_name(namespace) && is_name(account) => {
-                ledger.held.denied.insert(what.to_owned());
+                ledger.entries.denied.insert(what.to_owned());
                 format!("{what} gets no certificate any more; what it has ends by itself")
             }
             _ => {
@@ -129,7 +129,7 @@ impl Ca {
                     Err(_) if what.len() == 32 => what.to_owned(),
                     Err(error) => return Err(error),
                 };
-                ledger.held.revoked.insert(id.clone());
+                ledger.entries.revoked.insert(id.clone());
                 format!("token {id} is worth nothing any more")
             }
         };

@@ -68,7 +68,7 @@ impl<'a> Line<'a> {
     }
 
     /// True when its name may have upper-case letters.
-    pub fn is_mixed(&self) -> bool {
+    pub fn is_mixed_case(&self) -> bool {
         self.field.mixed_case
     }
 

@@ -1,6 +1,6 @@
 //! The head of a message: method, target or status, and fields, as ranges of one owned buffer plus edits.
 //!
-//! HTTP/1 reads straight into the buffer; text that Leno adds is appended to it. The order and the case of fields are
+//! HTTP/1 reads contiguous into the buffer; text that Leno adds is appended to it. The order and the case of fields are
 //! kept. Invariant: every range lies inside `bytes`, and every byte of a field passed the strict grammar of
 //! `h1::parse`.
 
@@ -49,7 +49,7 @@ pub struct Head {
     /// Index plus one of the first field of each name, at most 255; 0 when there never was one.
     places: [u8; 32],
     /// Range of all fields in the buffer, if there are any and the whole range can be written as it is.
-    straight: Option<Span>,
+    contiguous: Option<Span>,
     /// Bytes of the names and values of the present fields.
     size: u32,
     /// A request's method; a response's reason phrase.
@@ -68,7 +68,7 @@ impl Default for Head {
             fields: Vec::new(),
             known: FieldSet::NONE,
             places: [0; 32],
-            straight: None,
+            contiguous: None,
             size: 0,
             first: Span::default(),
             target: Span::default(),
@@ -126,7 +126,7 @@ impl Head {
         self.bytes.extend_from_slice(&other.bytes);
         self.fields.extend_from_slice(&other.fields);
         (self.known, self.places, self.size) = (other.known, other.places, other.size);
-        self.straight = other.straight;
+        self.contiguous = other.contiguous;
     }
 
     /// Appends text that is not part of a field to the buffer, such as a pseudo-header's value.
@@ -149,7 +149,7 @@ impl Head {
         }
         self.known = FieldSet::NONE;
         self.places = [0; 32];
-        self.straight = None;
+        self.contiguous = None;
         self.size = 0;
         self.status = 0;
     }
@@ -187,7 +187,7 @@ impl Head {
             fields,
             known: self.known,
             places: self.places,
-            contiguous: self.straight.map(|fields| fields.from(at)),
+            contiguous: self.contiguous.map(|fields| fields.from(at)),
             size: self.size,
         }
     }
@@ -195,7 +195,7 @@ impl Head {
     /// Records the parsed fields of a section whose text begins at `at`.
     pub fn set_section(&mut self, section: &Section, at: usize) {
         (self.known, self.places, self.size) = (section.known, section.places, section.size);
-        self.straight = section.contiguous.map(|fields| fields.behind(at));
+        self.contiguous = section.contiguous.map(|fields| fields.behind(at));
         self.fields.extend(section.fields.iter().map(|field| Field {
             name: field.name.behind(at),
             value: field.value.behind(at),
@@ -204,8 +204,8 @@ impl Head {
     }
 
     /// Records a parsed field; `verbatim` when the buffer holds it just as [`Head::write_fields`] would write it.
-    pub fn push_parsed(&mut self, name: Span, value: Span, known: FieldName, is_plain: bool) {
-        self.push(name, value, known, (is_plain, true));
+    pub fn push_parsed(&mut self, name: Span, value: Span, known: FieldName, is_verbatim: bool) {
+        self.push(name, value, known, (is_verbatim, true));
     }
 
     fn push(&mut self, name: Span, value: Span, known: FieldName, how: (bool, bool)) {
@@ -214,7 +214,7 @@ impl Head {
         if *place == 0 {
             *place = u8::try_from(self.fields.len() + 1).unwrap_or(u8::MAX);
         }
-        self.straight = match self.straight {
+        self.contiguous = match self.contiguous {
             _ if self.fields.is_empty() && how.0 => Some(Span {
                 start: name.start,
                 end: value.end + 2,
@@ -398,14 +398,14 @@ impl Head {
 
     /// Appends a checked field that is `known`; its name is lower-case unless it `mixed_case`.
     #[inline(always)]
-    pub fn add_checked(&mut self, name: &[u8], known: FieldName, value: &[u8], is_mixed: bool) {
+    pub fn add_checked(&mut self, name: &[u8], known: FieldName, value: &[u8], mixed_case: bool) {
         let start = self.bytes.len();
         self.bytes.reserve(name.len() + value.len() + 4);
         self.bytes.extend_from_slice(name);
         self.bytes.extend_from_slice(b": ");
         self.bytes.extend_from_slice(value);
         self.bytes.extend_from_slice(b"\r\n");
-        self.push_line(start, name.len(), known, is_mixed);
+        self.push_line(start, name.len(), known, mixed_case);
     }
 
     /// Appends a field with a value that [`Head::append_text`] appended.
@@ -422,21 +422,21 @@ impl Head {
     /// Appends a checked field from a line that is just as [`Head::write_fields`] writes it; its name has `name` bytes,
     /// and is lower-case unless it `mixed_case`.
     #[inline]
-    pub fn add_line(&mut self, line: &[u8], name: usize, known: FieldName, is_mixed: bool) {
+    pub fn add_line(&mut self, line: &[u8], name: usize, known: FieldName, mixed_case: bool) {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(line);
-        self.push_line(start, name, known, is_mixed);
+        self.push_line(start, name, known, mixed_case);
     }
 
     /// Records the line from `start` to the end of the buffer.
     #[inline]
-    fn push_line(&mut self, start: usize, name: usize, known: FieldName, is_mixed: bool) {
+    fn push_line(&mut self, start: usize, name: usize, known: FieldName, mixed_case: bool) {
         let value = Span::new(start + name + 2, self.bytes.len() - 2);
         self.push(
             Span::new(start, start + name),
             value,
             known,
-            (true, is_mixed),
+            (true, mixed_case),
         );
     }
 
@@ -457,7 +457,7 @@ impl Head {
         let field = &mut self.fields[at];
         self.size = self.size - field.value.len() + value.len();
         (field.value, field.verbatim) = (value, false);
-        self.straight = None;
+        self.contiguous = None;
         self.drop_fields(at + 1, |field| field.known == known);
         true
     }
@@ -475,7 +475,7 @@ impl Head {
         for field in &mut self.fields[from..] {
             if field.known != FieldName::Removed && is_meant(field) {
                 field.known = FieldName::Removed;
-                self.straight = None;
+                self.contiguous = None;
                 self.size -= field.name.len() + field.value.len();
             }
         }
@@ -547,7 +547,7 @@ impl Head {
     /// Writes only the fields, of a head or a trailer section. Adjacent lines that can be written as they are in the
     /// buffer are copied in runs.
     pub fn write_fields(&self, out: &mut Vec<u8>) {
-        if let Some(fields) = self.straight {
+        if let Some(fields) = self.contiguous {
             return out.extend_from_slice(&self.bytes[fields.range()]);
         }
         let mut run = 0..0;
@@ -680,7 +680,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_what_is_there() {
-        let (mut rng, mut straight) = (fastrand::Rng::with_seed(5), 0);
+        let (mut rng, mut contiguous) = (fastrand::Rng::with_seed(5), 0);
         for round in 0..2_000 {
             let mut head = Head::response(200);
             for step in 0..rng.usize(..8) {
@@ -707,13 +707,13 @@ mod tests {
                 }
             }
             let (mut written, mut expected) = (Vec::new(), Vec::new());
-            straight += usize::from(head.straight.is_some());
+            contiguous += usize::from(head.contiguous.is_some());
             head.write_fields(&mut written);
             for (name, value) in head.fields() {
                 expected.extend_from_slice(&[name, b": ", value, b"\r\n"].concat());
             }
             assert_eq!(written, expected, "{round}");
         }
-        assert!((200..1_800).contains(&straight), "{straight}");
+        assert!((200..1_800).contains(&contiguous), "{contiguous}");
     }
 }

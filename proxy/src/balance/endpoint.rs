@@ -43,7 +43,7 @@ pub struct Endpoint {
     is_awaited: AtomicBool,
     retired: AtomicBool,
     http1_only: AtomicBool,
-    is_alone: AtomicBool,
+    no_multiplexing: AtomicBool,
 }
 
 /// TLS for one set of identities, by protocol.
@@ -95,7 +95,7 @@ impl Endpoint {
             is_awaited: AtomicBool::new(false),
             retired: AtomicBool::new(false),
             http1_only: AtomicBool::new(false),
-            is_alone: AtomicBool::new(false),
+            no_multiplexing: AtomicBool::new(false),
         }
     }
 
@@ -155,12 +155,12 @@ impl Endpoint {
 
     /// Records that its TLS negotiates no shared connections for HTTP/1.
     pub fn mark_no_multiplexing(&self) {
-        self.is_alone.store(true, Ordering::Relaxed);
+        self.no_multiplexing.store(true, Ordering::Relaxed);
     }
 
     /// True when each of its HTTP/1 connections carries one request at a time.
     pub fn no_multiplexing(&self) -> bool {
-        self.is_alone.load(Ordering::Relaxed)
+        self.no_multiplexing.load(Ordering::Relaxed)
     }
 
     /// Marks it as removed from all clusters: its idle connections are closed.

@@ -109,8 +109,8 @@ impl Attempt<'_, '_, '_> {
             set_peer_metadata(self.worker, self.request, endpoint.tls.is_some());
         }
         retry_state.restart(&upstream, self.stats.grpc_series());
-        let patience = self.worker.shared.timeouts.flush;
-        let mut exchange = retry_state.exchange(self.down, &mut upstream.half, patience);
+        let stall_timeout = self.worker.shared.timeouts.flush;
+        let mut exchange = retry_state.exchange(self.down, &mut upstream.half, stall_timeout);
         let begun = exchange.begin(self.request, self.response).await;
         begun.map_err(AttemptError::Error)?;
         let heard = clock::now();
@@ -128,9 +128,9 @@ impl Attempt<'_, '_, '_> {
         mut begun: ResponseStart,
         edit: impl FnOnce(&Head, &mut Head, Instant),
     ) -> Result<(), Error> {
-        let patience = self.worker.shared.timeouts.flush;
+        let stall_timeout = self.worker.shared.timeouts.flush;
         let retry_state = self.retry_state;
-        let mut exchange = retry_state.exchange(self.down, &mut begun.upstream.half, patience);
+        let mut exchange = retry_state.exchange(self.down, &mut begun.upstream.half, stall_timeout);
         let heard = begun.heard;
         let edit = |request: &Head, response: &mut Head| edit(request, response, heard);
         let finished = exchange.finish(self.request, self.response, edit).await;

@@ -272,7 +272,7 @@ impl Transfer {
         cx: &mut Context<'_>,
         from: &mut impl Incoming,
         to: &mut impl Outgoing,
-        patience: Duration,
+        stall_timeout: Duration,
     ) -> Poll<Result<(), Failed>> {
         let mut is_stalled = false;
         let moved = self.poll_move(cx, from, to, &mut is_stalled);
@@ -286,11 +286,11 @@ impl Transfer {
         }
         let timer = self
             .stalled
-            .get_or_insert_with(|| Box::pin(sleep(patience)));
+            .get_or_insert_with(|| Box::pin(sleep(stall_timeout)));
         timer
             .as_mut()
             .poll(cx)
-            .map(|()| Err(Failed::To(PeerError::Stalled(patience))))
+            .map(|()| Err(Failed::To(PeerError::Stalled(stall_timeout))))
     }
 
     fn poll_move(

@@ -96,7 +96,7 @@ impl<'a> RetryState<'a> {
         &'t mut self,
         down: &'t mut Down<'d>,
         up: &'t mut Up,
-        patience: Duration,
+        stall_timeout: Duration,
     ) -> Exchange<'t, 'd> {
         Exchange {
             down,
@@ -105,7 +105,7 @@ impl<'a> RetryState<'a> {
             progress: &mut self.progress,
             upload: &mut self.upload,
             download: &mut self.download,
-            stall_timeout: patience,
+            stall_timeout,
         }
     }
 

@@ -14,7 +14,7 @@ pub mod standard;
 pub mod time;
 pub mod trace;
 
-use std::cell::Cell as Held;
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -228,8 +228,8 @@ impl Observer {
 #[derive(Debug)]
 pub struct TcpStats {
     cell: Arc<SeriesCell>,
-    received: Held<u64>,
-    sent: Held<u64>,
+    received: Cell<u64>,
+    sent: Cell<u64>,
 }
 
 impl TcpStats {
@@ -244,8 +244,8 @@ impl TcpStats {
         cell.count.fetch_add(1, Ordering::Relaxed);
         TcpStats {
             cell,
-            received: Held::new(0),
-            sent: Held::new(0),
+            received: Cell::new(0),
+            sent: Cell::new(0),
         }
     }
 

@@ -323,18 +323,18 @@ fn fields(bytes: &[u8], mut at: usize, head: &mut Head, limits: &HeadLimits) -> 
         }
         let known = FieldName::of(&line[..length]);
         let is_blank = |byte: u8| matches!(byte, b' ' | b'\t');
-        let is_plain = match value {
+        let is_verbatim = match value {
             [b' ', first] => !is_blank(*first),
             [b' ', first, .., last] => !is_blank(*first) && !is_blank(*last),
             _ => false,
         };
         let start = at + length + 1;
-        let text = match is_plain {
+        let text = match is_verbatim {
             true => 1..value.len(),
             false => trimmed(value),
         };
         let value_at = Span::new(start + text.start, start + text.end);
-        head.push_parsed(Span::new(at, at + length), value_at, known, is_plain);
+        head.push_parsed(Span::new(at, at + length), value_at, known, is_verbatim);
         at = start + value.len() + 2;
     }
     Err(InvalidHead::TooMany(limits.headers))

@@ -139,10 +139,10 @@ impl<'a> Reader<'a> {
     fn field(&mut self, line: &Line<'_>, known: FieldName) {
         self.one_more();
         if self.bad.is_none() {
-            let is_mixed = self.peer == Peer::Mesh;
+            let mixed_case = self.peer == Peer::Mesh;
             match line.whole {
-                Some(text) => self.head.add_line(text, line.name.len(), known, is_mixed),
-                None => (self.head).add_checked(line.name, known, line.value, is_mixed),
+                Some(text) => self.head.add_line(text, line.name.len(), known, mixed_case),
+                None => (self.head).add_checked(line.name, known, line.value, mixed_case),
             }
         }
     }
@@ -353,7 +353,7 @@ pub(super) struct HeadDecoder {
     peer: Peer,
     limits: HeadLimits,
     decoder: Decoder,
-    beginnings: PrefixCache<(Head, SoFar)>,
+    prefixes: PrefixCache<(Head, SoFar)>,
 }
 
 impl HeadDecoder {
@@ -363,7 +363,7 @@ impl HeadDecoder {
             peer,
             limits,
             decoder: Decoder::new(peer.case()),
-            beginnings: PrefixCache::default(),
+            prefixes: PrefixCache::default(),
         }
     }
 
@@ -423,15 +423,15 @@ impl HeadDecoder {
         let decoder = &mut self.decoder;
         decoder.begin(&mut block).map_err(|_| HeadError::Garbled)?;
         let mut reader = Reader::new(head, self.peer, &self.limits);
-        let beginning;
-        (beginning, block) = block.split_at(indexed(block));
-        match self.beginnings.find(beginning, decoder.changes()) {
-            CacheLookup::Known(known) => reader.resume(known),
-            CacheLookup::Again(again) => {
-                reader.lines(decoder, beginning)?;
-                *again = reader.snapshot();
+        let prefix;
+        (prefix, block) = block.split_at(indexed(block));
+        match self.prefixes.find(prefix, decoder.changes()) {
+            CacheLookup::Hit(snapshot) => reader.resume(snapshot),
+            CacheLookup::Fill(place) => {
+                reader.lines(decoder, prefix)?;
+                *place = reader.snapshot();
             }
-            CacheLookup::Not => reader.lines(decoder, beginning)?,
+            CacheLookup::Miss => reader.lines(decoder, prefix)?,
         }
         reader.lines(decoder, block)?;
         Ok(reader)

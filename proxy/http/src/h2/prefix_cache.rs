@@ -11,39 +11,39 @@ const LINES: std::ops::Range<usize> = 3..64;
 /// Prefixes of recent blocks, with the value decoded from each.
 #[derive(Debug)]
 pub(super) struct PrefixCache<T> {
-    known: [Beginning<T>; KNOWN],
+    prefixes: [Prefix<T>; KNOWN],
     /// Index of the prefix that was replaced last: they are replaced in turn.
     turn: usize,
 }
 
 #[derive(Debug)]
-struct Beginning<T> {
+struct Prefix<T> {
     lines: Vec<u8>,
     /// Version of the dynamic table for which these bytes are valid.
     changes: u64,
-    made: Option<T>,
+    value: Option<T>,
 }
 
 /// Result of a lookup.
 #[derive(Debug)]
 pub(super) enum CacheLookup<'a, T> {
     /// The cached value.
-    Known(&'a T),
+    Hit(&'a T),
     /// A repeated prefix without a value: the one decoded now is worth caching here.
-    Again(&'a mut Option<T>),
+    Fill(&'a mut Option<T>),
     /// A new prefix, or one of an unsuitable length.
-    Not,
+    Miss,
 }
 
 impl<T> Default for PrefixCache<T> {
     fn default() -> PrefixCache<T> {
-        let none = || Beginning {
+        let none = || Prefix {
             lines: Vec::new(),
             changes: 0,
-            made: None,
+            value: None,
         };
         PrefixCache {
-            known: std::array::from_fn(|_| none()),
+            prefixes: std::array::from_fn(|_| none()),
             turn: 0,
         }
     }
@@ -53,20 +53,20 @@ impl<T> PrefixCache<T> {
     /// Looks up the prefix `lines` of a block, at version `changes` of the dynamic table.
     pub(super) fn find(&mut self, lines: &[u8], changes: u64) -> CacheLookup<'_, T> {
         if !LINES.contains(&lines.len()) {
-            return CacheLookup::Not;
+            return CacheLookup::Miss;
         }
-        let is_same = |one: &Beginning<T>| one.changes == changes && one.lines == lines;
-        let Some(at) = self.known.iter().position(is_same) else {
+        let is_same = |one: &Prefix<T>| one.changes == changes && one.lines == lines;
+        let Some(at) = self.prefixes.iter().position(is_same) else {
             self.turn = (self.turn + 1) % KNOWN;
-            let oldest = &mut self.known[self.turn];
+            let oldest = &mut self.prefixes[self.turn];
             oldest.lines.clear();
             oldest.lines.extend_from_slice(lines);
-            (oldest.changes, oldest.made) = (changes, None);
-            return CacheLookup::Not;
+            (oldest.changes, oldest.value) = (changes, None);
+            return CacheLookup::Miss;
         };
-        match &mut self.known[at].made {
-            Some(made) => CacheLookup::Known(made),
-            none => CacheLookup::Again(none),
+        match &mut self.prefixes[at].value {
+            Some(value) => CacheLookup::Hit(value),
+            none => CacheLookup::Fill(none),
         }
     }
 }
@@ -77,29 +77,29 @@ mod tests {
 
     #[test]
     fn what_came_twice_is_known_until_the_table_changes() {
-        let mut beginnings = PrefixCache::default();
-        assert!(matches!(beginnings.find(b"abc", 1), CacheLookup::Not));
-        let CacheLookup::Again(made) = beginnings.find(b"abc", 1) else {
+        let mut prefixes = PrefixCache::default();
+        assert!(matches!(prefixes.find(b"abc", 1), CacheLookup::Miss));
+        let CacheLookup::Fill(value) = prefixes.find(b"abc", 1) else {
             panic!("it comes again");
         };
-        *made = Some(7);
-        assert!(matches!(beginnings.find(b"abc", 1), CacheLookup::Known(7)));
+        *value = Some(7);
+        assert!(matches!(prefixes.find(b"abc", 1), CacheLookup::Hit(7)));
         for (lines, changes) in [(&b"abc"[..], 2), (b"abcd", 1), (b"ab", 1), (b"", 1)] {
-            let found = beginnings.find(lines, changes);
-            assert!(matches!(found, CacheLookup::Not), "{lines:?} {changes}");
+            let found = prefixes.find(lines, changes);
+            assert!(matches!(found, CacheLookup::Miss), "{lines:?} {changes}");
         }
     }
 
     #[test]
     fn the_oldest_is_forgotten() {
-        let mut beginnings = PrefixCache::<()>::default();
+        let mut prefixes = PrefixCache::<()>::default();
         for lines in ["abc", "abd", "abe", "abf", "abg"] {
             assert!(matches!(
-                beginnings.find(lines.as_bytes(), 0),
-                CacheLookup::Not
+                prefixes.find(lines.as_bytes(), 0),
+                CacheLookup::Miss
             ));
         }
-        assert!(matches!(beginnings.find(b"abg", 0), CacheLookup::Again(_)));
-        assert!(matches!(beginnings.find(b"abc", 0), CacheLookup::Not));
+        assert!(matches!(prefixes.find(b"abg", 0), CacheLookup::Fill(_)));
+        assert!(matches!(prefixes.find(b"abc", 0), CacheLookup::Miss));
     }
 }

@@ -90,8 +90,12 @@ fn write_line(encoder: &mut Encoder, out: &mut Vec<u8>, line: &head::Line<'_>, u
     if upgrades && name.eq_ignore_ascii_case(b"sec-websocket-key") {
         return;
     }
-    let is_told = !(line.is_mixed() && encoder.case() == Case::Kept);
-    let known = if is_told { known } else { FieldName::Other };
+    let is_indexable = !(line.is_mixed_case() && encoder.case() == Case::Kept);
+    let known = if is_indexable {
+        known
+    } else {
+        FieldName::Other
+    };
     match line.plain() {
         Some(text) => encoder.write_verbatim(out, known, text, name.len()),
         None => encoder.field(out, known, name, line.value()),

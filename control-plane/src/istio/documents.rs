@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use regex::Regex;
 
 use super::Limits;
-use super::header::{closes, header, is_namespace, items, parts};
+use super::header::{closes, header, is_namespace, parts};
 use super::kinds::{Class, SECURITY, SECURITY_KINDS, classify, closed_by, nearest_effect};
 use super::nearest::nearest;
 use super::yaml::{Id, Tree};
@@ -169,7 +169,7 @@ fn read(tree: &mut Tree<'_>, root: Id, found: &mut Vec<SuspectedObject>) {
         }
         return;
     }
-    for item in items(tree, root).unwrap_or_default() {
+    for item in possible_items(tree, root) {
         read(tree, item, found);
     }
     let header = header(tree, root);
@@ -182,6 +182,14 @@ fn read(tree: &mut Tree<'_>, root: Id, found: &mut Vec<SuspectedObject>) {
         key: header.key(),
         closes: closes(tree, root, how),
     }));
+}
+
+/// The items of a list, and a single one whose `-` is missing.
+fn possible_items(tree: &Tree<'_>, root: Id) -> Vec<Id> {
+    let all = tree.all(root, "items");
+    let of = |id: Id| tree.elements(id).map_or(vec![id], <[Id]>::to_vec);
+    let all = all.flat_map(of).filter(|id| tree.entries(*id).is_some());
+    all.collect()
 }
 
 /// Guesses the security object that a text is, or contains, from the words in it.
@@ -198,9 +206,7 @@ pub(super) fn guess(text: &str) -> Option<SuspectedObject> {
     }
     let lower = text.to_ascii_lowercase();
     let named = values.get("kind").into_iter().flatten().copied();
-    let near = named.filter_map(|kind| nearest(kind, SECURITY_KINDS.into_iter()));
-    let near: Vec<&str> = near.collect();
-    let mut kinds: BTreeSet<&str> = near.iter().copied().collect();
+    let mut kinds: BTreeSet<&str> = named.filter_map(near).collect();
     kinds.extend(
         (SECURITY_KINDS.into_iter()).filter(|kind| lower.contains(&kind.to_ascii_lowercase())),
     );
@@ -238,9 +244,19 @@ fn without_comments(text: &str) -> impl Iterator<Item = &str> {
     text.lines().filter(move |line| !is_comment(line))
 }
 
-/// True when a text names a security kind outside comments.
+/// The security kind that a `kind` nearly is.
+fn near(kind: &str) -> Option<&'static str> {
+    nearest(kind, SECURITY_KINDS.into_iter())
+}
+
+/// True when a text names a security kind outside comments, or nearly does as a `kind`.
 fn names_a_kind(text: &str) -> bool {
-    without_comments(text).any(|line| SECURITY_KINDS.iter().any(|kind| line.contains(kind)))
+    let is_near = |line: &str| {
+        let mut values = VALUE.captures_iter(line);
+        values.any(|found| &found[1] == "kind" && near(&found[2]).is_some())
+    };
+    let is_named = |line: &str| SECURITY_KINDS.iter().any(|kind| line.contains(kind));
+    without_comments(text).any(|line| is_named(line) || is_near(line))
 }
 
 /// True when the `namespace` of a text is part of its `metadata`, as far as can be determined: indented below it, or
@@ -355,6 +371,18 @@ mod tests {
             (
                 "apiVersion: v1\nkind: List\nitems:\n- apiVersion: security.istio.io/v1\n  kind: PeerAuthentication\n  metadata:\n    namespace: a\n- apiVersion: v1\n  kind: [\n".to_owned(),
                 vec!["a/? PeerAuthentication Strict {}"],
+            ),
+            (
+                "apiVersion: v1\nkind: List\nitems:\n  kind: AuthorisationPolicy\n  metadata: {name: p, namespace: shop}\n  spec: {selector: {matchLabels: {app: x}}}\n".to_owned(),
+                vec![r#"shop/p AuthorisationPolicy Deny {"app": "x"}"#],
+            ),
+            (
+                "apiVersion: v1\nkind: List\nitems:\n  first:\n    kind: AuthorisationPolicy\n    metadata: {name: p, namespace: shop}\n".to_owned(),
+                vec!["?/? AuthorizationPolicy Deny {}"],
+            ),
+            (
+                "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\ndata: {kind: author}\nitems: {kind: policy}\n".to_owned(),
+                vec![],
             ),
         ] {
             assert_eq!(of(&text), found, "{text}");

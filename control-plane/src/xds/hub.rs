@@ -185,7 +185,7 @@ impl HeldClosed {
 }
 
 impl<'a> Proxy<'a> {
-    /// The proxy `node`, with the metadata of its first message, `said`.
+    /// The proxy `node`, with the metadata of its first message.
     pub(crate) fn new(hub: &'a Hub, node: Node, message: &'a NodeMessage) -> Proxy<'a> {
         Proxy {
             name: &message.id,

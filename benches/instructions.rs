@@ -19,7 +19,7 @@ struct Args {
     /// Fails when a side takes more than this.
     #[arg(long)]
     at_most: Option<u64>,
-    /// Measures what a plain `cargo build --release` makes, instead of what images hold.
+    /// Measures what a plain `cargo build --release -p leno-proxy` makes, instead of what images hold.
     #[arg(long)]
     plain: bool,
     /// Keeps callgrind's files in this directory, for `callgrind_annotate`.

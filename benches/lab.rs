@@ -92,7 +92,7 @@ pub fn build() -> Result<Programs> {
     build_with(None)
 }
 
-/// Builds the programs; leno-proxy as a plain `cargo build --release` makes it: linked dynamically, without the profile.
+/// Builds the programs; leno-proxy as a plain `cargo build --release -p leno-proxy` makes it: linked dynamically, without the profile.
 ///
 /// # Errors
 /// When the build fails.

@@ -138,6 +138,9 @@ async fn nothing_is_lost_and_nothing_comes_twice_while_everything_changes() {
             _ => {}
         }
     }
+    if (8..10).contains(&(reloads % 20)) {
+        mesh.start_control_plane().await;
+    }
     for client in clients {
         client.await.expect("no panic");
     }

@@ -121,14 +121,7 @@ async fn the_demo_is_seen_on_the_map_while_it_happens() {
     page.does("open default/user-service");
     page.does("shot demo-service");
     page.does("close");
-    for what in [
-        "keyboard",
-        "overlaps",
-        "frame 50",
-        "dark",
-        "shot demo-dark",
-        "console",
-    ] {
+    for what in ["keyboard", "overlaps", "dark", "shot demo-dark", "console"] {
         page.does(what);
     }
 }

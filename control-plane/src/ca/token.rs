@@ -118,7 +118,7 @@ impl Ca {
     pub fn revoke(&self, what: &str) -> Result<String, String> {
         let (mut ledger, _alone) = self.ledger()?;
         ledger.refresh()?;
-        let account = match what.split_once('/') {
+        let output = match what.split_once('/') {
             Some((namespace, account)) if is_name(namespace) && is_name(account) => {
                 ledger.entries.denied.insert(what.to_owned());
                 format!("{what} gets no certificate any more; what it has ends by itself")
@@ -134,7 +134,7 @@ impl Ca {
             }
         };
         ledger.save()?;
-        Ok(account)
+        Ok(output)
     }
 
     /// The ledger, with the file lock that keeps other processes out.

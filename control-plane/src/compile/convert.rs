@@ -185,8 +185,8 @@ pub(super) fn policy(spec: Option<&dr::TrafficPolicy>, host: Option<&Policy>) ->
     policy
 }
 
-pub(super) fn mode(spec: IstioMode) -> Mode {
-    match spec {
+pub(super) fn mode(istio: IstioMode) -> Mode {
+    match istio {
         IstioMode::Unset => Mode::Unset,
         IstioMode::Disable => Mode::Disable,
         IstioMode::Permissive => Mode::Permissive,
@@ -195,8 +195,8 @@ pub(super) fn mode(spec: IstioMode) -> Mode {
 }
 
 /// A string of a rule.
-pub(super) fn wildcard(spec: &Wildcard) -> StringMatch {
-    match spec {
+pub(super) fn wildcard(pattern: &Wildcard) -> StringMatch {
+    match pattern {
         Wildcard::Present => StringMatch::Present,
         Wildcard::Exact(text) => StringMatch::Exact(text.clone()),
         Wildcard::Prefix(text) => StringMatch::Prefix(text.clone()),
@@ -209,12 +209,12 @@ const OWN_DOMAIN: &str = "cluster.local";
 
 /// A principal as a match on the whole SPIFFE ID, of which `spiffe://` is no part that a suffix may reach into. As with
 /// Istio, `cluster.local` is the mesh's own trust domain where all five parts are named.
-pub(super) fn principal(spec: &Wildcard, domain: &str) -> StringMatch {
+pub(super) fn principal(pattern: &Wildcard, domain: &str) -> StringMatch {
     let own = |text: &str| match text.split_once('/') {
         Some((OWN_DOMAIN, rest)) if rest.matches('/').count() == 3 => format!("{domain}/{rest}"),
         _ => text.to_owned(),
     };
-    match spec {
+    match pattern {
         Wildcard::Present => StringMatch::Present,
         Wildcard::Exact(text) => StringMatch::Exact(format!("spiffe://{}", own(text))),
         Wildcard::Prefix(text) => StringMatch::Prefix(format!("spiffe://{}", own(text))),
@@ -227,11 +227,11 @@ pub(super) fn principal(spec: &Wildcard, domain: &str) -> StringMatch {
 }
 
 /// The trust domain that a principal names, if it is another than the mesh's: no peer of it passes the handshake.
-pub(super) fn foreign_domain<'a>(spec: &'a Wildcard, domain: &str) -> Option<&'a str> {
+pub(super) fn foreign_domain<'a>(pattern: &'a Wildcard, domain: &str) -> Option<&'a str> {
     let is_own = |named: &str, rest: &str| {
         named == domain || (named == OWN_DOMAIN && rest.matches('/').count() == 3)
     };
-    match spec {
+    match pattern {
         Wildcard::Present => None,
         Wildcard::Exact(text) | Wildcard::Prefix(text) => match text.split_once('/') {
             Some((named, rest)) => (!is_own(named, rest)).then_some(named),
@@ -247,7 +247,7 @@ pub(super) fn foreign_domain<'a>(spec: &'a Wildcard, domain: &str) -> Option<&'a
 }
 
 /// A namespace, as a match on the whole identity. A star may stand anywhere in it, as with Istio.
-pub(super) fn namespace_match(spec: &Wildcard, domain: &str) -> StringMatch {
+pub(super) fn namespace_match(pattern: &Wildcard, domain: &str) -> StringMatch {
     let domain = regex::escape(domain);
     let inner = |text: &str| {
         text.split('*')
@@ -255,7 +255,7 @@ pub(super) fn namespace_match(spec: &Wildcard, domain: &str) -> StringMatch {
             .collect::<Vec<_>>()
             .join("[^/]*")
     };
-    let part = match spec {
+    let part = match pattern {
         Wildcard::Exact(text) => inner(text),
         Wildcard::Prefix(text) => format!("{}[^/]*", inner(text)),
         Wildcard::Suffix(text) => format!("[^/]*{}", inner(text)),
@@ -270,20 +270,20 @@ mod tests {
 
     #[test]
     fn a_star_in_a_namespace_stands_for_anything_in_it() {
-        for (spec, matches, differs) in [
+        for (pattern, matches, differs) in [
             ("shop", "shop", "shops"),
             ("sh*", "shop", "a-shop"),
             ("s*p", "shop", "shops"),
             ("*ho*", "shop", "hip"),
         ] {
-            let spec = Wildcard::try_from(spec.to_owned()).expect("one");
-            let StringMatch::Regex(pattern) = namespace_match(&spec, "corp") else {
-                panic!("{spec:?}");
+            let pattern = Wildcard::try_from(pattern.to_owned()).expect("one");
+            let StringMatch::Regex(regex) = namespace_match(&pattern, "corp") else {
+                panic!("{pattern:?}");
             };
-            let pattern = regex::Regex::new(&format!("^(?:{pattern})$")).expect("a pattern");
+            let regex = regex::Regex::new(&format!("^(?:{regex})$")).expect("a pattern");
             let of =
-                |namespace: &str| pattern.is_match(&format!("spiffe://corp/ns/{namespace}/sa/a"));
-            assert!(of(matches) && !of(differs), "{spec:?}");
+                |namespace: &str| regex.is_match(&format!("spiffe://corp/ns/{namespace}/sa/a"));
+            assert!(of(matches) && !of(differs), "{pattern:?}");
         }
     }
 
@@ -313,7 +313,7 @@ mod tests {
     #[test]
     fn cluster_local_is_the_meshs_own_trust_domain() {
         let read = |text: &str| Wildcard::try_from(text.to_owned()).expect("one");
-        for (spec, whole, foreign) in [
+        for (pattern, whole, foreign) in [
             ("cluster.local/ns/a/sa/b", "spiffe://corp/ns/a/sa/b", None),
             ("corp/ns/a/*", "spiffe://corp/ns/a/", None),
             ("cluster.local/ns/a/sa/*", "spiffe://corp/ns/a/sa/", None),
@@ -338,14 +338,14 @@ mod tests {
             ("*/sa/b", "/sa/b", None),
             ("other/ns/a/sa/b", "spiffe://other/ns/a/sa/b", Some("other")),
         ] {
-            let got = match principal(&read(spec), "corp") {
+            let got = match principal(&read(pattern), "corp") {
                 StringMatch::Exact(text)
                 | StringMatch::Prefix(text)
                 | StringMatch::Suffix(text) => text,
                 other => panic!("{other:?}"),
             };
             assert_eq!(
-                (got.as_str(), foreign_domain(&read(spec), "corp")),
+                (got.as_str(), foreign_domain(&read(pattern), "corp")),
                 (whole, foreign)
             );
         }

@@ -120,8 +120,9 @@ impl Compiler<'_> {
     ) {
         let none = BTreeSet::new();
         let mut rivals = Vec::new();
-        let spec = (objects.iter()).filter(|o| matches!(o.spec, Spec::PeerAuthentication(_)));
-        for (at, (object, own)) in spec.zip(peers).enumerate() {
+        let authentications =
+            (objects.iter()).filter(|o| matches!(o.spec, Spec::PeerAuthentication(_)));
+        for (at, (object, own)) in authentications.zip(peers).enumerate() {
             let before = peers[..at].iter();
             let rival = before.filter(|other| other.namespace == own.namespace);
             let here = described.get(&own.namespace).unwrap_or(&none);
@@ -271,15 +272,15 @@ fn are_rivals(
 }
 
 fn peer_authentication(object: &Object, spec: &istio::PeerAuthentication) -> PeerAuthentication {
-    let spec_mode = |mtls: &Option<Mtls>| mode(mtls.unwrap_or_default().mode);
+    let mode_of = |mtls: &Option<Mtls>| mode(mtls.unwrap_or_default().mode);
     PeerAuthentication {
         object: object.key.to_string(),
         broken: false,
         namespace: object.key.namespace.clone(),
         selector: labels(spec.selector.as_ref()),
-        mode: spec_mode(&spec.mtls),
+        mode: mode_of(&spec.mtls),
         ports: (spec.port_level_mtls.iter())
-            .map(|(port, mtls)| (port.0, spec_mode(mtls)))
+            .map(|(port, mtls)| (port.0, mode_of(mtls)))
             .collect(),
     }
 }

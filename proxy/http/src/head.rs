@@ -1,6 +1,6 @@
 //! The head of a message: method, target or status, and fields, as ranges of one owned buffer plus edits.
 //!
-//! HTTP/1 reads contiguous into the buffer; text that Leno adds is appended to it. The order and the case of fields are
+//! HTTP/1 reads straight into the buffer; text that Leno adds is appended to it. The order and the case of fields are
 //! kept. Invariant: every range lies inside `bytes`, and every byte of a field passed the strict grammar of
 //! `h1::parse`.
 
@@ -203,7 +203,7 @@ impl Head {
         }));
     }
 
-    /// Records a parsed field; `verbatim` when the buffer holds it just as [`Head::write_fields`] would write it.
+    /// Records a parsed field; `is_verbatim` when the buffer holds it just as [`Head::write_fields`] would write it.
     pub fn push_parsed(&mut self, name: Span, value: Span, known: FieldName, is_verbatim: bool) {
         self.push(name, value, known, (is_verbatim, true));
     }
@@ -396,7 +396,7 @@ impl Head {
         self.add_checked(name, known, value, false);
     }
 
-    /// Appends a checked field that is `known`; its name is lower-case unless it `mixed_case`.
+    /// Appends a checked field that is `known`; its name is lower-case unless it is `mixed_case`.
     #[inline(always)]
     pub fn add_checked(&mut self, name: &[u8], known: FieldName, value: &[u8], mixed_case: bool) {
         let start = self.bytes.len();
@@ -420,7 +420,7 @@ impl Head {
     }
 
     /// Appends a checked field from a line that is just as [`Head::write_fields`] writes it; its name has `name` bytes,
-    /// and is lower-case unless it `mixed_case`.
+    /// and is lower-case unless it is `mixed_case`.
     #[inline]
     pub fn add_line(&mut self, line: &[u8], name: usize, known: FieldName, mixed_case: bool) {
         let start = self.bytes.len();

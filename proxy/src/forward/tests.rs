@@ -420,7 +420,7 @@ async fn a_retry_that_is_over_leaves_its_place_in_the_limit() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_app_is_asked_again_only_on_a_connection_that_had_been_used() {
+async fn an_app_is_asked_again_where_an_idle_connection_was_closed_and_for_nothing_else() {
     let answers = [Answer::Close, Answer::Status(200)];
     let fixture = Fixture::new(&answers, CircuitBreakers::default()).await;
     let sent = fixture.send(GET, RetryPolicy::Stale, None).await;

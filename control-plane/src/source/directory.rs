@@ -223,10 +223,9 @@ pub(super) fn read(path: &Path, limits: &Limits, large: &mut Large) -> Result<St
         {
             return Err(known.clone());
         }
-        let found = look_at(path).map_err(failed)?;
         let found = Unreadable {
             message: format!("{size} bytes; at most {limit} are read"),
-            suspected: found.map_or_else(Vec::new, |text| shown(&text, limits)),
+            suspected: look_at(path, limits).map_err(failed)?,
         };
         large.insert(path.to_owned(), (size, modified, found.clone()));
         return Err(found);
@@ -247,18 +246,17 @@ pub(super) fn read(path: &Path, limits: &Limits, large: &mut Large) -> Result<St
             format!("is not UTF-8: byte {at}, in line {line}")
         }
     };
-    let suspected = shown_text(&bytes).map_or_else(Vec::new, |text| shown(&text, limits));
+    let suspected = shown(&decoded(&bytes), limits);
     Err(Unreadable { message, suspected })
 }
 
-/// The text of bytes, decoded as far as possible, if it shows a security object.
-fn shown_text(bytes: &[u8]) -> Option<String> {
-    let text = match bytes {
+/// The text of bytes, decoded as far as possible.
+fn decoded(bytes: &[u8]) -> String {
+    match bytes {
         [0xff, 0xfe, ..] => utf16(bytes, u16::from_le_bytes),
         [0xfe, 0xff, ..] => utf16(bytes, u16::from_be_bytes),
         _ => String::from_utf8_lossy(bytes).replace('\0', ""),
-    };
-    shows_security(text.as_bytes()).then_some(text)
+    }
 }
 
 fn utf16(bytes: &[u8], unit: fn([u8; 2]) -> u16) -> String {
@@ -268,14 +266,14 @@ fn utf16(bytes: &[u8], unit: fn([u8; 2]) -> u16) -> String {
         .collect()
 }
 
-/// The text of a file over the limit, if it shows a security object.
-fn look_at(path: &Path) -> io::Result<Option<String>> {
-    let found = || Some(String::from_utf8_lossy(SECURITY[0]).into_owned());
+/// The security objects that a file over the limit shows.
+fn look_at(path: &Path, limits: &Limits) -> io::Result<Vec<SuspectedObject>> {
     let mut file = std::fs::File::open(path)?;
     let mut kept = Vec::new();
     file.by_ref().take(MAX_KEPT).read_to_end(&mut kept)?;
-    if let Some(text) = shown_text(&kept) {
-        return Ok(Some(text));
+    let found = shown(&decoded(&kept), limits);
+    if !found.is_empty() {
+        return Ok(found);
     }
     let mut rest = file.take(MAX_LOOKED_AT);
     let mut window: Vec<u8> = kept.split_off(kept.len() - LONGEST.min(kept.len()));
@@ -288,24 +286,24 @@ fn look_at(path: &Path) -> io::Result<Option<String>> {
         }
         window.extend(chunk[..count].iter().filter(|byte| **byte != 0));
         if shows_security(&window) {
-            return Ok(found());
+            return Ok(vec![SuspectedObject::of_the_mesh()]);
         }
         window.drain(..window.len() - LONGEST.min(window.len()));
     }
     // The bytes after the limit are unknown: they count as a security object.
     Ok(match rest.limit() {
-        0 => found(),
-        _ => None,
+        0 => vec![SuspectedObject::of_the_mesh()],
+        _ => Vec::new(),
     })
 }
 
-/// The security objects of a text that shows some: where they can't be identified, one that closes the whole mesh.
+/// The security objects that a text shows: where they can't be identified, one that closes the whole mesh.
 fn shown(text: &str, limits: &Limits) -> Vec<SuspectedObject> {
     let found = suspected_objects(text, limits);
-    if !found.is_empty() {
-        return found;
+    match found.is_empty() && shows_security(text.as_bytes()) {
+        true => vec![SuspectedObject::of_the_mesh()],
+        false => found,
     }
-    vec![SuspectedObject::of_the_mesh()]
 }
 
 fn shows_security(bytes: &[u8]) -> bool {
@@ -437,6 +435,12 @@ mod tests {
                 true,
             ),
             ("harmless.yaml", b"a: \xe9".to_vec(), "line 1", false),
+            (
+                "misspelled.yaml",
+                b"kind: PeerAuthenticaton\napiVersion: security.ist\x92io.io/v1".to_vec(),
+                "line 2",
+                true,
+            ),
             (
                 "utf16.yaml",
                 [vec![0xff, 0xfe], utf16].concat(),

@@ -169,6 +169,15 @@ impl Fixture {
         }
     }
 
+    /// Starts a client; returns it with its stream, once that has asked for what every proxy needs.
+    async fn connected() -> (Fixture, ServerStream) {
+        let mut fixture = Fixture::start(0);
+        let mut stream = fixture.stream().await;
+        let needed = [(LISTENER, INBOUND), (SECRET, secret::ROOTS)];
+        stream.subscribed(&needed).await;
+        (fixture, stream)
+    }
+
     async fn stream(&mut self) -> ServerStream {
         self.streams.recv().await.expect("a stream")
     }
@@ -195,21 +204,14 @@ impl Fixture {
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_begins_with_what_every_proxy_needs() {
-    let mut fixture = Fixture::start(0);
-    let mut stream = fixture.stream().await;
-    let expected = [(LISTENER, INBOUND), (SECRET, secret::ROOTS)];
-    stream.subscribed(&expected).await;
+    let (fixture, _stream) = Fixture::connected().await;
     assert!(fixture.directory.link().up);
     assert_eq!(fixture.metrics.connected.get(), 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_request_waits_until_all_that_its_authority_leads_to_has_come() {
-    let mut fixture = Fixture::start(0);
-    let mut stream = fixture.stream().await;
-    stream
-        .subscribed(&[(LISTENER, INBOUND), (SECRET, secret::ROOTS)])
-        .await;
+    let (mut fixture, mut stream) = Fixture::connected().await;
     fixture.serve(&mut stream, "a:80").await;
 }
 
@@ -260,11 +262,7 @@ async fn an_authority_that_does_not_exist_is_told_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn a_refused_resource_is_a_nack_and_what_ran_runs_on() {
-    let mut fixture = Fixture::start(0);
-    let mut stream = fixture.stream().await;
-    stream
-        .subscribed(&[(LISTENER, INBOUND), (SECRET, secret::ROOTS)])
-        .await;
+    let (mut fixture, mut stream) = Fixture::connected().await;
     fixture.serve(&mut stream, "a:80").await;
     let running = |fixture: &Fixture| {
         let plan = fixture.directory.find("a:80").expect("known").expect("ok");
@@ -283,11 +281,7 @@ async fn a_refused_resource_is_a_nack_and_what_ran_runs_on() {
 
 #[tokio::test(start_paused = true)]
 async fn a_new_stream_names_the_versions_held_and_what_was_asked_for_meanwhile() {
-    let mut fixture = Fixture::start(0);
-    let mut stream = fixture.stream().await;
-    stream
-        .subscribed(&[(LISTENER, INBOUND), (SECRET, secret::ROOTS)])
-        .await;
+    let (mut fixture, mut stream) = Fixture::connected().await;
     fixture.serve(&mut stream, "a:80").await;
     drop(stream);
     let directory = Arc::clone(&fixture.directory);
@@ -333,11 +327,7 @@ async fn connections_that_fail_are_tried_again_with_growing_pauses_of_ten_second
 
 #[tokio::test(start_paused = true)]
 async fn names_that_nobody_uses_are_given_back_with_what_they_led_to() {
-    let mut fixture = Fixture::start(0);
-    let mut stream = fixture.stream().await;
-    stream
-        .subscribed(&[(LISTENER, INBOUND), (SECRET, secret::ROOTS)])
-        .await;
+    let (mut fixture, mut stream) = Fixture::connected().await;
     fixture.serve(&mut stream, "a:80").await;
     let served = Instant::now();
     let mut gone = BTreeSet::new();
@@ -357,11 +347,7 @@ async fn names_that_nobody_uses_are_given_back_with_what_they_led_to() {
 
 #[tokio::test(start_paused = true)]
 async fn a_name_in_use_is_kept() {
-    let mut fixture = Fixture::start(0);
-    let mut stream = fixture.stream().await;
-    stream
-        .subscribed(&[(LISTENER, INBOUND), (SECRET, secret::ROOTS)])
-        .await;
+    let (mut fixture, mut stream) = Fixture::connected().await;
     fixture.serve(&mut stream, "a:80").await;
     for _ in 0..10 {
         sleep(IDLE / 2).await;
@@ -373,11 +359,7 @@ async fn a_name_in_use_is_kept() {
 
 #[tokio::test(start_paused = true)]
 async fn a_server_that_ends_the_stream_is_why_the_control_plane_is_unreachable() {
-    let mut fixture = Fixture::start(0);
-    let mut stream = fixture.stream().await;
-    stream
-        .subscribed(&[(LISTENER, INBOUND), (SECRET, secret::ROOTS)])
-        .await;
+    let (fixture, stream) = Fixture::connected().await;
     let status = Status::permission_denied("no such node");
     stream.responses.send(Err(status)).await.expect("read");
     while fixture.directory.link().up {
